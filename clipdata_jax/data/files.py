@@ -1,0 +1,178 @@
+"""Paths of every kind (local, gs://, s3://) through fsspec: listing, reading, whole-or-nothing writing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from clipdata_jax.errors import InputError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a path, and the path in that filesystem's own form."""
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{path}: this kind of path can't be opened here ({error})") from error
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is on this machine's own file system."""
+    return isinstance(filesystem(path)[0], LocalFileSystem)
+
+
+def join(folder: str, *names: str) -> str:
+    """A path below a folder; forward slashes, on object stores too."""
+    return "/".join([folder.rstrip("/") if folder != "/" else "", *names])
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, inner = filesystem(path)
+    return bool(fs.exists(inner))
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path is a folder (on an object store: a prefix that holds something)."""
+    fs, inner = filesystem(path)
+    return bool(fs.isdir(inner))
+
+
+def size(path: str) -> int:
+    """The size of a file in bytes."""
+    fs, inner = filesystem(path)
+    return int(fs.size(inner))
+
+
+def list_folder(folder: str, suffix: str = "") -> list[str]:
+    """The files directly in a folder whose names end in a suffix, sorted by name; [] if there is no folder."""
+    fs, inner = filesystem(folder)
+    if not fs.isdir(inner):
+        return []
+    names = [entry["name"] for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
+    return sorted(join(folder, os.path.basename(name)) for name in names if name.endswith(suffix))
+
+
+def expand(patterns: str | tuple[str, ...]) -> list[str]:
+    """The files that patterns mean: `{000..099}` and `{a,b}` braces, `*` globs, folders stay folders.
+
+    Brace ranges keep the order they are written in and must all exist; globs are sorted.
+
+    Raises:
+      InputError: a pattern or a name matches nothing.
+    """
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for name in _expand_braces(pattern):
+            if not any(char in name for char in "*?["):
+                if not exists(name):
+                    raise InputError(f"{name}: no such file or folder (from {pattern!r}); check the path")
+                found.append(name)
+                continue
+            fs, inner = filesystem(name)
+            matches = sorted(fs.glob(inner))
+            if not matches:
+                raise InputError(f"{name}: the pattern matches no file; check the path, and quote it in the shell")
+            local = isinstance(fs, LocalFileSystem)
+            found += [match if local else fs.unstrip_protocol(match) for match in matches]
+    return found
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if bounds:
+        first, last = int(bounds[1]), int(bounds[2])
+        if last < first:
+            raise InputError(f"{pattern}: the range {match[0]} is empty; write the smaller number first")
+        choices = [str(number).zfill(len(bounds[1])) for number in range(first, last + 1)]
+    else:
+        choices = match[1].split(",")
+    start, end = pattern[: match.start()], pattern[match.end() :]
+    return [name for choice in choices for name in _expand_braces(start + choice + end)]
+
+
+@contextlib.contextmanager
+def open_read(path: str) -> Iterator[BinaryIO]:
+    """Opens a file for reading bytes.
+
+    Raises:
+      InputError: the file isn't there, is a folder, or may not be read.
+    """
+    fs, inner = filesystem(path)
+    try:
+        file = fs.open(inner, "rb")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder where a file is expected") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: no permission to read it") from error
+    with file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_write(path: str) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears whole, when the block ends well, or not at all.
+
+    Locally: written aside, flushed to the disk, renamed. On an object store: one put at close.
+
+    Raises:
+      InputError: the folder can't be made or written, or the disk is full.
+    """
+    fs, inner = filesystem(path)
+    try:
+        if not isinstance(fs, LocalFileSystem):
+            with fs.transaction, fs.open(inner, "wb") as file:
+                yield file
+            return
+        folder = os.path.dirname(inner)
+        os.makedirs(folder, exist_ok=True)
+        aside = os.path.join(folder, f".{os.path.basename(inner)}.{os.getpid()}.tmp")
+        try:
+            with open(aside, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, inner)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside)
+    except OSError as error:
+        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or error.errno in (28, 30, 122):
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(f"{path}: can't be written ({reason}); what was finished before is kept") from error
+        raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a small file whole or not at all."""
+    with open_write(path) as file:
+        file.write(data)
+
+
+def read_bytes(path: str) -> bytes:
+    """Reads a small file whole."""
+    with open_read(path) as file:
+        return file.read()
+
+
+def digest(path: str) -> str:
+    """`sha256:` and the hex digest of a file's bytes, read in pieces of 1 MiB."""
+    total = hashlib.sha256()
+    with open_read(path) as file:
+        while piece := file.read(1 << 20):
+            total.update(piece)
+    return f"sha256:{total.hexdigest()}"

@@ -1,0 +1,106 @@
+"""Webdataset tars: strict reading of samples, deterministic writing. Members never reach the file system."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+
+from clipdata_jax.data import files
+from clipdata_jax.errors import InputError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One sample of a tar: the members that share a key.
+
+    Attributes:
+      key: the members' common name up to the first dot of the last path component.
+      members: extension (lower case, without the first dot) -> bytes.
+      names: extension -> the member's full name, as stored.
+    """
+
+    key: str
+    members: dict[str, bytes]
+    names: dict[str, str]
+
+    def image(self) -> bytes | None:
+        """The bytes of the picture, whichever of jpg, jpeg, png, webp it is; None if there is none."""
+        return next((self.members[ext] for ext in IMAGE_EXTENSIONS if ext in self.members), None)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's key and extension: webdataset splits at the first dot of the last path component."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def read_tar(path: str) -> Iterator[Sample]:
+    """The samples of a tar, in order, one in memory at a time.
+
+    Raises:
+      InputError: the file is no tar or is cut short; a key comes back after another sample began
+        (webdataset readers would split such a sample in two); a member is repeated within a sample.
+    """
+    seen: set[str] = set()
+    key, members, names = "", {}, {}
+    for name, data in read_members(path):
+        member_key, extension = split_name(name)
+        if member_key != key:
+            if members:
+                yield Sample(key, members, names)
+            if member_key in seen:
+                raise InputError(
+                    f"{path}: the members of key {member_key!r} are not next to each other"
+                    f" (found {name!r} after another sample); sort the tar by name"
+                )
+            seen.add(member_key)
+            key, members, names = member_key, {}, {}
+        if extension in members:
+            raise InputError(f"{path}: key {key!r} has two members .{extension}; rename or remove one")
+        members[extension], names[extension] = data, name
+    if members:
+        yield Sample(key, members, names)
+
+
+def read_members(path: str) -> Iterator[tuple[str, bytes]]:
+    """The regular files of a tar in order, as (name, bytes).
+
+    Raises:
+      InputError: the file is no tar, or is cut short.
+    """
+    with files.open_read(path) as file:
+        try:
+            # Streaming mode ("r|") would take the zeros of a cut-off header for the end of the tar.
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                end = file.seek(0, io.SEEK_END)
+                for info in tar:
+                    if not info.isfile():
+                        continue
+                    if info.offset_data + info.size > end:
+                        raise tarfile.ReadError("unexpected end of data")
+                    file.seek(info.offset_data)
+                    yield info.name, file.read(info.size)
+                if file.seek(0, io.SEEK_END) < tar.offset or _lacks_end(file, tar.offset):
+                    raise tarfile.ReadError("unexpected end of data")
+        except (tarfile.TarError, EOFError) as error:
+            raise InputError(f"{path}: damaged or not a tar ({error}); download or write it again") from error
+
+
+def _lacks_end(file: io.BufferedIOBase, offset: int) -> bool:
+    """Whether the block of zeros that ends every tar is missing, as it is in one cut between members."""
+    file.seek(max(0, offset - tarfile.BLOCKSIZE))
+    return not file.read(2 * tarfile.BLOCKSIZE).endswith(bytes(tarfile.BLOCKSIZE))
+
+
+def write_tar(path: str, members: Iterable[tuple[str, bytes]]) -> None:
+    """Writes members in order to a tar that appears whole or not at all; the same members give the same bytes."""
+    with files.open_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o644
+            tar.addfile(info, io.BytesIO(data))
