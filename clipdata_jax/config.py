@@ -15,8 +15,11 @@ import tyro
 from clipdata_jax.errors import InputError
 
 OnBad = Literal["stop", "skip"]
+Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
+File = Annotated[str, tyro.conf.arg(metavar="FILE")]
+Tars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...")]
+Tables = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TABLES...")]
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_options = dataclasses.dataclass(frozen=True, kw_only=True)
 
 
 def _require(condition: bool, flag: str, found: object, expected: str) -> None:
@@ -34,6 +37,11 @@ def _as_tuple(value: object) -> tuple:
     return value if isinstance(value, tuple) else (value,)
 
 
+def _require_some(options: object, name: str, what: str) -> None:
+    if not getattr(options, name):
+        raise InputError(f"nothing to work on: name at least one {what}")
+
+
 def split_assignment(text: str, flag: str) -> tuple[str, str]:
     """`name=path` in two parts; the name must be an identifier, since it becomes a column's name."""
     name, sign, path = text.partition("=")
@@ -41,7 +49,7 @@ def split_assignment(text: str, flag: str) -> tuple[str, str]:
     return name, path
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
     """Which share of the work this process takes."""
 
@@ -73,18 +81,18 @@ class Workers:
         return int(index), int(count)
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Embed:
     """Computes the CLIP embeddings of every picture and caption of a pool.
 
     Writes one metadata shard (parquet and npz, as DataComp's) per tar.
     """
 
-    tars: tyro.conf.Positional[tuple[str, ...]]
+    tars: tyro.conf.Positional[Tars]
     """Webdataset tars: files, folders of tars, "{000..099}.tar" or "*.tar" patterns."""
-    model: str
+    model: Folder
     """Folder of a CLIP checkpoint in transformers' layout, its tokenizer files included."""
-    out: str
+    out: Folder
     """Folder to write the metadata shards to."""
     tag: str = "clip"
     """Name of the model in the columns: "<tag>_img", "<tag>_txt", "clip_<tag>_similarity_score"."""
@@ -96,15 +104,16 @@ class Embed:
     """Threads that decode pictures; 0 means one a core. The result does not depend on it."""
     on_bad: OnBad = "stop"
     """A broken tar, picture or caption: "stop" with a message, or "skip" it and list it in the manifest."""
-    workers: Annotated[Workers, tyro.conf.arg(prefix_name=False)] = Workers()
+    workers: Workers = Workers()
 
     def __post_init__(self) -> None:
+        _require_some(self, "tars", "tar or folder of tars")
         _require(bool(_IDENTIFIER.fullmatch(self.tag)), "tag", self.tag, "a plain word")
         _require_positive(self, "batch_size")
         _require(self.decoders >= 0, "decoders", self.decoders, "0 or more")
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NegClipLoss:
     """negCLIPLoss (s-CLIPLoss): the cosine less how well picture and caption match the rest of their batch."""
 
@@ -124,7 +133,7 @@ class NegClipLoss:
             _require(good, "temperature", self.temperature, "a number above 0 (OpenAI's CLIP models: 0.01)")
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NormSim:
     """NormSim: the p-norm of a picture's cosines with a set of target pictures."""
 
@@ -147,20 +156,20 @@ class NormSim:
 ScoreName = Literal["clip_score", "neg_clip_loss", "norm_sim"]
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
     """Scores every pair of a pool from its embeddings, once; any subset is cut from the scores later."""
 
-    pool: tyro.conf.Positional[str]
+    pool: tyro.conf.Positional[Folder]
     """Folder of metadata shards (parquet beside npz, as DataComp's), or a clip-retrieval embedding folder."""
-    out: str
+    out: Folder
     """Folder to write the score table to: one parquet part per shard, one row per pair."""
     scores: tuple[ScoreName, ...] = ()
     """Which scores; default: clip_score, neg_clip_loss, and norm_sim where a target is given."""
     tag: str | None = None
     """Which model's embeddings, where the pool has several, e.g. b32 or l14."""
-    neg_clip_loss: Annotated[NegClipLoss, tyro.conf.arg(prefix_name=False)] = NegClipLoss()
-    norm_sim: Annotated[NormSim, tyro.conf.arg(prefix_name=False)] = NormSim()
+    neg_clip_loss: NegClipLoss = NegClipLoss()
+    norm_sim: NormSim = NormSim()
     seed: int = 0
     """Seed of the random divisions."""
     normalize: bool = False
@@ -169,7 +178,7 @@ class Score:
     """Share of rows that may be masked (not finite, zero, not unit) before the run stops."""
     on_bad: OnBad = "stop"
     """A broken shard: "stop" with a message, or "skip" it and list it in the manifest."""
-    workers: Annotated[Workers, tyro.conf.arg(prefix_name=False)] = Workers()
+    workers: Workers = Workers()
 
     def __post_init__(self) -> None:
         _require(0 <= self.max_bad_rows <= 1, "max_bad_rows", self.max_bad_rows, "a share between 0 and 1")
@@ -183,44 +192,50 @@ class Score:
         return ("clip_score", "neg_clip_loss", *(("norm_sim",) if self.norm_sim.target else ()))
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Select:
     """Cuts a subset from score tables by a rule, and writes its uids in DataComp's form."""
 
-    scores: tyro.conf.Positional[tuple[str, ...]]
+    scores: tyro.conf.Positional[Tables]
     """Score tables (folders that `score` wrote) of one pool; several join by part name and position."""
     rule: str
     """What to keep, e.g. "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"."""
-    out: str
+    out: File
     """The .npy file to write: uids as u8,u8, sorted, unique."""
 
+    def __post_init__(self) -> None:
+        _require_some(self, "scores", "score table")
 
-@_options
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reshard:
     """Writes tars that hold only the selected pairs, their members byte for byte as they were."""
 
-    tars: tyro.conf.Positional[tuple[str, ...]]
+    tars: tyro.conf.Positional[Tars]
     """The pool's webdataset tars: files, folders of tars, "{000..099}.tar" or "*.tar" patterns."""
-    subset: str
+    subset: File
     """The .npy file of selected uids (`select` writes it; DataComp's subset files work too)."""
-    out: str
+    out: Folder
     """Folder to write the tars to."""
     on_bad: OnBad = "stop"
     """A broken tar: "stop" with a message, or "skip" it and list it in the manifest."""
-    workers: Annotated[Workers, tyro.conf.arg(prefix_name=False)] = Workers()
+    workers: Workers = Workers()
+
+    def __post_init__(self) -> None:
+        _require_some(self, "tars", "tar or folder of tars")
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """Makes one HTML page that shows what was kept and dropped: counts, histograms, quadrants, pictures."""
 
-    scores: tyro.conf.Positional[tuple[str, ...]]
+    scores: tyro.conf.Positional[Tables]
     """Score tables of one pool."""
-    subset: str
+    subset: File
     """The .npy file of selected uids."""
-    out: str
+    out: File
     """The .html file to write; it opens offline."""
-    tars: tuple[str, ...] = ()
+    tars: Tars = ()
     """The pool's tars, for pictures and captions; without them the page has figures only."""
     title: str = "Data selection report"
     """The page's heading."""
@@ -230,18 +245,19 @@ class Report:
     """Seed of the choice of pictures."""
 
     def __post_init__(self) -> None:
+        _require_some(self, "scores", "score table")
         _require_positive(self, "pictures")
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
     """Trains a small CLIP contrastively on webdataset tars; a stopped run continues exactly where it was."""
 
-    tars: tyro.conf.Positional[tuple[str, ...]]
+    tars: tyro.conf.Positional[Tars]
     """Webdataset tars to train on: files, folders of tars, or patterns."""
-    out: str
+    out: Folder
     """Folder for checkpoints and, at the end, the model in transformers' layout."""
-    tokenizer: str
+    tokenizer: Folder
     """Folder with CLIP tokenizer files, e.g. a checkpoint's."""
     subset: str | None = None
     """A .npy file of uids: train on these pairs only."""
@@ -275,9 +291,10 @@ class Train:
     """Seed of the weights and of the order of the pairs."""
     on_bad: OnBad = "stop"
     """A broken tar, picture or caption: "stop" with a message, or "skip" it and list it in the manifest."""
-    workers: Annotated[Workers, tyro.conf.arg(prefix_name=False)] = Workers()
+    workers: Workers = Workers()
 
     def __post_init__(self) -> None:
+        _require_some(self, "tars", "tar or folder of tars")
         _require_positive(
             self, "steps", "batch_size", "image_size", "patch_size", "width", "layers", "heads", "embed_dim",
             "checkpoint_every",
@@ -291,17 +308,17 @@ class Train:
         _require(good, "learning_rate", self.learning_rate, "a number above 0")
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Measures a CLIP model: zero-shot classification and image-text retrieval on webdataset tars."""
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[Folder]
     """Folder of a CLIP checkpoint, its tokenizer files included."""
-    out: str
+    out: File
     """The .json file to write the figures to."""
-    retrieval: tuple[str, ...] = ()
+    retrieval: Tars = ()
     """Tars of pictures with captions (.txt, or the list "captions" in .json): recall at 1, 5 and 10, both ways."""
-    classification: tuple[str, ...] = ()
+    classification: Tars = ()
     """Tars of labelled pictures: class index in .cls, or class name as the folder of the member."""
     classnames: str | None = None
     """A .json file with the list of class names, for --classification."""
@@ -320,11 +337,11 @@ class Evaluate:
             raise InputError("--classification needs --classnames FILE, a JSON list of class names")
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo:
     """Draws a pool of pictures with sound and spoiled captions, and runs the whole job on it."""
 
-    out: str = "demo-output"
+    out: Folder = "demo-output"
     """Folder for everything the demo makes."""
     pairs: int = 6_000
     """Pairs in the pool."""
@@ -343,7 +360,7 @@ class Demo:
         _require_positive(self, "train_steps")
 
 
-@_options
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """What a config file returns from `get_config()`: the options of each command that it sets."""
 

@@ -1,7 +1,7 @@
 """The one exception for what is wrong with the user's input rather than with our code."""
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Bad usage or bad input: one sentence that names what, where, what was expected and what to do.
 
     The command prints it without a traceback and exits with status 2.

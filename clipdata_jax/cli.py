@@ -1,0 +1,155 @@
+"""The `clipdata` command: finds the subcommand, makes its options, runs it, turns errors into exit statuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from clipdata_jax import config
+from clipdata_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    options: type
+    example: str
+
+
+_COMMANDS = {
+    "embed": _Command(
+        config.Embed,
+        "clipdata embed 'pool/{00000..00099}.tar' --model clip-vit-large-patch14 --tag l14 --out metadata",
+    ),
+    "score": _Command(
+        config.Score,
+        "clipdata score metadata --target in1k=imagenet.npy --out scores",
+    ),
+    "select": _Command(
+        config.Select,
+        "clipdata select scores --rule 'top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)' --out subset.npy",
+    ),
+    "reshard": _Command(config.Reshard, "clipdata reshard pool --subset subset.npy --out selected"),
+    "report": _Command(
+        config.Report, "clipdata report scores --subset subset.npy --tars pool --out report.html"
+    ),
+    "train": _Command(
+        config.Train, "clipdata train selected --tokenizer clip-vit-base-patch32 --steps 2000 --out run"
+    ),
+    "evaluate": _Command(
+        config.Evaluate,
+        "clipdata evaluate run/model --classification cifar10.tar --classnames cifar10.json --out figures.json",
+    ),
+    "demo": _Command(config.Demo, "clipdata demo --out demo-output"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 0 done, 1 a failure of ours, 2 bad usage or input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from clipdata_jax import __version__
+
+        print(f"clipdata {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in _COMMANDS:
+        print(f"clipdata: {name!r} is no command; there are {', '.join(_COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        options = _parse(name, rest)
+        importlib.import_module(f"clipdata_jax.pipeline.{name}").run(options)
+    except InputError as error:
+        print(f"clipdata {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"clipdata {name}: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `clipdata ... | head` is no failure
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = [
+        "clipdata: choose the image-text pairs that train the best CLIP.",
+        "",
+        "usage: clipdata COMMAND [options]      clipdata COMMAND --help explains a command",
+        "",
+        *(f"  {name:<{width}}  {_summary(command.options)}" for name, command in _COMMANDS.items()),
+        "",
+        "A pool goes through: embed -> score -> select -> reshard, and report shows what was kept.",
+        "Start with: clipdata demo",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(options: type) -> str:
+    return (options.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+
+
+def _parse(name: str, arguments: list[str]) -> Any:
+    import tyro
+
+    command = _COMMANDS[name]
+    default, arguments = _from_config(name, arguments)
+    description = "\n\n".join(
+        [
+            inspect.cleandoc(command.options.__doc__ or ""),
+            f"Example: {command.example}",
+            "--config FILE.py sets all options from the file's get_config(); flags override it.",
+        ]
+    )
+    return tyro.cli(
+        command.options,
+        prog=f"clipdata {name}",
+        description=description,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+        **({} if default is None else {"default": default}),
+    )
+
+
+def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
+    """Takes `--config FILE` out of the arguments; returns the file's options for this command, or None."""
+    rest, path = [], None
+    waiting = False
+    for argument in arguments:
+        if waiting:
+            path, waiting = argument, False
+        elif argument == "--config":
+            waiting = True
+        elif argument.startswith("--config="):
+            path = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    if waiting:
+        raise InputError("--config needs a file: --config configs/datacomp_small.py")
+    if path is None:
+        return None, rest
+    try:
+        namespace = runpy.run_path(path)
+    except OSError as error:
+        raise InputError(f"--config {path}: can't be read ({error.strerror}); check the path") from error
+    if "get_config" not in namespace:
+        raise InputError(f"--config {path}: has no function get_config(); it must return a clipdata_jax.config.Run")
+    run = namespace["get_config"]()
+    if not isinstance(run, config.Run):
+        raise InputError(f"--config {path}: get_config() returned {type(run).__name__}, expected a config.Run")
+    options = getattr(run, name)
+    if options is None:
+        raise InputError(f"--config {path}: its Run sets no {name!r} options; add {name}=... to it")
+    return options, rest
+
+
+if __name__ == "__main__":
+    sys.exit(main())
