@@ -1,0 +1,172 @@
+"""CLIP in Flax NNX: pictures and captions to unit vectors of one space.
+
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Shaped
+
+from clipdata_jax.models.clip_config import CLIPConfig, TextConfig, VisionConfig
+from clipdata_jax.models.transformer import blocks, layer_norm, linear, matmul_precision
+
+_normal = nnx.initializers.normal
+
+
+class VisionTower(nnx.Module):
+    """Patches and a class token through the transformer; the class token is the picture."""
+
+    def __init__(
+        self, config: VisionConfig, embed_dim: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        width, patch, std = config.width, config.patch_size, config.width**-0.5
+        patch_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        self.config, self.dtype = config, dtype
+        self.patch_kernel = nnx.Param(patch_init(rngs.params(), (patch, patch, 3, width), param_dtype))
+        self.class_embedding = nnx.Param(_normal(std)(rngs.params(), (width,), param_dtype))
+        self.position = nnx.Param(_normal(std)(rngs.params(), (1 + config.patches, width), param_dtype))
+        self.pre_norm = layer_norm(config, dtype, param_dtype, rngs)
+        self.layers = blocks(config, causal=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.post_norm = layer_norm(config, dtype, param_dtype, rngs)
+        self.projection = linear(
+            width, embed_dim, std=std, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs, bias=False
+        )
+
+    def __call__(self, pixels: Float[Array, "b height width 3"]) -> Float[Array, "b embed_dim"]:
+        with matmul_precision(self.dtype):
+            x_bld = self.pre_norm(self._embed(pixels.astype(self.dtype)))
+            for layer in self.layers:
+                x_bld = layer(x_bld)
+            pooled_bd = self.post_norm(x_bld[:, 0])
+        with matmul_precision(jnp.float32):
+            return self.projection(pooled_bd)
+
+    def _embed(self, pixels: Float[Array, "b height width 3"]) -> Float[Array, "b l d"]:
+        side, patch = self.config.image_size // self.config.patch_size, self.config.patch_size
+        # A convolution whose stride is its size is one matrix product, which is faster, on a CPU by far.
+        patches = pixels.reshape(-1, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(-1, side * side, patch * patch * 3)
+        x_bld = patches @ self.patch_kernel[...].astype(self.dtype).reshape(-1, self.config.width)
+        first = self.class_embedding[...].astype(self.dtype)
+        first_bld = jnp.broadcast_to(first, (x_bld.shape[0], 1, self.config.width))
+        return jnp.concatenate([first_bld, x_bld], axis=1) + self.position[...].astype(self.dtype)
+
+
+class TextTower(nnx.Module):
+    """Tokens through a causal transformer; the end token is the caption."""
+
+    def __init__(
+        self, config: TextConfig, embed_dim: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        width = config.width
+        self.config, self.dtype = config, dtype
+        self.token = nnx.Param(_normal(0.02)(rngs.params(), (config.vocab_size, width), param_dtype))
+        self.position = nnx.Param(_normal(0.01)(rngs.params(), (config.context_length, width), param_dtype))
+        self.layers = blocks(config, causal=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.post_norm = layer_norm(config, dtype, param_dtype, rngs)
+        self.projection = linear(
+            width, embed_dim, std=width**-0.5, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs, bias=False
+        )
+
+    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b embed_dim"]:
+        with matmul_precision(self.dtype):
+            # An id outside the vocabulary gives NaN, not some other token: jit can't raise on it.
+            x_bld = jnp.take(self.token[...].astype(self.dtype), ids, axis=0, mode="fill")
+            x_bld = x_bld + self.position[: ids.shape[1]].astype(self.dtype)
+            for layer in self.layers:
+                x_bld = layer(x_bld)
+            # Norms act on each position alone, so only the one that is read needs its own.
+            pooled_bd = self.post_norm(jnp.take_along_axis(x_bld, self._end(ids)[:, None, None], axis=1)[:, 0])
+        with matmul_precision(jnp.float32):
+            return self.projection(pooled_bd)
+
+    def _end(self, ids: Int[Array, "b l"]) -> Int[Array, " b"]:
+        end = self.config.eos_token_id
+        return jnp.argmax(ids if end is None else ids == end, axis=1)
+
+
+class CLIP(nnx.Module):
+    """Two towers and a learnt temperature.
+
+    Made from a config and random numbers it is ready to train (weights start as CLIP's do); `load_clip` reads a
+    trained one. It is a pytree of parameters: usable under `jax.jit` and `nnx.jit`, `nnx.split` and `nnx.grad`.
+
+    Args:
+      config: the shape of the towers.
+      rngs: randomness of the initial weights, e.g. `nnx.Rngs(0)`.
+      dtype: what the towers compute in; float32 is multiplied at full precision on every device. The last projection
+        and the norm are always float32.
+      param_dtype: what the parameters are kept in; the logit scale is always float32.
+    """
+
+    def __init__(
+        self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+    ) -> None:
+        self.config = config
+        self.vision = VisionTower(config.vision, config.embed_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.text = TextTower(config.text, config.embed_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
+
+    @property
+    def temperature(self) -> Float[Array, ""]:
+        """t = 1 / exp(logit_scale), float32: what cosines are divided by in the contrastive loss."""
+        return jnp.exp(-self.logit_scale[...])
+
+    def encode_image(
+        self, pixels: Shaped[Array, "b height width 3"], *, normalize: bool = True
+    ) -> Float[Array, "b embed_dim"]:
+        """Embeds pictures.
+
+        Args:
+          pixels: NHWC, `image_size` a side. uint8 in [0, 255] is scaled to [0, 1] and normalised with the model's mean
+            and std; float is taken as normalised already.
+          normalize: whether rows get unit length; False gives the projection as it is.
+
+        Returns:
+          Embeddings, float32.
+
+        Raises:
+          ValueError: another shape or dtype.
+        """
+        pixels, size = jnp.asarray(pixels), self.config.vision.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ValueError(f"pixels have shape {pixels.shape}, expected (n, {size}, {size}, 3): NHWC")
+        if pixels.dtype == jnp.uint8:
+            mean, std = jnp.asarray(self.config.image_mean), jnp.asarray(self.config.image_std)
+            pixels = (pixels.astype(jnp.float32) / 255 - mean) / std
+        elif not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise ValueError(f"pixels are {pixels.dtype}, expected uint8 or an already normalised float")
+        return _finish(self.vision(pixels), normalize)
+
+    def encode_text(self, ids: Int[Array, "b l"], *, normalize: bool = True) -> Float[Array, "b embed_dim"]:
+        """Embeds captions.
+
+        Args:
+          ids: int32 tokens as `load_tokenizer` makes them, at most `context_length` a row. An id outside the
+            vocabulary makes its row NaN.
+          normalize: whether rows get unit length; False gives the projection as it is.
+
+        Returns:
+          Embeddings, float32.
+
+        Raises:
+          ValueError: another shape or dtype.
+        """
+        ids, longest = jnp.asarray(ids), self.config.text.context_length
+        if ids.ndim != 2 or not 1 <= ids.shape[1] <= longest:
+            raise ValueError(f"ids have shape {ids.shape}, expected (n, 1 to {longest}), {longest} being the context")
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(f"ids are {ids.dtype}, expected int32")
+        return _finish(self.text(ids.astype(jnp.int32)), normalize)
+
+
+def _finish(emb_bd: Float[Array, "b d"], normalize: bool) -> Float[Array, "b d"]:
+    if not normalize:
+        return emb_bd
+    # rsqrt of a clamped square, not a division by a norm: its gradient is finite for a zero row too.
+    squares = jnp.sum(jnp.square(emb_bd), axis=-1, keepdims=True)
+    return emb_bd * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))

@@ -1,0 +1,115 @@
+"""The files of a checkpoint folder: their names, finding the folder, reading and replacing them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipdata_jax.errors import InputError
+from clipdata_jax.models.clip_config import CLIPConfig
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+TOKENIZER = "tokenizer.json"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+
+_ALL = (CONFIG, WEIGHTS, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS)
+# The form of a repository's name on the Hugging Face hub, "owner/name".
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The folder of a checkpoint: `path` itself, or a download if it reads "owner/name" and is no folder.
+
+    Args:
+      path: a folder, or the name of a repository on the Hugging Face hub; its cached copy does without a network.
+
+    Raises:
+      InputError: there is no such folder, and nothing to download.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise InputError(f"{path} is a file, expected the folder that holds {CONFIG} and {WEIGHTS}: give its folder")
+    if isinstance(path, str) and _HUB_NAME.fullmatch(path):
+        return _download(path)
+    raise InputError(f"there is no folder {path}; put {CONFIG}, {WEIGHTS} and the tokenizer's files there")
+
+
+def config_file(folder: Path) -> Path:
+    """The folder's `config.json`.
+
+    Raises:
+      InputError: there is none.
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} has no {CONFIG}: expected transformers' layout, {CONFIG} beside {WEIGHTS}")
+    return folder / CONFIG
+
+
+def read_config(folder: Path) -> CLIPConfig:
+    """The shape of the folder's model.
+
+    Raises:
+      InputError: `config.json` is missing or broken, or of another kind of model.
+    """
+    file = config_file(folder)
+    try:
+        return CLIPConfig.from_transformers(read_json(file))
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Raises:
+      InputError: it can't be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} can't be read as JSON ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds a JSON {type(content).__name__}, expected an object; copy it again")
+    return content
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes JSON as transformers does (sorted, indented by two), whole or not at all."""
+    with replace_file(file) as aside:
+        aside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replace_file(file: Path) -> Iterator[Path]:
+    """Gives a path beside `file` to write to, which takes its place if the block ends well, else is removed."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield aside
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_ALL)))
+    except Exception as error:  # the hub's client raises its own, its transport's and the system's errors
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name} is no folder here and can't be fetched from the Hugging Face hub ({type(error).__name__}: "
+            f"{reason}); make a folder of {CONFIG}, {WEIGHTS}, {TOKENIZER} (or {VOCABULARY} and {MERGES}) and "
+            f"{PREPROCESSOR}, and give its path"
+        ) from error
