@@ -1,0 +1,194 @@
+"""Samples of a pool's tars as pixels, captions and uids: in order, decoded by threads, the bad ones named."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clipdata_jax.config import OnBad
+from clipdata_jax.data import tars, uids
+from clipdata_jax.errors import InputError
+
+# Samples read ahead per thread: enough to keep all of them busy, and what bounds the memory.
+_AHEAD = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """One sample, ready for a model.
+
+    Attributes:
+      tar: the path of its tar.
+      key: its key in the tar.
+      uid: 32 hex digits: from the `.json` where it has one, else the hash of tar name and key.
+      caption: the `.txt`, else "caption" of the `.json`, else the first of its "captions"; "" if not needed.
+      captions: "captions" of the `.json`, else the one caption; () if not needed.
+      label: the `.cls` as text, None where there is none.
+      pixels: uint8, what the transform made of the picture.
+      width: of the picture as stored, in pixels.
+      height: of the picture as stored, in pixels.
+    """
+
+    tar: str
+    key: str
+    uid: str
+    caption: str
+    captions: tuple[str, ...]
+    label: str | None
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """A sample that can't be used, and why."""
+
+    tar: str
+    key: str
+    reason: str
+
+
+def decoded_samples(
+    path: str,
+    transform: Callable[[bytes], np.ndarray],
+    *,
+    on_bad: OnBad,
+    decoders: int = 0,
+    need_caption: bool = True,
+    keep: Callable[[str], bool] | None = None,
+) -> Iterator[Decoded | Bad]:
+    """The samples of a tar in order, decoded by threads (Pillow lets go of the interpreter's lock).
+
+    What comes out, and where it stops, doesn't depend on the number of threads. Memory is bounded by a few
+    samples per thread.
+
+    Args:
+      path: the tar.
+      transform: bytes of a picture -> uint8 pixels; raises InputError for a broken one.
+      on_bad: what a sample does that has no readable picture, caption or uid: "stop" raises, "skip" yields a
+        `Bad`.
+      decoders: threads; 0 means one a core.
+      need_caption: whether samples must have a caption; else captions aren't looked at.
+      keep: uid -> whether the sample is wanted; others are neither decoded nor yielded.
+
+    Raises:
+      InputError: the tar can't be read to its end (after the samples before that place), or a sample is bad
+        and on_bad is "stop".
+    """
+    threads = decoders or os.cpu_count() or 1
+    pending: collections.deque[Future[Decoded | Bad | None]] = collections.deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        for sample in _until_broken(tars.read_tar(path)):
+            if isinstance(sample, InputError):
+                yield from _settle(pending, on_bad, 0)
+                raise sample
+            pending.append(pool.submit(_decode, path, sample, transform, need_caption, keep))
+            yield from _settle(pending, on_bad, threads * _AHEAD)
+        yield from _settle(pending, on_bad, 0)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _until_broken(samples: Iterator[tars.Sample]) -> Iterator[tars.Sample | InputError]:
+    """The samples, then the error that ended them, if any: it must come after what was read before it."""
+    try:
+        yield from samples
+    except InputError as error:
+        yield error
+
+
+def _settle(
+    pending: collections.deque[Future[Decoded | Bad | None]], on_bad: OnBad, most: int
+) -> Iterator[Decoded | Bad]:
+    while len(pending) > most:
+        item = pending.popleft().result()
+        if isinstance(item, Bad) and on_bad == "stop":
+            raise InputError(f"{item.tar}: sample {item.key!r}: {item.reason}; mend it, or use --on-bad skip")
+        if item is not None:
+            yield item
+
+
+def _decode(
+    path: str,
+    sample: tars.Sample,
+    transform: Callable[[bytes], np.ndarray],
+    need_caption: bool,
+    keep: Callable[[str], bool] | None,
+) -> Decoded | Bad | None:
+    try:
+        fields = _fields(sample)
+        uid = _uid(path, sample.key, fields)
+        if keep is not None and not keep(uid):
+            return None
+        caption, captions = _captions(sample, fields) if need_caption else ("", ())
+        picture = sample.image()
+        if picture is None:
+            raise InputError(f"no picture among its members (.{', .'.join(sample.members)})")
+        pixels = transform(picture)
+        label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
+    except InputError as error:
+        return Bad(path, sample.key, str(error))
+    with Image.open(io.BytesIO(picture)) as opened:  # the header alone; the transform has read all of it
+        width, height = opened.size
+    return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height)
+
+
+def _fields(sample: tars.Sample) -> dict[str, Any]:
+    if "json" not in sample.members:
+        return {}
+    try:
+        fields = json.loads(sample.members["json"])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"its .json is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"its .json holds a {type(fields).__name__}, expected an object")
+    return fields
+
+
+def _uid(path: str, key: str, fields: dict[str, Any]) -> str:
+    if fields.get("uid") is None:
+        return uids.uid_of(path.rpartition("/")[2], key)
+    if not uids.is_uid(fields["uid"]):
+        raise InputError(f"its uid is {fields['uid']!r:.60}, expected 32 hex digits")
+    return fields["uid"].lower()
+
+
+def _captions(sample: tars.Sample, fields: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The caption and all captions, none of them empty."""
+    several = fields.get("captions")
+    if several is not None and not (isinstance(several, list) and several):
+        raise InputError(f'"captions" in its .json is {several!r:.60}, expected a list of captions')
+    several = several or []
+    one = _text(sample.members["txt"], "txt") if "txt" in sample.members else fields.get("caption")
+    if one is None and not several:
+        raise InputError('no caption: expected a .txt, or "caption" or "captions" in its .json')
+    caption = _checked(several[0] if one is None else one)
+    return caption, (tuple(map(_checked, several)) if several else (caption,))
+
+
+def _checked(caption: object) -> str:
+    if not isinstance(caption, str):
+        raise InputError(f"a caption in its .json is {caption!r:.60}, expected text")
+    if not caption.strip():
+        raise InputError("its caption is empty")
+    if any("\ud800" <= char <= "\udfff" for char in caption):
+        raise InputError("its caption holds half of a surrogate pair, which is no character")
+    return caption.strip()
+
+
+def _text(data: bytes, extension: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"its .{extension} is not UTF-8 (byte {error.start})") from error
