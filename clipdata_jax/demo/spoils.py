@@ -72,7 +72,7 @@ SLOGANS: tuple[str, ...] = (
     "Keep calm and carry on",
     "Happy birthday",
     "Thank you",
-    "Welcome home",
+    "Welcome",
 )
 _PERCENTS = (10, 15, 20, 25, 30, 40, 50, 60, 70, 75)
 
@@ -108,20 +108,23 @@ def paint_text(
     """
     side = OVERSAMPLING * size
     if facts is None:
-        paper, ink = _banner_colours(rng)
-        canvas = Image.new("RGB", (side, side), paper)
-        if rng.random() < 0.5:
-            edge = side * 0.03
-            ImageDraw.Draw(canvas).rectangle(
-                (edge, edge, side - edge, side - edge), outline=ink, width=round(edge / 2)
-            )
+        canvas, ink, halo = _banner(side, rng)
     else:
         canvas, _ = paint_background(facts.background, facts.sky, side, rng)
-        ink = PAPER if facts.background in ("night", "sunset", "underwater", "sea") else INK
+        dark = facts.background in ("night", "sunset", "underwater")
+        ink, halo = (PAPER, INK) if dark else (INK, PAPER)
     shown = text.upper() if rng.random() < 0.6 else text
     font, lines = _fit(shown, round(side * 0.86))
     ImageDraw.Draw(canvas).multiline_text(
-        (side / 2, side / 2), lines, fill=ink, font=font, anchor="mm", align="center", spacing=side * 0.02
+        (side / 2, side / 2),
+        lines,
+        fill=ink,
+        font=font,
+        anchor="mm",
+        align="center",
+        spacing=side * 0.02,
+        stroke_width=0 if facts is None else OVERSAMPLING,
+        stroke_fill=halo,
     )
     return canvas.reduce(OVERSAMPLING)
 
@@ -151,11 +154,18 @@ def paint_blank(rng: np.random.Generator, *, size: int = 64) -> Image.Image:
     return image
 
 
-def _banner_colours(rng: np.random.Generator) -> tuple[Rgb, Rgb]:
-    names = sorted(PAINTS)
-    colour = vary(PAINTS[pick(rng, names)], rng)
-    contrast = PAPER if sum(colour) < 420 else INK
-    return (colour, contrast) if rng.random() < 0.7 else (PAPER, mix(colour, INK, 0.35))
+def _banner(side: int, rng: np.random.Generator) -> tuple[Image.Image, Rgb, Rgb]:
+    """A sheet of one colour, framed or not, and the colours to write on it in."""
+    colour = vary(PAINTS[pick(rng, sorted(PAINTS))], rng)
+    paper, ink = (colour, PAPER if sum(colour) < 420 else INK)
+    if rng.random() < 0.3:
+        paper, ink = PAPER, mix(colour, INK, 0.35)
+    canvas = Image.new("RGB", (side, side), paper)
+    if rng.random() < 0.5:
+        edge = side * 0.03
+        frame = (edge, edge, side - edge, side - edge)
+        ImageDraw.Draw(canvas).rectangle(frame, outline=ink, width=round(edge / 2))
+    return canvas, ink, paper
 
 
 def _fit(text: str, width: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
