@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipdata_jax.config import Workers
 from clipdata_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import jax
+    from jax import Device
+    from jax.sharding import Mesh
 
 AXIS = "data"
 
@@ -42,3 +49,48 @@ def start(workers: Workers) -> Share:
             f" ({str(error).splitlines()[0]}); start process 0 there, with the same --num-processes"
         ) from error
     return Share(jax.process_index(), jax.process_count())
+
+
+def data_mesh(devices: Sequence[Device] | None = None) -> Mesh:
+    """The mesh of one axis "data" over this run's devices; Auto axes, under which Flax model code runs.
+
+    Args:
+      devices: the devices to use; default: all, those of other processes too.
+    """
+    import jax
+    from jax.sharding import AxisType
+
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
+
+
+def local_mesh() -> Mesh:
+    """The mesh over this process's own devices: for work that needs no other process."""
+    import jax
+
+    return data_mesh(jax.local_devices())
+
+
+def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """The array with rows of zeros added at the end, so that it has `rows` of them.
+
+    Raises:
+      ValueError: it has more already.
+    """
+    missing = rows - len(array)
+    if missing < 0:
+        raise ValueError(f"{len(array)} rows don't fit into {rows}")
+    return np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)]) if missing else array
+
+
+def to_global(local_rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Rows that this process holds as its part of one array sharded over "data" on all processes.
+
+    Args:
+      local_rows: this process's rows, the same number in every process; they must divide over its devices.
+      mesh: the run's mesh.
+    """
+    import jax
+    from jax.sharding import PartitionSpec as P
+
+    return jax.make_array_from_process_local_data(jax.NamedSharding(mesh, P(AXIS)), local_rows)

@@ -1,0 +1,142 @@
+"""Score tables: a folder with one parquet part per metadata shard, one row per pair, in the shard's row order."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipdata_jax.data import files, uids
+from clipdata_jax.errors import InputError
+
+_UID_COLUMNS = ("uid_hi", "uid_lo")
+
+
+def part_bytes(uid: np.ndarray, columns: Mapping[str, np.ndarray], null: np.ndarray | None = None) -> bytes:
+    """One part of a score table as parquet bytes; the same values give the same bytes.
+
+    Args:
+      uid: shape (n,), u8,u8.
+      columns: name -> n scores; stored as float32 (integer columns as int32).
+      null: shape (n,), bool: rows whose scores are null (masked pairs).
+    """
+    table = {"uid_hi": pa.array(uid["f0"], pa.uint64()), "uid_lo": pa.array(uid["f1"], pa.uint64())}
+    for name, values in columns.items():
+        kind = pa.int32() if np.issubdtype(values.dtype, np.integer) else pa.float32()
+        table[name] = pa.array(np.asarray(values).astype(kind.to_pandas_dtype()), kind, mask=null)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(table), buffer, compression="zstd", use_dictionary=False)
+    return buffer.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreTable:
+    """Score tables of one pool, joined by part name and position.
+
+    Attributes:
+      folders: the joined tables, in the order given.
+      parts: part names (without .parquet), sorted.
+      rows: row count of each part.
+      columns: column name -> the folder that holds it.
+    """
+
+    folders: tuple[str, ...]
+    parts: tuple[str, ...]
+    rows: tuple[int, ...]
+    columns: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+    def read_part(self, part: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """One part: its uids (u8,u8) and the named columns as float32, null being NaN.
+
+        Raises:
+          InputError: an unknown column, or tables that disagree on the part's uids.
+        """
+        for name in names:
+            if name not in self.columns:
+                raise InputError(f"unknown column {name!r}; the score table has {', '.join(sorted(self.columns))}")
+        by_folder: dict[str, list[str]] = {self.folders[0]: []}
+        for name in names:
+            by_folder.setdefault(self.columns[name], []).append(name)
+        found: dict[str, np.ndarray] = {}
+        uid: np.ndarray | None = None
+        for folder, wanted in by_folder.items():
+            path = files.join(folder, f"{part}.parquet")
+            table = _read(path, [*_UID_COLUMNS, *wanted])
+            these = uids.join_halves(*(table[name].to_numpy() for name in _UID_COLUMNS))
+            if uid is not None and not np.array_equal(uid, these):
+                raise InputError(f"{path}: its uids differ from those of {self.folders[0]}: not scores of one pool")
+            uid = these
+            for name in wanted:
+                found[name] = table[name].to_numpy().astype(np.float32)
+        if uid is None:  # by_folder always holds the first folder
+            raise AssertionError(part)
+        return uid, {name: found[name] for name in names}
+
+    def read(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The whole table in part order: uids (n,) and the named columns (n,) float32, null being NaN."""
+        parts = [self.read_part(part, names) for part in self.parts]
+        uid = np.concatenate([part[0] for part in parts])
+        return uid, {name: np.concatenate([part[1][name] for part in parts]) for name in names}
+
+    def iterate(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
+        """Part by part: name, uids, columns."""
+        for part in self.parts:
+            yield part, *self.read_part(part, names)
+
+
+def open_tables(folders: Sequence[str]) -> ScoreTable:
+    """Opens one or several score tables of a pool; reads footers only.
+
+    Raises:
+      InputError: a folder is missing or holds no parts, is unfinished, or the tables are not of one pool.
+    """
+    parts: dict[str, int] = {}
+    columns: dict[str, str] = {}
+    for index, folder in enumerate(folders):
+        here, names = _footers(folder)
+        if index and here != parts:
+            odd = sorted(set(here.items()) ^ set(parts.items()))[0][0]
+            raise InputError(f"{folder}: its parts differ from those of {folders[0]} (see {odd}): not of one pool")
+        parts = here
+        for name in names:
+            columns.setdefault(name, folder)
+    return ScoreTable(tuple(folders), tuple(parts), tuple(parts.values()), columns)
+
+
+def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
+    paths = files.list_folder(folder, ".parquet")
+    if not paths:
+        found = "is empty" if files.is_folder(folder) else "no such folder"
+        raise InputError(f"{folder}: {found}; expected a score table, a folder that `clipdata score` wrote")
+    if files.exists(files.join(folder, "plan.json")) and not files.exists(files.join(folder, "manifest.json")):
+        raise InputError(f"{folder}: the scoring isn't finished; run the same `clipdata score` again to finish it")
+    parts, names = {}, []
+    for path in paths:
+        with files.open_read(path) as file:
+            try:
+                footer = pq.ParquetFile(file)
+                schema = footer.schema_arrow
+            except (pa.ArrowInvalid, OSError) as error:
+                raise InputError(f"{path}: not a parquet file ({error}); score that shard again") from error
+            for name in _UID_COLUMNS:
+                if name not in schema.names:
+                    raise InputError(f"{path}: column {name!r} is missing; expected a part of a score table")
+            parts[os.path.basename(path).removesuffix(".parquet")] = footer.metadata.num_rows
+            names = [name for name in schema.names if name not in _UID_COLUMNS]
+    return parts, names
+
+
+def _read(path: str, names: list[str]) -> pa.Table:
+    with files.open_read(path) as file:
+        try:
+            return pq.read_table(file, columns=names)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path}: can't be read ({error}); score that shard again") from error

@@ -1,0 +1,104 @@
+"""The manifest beside every output: what made it, from what, and what came of it. Deterministic: no times."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable
+from typing import Any
+
+from clipdata_jax.data import files
+
+NAME = "manifest.json"
+_PACKAGES = ("clipdata_jax", "jax", "jaxlib", "flax", "numpy", "pyarrow", "pillow", "transformers")
+
+
+def describe(
+    command: str,
+    options: Any,
+    *,
+    inputs: Iterable[str] = (),
+    pool: Iterable[str] = (),
+    devices: bool = False,
+    **facts: Any,
+) -> dict[str, Any]:
+    """What decides a run's results: command, options, inputs, versions, hardware.
+
+    Args:
+      command: the command's name.
+      options: its dataclass; where the work is done (`workers`) and `out` are left out.
+      inputs: files it reads whole at the start: name, size and digest are recorded.
+      pool: files that the units of work read: name and size are recorded here, digests in the units' receipts,
+        so that planning needs no pass over the pool.
+      devices: whether device code decides the results, so that hardware and jax belong to the plan.
+      facts: more, JSON-able.
+    """
+    chosen = {
+        field.name: _plain(getattr(options, field.name))
+        for field in dataclasses.fields(options)
+        if field.name not in ("workers", "out")
+    }
+    described: dict[str, Any] = {"command": command, "options": chosen, "inputs": [file_entry(path) for path in inputs]}
+    described["pool"] = [file_entry(path, digest=False) for path in pool]
+    return {**described, "versions": _versions(), **({"hardware": hardware()} if devices else {}), **facts}
+
+
+def file_entry(path: str, *, digest: bool = True) -> dict[str, Any]:
+    """A file's name, size in bytes and, if asked, digest."""
+    entry: dict[str, Any] = {"name": path, "bytes": files.size(path)}
+    return {**entry, "digest": files.digest(path)} if digest else entry
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """What scores' bits depend on: the kind of device (not how many), and the core count where it is a CPU."""
+    import jax
+
+    device = jax.devices()[0]
+    cores = {"cores": os.cpu_count()} if device.platform == "cpu" else {}
+    return {"platform": device.platform, "kind": device.device_kind, **cores}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def to_json(content: Any) -> bytes:
+    """JSON with sorted keys, two spaces, a final newline: the same content gives the same bytes."""
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_beside(path: str, content: dict[str, Any]) -> None:
+    """Writes the manifest of an output that is one file: `<file>.manifest.json`."""
+    files.write_bytes(f"{path}.{NAME}", to_json({**content, "outputs": {path: file_entry(path)}}))
+
+
+def read(folder: str) -> dict[str, Any]:
+    """The manifest of a folder, {} if it has none or an unreadable one (folders by other tools have none)."""
+    path = files.join(folder, NAME)
+    if not files.exists(path):
+        return {}
+    try:
+        content = json.loads(files.read_bytes(path))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

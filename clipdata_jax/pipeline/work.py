@@ -1,0 +1,160 @@
+"""What a unit of work is: planned before it begins, written whole or not at all, recognised when done.
+
+Every command that fills a folder uses this module. A folder of results holds `plan.json` (what run it
+belongs to), the units' own files, one receipt per finished unit under `receipts/`, `run.jsonl` (times) and,
+when all units are done, `manifest.json`. A unit's files appear one by one, each whole; its receipt comes last,
+so a unit with a receipt whose files are all there in the recorded size is done, and any other is done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from clipdata_jax import parallel
+from clipdata_jax.data import files
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import manifest
+
+_PLAN, _RECEIPTS, _TIMES = "plan.json", "receipts", "run.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A folder that one run fills, unit by unit, from one or many processes.
+
+    Attributes:
+      folder: where the results go.
+      units: the names of all units of the run, in order.
+    """
+
+    folder: str
+    units: tuple[str, ...]
+
+    def path(self, name: str) -> str:
+        """The path of a file in the folder."""
+        return files.join(self.folder, name)
+
+    def receipt(self, unit: str) -> dict[str, Any] | None:
+        """The receipt of a unit, or None if the unit is not done."""
+        path = self.path(f"{_RECEIPTS}/{unit}.json")
+        if not files.exists(path):
+            return None
+        try:
+            receipt = json.loads(files.read_bytes(path))
+            sizes = {name: entry["bytes"] for name, entry in receipt["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        if all(files.exists(self.path(name)) and files.size(self.path(name)) == n for name, n in sizes.items()):
+            return receipt
+        return None
+
+    def remaining(self, share: parallel.Share) -> list[str]:
+        """The units of this process's share that are not done, in order."""
+        return [unit for unit in self.units[share.index :: share.count] if self.receipt(unit) is None]
+
+    def complete(
+        self, unit: str, parts: Mapping[str, bytes | Callable[[BinaryIO], None]], facts: dict[str, Any], **seconds: Any
+    ) -> None:
+        """Writes a unit's files and then its receipt.
+
+        Args:
+          unit: the unit's name.
+          parts: file name -> its bytes, or a function that writes them.
+          facts: what the manifest sums up: counts, skipped rows; must not depend on time or machine load.
+          seconds: times and rates, for `run.jsonl` only.
+        """
+        entries = {}
+        for name, content in parts.items():
+            with files.open_write(self.path(name)) as file:
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    content(file)
+            entries[name] = {"bytes": files.size(self.path(name)), "digest": files.digest(self.path(name))}
+        receipt = {"unit": unit, "files": entries, "facts": facts}
+        files.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), manifest.to_json(receipt))
+        self.log({"unit": unit, **seconds})
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest."""
+        if files.is_local(self.folder):
+            with open(self.path(_TIMES), "a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+
+    def finish(self, facts: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any] | None:
+        """Writes `manifest.json` if every unit is done, whoever did it; whoever comes last writes it.
+
+        Args:
+          facts: turns the units' receipts, in order, into the run's own facts (totals, skipped rows).
+
+        Returns:
+          the manifest, or None while other processes' units are missing.
+        """
+        receipts = [self.receipt(unit) for unit in self.units]
+        done = [receipt for receipt in receipts if receipt is not None]
+        if len(done) < len(receipts):
+            return None
+        plan = json.loads(files.read_bytes(self.path(_PLAN)))
+        outputs = {name: entry for receipt in done for name, entry in receipt["files"].items()}
+        content = {**plan, **facts(done), "outputs": outputs}
+        files.write_bytes(self.path(manifest.NAME), manifest.to_json(content))
+        return content
+
+
+def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> Output:
+    """Opens a folder for a run: new, or one that the same run began before.
+
+    Args:
+      folder: local path or URL; made if need be.
+      plan: all that decides the results (`manifest.describe`), JSON-able.
+      units: names of the units of work, in order, each a plain file name.
+
+    Raises:
+      InputError: the folder holds something else, or another run's results.
+    """
+    content = manifest.to_json({**plan, "units": list(units)})
+    path = files.join(folder, _PLAN)
+    if files.exists(path):
+        before = files.read_bytes(path)
+        if before != content:
+            difference = _first_difference(json.loads(before), json.loads(content))
+            raise InputError(
+                f"{folder}: already holds the results of another run ({difference});"
+                " choose another --out, or delete the folder"
+            )
+    elif files.exists(folder):
+        fs, inner = files.filesystem(folder)
+        if not fs.isdir(inner):
+            raise InputError(f"{folder}: is a file where a folder for the results is expected; choose another --out")
+        if any(True for _ in fs.ls(inner)):
+            raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
+    output = Output(folder, tuple(units))
+    files.write_bytes(path, content)
+    return output
+
+
+def _first_difference(before: Any, now: Any, name: str = "") -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                return _first_difference(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    shown = [text if len(text) < 80 else text[:77] + "..." for text in (json.dumps(before), json.dumps(now))]
+    return f"{name} was {shown[0]}, now {shown[1]}"
+
+
+def read_receipts(receipts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The facts of receipts, in order."""
+    for receipt in receipts:
+        yield receipt["facts"]
+
+
+def to_bytes(write: Callable[[BinaryIO], None]) -> bytes:
+    """What a function writes to a file, as bytes."""
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
