@@ -141,10 +141,14 @@ def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
     except OSError as error:
         raise InputError(f"--config {path}: can't be read ({error.strerror}); check the path") from error
     if "get_config" not in namespace:
-        raise InputError(f"--config {path}: has no function get_config(); it must return a clipdata_jax.config.Run")
+        raise InputError(
+            f"--config {path}: has no function get_config(); it must return a clipdata_jax.config.Run"
+        )
     run = namespace["get_config"]()
     if not isinstance(run, config.Run):
-        raise InputError(f"--config {path}: get_config() returned {type(run).__name__}, expected a config.Run")
+        raise InputError(
+            f"--config {path}: get_config() returned {type(run).__name__}, expected a config.Run"
+        )
     options = getattr(run, name)
     if options is None:
         raise InputError(f"--config {path}: its Run sets no {name!r} options; add {name}=... to it")

@@ -45,7 +45,9 @@ def _require_some(options: object, name: str, what: str) -> None:
 def split_assignment(text: str, flag: str) -> tuple[str, str]:
     """`name=path` in two parts; the name must be an identifier, since it becomes a column's name."""
     name, sign, path = text.partition("=")
-    _require(bool(sign and path and _IDENTIFIER.fullmatch(name)), flag, text, "NAME=PATH with a plain word as NAME")
+    _require(
+        bool(sign and path and _IDENTIFIER.fullmatch(name)), flag, text, "NAME=PATH with a plain word as NAME"
+    )
     return name, path
 
 
@@ -66,12 +68,19 @@ class Workers:
         if self.worker is not None:
             match = re.fullmatch(r"(\d+)/(\d+)", self.worker)
             _require(
-                match is not None and int(match[1]) < int(match[2]), "worker", self.worker, '"i/n" with 0 <= i < n'
+                match is not None and int(match[1]) < int(match[2]),
+                "worker",
+                self.worker,
+                '"i/n" with 0 <= i < n',
             )
-            _require(self.coordinator is None, "coordinator", self.coordinator, "nothing when --worker is given")
+            _require(
+                self.coordinator is None, "coordinator", self.coordinator, "nothing when --worker is given"
+            )
         together = [value is None for value in (self.coordinator, self.num_processes, self.process_id)]
         if any(together) and not all(together):
-            raise InputError("--coordinator, --num-processes and --process-id belong together: give all three or none")
+            raise InputError(
+                "--coordinator, --num-processes and --process-id belong together: give all three or none"
+            )
 
     def share(self) -> tuple[int, int] | None:
         """(index, count) of `--worker i/n`, or None."""
@@ -299,7 +308,9 @@ class Train:
             self, "steps", "batch_size", "image_size", "patch_size", "width", "layers", "heads", "embed_dim",
             "checkpoint_every",
         )  # fmt: skip
-        _require(self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "a divisor of --image-size")
+        _require(
+            self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "a divisor of --image-size"
+        )
         _require(self.width % self.heads == 0, "heads", self.heads, "a divisor of --width")
         _require(self.context_length >= 3, "context_length", self.context_length, "at least 3")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2: the loss contrasts pairs")
@@ -332,7 +343,9 @@ class Evaluate:
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size")
         if not (self.retrieval or self.classification):
-            raise InputError("nothing to evaluate: give --retrieval TARS, or --classification TARS --classnames FILE")
+            raise InputError(
+                "nothing to evaluate: give --retrieval TARS, or --classification TARS --classnames FILE"
+            )
         if self.classification and not self.classnames:
             raise InputError("--classification needs --classnames FILE, a JSON list of class names")
 

@@ -81,7 +81,9 @@ def expand(patterns: str | tuple[str, ...]) -> list[str]:
             fs, inner = filesystem(name)
             matches = sorted(fs.glob(inner))
             if not matches:
-                raise InputError(f"{name}: the pattern matches no file; check the path, and quote it in the shell")
+                raise InputError(
+                    f"{name}: the pattern matches no file; check the path, and quote it in the shell"
+                )
             local = isinstance(fs, LocalFileSystem)
             found += [match if local else fs.unstrip_protocol(match) for match in matches]
     return found
@@ -151,9 +153,15 @@ def open_write(path: str) -> Iterator[BinaryIO]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside)
     except OSError as error:
-        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or error.errno in (28, 30, 122):
+        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or error.errno in (
+            28,
+            30,
+            122,
+        ):
             reason = (error.strerror or str(error)).lower()
-            raise InputError(f"{path}: can't be written ({reason}); what was finished before is kept") from error
+            raise InputError(
+                f"{path}: can't be written ({reason}); what was finished before is kept"
+            ) from error
         raise
 
 

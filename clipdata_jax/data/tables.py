@@ -61,7 +61,9 @@ class ScoreTable:
         """
         for name in names:
             if name not in self.columns:
-                raise InputError(f"unknown column {name!r}; the score table has {', '.join(sorted(self.columns))}")
+                raise InputError(
+                    f"unknown column {name!r}; the score table has {', '.join(sorted(self.columns))}"
+                )
         by_folder: dict[str, list[str]] = {self.folders[0]: []}
         for name in names:
             by_folder.setdefault(self.columns[name], []).append(name)
@@ -72,7 +74,9 @@ class ScoreTable:
             table = _read(path, [*_UID_COLUMNS, *wanted])
             these = uids.join_halves(*(table[name].to_numpy() for name in _UID_COLUMNS))
             if uid is not None and not np.array_equal(uid, these):
-                raise InputError(f"{path}: its uids differ from those of {self.folders[0]}: not scores of one pool")
+                raise InputError(
+                    f"{path}: its uids differ from those of {self.folders[0]}: not scores of one pool"
+                )
             uid = these
             for name in wanted:
                 found[name] = table[name].to_numpy().astype(np.float32)
@@ -104,7 +108,9 @@ def open_tables(folders: Sequence[str]) -> ScoreTable:
         here, names = _footers(folder)
         if index and here != parts:
             odd = sorted(set(here.items()) ^ set(parts.items()))[0][0]
-            raise InputError(f"{folder}: its parts differ from those of {folders[0]} (see {odd}): not of one pool")
+            raise InputError(
+                f"{folder}: its parts differ from those of {folders[0]} (see {odd}): not of one pool"
+            )
         parts = here
         for name in names:
             columns.setdefault(name, folder)
@@ -116,8 +122,12 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
     if not paths:
         found = "is empty" if files.is_folder(folder) else "no such folder"
         raise InputError(f"{folder}: {found}; expected a score table, a folder that `clipdata score` wrote")
-    if files.exists(files.join(folder, "plan.json")) and not files.exists(files.join(folder, "manifest.json")):
-        raise InputError(f"{folder}: the scoring isn't finished; run the same `clipdata score` again to finish it")
+    if files.exists(files.join(folder, "plan.json")) and not files.exists(
+        files.join(folder, "manifest.json")
+    ):
+        raise InputError(
+            f"{folder}: the scoring isn't finished; run the same `clipdata score` again to finish it"
+        )
     parts, names = {}, []
     for path in paths:
         with files.open_read(path) as file:

@@ -99,7 +99,10 @@ def _lacks_end(file: io.BufferedIOBase, offset: int) -> bool:
 
 def write_tar(path: str, members: Iterable[tuple[str, bytes]]) -> None:
     """Writes members in order to a tar that appears whole or not at all; the same members give the same bytes."""
-    with files.open_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with (
+        files.open_write(path) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), 0o644

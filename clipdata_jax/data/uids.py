@@ -26,7 +26,11 @@ def uid_of(tar_name: str, key: str) -> str:
 
 def is_uid(text: object) -> bool:
     """Whether a value is 32 hex digits."""
-    return isinstance(text, str) and len(text) == 32 and _hex_values(np.frombuffer(text.encode(), np.uint8)).min() >= 0
+    return (
+        isinstance(text, str)
+        and len(text) == 32
+        and _hex_values(np.frombuffer(text.encode(), np.uint8)).min() >= 0
+    )
 
 
 def from_hex(column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str = "uid") -> np.ndarray:

@@ -24,16 +24,22 @@ def log_sum_tables(
     Each cell has its own maximum, so that no sum underflows whatever the others hold. Anonymous memory: the
     tables and some tiles of 1,024 x 1,024 float32.
     """
-    b, d = f_bd.shape
+    b = f_bd.shape[0]
     slots = b // cells
     if slots > _TILE:  # several tiles a cell
         parts, together = -(-slots // _TILE), 1
     else:  # several cells a tile
-        parts, together = 1, max(k for k in range(1, cells + 1) if cells % k == 0 and k * slots <= max(_TILE, slots))
+        parts, together = (
+            1,
+            max(k for k in range(1, cells + 1) if cells % k == 0 and k * slots <= max(_TILE, slots)),
+        )
     side = -(-slots // parts)  # rows of a part of a cell
 
     def tiles(array: Array) -> Array:
-        padded = jnp.pad(array.reshape(cells, slots, *array.shape[1:]), [(0, 0), (0, parts * side - slots), *[(0, 0)] * (array.ndim - 1)])
+        padded = jnp.pad(
+            array.reshape(cells, slots, *array.shape[1:]),
+            [(0, 0), (0, parts * side - slots), *[(0, 0)] * (array.ndim - 1)],
+        )
         return padded.reshape(cells // together * parts, together * side, *array.shape[1:])
 
     mask = jnp.ones(b, bool) if mask_b is None else mask_b

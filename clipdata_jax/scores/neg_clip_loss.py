@@ -127,8 +127,14 @@ def neg_clip_loss_divisions(
     check_pairs(image_emb, text_emb)
     check_mask(mask, image_emb.shape[0])
     check_temperature(temperature)
-    if batch_of_cell.ndim != 2 or 0 in batch_of_cell.shape or not jnp.issubdtype(batch_of_cell.dtype, jnp.integer):
-        raise ValueError(f"batch_of_cell is {batch_of_cell.dtype}{list(batch_of_cell.shape)}, expected int (K, cells)")
+    if (
+        batch_of_cell.ndim != 2
+        or 0 in batch_of_cell.shape
+        or not jnp.issubdtype(batch_of_cell.dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"batch_of_cell is {batch_of_cell.dtype}{list(batch_of_cell.shape)}, expected int (K, cells)"
+        )
     if image_emb.shape[0] % batch_of_cell.shape[1]:
         cells = batch_of_cell.shape[1]
         raise ValueError(f"{image_emb.shape[0]} rows don't divide into {cells} cells: pad each cell and mask")
@@ -141,7 +147,9 @@ def _neg_clip_loss_divisions(
 ) -> Array:
     cells = batch_of_cell.shape[1]
     tables = log_sum_tables(image_emb, text_emb, mask, cells=cells, temperature=temperature)
-    by_cell = [table.reshape(cells, -1, cells) for table in tables]  # (cell of the row, row in it, cell summed)
+    by_cell = [
+        table.reshape(cells, -1, cells) for table in tables
+    ]  # (cell of the row, row in it, cell summed)
 
     def add(total: Array, batch_c: Array) -> tuple[Array, None]:
         together = (batch_c[:, None] == batch_c[None, :])[:, None, :]

@@ -107,7 +107,9 @@ def second_moment(target_emb: Float[Array, "n d"]) -> Float[Array, "d d"]:
       ValueError: not (n, d) floats.
     """
     if target_emb.ndim != 2 or not jnp.issubdtype(target_emb.dtype, jnp.floating):
-        raise ValueError(f"target_emb is {target_emb.dtype}{list(target_emb.shape)}, expected floats (rows, dim)")
+        raise ValueError(
+            f"target_emb is {target_emb.dtype}{list(target_emb.shape)}, expected floats (rows, dim)"
+        )
     return _second_moment(target_emb)
 
 
@@ -139,7 +141,9 @@ def norm_sim_moment(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"])
       ValueError: the shapes don't fit.
     """
     if image_emb.ndim != 2 or moment.shape != (image_emb.shape[-1],) * 2:
-        raise ValueError(f"shapes don't fit: images {image_emb.shape}, moment {moment.shape}, expected (b, d), (d, d)")
+        raise ValueError(
+            f"shapes don't fit: images {image_emb.shape}, moment {moment.shape}, expected (b, d), (d, d)"
+        )
     return _norm_sim_moment(image_emb, moment)
 
 

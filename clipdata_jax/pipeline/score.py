@@ -1,0 +1,297 @@
+"""`clipdata score`: embeddings in, a score table out, a unit of whole shards at a time, no collective."""
+
+from __future__ import annotations
+
+import collections
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax import parallel
+from clipdata_jax.config import NegClipLoss, Score
+from clipdata_jax.data import files, tables, uids
+from clipdata_jax.data import pool as pools
+from clipdata_jax.data.pool import Pool, Shard
+from clipdata_jax.data.targets import read_target
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import groups, manifest, progress, work
+from clipdata_jax.pipeline.score_units import Unit, list_bad, read_ahead, shard_files
+
+DEFAULT_TEMPERATURE = 0.01
+_BLOCK = 8_192  # rows that a device takes at a time for scores that look at one pair
+_LISTED = 20  # bad rows that the manifest names, a part
+
+_Columns = Callable[[Unit], dict[str, np.ndarray]]
+
+
+def run(options: Score) -> dict[str, Any] | None:
+    """Scores a pool; returns the manifest, or None while other workers' units are missing.
+
+    Raises:
+      InputError: bad input; what was finished is kept, and the same command goes on from there.
+    """
+    share = parallel.start(options.workers)
+    pool = pools.open_pool(options.pool)
+    if not len(pool):
+        raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
+    tag = pool.tag(options.tag)
+    made_by = manifest.read(options.pool).get("models", {}).get(tag, {})
+    temperature = options.neg_clip_loss.temperature or made_by.get("temperature", DEFAULT_TEMPERATURE)
+    targets = {
+        name: read_target(path, tag, dim=_dim(pool, tag)) for name, path in options.norm_sim.targets().items()
+    }
+    makers = [_SCORES[name](options, temperature, targets) for name in options.chosen()]
+    if "neg_clip_loss" in options.chosen() and options.neg_clip_loss.batch_size > len(pool):
+        print(
+            f"--batch-size {options.neg_clip_loss.batch_size} is more than the pool's {len(pool)} pairs:"
+            " negCLIPLoss takes the pool as one batch"
+        )
+    size = options.neg_clip_loss.batch_size * options.neg_clip_loss.group
+    units = groups.plan_units(pool.shards, size)
+    names = [f"unit-{index:05d}" for index in range(len(units))]
+    plan = manifest.describe(
+        "score",
+        options,
+        inputs=_target_files(options),
+        pool=[path for shard in pool.shards for path in shard_files(shard)],
+        devices=True,
+        tag=tag,
+        temperature=temperature,
+        model=made_by.get("digest"),
+        plan={
+            name: [[shard.name, shard.rows] for shard in unit]
+            for name, unit in zip(names, units, strict=True)
+        },
+        groups=_describe_groups(units, options.neg_clip_loss),
+    )
+    output = work.open_output(options.out, plan=plan, units=names)
+    first_rows = np.cumsum([0, *(sum(shard.rows for shard in unit) for unit in units)])
+    todo = [names.index(name) for name in output.remaining(share)]
+    bad_rows = sum(_count_bad(receipt["facts"]) for name in names if (receipt := output.receipt(name)))
+    with progress.bar(
+        total=sum(sum(s.rows for s in units[i]) for i in todo), unit="pair", name="score"
+    ) as bar:
+        queue = ((units[index], int(first_rows[index])) for index in todo)
+        for index, unit in zip(todo, read_ahead(queue, tag, options), strict=True):
+            bad_rows += int((~unit.good).sum()) - sum(s.rows for s in unit.shards if s.name in unit.skipped)
+            _check_bad_rows(bad_rows, unit, pool, options)
+            start = time.monotonic()
+            columns: dict[str, np.ndarray] = {}
+            for maker in makers:
+                columns |= maker(unit)
+            output.complete(
+                names[index],
+                _parts(unit, columns),
+                _facts(unit),
+                rows=len(unit.uid),
+                read_seconds=round(unit.seconds, 3),
+                compute_seconds=round(time.monotonic() - start, 3),
+            )
+            bar.update(len(unit.uid))
+    result = output.finish(_summarise)
+    _print_summary(result, options)
+    return result
+
+
+def _target_files(options: Score) -> list[str]:
+    found = []
+    for path in options.norm_sim.targets().values():
+        found += files.list_folder(path, ".npz") if files.is_folder(path) else files.expand(path)
+    return found
+
+
+def _dim(pool: Pool, tag: str) -> int:
+    return pools.embedding_shape(pool.shards[0].images, f"{tag}_img")[1]
+
+
+def _describe_groups(units: list[tuple[Shard, ...]], options: NegClipLoss) -> dict[str, Any]:
+    """What `--batch-size` and `--group` came to on this pool."""
+    planned = [
+        group
+        for unit in units
+        for group in groups.plan_groups(
+            sum(shard.rows for shard in unit), batch_size=options.batch_size, group=options.group
+        )
+    ]
+    sizes = [group.rows / group.batches for group in planned]
+    return {
+        "count": len(planned),
+        "batches": sum(group.batches for group in planned),
+        "batch_size": [math.floor(min(sizes)), math.ceil(max(sizes))],
+    }
+
+
+def _check_bad_rows(bad_rows: int, unit: Unit, pool: Pool, options: Score) -> None:
+    if bad_rows <= options.max_bad_rows * len(pool):
+        return
+    shard, row, reason = next(list_bad(unit))
+    raise InputError(
+        f"{options.pool}: {bad_rows} of {len(pool)} rows are no unit vectors, more than --max-bad-rows"
+        f" {options.max_bad_rows:g} allows (the first here: {shard}, row {row}, {reason});"
+        " embed them again, or use --normalize or a larger --max-bad-rows"
+    )
+
+
+def _parts(unit: Unit, columns: dict[str, np.ndarray]) -> dict[str, bytes]:
+    parts, start = {}, 0
+    for shard in unit.shards:
+        rows = slice(start, start + shard.rows)
+        start += shard.rows
+        part = {name: values[rows] for name, values in columns.items()}
+        parts[f"{shard.name}.parquet"] = tables.part_bytes(unit.uid[rows], part, ~unit.good[rows])
+    return parts
+
+
+def _facts(unit: Unit) -> dict[str, Any]:
+    bad = np.concatenate(unit.bad)
+    listed = [{"shard": shard, "row": row, "reason": reason} for shard, row, reason in list_bad(unit)]
+    ordered = uids.sort_unique(unit.uid)
+    return {
+        "rows": len(unit.uid),
+        "masked": {reason: int((bad == code).sum()) for code, reason in pools.BAD_REASONS.items()},
+        "masked_rows": listed[:_LISTED],
+        "skipped": [{"shard": name, "reason": reason} for name, reason in unit.skipped.items()],
+        "repeated_uids": len(unit.uid) - len(ordered),
+        "inputs": unit.digests,
+    }
+
+
+def _count_bad(facts: dict[str, Any]) -> int:
+    return sum(facts["masked"].values())
+
+
+def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
+    facts = list(work.read_receipts(receipts))
+    masked: collections.Counter[str] = collections.Counter()
+    for fact in facts:
+        masked.update(fact["masked"])
+    return {
+        "rows": sum(fact["rows"] for fact in facts),
+        "masked": dict(masked),
+        "masked_rows": [row for fact in facts for row in fact["masked_rows"]],
+        "skipped": [entry for fact in facts for entry in fact["skipped"]],
+        "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
+        "pool": [entry for fact in facts for entry in fact["inputs"]],
+    }
+
+
+def _print_summary(result: dict[str, Any] | None, options: Score) -> None:
+    if result is None:
+        print("This worker's units are done; others are missing, whoever finishes last writes the manifest.")
+        return
+    masked = {reason: count for reason, count in result["masked"].items() if count}
+    size = result["groups"]["batch_size"]
+    lines = [
+        f"Scored {result['rows']:,} pairs at temperature {result['temperature']:.4g}, in"
+        f" {result['groups']['batches']:,} batches of {size[1]:,}: {options.out}"
+    ]
+    if masked:
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in masked.items())
+        lines.append(f"Masked rows (null scores): {listed}; listed in {manifest.NAME}")
+    if result["repeated_uids"]:
+        lines.append(f"{result['repeated_uids']:,} rows repeat an uid of their unit")
+    if result["skipped"]:
+        reasons = "; ".join(entry["reason"] for entry in result["skipped"][:3])
+        lines.append(f"Skipped {len(result['skipped'])} shards: {reasons}")
+    print("\n".join(lines))
+
+
+def _by_rows(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+    """A row-wise score in blocks of one shape, dealt to this process's devices: the same bits on any number."""
+    import jax
+
+    devices = jax.local_devices()
+    waiting = []
+    for index, start in enumerate(range(0, len(arrays[0]), _BLOCK)):
+        block = [parallel.pad_rows(array[start : start + _BLOCK], _BLOCK) for array in arrays]
+        waiting.append(function(*jax.device_put(block, devices[index % len(devices)])))
+        if index >= 2 * len(devices):  # bounds the queue of converted blocks
+            waiting[index - 2 * len(devices)].block_until_ready()
+    return np.concatenate([np.asarray(part) for part in waiting] or [np.empty(0, np.float32)])[
+        : len(arrays[0])
+    ]
+
+
+def _clip_score_columns(options: Score, temperature: float, targets: dict[str, np.ndarray]) -> _Columns:
+    from clipdata_jax import scores
+
+    return lambda unit: {"clip_score": _by_rows(scores.clip_score, unit.images, unit.texts)}
+
+
+def _neg_clip_loss_columns(options: Score, temperature: float, targets: dict[str, np.ndarray]) -> _Columns:
+    import jax
+
+    from clipdata_jax import scores
+
+    settings = options.neg_clip_loss
+
+    def columns(unit: Unit) -> dict[str, np.ndarray]:
+        planned = groups.plan_groups(len(unit.uid), batch_size=settings.batch_size, group=settings.group)
+        devices, waiting = jax.local_devices(), []
+        for index, group in enumerate(planned):
+            rows = slice(group.start, group.start + group.rows)
+            slots = groups.slots_of_rows(unit.uid[rows], group, options.seed)
+            laid = [
+                _lay(array[rows], slots, group.cells * group.slots)
+                for array in (unit.images, unit.texts, unit.good)
+            ]
+            dealt = groups.deal_cells(
+                group, repeats=settings.repeats, seed=options.seed, name=unit.first_row + group.start
+            )
+            image_emb, text_emb, mask, dealt = jax.device_put((*laid, dealt), devices[index % len(devices)])
+            score = scores.neg_clip_loss_divisions(
+                image_emb, text_emb, dealt, temperature=temperature, mask=mask
+            )
+            waiting.append((score, slots))
+            if index >= len(devices):  # one group a device in flight, one waiting
+                waiting[index - len(devices)][0].block_until_ready()
+        return {"neg_clip_loss": np.concatenate([np.asarray(score)[slots] for score, slots in waiting])}
+
+    return columns
+
+
+def _lay(rows: np.ndarray, slots: np.ndarray, size: int) -> np.ndarray:
+    laid = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    laid[slots] = rows
+    return laid
+
+
+def _norm_sim_columns(options: Score, temperature: float, targets: dict[str, np.ndarray]) -> _Columns:
+    import jax
+
+    from clipdata_jax import scores
+
+    # One copy of each target a device, put there once.
+    placed = {
+        device: {name: jax.device_put(target, device) for name, target in targets.items()}
+        for device in jax.local_devices()
+    }
+
+    def columns(unit: Unit) -> dict[str, np.ndarray]:
+        result = {}
+        for name in targets:
+            for p in options.norm_sim.p:
+
+                def score(images: Any, name: str = name, p: float = p) -> Any:
+                    return scores.norm_sim(images, placed[next(iter(images.devices()))][name], p=p)
+
+                result[norm_sim_column(p, name)] = _by_rows(score, unit.images)
+        return result
+
+    return columns
+
+
+def norm_sim_column(p: float, target: str) -> str:
+    """The column's name: norm_sim_inf_in1k, norm_sim_2_in1k, norm_sim_1p5_in1k."""
+    return f"norm_sim_{p:g}_{target}".replace(".", "p")
+
+
+# To add a score: one file in scores/, its options in config.py, one line here.
+_SCORES: dict[str, Callable[[Score, float, dict[str, np.ndarray]], _Columns]] = {
+    "clip_score": _clip_score_columns,
+    "neg_clip_loss": _neg_clip_loss_columns,
+    "norm_sim": _norm_sim_columns,
+}

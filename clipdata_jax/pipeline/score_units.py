@@ -1,0 +1,119 @@
+"""The units of work of `score`: a run of shards read whole, bad rows and skipped shards masked in place."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax.config import Score
+from clipdata_jax.data import pool as pools
+from clipdata_jax.data import uids
+from clipdata_jax.data.pool import Shard
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import manifest
+
+
+def shard_files(shard: Shard) -> list[str]:
+    """The files of a shard, each once."""
+    return sorted({shard.metadata, shard.images, shard.texts})
+
+
+class Unit:
+    """The pairs of a unit, all shards after one another; masked rows stay in their places.
+
+    Attributes:
+      shards: the unit's shards.
+      first_row: the unit's first row in the pool.
+      uid: shape (n,), u8,u8.
+      images: shape (n, d), the dtype on disk; zeros in masked rows.
+      texts: likewise.
+      good: shape (n,), bool: False for masked rows.
+      bad: per shard why rows are masked, a code of `data.pool.BAD_REASONS`; 255 for a skipped shard.
+      skipped: shard name -> why it could not be read.
+      digests: name, size and digest of the files read.
+      seconds: how long reading took.
+    """
+
+    def __init__(self, shards: tuple[Shard, ...], first_row: int) -> None:
+        self.shards, self.first_row = shards, first_row
+        self.uid = np.empty(0, uids.DTYPE)
+        self.images = self.texts = np.empty((0, 0), np.float16)
+        self.good = np.empty(0, bool)
+        self.bad: list[np.ndarray] = []
+        self.skipped: dict[str, str] = {}
+        self.digests: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+
+def read_ahead(queue: Iterator[tuple[tuple[Shard, ...], int]], tag: str, options: Score) -> Iterator[Unit]:
+    """Reads the next unit while the devices work on this one: two units are in memory, no more."""
+    pending: collections.deque[Future[Unit]] = collections.deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        for shards, first_row in queue:
+            pending.append(reader.submit(_read_unit, shards, first_row, tag, options))
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _read_unit(shards: tuple[Shard, ...], first_row: int, tag: str, options: Score) -> Unit:
+    start = time.monotonic()
+    unit = Unit(shards, first_row)
+    read: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
+    for shard in shards:
+        try:
+            emb = pools.read_shard(shard, tag)
+            (images, texts), bad = pools.find_bad_rows([emb.images, emb.texts], normalize=options.normalize)
+            read.append((emb.uid, images, texts))
+            unit.bad.append(bad)
+            unit.digests += [manifest.file_entry(path) for path in shard_files(shard)]
+        except InputError as error:
+            if options.on_bad == "stop":
+                raise InputError(f"{error} (or use --on-bad skip)") from error
+            unit.skipped[shard.name] = str(error)
+            read.append((_uids_or_zeros(shard), None, None))
+            unit.bad.append(np.full(shard.rows, 255, np.uint8))
+    whole = [images for _, images, _ in read if images is not None]
+    dims = {images.shape[1] for images in whole}
+    if len(dims) > 1:
+        named = {s.name: r[1].shape[1] for s, r in zip(shards, read, strict=True) if r[1] is not None}
+        raise InputError(
+            f"{options.pool}: shards have embeddings of several dimensions {named}, expected one"
+        )
+    like = whole[0] if whole else np.empty((0, 1), np.float16)
+    unit.uid = np.concatenate([uid for uid, _, _ in read])
+    unit.images, unit.texts = (
+        np.concatenate(
+            [np.zeros((len(r[0]), like.shape[1]), like.dtype) if r[i] is None else r[i] for r in read]
+        )
+        for i in (1, 2)
+    )
+    unit.good = np.concatenate(unit.bad) == 0
+    # A masked row's numbers reach no sum, but NaN times zero would.
+    if not unit.good.all():
+        unit.images, unit.texts = unit.images.copy(), unit.texts.copy()
+        unit.images[~unit.good] = unit.texts[~unit.good] = 0
+    unit.seconds = time.monotonic() - start
+    return unit
+
+
+def _uids_or_zeros(shard: Shard) -> np.ndarray:
+    try:
+        found = pools.read_uids(shard)
+    except InputError:
+        found = np.zeros(0, uids.DTYPE)
+    return found if len(found) == shard.rows else np.zeros(shard.rows, uids.DTYPE)
+
+
+def list_bad(unit: Unit) -> Iterator[tuple[str, int, str]]:
+    """The masked rows of shards that were read: shard name, row in it, reason."""
+    for shard, bad in zip(unit.shards, unit.bad, strict=True):
+        if shard.name not in unit.skipped:
+            for row in np.flatnonzero(bad):
+                yield shard.name, int(row), pools.BAD_REASONS[int(bad[row])]
