@@ -103,6 +103,8 @@ class Embed:
     """Folder of a CLIP checkpoint in transformers' layout, its tokenizer files included."""
     out: Folder
     """Folder to write the metadata shards to."""
+    images_only: bool = False
+    """Embed pictures without captions, for a NormSim target: tars, or plain folders of pictures."""
     tag: str = "clip"
     """Name of the model in the columns: "<tag>_img", "<tag>_txt", "clip_<tag>_similarity_score"."""
     batch_size: int = 256

@@ -21,7 +21,7 @@ AXIS = "data"
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """This process's share of the units of work: every count-th one from index on."""
+    """The share of the units of work: every count-th one from index on."""
 
     index: int = 0
     count: int = 1

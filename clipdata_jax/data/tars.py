@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
@@ -107,3 +107,45 @@ def write_tar(path: str, members: Iterable[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), 0o644
             tar.addfile(info, io.BytesIO(data))
+
+
+def read_folder(path: str) -> Iterator[Sample]:
+    """The pictures of a folder and the folders in it as samples, in order of their names; keys are the names."""
+    fs, inner = files.filesystem(path)
+    for name in sorted(fs.find(inner)):
+        extension = name.rpartition(".")[2].lower()
+        if extension in IMAGE_EXTENSIONS:
+            key = name[len(inner) :].lstrip("/")
+            yield Sample(key, {extension: fs.cat_file(name)}, {extension: key})
+
+
+def find_tars(patterns: Sequence[str], *, or_pictures: bool = False) -> list[str]:
+    """The tars that patterns mean, in order: files, `{000..099}.tar`, `*.tar`, and folders (their tars by name).
+
+    Args:
+      patterns: what to look for.
+      or_pictures: a folder without tars stands for itself, a folder of pictures.
+
+    Raises:
+      InputError: something is missing, or a folder holds no tar.
+    """
+    found: list[str] = []
+    for path in files.expand(tuple(patterns)):
+        inside = files.list_folder(path, ".tar") if files.is_folder(path) else [path]
+        if not inside and or_pictures:
+            inside = [path.rstrip("/")]
+        if not inside:
+            raise InputError(f"{path}: the folder holds no .tar file; expected webdataset tars")
+        found += inside
+    if len(set(found)) < len(found):
+        twice = next(path for index, path in enumerate(found) if path in found[:index])
+        raise InputError(f"{twice}: named twice; name each tar once")
+    return found
+
+
+def unit_names(paths: Sequence[str]) -> list[str]:
+    """A plain name for each tar: its base name without .tar, with the folder before it where two are alike."""
+    names = [path.rpartition("/")[2].removesuffix(".tar") for path in paths]
+    longer = ["_".join(path.removesuffix(".tar").split("/")[-2:]) for path in paths]
+    names = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
+    return [f"{name}_{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import tars, uids
+from clipdata_jax.data import files, tars, uids
 from clipdata_jax.errors import InputError
 
 # Samples read ahead per thread: enough to keep all of them busy, and what bounds the memory.
@@ -73,7 +73,7 @@ def decoded_samples(
     samples per thread.
 
     Args:
-      path: the tar.
+      path: the tar, or a folder of pictures.
       transform: bytes of a picture -> uint8 pixels; raises InputError for a broken one.
       on_bad: what a sample does that has no readable picture, caption or uid: "stop" raises, "skip" yields a
         `Bad`.
@@ -89,7 +89,7 @@ def decoded_samples(
     pending: collections.deque[Future[Decoded | Bad | None]] = collections.deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
-        for sample in _until_broken(tars.read_tar(path)):
+        for sample in _until_broken(tars.read_folder(path) if files.is_folder(path) else tars.read_tar(path)):
             if isinstance(sample, InputError):
                 yield from _settle(pending, on_bad, 0)
                 raise sample
