@@ -1,0 +1,41 @@
+# make demo: everything from nothing to the printed table.  make test: the same for the tests.
+# make test PYTHON=python3.12 uses another interpreter.
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV ?= .venv-$(VERSION)
+BIN := $(VENV)/bin
+# Two processes on two cores: each runs eight CPU devices.
+WORKERS ?= 2
+TESTS ?=
+
+.PHONY: demo test lint types install install-demo clean
+demo: $(VENV)/.installed-demo
+	$(BIN)/clipdata demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is Python $(VERSION); clipdata_jax needs 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-demo: $(VENV)/bin/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tfds]'
+	touch $@ $(VENV)/.installed-demo
+
+install: $(VENV)/.installed-test
+
+clean:
+	rm -rf .venv-* demo-output
