@@ -1,6 +1,6 @@
 """CLIP in Flax NNX: pictures and captions to unit vectors of one space.
 
-Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020.
+Radford et al. 2021, arXiv:2103.00020.
 """
 
 from __future__ import annotations
@@ -12,29 +12,25 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from clipdata_jax.models.clip_config import CLIPConfig, TextConfig, VisionConfig
-from clipdata_jax.models.transformer import blocks, layer_norm, linear, matmul_precision
+from clipdata_jax.models.transformer import Builder, matmul_precision
 
-_normal = nnx.initializers.normal
+_SMALLEST = 1.2e-38  # the least normal float32
 
 
 class VisionTower(nnx.Module):
     """Patches and a class token through the transformer; the class token is the picture."""
 
-    def __init__(
-        self, config: VisionConfig, embed_dim: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: VisionConfig, build: Builder, *, embed_dim: int) -> None:
         width, patch, std = config.width, config.patch_size, config.width**-0.5
-        patch_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        self.config, self.dtype = config, dtype
-        self.patch_kernel = nnx.Param(patch_init(rngs.params(), (patch, patch, 3, width), param_dtype))
-        self.class_embedding = nnx.Param(_normal(std)(rngs.params(), (width,), param_dtype))
-        self.position = nnx.Param(_normal(std)(rngs.params(), (1 + config.patches, width), param_dtype))
-        self.pre_norm = layer_norm(config, dtype, param_dtype, rngs)
-        self.layers = blocks(config, causal=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.post_norm = layer_norm(config, dtype, param_dtype, rngs)
-        self.projection = linear(
-            width, embed_dim, std=std, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs, bias=False
-        )
+        self.config, self.dtype = config, build.dtype
+        # The variance of a convolution's weights in PyTorch, which CLIP left as it was: 1 / (3 fan-in).
+        self.patch_kernel = build.normal((3 * patch * patch * 3) ** -0.5, patch, patch, 3, width)
+        self.class_embedding = build.normal(std, width)
+        self.position = build.normal(std, 1 + config.patches, width)
+        self.pre_norm = build.norm(config)
+        self.layers = build.blocks(config, causal=False)
+        self.post_norm = build.norm(config)
+        self.projection = build.projection(width, embed_dim)
 
     def __call__(self, pixels: Float[Array, "b height width 3"]) -> Float[Array, "b embed_dim"]:
         with matmul_precision(self.dtype):
@@ -59,18 +55,13 @@ class VisionTower(nnx.Module):
 class TextTower(nnx.Module):
     """Tokens through a causal transformer; the end token is the caption."""
 
-    def __init__(
-        self, config: TextConfig, embed_dim: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        width = config.width
-        self.config, self.dtype = config, dtype
-        self.token = nnx.Param(_normal(0.02)(rngs.params(), (config.vocab_size, width), param_dtype))
-        self.position = nnx.Param(_normal(0.01)(rngs.params(), (config.context_length, width), param_dtype))
-        self.layers = blocks(config, causal=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.post_norm = layer_norm(config, dtype, param_dtype, rngs)
-        self.projection = linear(
-            width, embed_dim, std=width**-0.5, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs, bias=False
-        )
+    def __init__(self, config: TextConfig, build: Builder, *, embed_dim: int) -> None:
+        self.config, self.dtype = config, build.dtype
+        self.token = build.normal(0.02, config.vocab_size, config.width)
+        self.position = build.normal(0.01, config.context_length, config.width)
+        self.layers = build.blocks(config, causal=True)
+        self.post_norm = build.norm(config)
+        self.projection = build.projection(config.width, embed_dim)
 
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b embed_dim"]:
         with matmul_precision(self.dtype):
@@ -79,8 +70,9 @@ class TextTower(nnx.Module):
             x_bld = x_bld + self.position[: ids.shape[1]].astype(self.dtype)
             for layer in self.layers:
                 x_bld = layer(x_bld)
-            # Norms act on each position alone, so only the one that is read needs its own.
-            pooled_bd = self.post_norm(jnp.take_along_axis(x_bld, self._end(ids)[:, None, None], axis=1)[:, 0])
+            # A norm acts on each position alone, so only the one that is read needs it.
+            end_b11 = self._end(ids)[:, None, None]
+            pooled_bd = self.post_norm(jnp.take_along_axis(x_bld, end_b11, axis=1)[:, 0])
         with matmul_precision(jnp.float32):
             return self.projection(pooled_bd)
 
@@ -92,28 +84,34 @@ class TextTower(nnx.Module):
 class CLIP(nnx.Module):
     """Two towers and a learnt temperature.
 
-    Made from a config and random numbers it is ready to train (weights start as CLIP's do); `load_clip` reads a
-    trained one. It is a pytree of parameters: usable under `jax.jit` and `nnx.jit`, `nnx.split` and `nnx.grad`.
+    Made from a config and random numbers it is ready to train (weights start as CLIP's do); `load_clip`
+    reads a trained one. It is a pytree of parameters, usable under `jax.jit`, `nnx.split` and `nnx.grad`.
 
     Args:
       config: the shape of the towers.
       rngs: randomness of the initial weights, e.g. `nnx.Rngs(0)`.
-      dtype: what the towers compute in; float32 is multiplied at full precision on every device. The last projection
-        and the norm are always float32.
+      dtype: what the towers compute in; float32 is multiplied at full precision on every device. The last
+        projection and the norm are always float32.
       param_dtype: what the parameters are kept in; the logit scale is always float32.
     """
 
     def __init__(
-        self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+        self,
+        config: CLIPConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
     ) -> None:
+        build = Builder(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.config = config
-        self.vision = VisionTower(config.vision, config.embed_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.text = TextTower(config.text, config.embed_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.vision = VisionTower(config.vision, build, embed_dim=config.embed_dim)
+        self.text = TextTower(config.text, build, embed_dim=config.embed_dim)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
 
     @property
     def temperature(self) -> Float[Array, ""]:
-        """t = 1 / exp(logit_scale), float32: what cosines are divided by in the contrastive loss."""
+        """What cosines are divided by in the contrastive loss: 1 / exp(logit_scale), float32."""
         return jnp.exp(-self.logit_scale[...])
 
     def encode_image(
@@ -122,8 +120,8 @@ class CLIP(nnx.Module):
         """Embeds pictures.
 
         Args:
-          pixels: NHWC, `image_size` a side. uint8 in [0, 255] is scaled to [0, 1] and normalised with the model's mean
-            and std; float is taken as normalised already.
+          pixels: NHWC, `image_size` a side. uint8 in [0, 255] is scaled to [0, 1] and normalised with the
+            model's mean and std; float is taken as normalised already.
           normalize: whether rows get unit length; False gives the projection as it is.
 
         Returns:
@@ -158,7 +156,7 @@ class CLIP(nnx.Module):
         """
         ids, longest = jnp.asarray(ids), self.config.text.context_length
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= longest:
-            raise ValueError(f"ids have shape {ids.shape}, expected (n, 1 to {longest}), {longest} being the context")
+            raise ValueError(f"ids have shape {ids.shape}, expected (n, 1 to {longest}): the context length")
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(f"ids are {ids.dtype}, expected int32")
         return _finish(self.text(ids.astype(jnp.int32)), normalize)
@@ -169,4 +167,4 @@ def _finish(emb_bd: Float[Array, "b d"], normalize: bool) -> Float[Array, "b d"]
         return emb_bd
     # rsqrt of a clamped square, not a division by a norm: its gradient is finite for a zero row too.
     squares = jnp.sum(jnp.square(emb_bd), axis=-1, keepdims=True)
-    return emb_bd * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
+    return emb_bd * jax.lax.rsqrt(jnp.maximum(squares, _SMALLEST))

@@ -14,8 +14,8 @@ Activation = Literal["quick_gelu", "gelu"]
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# In older config.json files eos_token_id is 2, which no CLIP vocabulary means: the model was trained to be read at
-# the highest id.
+# In older config.json files eos_token_id is 2, which no CLIP vocabulary means: those models are read at the
+# highest id.
 _LEGACY_EOS = 2
 
 
@@ -61,8 +61,8 @@ class VisionConfig(TowerConfig):
 class TextConfig(TowerConfig):
     """The causal text transformer.
 
-    `eos_token_id`: a caption is read at its first token of this id; None: at its highest id (the older rule, the same
-    thing when the end token is the last of the vocabulary).
+    `eos_token_id`: a caption is read at its first token of this id; None: at its highest id (the older rule,
+    the same thing when the end token is the last of the vocabulary).
     """
 
     vocab_size: int = 49408
@@ -73,14 +73,16 @@ class TextConfig(TowerConfig):
         super().__post_init__()
         _require_counts(self, "vocab_size", "context_length")
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
-            raise ValueError(f"eos_token_id {self.eos_token_id} lies outside a vocabulary of {self.vocab_size}")
+            raise ValueError(
+                f"eos_token_id {self.eos_token_id} lies outside a vocabulary of {self.vocab_size}"
+            )
         if self.eos_token_id == _LEGACY_EOS:
             raise ValueError("eos_token_id 2 means the older rule in config.json: give None, or another id")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """A CLIP model: two towers that meet in `embed_dim` dimensions; images are normalised with mean and std."""
+    """A CLIP model: two towers that meet in `embed_dim` dimensions; mean and std normalise the pictures."""
 
     vision: VisionConfig
     text: TextConfig
@@ -111,7 +113,9 @@ class CLIPConfig:
           InputError: another model type, a field missing or of a value this code doesn't know.
         """
         if config.get("model_type") != "clip":
-            raise InputError(f"model_type is {config.get('model_type')!r}, expected 'clip': other models can't be read")
+            raise InputError(
+                f"model_type is {config.get('model_type')!r}, expected 'clip': other models can't be read"
+            )
         try:
             return cls(
                 vision=_vision_from_transformers(_section(config, "vision")),

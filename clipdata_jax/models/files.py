@@ -21,7 +21,8 @@ TOKENIZER = "tokenizer.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 
-_ALL = (CONFIG, WEIGHTS, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS)
+_MODEL = (CONFIG, WEIGHTS, PREPROCESSOR, PROCESSOR)
+_TOKENS = (TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS)
 # The form of a repository's name on the Hugging Face hub, "owner/name".
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -30,7 +31,7 @@ def checkpoint_folder(path: str | Path) -> Path:
     """The folder of a checkpoint: `path` itself, or a download if it reads "owner/name" and is no folder.
 
     Args:
-      path: a folder, or the name of a repository on the Hugging Face hub; its cached copy does without a network.
+      path: a folder, or the name of a repository on the Hugging Face hub; a cached copy needs no network.
 
     Raises:
       InputError: there is no such folder, and nothing to download.
@@ -39,7 +40,7 @@ def checkpoint_folder(path: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise InputError(f"{path} is a file, expected the folder that holds {CONFIG} and {WEIGHTS}: give its folder")
+        raise InputError(f"{path} is a file, expected a folder with {CONFIG} and {WEIGHTS}: give its folder")
     if isinstance(path, str) and _HUB_NAME.fullmatch(path):
         return _download(path)
     raise InputError(f"there is no folder {path}; put {CONFIG}, {WEIGHTS} and the tokenizer's files there")
@@ -52,7 +53,9 @@ def config_file(folder: Path) -> Path:
       InputError: there is none.
     """
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} has no {CONFIG}: expected transformers' layout, {CONFIG} beside {WEIGHTS}")
+        raise InputError(
+            f"{folder} has no {CONFIG}: expected transformers' layout, {CONFIG} beside {WEIGHTS}"
+        )
     return folder / CONFIG
 
 
@@ -92,7 +95,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
-    """Gives a path beside `file` to write to, which takes its place if the block ends well, else is removed."""
+    """Gives a path beside `file` to write to, which replaces it if the block ends well, else is removed."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         yield aside
@@ -105,11 +108,11 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_ALL)))
+        return Path(snapshot_download(name, allow_patterns=[*_MODEL, *_TOKENS]))
     except Exception as error:  # the hub's client raises its own, its transport's and the system's errors
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{name} is no folder here and can't be fetched from the Hugging Face hub ({type(error).__name__}: "
-            f"{reason}); make a folder of {CONFIG}, {WEIGHTS}, {TOKENIZER} (or {VOCABULARY} and {MERGES}) and "
-            f"{PREPROCESSOR}, and give its path"
+            f"{name} is no folder here and can't be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {reason}); make a folder of {CONFIG}, {WEIGHTS}, {TOKENIZER} "
+            f"(or {VOCABULARY} and {MERGES}) and {PREPROCESSOR}, and give its path"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
@@ -25,12 +25,12 @@ from clipdata_jax.models.files import (
 )
 
 Convention = Literal["transformers", "open_clip"]
-# What the web holds. Pillow reads more, some of it through outside programs, which no untrusted file should start.
+# What the web holds. Pillow reads more, some of it through outside programs, which no file should start.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
-# Pillow warns of pictures that it opens all the same: of large ones, which `max_pixels` refuses here, and of odd
-# metadata, which is not read. A filter per call would not be safe in the threads that decode.
+# Pillow warns of pictures that it opens all the same: of large ones, which `max_pixels` refuses here, and of
+# odd metadata, which is not read. A filter per call would not be safe in the threads that decode.
 for _category in (Image.DecompressionBombWarning, UserWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
@@ -43,8 +43,8 @@ class ImageTransform:
 
     - "transformers": transparency is laid on white and colours become RGB first, then bicubic scaling (as the
       Pillow-based processor of transformers 5);
-    - "open_clip": bicubic scaling and cutting in the file's own colours (a palette: nearest neighbour), then RGB, with
-      transparency dropped.
+    - "open_clip": bicubic scaling and cutting in the file's own colours (a palette: nearest neighbour), then
+      RGB, with transparency dropped.
 
     Neither turns a picture as its EXIF tag says, since the published models were not trained that way.
     """
@@ -74,15 +74,15 @@ class ImageTransform:
         """Makes the model's input of a picture.
 
         Args:
-          picture: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file (of an animation the first frame), or an open
-            picture, which is left as it is.
+          picture: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file (of an animation the first frame), or
+            an open picture, which is left as it is.
 
         Returns:
           RGB, uint8, not normalised: `CLIP.encode_image` does that.
 
         Raises:
-          InputError: not a picture, cut short or broken, or of more than `max_pixels`. One sentence without a file
-            name, which only the caller knows.
+          InputError: not a picture, cut short or broken, or of more than `max_pixels`. One sentence without a
+            file name, which only the caller knows.
         """
         if isinstance(picture, Image.Image):
             return self._pixels(picture)
@@ -96,11 +96,14 @@ class ImageTransform:
                 image = _flat_rgb(image)
             image = image.resize(scaled, Image.Resampling.BICUBIC)
             image = image.crop(self._centre(*scaled))
+            image.info.pop("transparency", None)  # dropped below either way, with a warning for a palette's
             return np.asarray(image.convert("RGB"))
         except MemoryError:
             raise
-        except Exception as error:  # decoders raise nearly anything on a broken file, and it isn't read before this
-            raise InputError(f"the picture can't be decoded ({_reason(error)}): it is cut short or broken") from error
+        except Exception as error:  # decoders raise nearly anything on a broken file
+            raise InputError(
+                f"the picture can't be decoded ({_reason(error)}): it is cut short or broken"
+            ) from error
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
         if width < 1 or height < 1:
@@ -108,11 +111,13 @@ class ImageTransform:
         side, shorter, longer = self.shorter_side, min(width, height), max(width, height)
         other = int(side * longer / shorter)
         # A long thin line is small as stored and huge once its shorter side has grown.
-        for pixels, which in ((width * height, ""), (side * other, f" and {side * other:,} pixels when scaled")):
+        for pixels, which in (
+            (width * height, ""),
+            (side * other, f" and {side * other:,} pixels when scaled"),
+        ):
             if pixels > self.max_pixels:
                 raise InputError(
-                    f"the picture has {width} x {height} pixels{which}, more than the {self.max_pixels:,} allowed "
-                    f"(max_pixels)"
+                    f"the picture has {width} x {height} pixels{which}, over max_pixels {self.max_pixels:,}"
                 )
         return (side, other) if width <= height else (other, side)
 
@@ -127,26 +132,28 @@ def load_image_transform(path: str | Path, *, convention: Convention = "transfor
     """The transform that belongs to a checkpoint.
 
     Args:
-      path: as for `load_clip`. `preprocessor_config.json` says the sizes; without one they are the model's, as it is
-        for all of OpenAI's models.
+      path: as for `load_clip`. `preprocessor_config.json` says the sizes; without one they are the
+        model's, as for all of OpenAI's models.
       convention: whose treatment of transparency and palettes, see `ImageTransform`.
 
     Raises:
-      InputError: a file is missing or broken, asks for something else than scaling the shorter side (bicubic), cutting
-        the centre and normalising, or for another size than the model's.
+      InputError: a file is missing or broken, asks for something else than scaling the shorter side
+        (bicubic), cutting the centre and normalising, or for another size than the model's.
     """
     folder = checkpoint_folder(path)
     model_size = read_config(folder).vision.image_size if (folder / CONFIG).is_file() else None
     content = read_preprocessor(folder)
     if content is None:
         if model_size is None:
-            raise InputError(f"{folder} has neither {PREPROCESSOR} nor {CONFIG}: expected at least the latter")
+            raise InputError(
+                f"{folder} has neither {PREPROCESSOR} nor {CONFIG}: expected at least the latter"
+            )
         return ImageTransform(size=model_size, convention=convention)
     resize, size = _sizes(folder, content)
     if model_size is not None and size != model_size:
         raise InputError(
-            f"{folder}: the image processor's crop_size is {size} but the model's image_size is {model_size}: "
-            f"check that both files are of the same model"
+            f"{folder}: the image processor's crop_size is {size} but the model's image_size is "
+            f"{model_size}: check that both files are of the same model"
         )
     return ImageTransform(size=size, resize=resize, convention=convention)
 
@@ -160,7 +167,9 @@ def read_preprocessor(folder: Path) -> dict[str, Any] | None:
     if (folder / PREPROCESSOR).is_file():
         return read_json(folder / PREPROCESSOR)
     # Where transformers 5 writes them.
-    settings = read_json(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
+    settings = (
+        read_json(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
+    )
     return settings if isinstance(settings, dict) else None
 
 
@@ -176,7 +185,8 @@ def write_preprocessor_config(
     Args:
       folder: an existing folder.
       transform: what to write; the file can't say a convention, it is always transformers'.
-      image_mean, image_std: of the three colours, on a scale of 0 to 1.
+      image_mean: of the three colours, on a scale of 0 to 1.
+      image_std: likewise, above 0.
 
     Raises:
       ValueError: the transform has open_clip's convention.
@@ -199,24 +209,29 @@ def write_preprocessor_config(
 
 
 def _sizes(folder: Path, content: dict[str, Any]) -> tuple[int, int]:
-    """(shorter side, crop) as the processor's settings say them; older files have plain numbers."""
+    """(shorter side, crop) as the processor's settings say them."""
+    where = f"the image processor's file in {folder}"
     for name in _SWITCHES:
         if content.get(name, True) is not True:
-            raise InputError(f"the image processor's file in {folder} has {name} {content[name]!r}, expected true")
+            raise InputError(f"{where} has {name} {content[name]!r}, expected true")
     if (resample := content.get("resample", Image.Resampling.BICUBIC)) != Image.Resampling.BICUBIC:
-        raise InputError(f"the image processor's file in {folder} has resample {resample!r}, expected 3 (bicubic)")
-    size, crop = content.get("size", 224), content.get("crop_size", 224)
-    shorter = size.get("shortest_edge") if isinstance(size, dict) and len(size) == 1 else size
-    side = crop.get("height") if isinstance(crop, dict) and crop.get("height") == crop.get("width") else crop
-    for name, value, found in (("size", shorter, size), ("crop_size", side, crop)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(
-                f"the image processor's file in {folder} has {name} {found!r}, expected one number of pixels, the "
-                f"shorter side of `size` or the square of `crop_size`"
-            )
+        raise InputError(f"{where} has resample {resample!r}, expected 3 (bicubic)")
+    shorter = _side(where, content, "size", "shortest_edge")
+    side = _side(where, content, "crop_size", "height", "width")
     if shorter < side:
-        raise InputError(f"the image processor's file in {folder} has size {shorter} below crop_size {side}")
+        raise InputError(f"{where} has size {shorter} below crop_size {side}, expected no less")
     return shorter, side
+
+
+def _side(where: str, content: dict[str, Any], name: str, *keys: str) -> int:
+    """One number of pixels: all the keys' values, or, in older files, a plain number."""
+    found = content.get(name, 224)
+    values = [found.get(key) for key in keys] if isinstance(found, dict) else [found]
+    if not isinstance(values[0], int) or values[0] < 1 or values != values[:1] * len(values):
+        raise InputError(
+            f"{where} has {name} {found!r}, expected one number of pixels for {' and '.join(keys)}"
+        )
+    return values[0]
 
 
 def _open(data: bytes) -> Image.Image:
@@ -224,11 +239,15 @@ def _open(data: bytes) -> Image.Image:
         raise InputError("the picture's file is empty (0 bytes)")
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         start = bytes(data[:8])
-        raise InputError(f"not a picture: {len(data)} bytes starting {start!r} are none of {_FORMATS}") from error
+        raise InputError(
+            f"not a picture: {len(data)} bytes starting {start!r} are none of {_FORMATS}"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"the picture has too many pixels to be decoded safely ({_reason(error)})") from error
+        raise InputError(
+            f"the picture has too many pixels to be decoded safely ({_reason(error)})"
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # a broken header raises nearly anything

@@ -20,12 +20,15 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CHUNK = 1 << 20
 
 
-def load_clip(path: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None) -> CLIP:
+def load_clip(
+    path: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None
+) -> CLIP:
     """Reads a CLIP checkpoint.
 
     Args:
-      path: a folder in transformers' layout (`config.json`, `model.safetensors`, and `preprocessor_config.json` where
-        mean and std are not OpenAI's), or the name of a repository on the Hugging Face hub, "owner/name".
+      path: a folder in transformers' layout (`config.json`, `model.safetensors`, and
+        `preprocessor_config.json` where mean and std are not OpenAI's), or the name of a repository on the
+        Hugging Face hub, "owner/name".
       dtype: what the towers compute in.
       param_dtype: what the parameters are kept in; default `dtype`. Embeddings are float32 in any case.
 
@@ -69,25 +72,31 @@ def _with_image_moments(config: CLIPConfig, folder: Path) -> CLIPConfig:
     """The config with the mean and std that the image processor's file says, if there is one."""
     given = read_preprocessor(folder) or {}
     try:
-        moments = {name: tuple(map(float, given[name])) for name in ("image_mean", "image_std") if name in given}
+        moments = {
+            name: tuple(map(float, given[name])) for name in ("image_mean", "image_std") if name in given
+        }
         return dataclasses.replace(config, **moments)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise InputError(f"the image processor's file in {folder} has bad image_mean or image_std: {error}") from error
+        raise InputError(
+            f"the image processor's file in {folder} has bad image_mean or image_std: {error}"
+        ) from error
 
 
 def _weights_file(folder: Path) -> Path:
     file = folder / WEIGHTS
     if file.is_file():
         return file
+    rewrite = (
+        f'python -c "from transformers import CLIPModel as M; '
+        f"M.from_pretrained('{folder}').save_pretrained('{folder}', max_shard_size='99GB')\""
+    )
     if (folder / f"{WEIGHTS}.index.json").is_file():
         raise InputError(
-            f"{folder} has its weights in several files ({WEIGHTS}.index.json), expected one {WEIGHTS}: "
-            f"join them with transformers, CLIPModel.from_pretrained(FOLDER).save_pretrained(FOLDER, max_shard_size='99GB')"
+            f"{folder} has its weights in several files, expected one {WEIGHTS}: join them with {rewrite}"
         )
     if pickles := sorted(found.name for pattern in _PICKLES for found in folder.glob(pattern)):
         raise InputError(
-            f"{folder} has no {WEIGHTS}, only {', '.join(pickles)}: pickles can run any code and are never loaded; "
-            f'convert once where you trust them, python -c "from transformers import CLIPModel as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}', safe_serialization=True)\""
+            f"{folder} has no {WEIGHTS}, only {', '.join(pickles)}: pickles can run any code and are never "
+            f"loaded; convert them once where you trust them, with {rewrite}"
         )
     raise InputError(f"{folder} has no {WEIGHTS}: put the model's weights there, in safetensors' format")

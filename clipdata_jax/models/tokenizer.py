@@ -32,8 +32,8 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 class Tokenizer:
     """Captions to rows of tokens: start token, lower-case byte-pair tokens, end token, padding.
 
-    Made by `load_tokenizer`. The rows are those of transformers' CLIP tokenizer: a caption that is too long is cut and
-    keeps its end token, and a special token that stands in a caption is read as that token.
+    Made by `load_tokenizer`. The rows are those of transformers' CLIP tokenizer: a caption that is too long
+    is cut and keeps its end token, and a special token that stands in a caption is read as that token.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, context_length: int, pad_token: str = END) -> None:
@@ -41,11 +41,11 @@ class Tokenizer:
         """Tokens in a row, the start and the end token included."""
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         """Number of ids."""
-        self.eos_token_id: int = backend.token_to_id(END)
+        self.eos_token_id = _id(backend, END)
         """Id of the end token."""
         self._backend = backend
         backend.enable_truncation(context_length)
-        backend.enable_padding(length=context_length, pad_id=backend.token_to_id(pad_token), pad_token=pad_token)
+        backend.enable_padding(length=context_length, pad_id=_id(backend, pad_token), pad_token=pad_token)
 
     def __call__(self, captions: Iterable[str]) -> Int32[np.ndarray, "n context_length"]:
         """Makes the model's input of captions.
@@ -57,7 +57,7 @@ class Tokenizer:
           Tokens, int32, on the host.
 
         Raises:
-          InputError: one of them is no string, or no Unicode text (half a surrogate pair); it is named by its place.
+          InputError: one of them, named by its place, is no string or holds half a surrogate pair.
           ValueError: a single string instead of several.
         """
         if isinstance(captions, str):
@@ -69,7 +69,9 @@ class Tokenizer:
             try:
                 caption.encode()
             except UnicodeEncodeError as error:
-                raise InputError(f"caption {row} is no Unicode text ({error.reason} at {error.start})") from error
+                raise InputError(
+                    f"caption {row} is no Unicode text ({error.reason} at {error.start})"
+                ) from error
         rows = [encoding.ids for encoding in self._backend.encode_batch(captions)]
         return np.asarray(rows, np.int32).reshape(len(rows), self.context_length)
 
@@ -88,10 +90,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     backend = _read_backend(folder)
     for token in (START, END):
         if backend.token_to_id(token) is None:
-            raise InputError(f"the tokenizer in {folder} has no token {token!r}, so it is not CLIP's: copy the model's own")
+            raise InputError(
+                f"the tokenizer in {folder} is not CLIP's, it has no token {token!r}: copy the model's"
+            )
     settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     tokenizer = Tokenizer(
-        backend, context_length=_context_length(folder, settings), pad_token=_pad_token(folder, settings, backend)
+        backend,
+        context_length=_context_length(folder, settings),
+        pad_token=_pad_token(folder, settings, backend),
     )
     if (folder / CONFIG).is_file():
         _check_same_model(folder, tokenizer)
@@ -110,7 +116,11 @@ def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> t
 
     backend = tokenizers.Tokenizer(
         models.BPE(
-            vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
+            vocab=vocabulary,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=END,
         )
     )
     backend.normalizer = normalizers.Sequence(
@@ -127,6 +137,13 @@ def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> t
     return backend
 
 
+def _id(backend: tokenizers.Tokenizer, token: str) -> int:
+    found = backend.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no token {token!r}")
+    return found
+
+
 def _read_backend(folder: Path) -> tokenizers.Tokenizer:
     import tokenizers
 
@@ -138,7 +155,9 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer:
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise InputError(f"the tokenizer's files in {folder} can't be read ({error}); copy them again") from error
+        raise InputError(
+            f"the tokenizer's files in {folder} can't be read ({error}); copy them again"
+        ) from error
     raise InputError(
         f"{folder} has no tokenizer: put {TOKENIZER}, or {VOCABULARY} and {MERGES}, of the model there"
     )
@@ -161,7 +180,9 @@ def _context_length(folder: Path, settings: dict[str, Any]) -> int:
     # transformers writes 1e30 for "unknown".
     if isinstance(longest, int) and 2 <= longest <= 1 << 20:
         return longest
-    raise InputError(f"{folder} says no context length: put the model's {CONFIG} beside the tokenizer's files")
+    raise InputError(
+        f"{folder} says no context length: put the model's {CONFIG} beside the tokenizer's files"
+    )
 
 
 def _pad_token(folder: Path, settings: dict[str, Any], backend: tokenizers.Tokenizer) -> str:
@@ -183,6 +204,6 @@ def _check_same_model(folder: Path, tokenizer: Tokenizer) -> None:
         )
     if text.eos_token_id not in (None, tokenizer.eos_token_id):
         raise InputError(
-            f"the tokenizer in {folder} ends captions with id {tokenizer.eos_token_id}, but the model's eos_token_id is "
-            f"{text.eos_token_id}: copy the model's own tokenizer files"
+            f"the tokenizer in {folder} ends captions with id {tokenizer.eos_token_id}, but the model's "
+            f"eos_token_id is {text.eos_token_id}: copy the model's own tokenizer files"
         )

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from clipdata_jax.errors import InputError
-from clipdata_jax.models.files import MERGES, TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, replace_file, write_json
+from clipdata_jax.models.files import (
+    MERGES,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    VOCABULARY,
+    replace_file,
+    write_json,
+)
 from clipdata_jax.models.tokenizer import END, START, Tokenizer, clip_backend, load_tokenizer
 
 _WORD_END = "</w>"
@@ -18,8 +24,8 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Learns a vocabulary from captions and writes it in the form of CLIP's tokenizer files.
 
-    The order is CLIP's: 256 bytes, 256 bytes that end a word, the merges, the start and the end token. The same captions
-    in any order give the same files.
+    The order is CLIP's: 256 bytes, 256 bytes that end a word, the merges, the start and the end token. The
+    same captions in any order give the same files.
 
     Args:
       captions: strings, read once.
@@ -35,7 +41,9 @@ def train_tokenizer(
       InputError: the folder holds a model that these tokens don't fit.
     """
     if vocab_size < _BASE:
-        raise ValueError(f"vocab_size is {vocab_size}, expected at least {_BASE}: every byte twice, start and end")
+        raise ValueError(
+            f"vocab_size is {vocab_size}, expected at least {_BASE}: every byte twice, start and end"
+        )
     if context_length < 3:
         raise ValueError(f"context_length is {context_length}, expected at least 3: start, one token, end")
     folder = Path(folder)
@@ -86,7 +94,9 @@ def _learn_merges(captions: Iterable[str], vocab_size: int) -> list[tuple[str, s
     return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
 
 
-def _clip_order(merges: list[tuple[str, str]], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _clip_order(
+    merges: list[tuple[str, str]], vocab_size: int
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
     letters = _byte_letters()
     tokens = dict.fromkeys([*letters, *(letter + _WORD_END for letter in letters)])
     kept = []

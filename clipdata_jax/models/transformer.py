@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -21,51 +22,72 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def matmul_precision(dtype: DTypeLike) -> contextlib.AbstractContextManager[object]:
     """Float32 means float32: by default a TPU would multiply in bfloat16 and a GPU in TensorFloat-32."""
-    if jnp.dtype(dtype) == jnp.float32:
-        return jax.default_matmul_precision("highest")
-    return contextlib.nullcontext()
+    full = jnp.dtype(dtype) == jnp.float32
+    return jax.default_matmul_precision("highest") if full else contextlib.nullcontext()
 
 
-def layer_norm(config: TowerConfig, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A layer norm over the tower's width."""
-    return nnx.LayerNorm(
-        config.width,
-        epsilon=config.layer_norm_eps,
-        # The fast variance E[x^2] - E[x]^2 loses half the digits to cancellation.
-        use_fast_variance=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Builder:
+    """Makes the parts of a tower, all of one compute dtype, parameter dtype and source of randomness."""
 
+    rngs: nnx.Rngs
+    dtype: DTypeLike
+    param_dtype: DTypeLike
 
-def linear(
-    inputs: int, outputs: int, *, std: float, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs, bias: bool = True
-) -> nnx.Linear:
-    """A dense layer whose weights start normal with standard deviation `std`."""
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=bias,
-        kernel_init=nnx.initializers.normal(std),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
+    def normal(self, std: float, *shape: int) -> nnx.Param[Array]:
+        """A parameter that starts normal."""
+        return nnx.Param(nnx.initializers.normal(std)(self.rngs.params(), shape, self.param_dtype))
+
+    def linear(self, inputs: int, outputs: int, *, std: float) -> nnx.Linear:
+        """A dense layer whose weights start normal."""
+        return nnx.Linear(
+            inputs,
+            outputs,
+            kernel_init=nnx.initializers.normal(std),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def projection(self, inputs: int, outputs: int) -> nnx.Linear:
+        """The last step to the embedding: no bias, and float32 whatever the tower computes in."""
+        return nnx.Linear(
+            inputs,
+            outputs,
+            use_bias=False,
+            kernel_init=nnx.initializers.normal(inputs**-0.5),
+            dtype=jnp.float32,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def norm(self, config: TowerConfig) -> nnx.LayerNorm:
+        """A layer norm over the tower's width."""
+        return nnx.LayerNorm(
+            config.width,
+            epsilon=config.layer_norm_eps,
+            # The fast variance E[x^2] - E[x]^2 loses half the digits to cancellation.
+            use_fast_variance=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def blocks(self, config: TowerConfig, *, causal: bool) -> nnx.List[Block]:
+        """The tower's layers, in order."""
+        return nnx.List([Block(config, self, causal=causal) for _ in range(config.layers)])
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention."""
 
-    def __init__(
-        self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        def dense(std: float) -> nnx.Linear:
-            return linear(config.width, config.width, std=std, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
+    def __init__(self, config: TowerConfig, build: Builder, *, causal: bool) -> None:
+        width, std = config.width, config.width**-0.5
         self.heads, self.causal = config.heads, causal
-        self.q, self.k, self.v = (dense(config.width**-0.5) for _ in range(3))
-        self.out = dense(_residual_std(config))
+        self.q = build.linear(width, width, std=std)
+        self.k = build.linear(width, width, std=std)
+        self.v = build.linear(width, width, std=std)
+        self.out = build.linear(width, width, std=_residual_std(config))
 
     def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         heads = (*x_bld.shape[:2], self.heads, -1)
@@ -77,11 +99,10 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Two dense layers around the activation."""
 
-    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        width, hidden = config.width, config.mlp_width
+    def __init__(self, config: TowerConfig, build: Builder) -> None:
         self.activation = config.activation
-        self.fc1 = linear(width, hidden, std=(2 * width) ** -0.5, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, std=_residual_std(config), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.fc1 = build.linear(config.width, config.mlp_width, std=(2 * config.width) ** -0.5)
+        self.fc2 = build.linear(config.mlp_width, config.width, std=_residual_std(config))
 
     def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x_bld)))
@@ -90,29 +111,15 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention, then the MLP, each on a normed input and added back."""
 
-    def __init__(
-        self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        self.norm1 = layer_norm(config, dtype, param_dtype, rngs)
-        self.attention = Attention(config, causal=causal, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.norm2 = layer_norm(config, dtype, param_dtype, rngs)
-        self.mlp = MLP(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    def __init__(self, config: TowerConfig, build: Builder, *, causal: bool) -> None:
+        self.norm1 = build.norm(config)
+        self.attention = Attention(config, build, causal=causal)
+        self.norm2 = build.norm(config)
+        self.mlp = MLP(config, build)
 
     def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         x_bld = x_bld + self.attention(self.norm1(x_bld))
         return x_bld + self.mlp(self.norm2(x_bld))
-
-
-def blocks(
-    config: TowerConfig, *, causal: bool, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.List[Block]:
-    """The tower's layers, in order."""
-    return nnx.List(
-        [
-            Block(config, causal=causal, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-            for _ in range(config.layers)
-        ]
-    )
 
 
 def _residual_std(config: TowerConfig) -> float:

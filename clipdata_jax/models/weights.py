@@ -21,7 +21,7 @@ from clipdata_jax.models.image_transform import ImageTransform, write_preprocess
 
 
 class Rule(NamedTuple):
-    """One row of the table: a tensor's name as a regex, our path, and how the axes are permuted on the way in."""
+    """One row of the table: a regex on tensors' names, our path (None: unread), the transpose on loading."""
 
     source: str
     target: str | None
@@ -29,7 +29,7 @@ class Rule(NamedTuple):
 
 
 _LAYER, _OUR_LAYER = r"(text|vision)_model\.encoder\.layers\.(\d+)\.", r"\1.layers.\2."
-# PyTorch's dense weights are (out, in) and its patches (out, in, height, width); "pre_layrnorm" is transformers' own.
+# PyTorch's dense weights are (out, in), its patches (out, in, height, width); "pre_layrnorm" is theirs.
 # Groups must not be nested: `source_name` turns the table round by swapping groups and back references.
 CLIP_TABLE = (
     Rule(_LAYER + r"self_attn\.(q|k|v|out)_proj\.weight", _OUR_LAYER + r"attention.\3.kernel", (1, 0)),
@@ -56,22 +56,28 @@ CLIP_TABLE = (
 
 
 def load_weights(
-    file: Path, config: CLIPConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, table: tuple[Rule, ...] = CLIP_TABLE
+    file: Path,
+    config: CLIPConfig,
+    *,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    table: tuple[Rule, ...] = CLIP_TABLE,
 ) -> CLIP:
     """Makes a CLIP of a safetensors file, tensor by tensor: the file is mapped, never read as a whole.
 
     Args:
       file: a safetensors file with transformers' names.
       config: the shape the tensors must have.
-      dtype, param_dtype: as in `CLIP`.
+      dtype: what the towers compute in.
+      param_dtype: what the parameters are kept in.
       table: which tensor goes where.
 
     Returns:
       The model, its parameters on the default device.
 
     Raises:
-      InputError: the file is no safetensors file, a tensor has another shape, or (one error that lists all) tensors
-        are left over or parameters not filled.
+      InputError: the file is no safetensors file, a tensor has another shape, or (one error that lists all)
+        tensors are left over or parameters not filled.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -80,21 +86,22 @@ def load_weights(
     filled = []
     try:
         with safe_open(file, framework="numpy") as tensors:
-            sources = _match(file, list(tensors.keys()), {_dotted(path) for path, _ in nnx.to_flat_state(empty)}, table)
+            targets = {_dotted(path) for path, _ in nnx.to_flat_state(empty)}
+            sources = _match(file, list(tensors.keys()), targets, table)
             for path, variable in nnx.to_flat_state(empty):
                 name, transpose = sources[_dotted(path)]
                 array = _oriented(file, name, tensors.get_tensor(name), transpose, variable.shape)
                 filled.append((path, variable.replace(jnp.asarray(array.astype(variable.dtype)))))
     except SafetensorError as error:
-        raise InputError(f"{file} is no readable safetensors file ({error}); copy or convert it again") from error
+        raise InputError(f"{file} is no readable safetensors file ({error}); copy it again") from error
     return nnx.merge(structure, nnx.from_flat_state(filled))
 
 
 def save_clip(model: CLIP, folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32") -> None:
     """Writes a model in transformers' layout, so that `load_clip` and transformers read it.
 
-    Writes `model.safetensors`, `preprocessor_config.json` and, last, `config.json`, each whole or not at all. The
-    tokenizer is not the model's to write: put its files into the same folder.
+    Writes `model.safetensors`, `preprocessor_config.json` and, last, `config.json`, each whole or not at all.
+    The tokenizer is not the model's to write: put its files into the same folder.
 
     Args:
       model: the model to write.
@@ -148,19 +155,16 @@ def source_name(target: str, table: tuple[Rule, ...] = CLIP_TABLE) -> tuple[str,
 def _match(
     file: Path, names: list[str], targets: set[str], table: tuple[Rule, ...]
 ) -> dict[str, tuple[str, tuple[int, ...] | None]]:
-    """Our path -> (tensor, transpose), for all targets and all names, or one error that lists the rest of both."""
+    """Our path -> (tensor, transpose) for all targets, or one error listing what is left over and missing."""
     sources: dict[str, tuple[str, tuple[int, ...] | None]] = {}
     left_over = []
     for name in names:
-        rule, match = next(((rule, m) for rule in table if (m := re.fullmatch(rule.source, name))), (None, None))
-        if rule is None or match is None:
+        rule = next((rule for rule in table if re.fullmatch(rule.source, name)), None)
+        target = rule and rule.target and re.sub(rule.source, rule.target, name)
+        if rule is not None and target in targets:
+            sources[target] = name, rule.transpose
+        elif rule is None or rule.target is not None:
             left_over.append(name)
-        elif rule.target is not None:
-            target = match.expand(rule.target)
-            if target in targets:
-                sources[target] = name, rule.transpose
-            else:
-                left_over.append(name)
     missing = [source_name(target, table)[0] for target in targets - set(sources)]
     if left_over or missing:
         raise InputError(
@@ -182,7 +186,9 @@ def _oriented(
             f"check that both files are of the same model"
         )
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise InputError(f"tensor {name} of {file} holds {array.dtype}, expected floats: quantised files can't be read")
+        raise InputError(
+            f"tensor {name} of {file} holds {array.dtype}, expected floats: take the unquantised file"
+        )
     return array if transpose is None else array.transpose(transpose)
 
 
@@ -193,12 +199,16 @@ def _tensors(model: CLIP, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
         with np.errstate(over="ignore"):  # what overflows is refused below
             array = np.asarray(jax.device_get(variable[...])).astype(dtype)
         if not np.isfinite(array).all():
-            raise ValueError(f"{_dotted(path)} is not finite in {dtype}: the model diverged, or needs dtype='float32'")
-        # safetensors writes the buffer as it lies, whatever the strides.
-        yield name, np.array(array if transpose is None else array.transpose(np.argsort(transpose)), order="C")
+            raise ValueError(f"{_dotted(path)} is not finite in {dtype}: train again, or take float32")
+        if transpose is not None:
+            array = array.transpose(np.argsort(transpose))
+        yield (
+            name,
+            np.array(array, order="C"),
+        )  # safetensors writes the buffer as it lies, whatever the strides
 
 
-def _dotted(path: tuple[str | int, ...]) -> str:
+def _dotted(path: tuple[object, ...]) -> str:
     return ".".join(map(str, path))
 
 

@@ -1,0 +1,307 @@
+"""The towers: parity with PyTorch's outputs, inputs of every kind, gradients, lowering."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from clipdata_jax.errors import InputError
+from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig, load_clip
+
+MODELS = ["hf_clip_quickgelu", "hf_clip_gelu_legacy_eos"]
+SMALL = CLIPConfig(
+    vision=VisionConfig(width=32, layers=2, heads=2, mlp_width=64, image_size=16, patch_size=8),
+    text=TextConfig(
+        width=24, layers=2, heads=2, mlp_width=48, vocab_size=40, context_length=8, eos_token_id=39
+    ),
+    embed_dim=16,
+)
+
+
+# Compiled once a shape: op by op, jax compiles each operation on its own, which is what takes time here.
+image_of = jax.jit(CLIP.encode_image, static_argnames="normalize")
+text_of = jax.jit(CLIP.encode_text, static_argnames="normalize")
+
+
+@pytest.fixture(scope="module")
+def small() -> CLIP:
+    return CLIP(SMALL, rngs=nnx.Rngs(0))
+
+
+def pictures(n: int, *, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, 16, 16, 3), np.uint8)
+
+
+def captions(n: int, *, seed: int = 0) -> np.ndarray:
+    ids = np.random.default_rng(seed).integers(1, 38, (n, 8), np.int32)
+    ids[:, 0], ids[np.arange(n), 2 + np.arange(n) % 6] = 38, 39
+    return ids
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embeddings_are_those_of_pytorch(name: str, golden: Path):
+    expected = np.load(golden / "models" / name / "expected.npz")
+    model = load_clip(golden / "models" / name)
+    image = image_of(model, expected["pixel_values"].transpose(0, 2, 3, 1))
+    text = text_of(model, expected["input_ids"])
+    assert image.dtype == text.dtype == jnp.float32
+    np.testing.assert_allclose(image, expected["image_embeds"], atol=2e-6)
+    np.testing.assert_allclose(text, expected["text_embeds"], atol=2e-6)
+    logits = np.asarray(image @ text.T) / float(model.temperature)
+    np.testing.assert_allclose(logits, expected["logits_per_image"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_is_close(name: str, golden: Path):
+    expected = np.load(golden / "models" / name / "expected.npz")
+    model = load_clip(golden / "models" / name, dtype=jnp.bfloat16)
+    assert model.text.token.dtype == jnp.bfloat16
+    assert model.logit_scale.dtype == jnp.float32
+    image = image_of(model, expected["pixel_values"].transpose(0, 2, 3, 1))
+    text = text_of(model, expected["input_ids"])
+    assert image.dtype == text.dtype == jnp.float32
+    for got, want in ((image, expected["image_embeds"]), (text, expected["text_embeds"])):
+        np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
+        assert np.min(np.sum(np.asarray(got) * want, axis=1)) > 0.999
+
+
+def test_parameters_may_be_wider_than_the_computation(golden: Path):
+    model = load_clip(golden / "models" / MODELS[0], dtype=jnp.bfloat16, param_dtype=jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    assert model.vision.dtype == jnp.bfloat16
+
+
+def test_uint8_pixels_are_scaled_and_normalised_with_the_models_moments():
+    config = dataclasses.replace(SMALL, image_mean=(0.1, 0.2, 0.3), image_std=(0.5, 0.25, 2.0))
+    model, pixels = CLIP(config, rngs=nnx.Rngs(0)), pictures(3)
+    by_hand = (pixels / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2.0]
+    want = image_of(model, by_hand.astype(np.float32))
+    np.testing.assert_allclose(image_of(model, pixels), want, atol=1e-6)
+
+
+def test_ways_of_calling_under_jit_agree(small: CLIP):
+    pixels, ids = pictures(4), captions(4)
+    structure, state = nnx.split(small)
+
+    @jax.jit
+    def merged(state, pixels, ids):
+        model = nnx.merge(structure, state)
+        return model.encode_image(pixels), model.encode_text(ids)
+
+    image, text = image_of(small, pixels), text_of(small, ids)
+    for got_image, got_text in (
+        merged(state, pixels, ids),
+        nnx.jit(lambda m, p, t: (m.encode_image(p), m.encode_text(t)))(small, pixels, ids),
+    ):
+        np.testing.assert_allclose(got_image, image, atol=1e-6)
+        np.testing.assert_allclose(got_text, text, atol=1e-6)
+
+
+def test_rows_sharded_over_eight_devices_give_the_same(small: CLIP):
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    rows, everywhere = jax.NamedSharding(mesh, P("data")), jax.NamedSharding(mesh, P())
+    model = jax.device_put(small, everywhere)
+    pixels, ids = jax.device_put((pictures(16), captions(16)), rows)
+    image, text = jax.jit(lambda m, p, t: (m.encode_image(p), m.encode_text(t)))(model, pixels, ids)
+    assert image.sharding.is_equivalent_to(rows, 2)
+    assert text.sharding.is_equivalent_to(rows, 2)
+    np.testing.assert_allclose(image, image_of(small, pictures(16)), atol=1e-6)
+    np.testing.assert_allclose(text, text_of(small, captions(16)), atol=1e-6)
+
+
+def test_normalize_false_gives_the_projection_itself(small: CLIP):
+    raw = np.asarray(text_of(small, captions(3), normalize=False))
+    assert not np.allclose(np.linalg.norm(raw, axis=1), 1, atol=1e-2)
+    unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    np.testing.assert_allclose(text_of(small, captions(3)), unit, atol=1e-6)
+
+
+def test_what_follows_the_end_token_changes_nothing(small: CLIP):
+    ids = captions(4)
+    after = np.cumsum(ids == 39, axis=1) - (ids == 39) > 0
+    other = np.where(after, 7, ids)
+    np.testing.assert_allclose(text_of(small, other), text_of(small, ids), atol=1e-6)
+    np.testing.assert_allclose(text_of(small, ids[:1, :4]), text_of(small, ids[:1]), atol=1e-6)
+
+
+def test_the_two_end_token_rules_read_different_tokens():
+    first = CLIP(SMALL, rngs=nnx.Rngs(0))
+    highest_config = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, eos_token_id=None))
+    highest = CLIP(highest_config, rngs=nnx.Rngs(0))
+    low_end = CLIP(
+        dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, eos_token_id=5)), rngs=nnx.Rngs(0)
+    )
+    ids = np.array([[38, 3, 5, 39, 5, 1, 1, 1]], np.int32)
+    # All three have the same weights; a causal tower's token sees only what stands before it.
+    np.testing.assert_allclose(text_of(highest, ids), text_of(first, ids), atol=1e-6)
+    np.testing.assert_allclose(
+        text_of(low_end, ids),
+        text_of(low_end, np.array([[38, 3, 5, 2, 2, 2, 2, 2]], np.int32)),
+        atol=1e-6,
+    )
+    assert not np.allclose(text_of(low_end, ids), text_of(first, ids), atol=1e-3)
+
+
+def test_an_unknown_token_makes_its_row_nan_and_no_other(small: CLIP):
+    ids = captions(3)
+    ids[1, 1] = 40
+    assert np.isnan(np.asarray(text_of(small, ids))).any(axis=1).tolist() == [False, True, False]
+
+
+def test_initial_weights_have_clips_spread():
+    config = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, vocab_size=4000))
+    model = CLIP(config, rngs=nnx.Rngs(0))
+    residual = 24**-0.5 * 4**-0.5
+    for parameter, std in (
+        (model.text.token, 0.02),
+        (model.text.position, 0.01),
+        (model.text.layers[0].attention.q.kernel, 24**-0.5),
+        (model.text.layers[0].attention.out.kernel, residual),
+        (model.text.layers[0].mlp.fc1.kernel, 48**-0.5),
+        (model.text.layers[0].mlp.fc2.kernel, residual),
+        (model.vision.patch_kernel, (3 * 192) ** -0.5),
+        (model.vision.position, 32**-0.5),
+        (model.vision.projection.kernel, 32**-0.5),
+    ):
+        np.testing.assert_allclose(np.std(parameter[...]), std, rtol=0.15)
+    np.testing.assert_allclose(model.temperature, 0.07, rtol=1e-6)
+
+
+def test_it_learns_to_match_eight_pairs():
+    shallow = dataclasses.replace(
+        SMALL,
+        vision=dataclasses.replace(SMALL.vision, layers=1),
+        text=dataclasses.replace(SMALL.text, layers=1),
+    )
+    structure, state = nnx.split(CLIP(shallow, rngs=nnx.Rngs(0)))
+    pixels, ids, optimizer = pictures(8), captions(8), optax.adam(1e-3)
+
+    def loss(state):
+        model = nnx.merge(structure, state)
+        logits = model.encode_image(pixels) @ model.encode_text(ids).T / model.temperature
+        either = jax.nn.log_softmax(logits, axis=0) + jax.nn.log_softmax(logits, axis=1)
+        return -jnp.trace(either) / 16
+
+    @jax.jit
+    def learn(state):
+        def step(carry, _):
+            state, moments = carry
+            value, gradient = jax.value_and_grad(loss)(state)
+            updates, moments = optimizer.update(gradient, moments)
+            return (optax.apply_updates(state, updates), moments), (value, gradient)
+
+        _, (losses, gradients) = jax.lax.scan(step, (state, optimizer.init(state)), length=40)
+        return losses, gradients
+
+    losses, gradients = learn(state)
+    assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(gradients))
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.2
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_towers_lower_for_other_hardware(platform: str, dtype: type):
+    structure, state = nnx.split(nnx.eval_shape(lambda: CLIP(SMALL, rngs=nnx.Rngs(0), dtype=dtype)))
+
+    def encode(state, pixels, ids):
+        model = nnx.merge(structure, state)
+        return model.encode_image(pixels), model.encode_text(ids)
+
+    arguments = (
+        nnx.to_pure_dict(state),
+        jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((4, 8), jnp.int32),
+    )
+    exported = jax.export.export(jax.jit(encode), platforms=[platform])(*arguments)
+    assert exported.platforms == (platform,)
+    full = "precision = [HIGHEST, HIGHEST]"
+    assert (exported.mlir_module().count(full) > 2) == (dtype == jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((2, 3, 16, 16), np.uint8), r"\(2, 3, 16, 16\), expected \(n, 16, 16, 3\): NHWC"),
+        (np.zeros((16, 16, 3), np.uint8), r"\(16, 16, 3\), expected"),
+        (np.zeros((2, 32, 32, 3), np.float32), r"\(2, 32, 32, 3\), expected \(n, 16, 16, 3\)"),
+        (np.zeros((2, 16, 16, 3), np.int32), "int32, expected uint8 or"),
+    ],
+)
+def test_wrong_pixels_are_named(small: CLIP, pixels: np.ndarray, message: str):
+    with pytest.raises(ValueError, match=message):
+        small.encode_image(pixels)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.zeros((2, 9), np.int32), r"\(2, 9\), expected \(n, 1 to 8\)"),
+        (np.zeros((2, 0), np.int32), r"\(2, 0\), expected"),
+        (np.zeros(8, np.int32), r"\(8,\), expected"),
+        (np.zeros((2, 8), np.float32), "float32, expected int32"),
+    ],
+)
+def test_wrong_ids_are_named(small: CLIP, ids: np.ndarray, message: str):
+    with pytest.raises(ValueError, match=message):
+        small.encode_text(ids)
+
+
+@pytest.mark.parametrize(
+    ("tower", "change", "message"),
+    [
+        ("vision", {"heads": 3}, "width 32 is no multiple of heads 3"),
+        ("vision", {"patch_size": 5}, "image_size 16 is no multiple of patch_size 5"),
+        ("vision", {"layers": 0}, "layers is 0, expected a whole number"),
+        ("text", {"activation": "relu"}, "activation is 'relu', expected one of"),
+        ("text", {"eos_token_id": 40}, "eos_token_id 40 lies outside a vocabulary of 40"),
+        ("text", {"eos_token_id": 2}, "give None"),
+    ],
+)
+def test_impossible_shapes_are_refused(tower: str, change: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(getattr(SMALL, tower), **change)
+
+
+def test_config_survives_transformers_form():
+    assert CLIPConfig.from_transformers(SMALL.to_transformers()) == SMALL
+    older = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, eos_token_id=None))
+    assert older.to_transformers()["text_config"]["eos_token_id"] == 2
+    assert CLIPConfig.from_transformers(older.to_transformers()) == older
+
+
+def test_what_config_json_leaves_out_is_vit_b_32():
+    config = CLIPConfig.from_transformers(
+        {"model_type": "clip", "text_config_dict": {"num_hidden_layers": 3}}
+    )
+    assert (config.vision.width, config.vision.layers, config.vision.heads, config.embed_dim) == (
+        768,
+        12,
+        12,
+        512,
+    )
+    assert (config.text.width, config.text.layers, config.text.mlp_width) == (512, 3, 2048)
+    assert config.text.eos_token_id == 49407
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model_type": "siglip"}, "model_type is 'siglip', expected 'clip'"),
+        ({"model_type": "clip", "vision_config": {"hidden_act": "relu"}}, "hidden_act is 'relu'"),
+        ({"model_type": "clip", "vision_config": {"num_channels": 4}}, "num_channels is 4"),
+        ({"model_type": "clip", "text_config": {"hidden_size": "wide"}}, "width is 'wide'"),
+        ({"model_type": "clip", "text_config": [1]}, "text_config is a list, expected an object"),
+    ],
+)
+def test_other_configs_are_refused(content: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        CLIPConfig.from_transformers(content)

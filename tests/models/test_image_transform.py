@@ -1,0 +1,207 @@
+"""Pictures: exactly the pixels of transformers and of open_clip, and every bad file one sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipdata_jax.errors import InputError
+from clipdata_jax.models import ImageTransform, load_image_transform, write_preprocessor_config
+from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
+
+PICTURES = (
+    "cmyk.jpg",
+    "exif_rotated.jpg",
+    "gray_alpha.png",
+    "gray_square.png",
+    "palette.png",
+    "rgb_landscape.png",
+    "rgba_portrait.png",
+    "tiny_upscale.png",
+)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says its size and holds no pixels."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"")
+    chunks = b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (body, data)
+    )
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize(("convention", "key"), [("transformers", "hf"), ("open_clip", "open_clip")])
+def test_pixels_are_exactly_those_of_the_library(convention, key: str, name: str, golden: Path):
+    expected = np.load(golden / "preprocess" / "expected.npz")[f"{key}/{name}"]
+    want = np.rint((expected.transpose(1, 2, 0) * OPENAI_STD + OPENAI_MEAN) * 255)
+    transform = ImageTransform(size=32, convention=convention)
+    data = (golden / "preprocess" / name).read_bytes()
+    got = transform(data)
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got, want)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(transform(image), want)
+
+
+def test_every_web_format_and_mode_is_read():
+    down, across = np.mgrid[:40, :50].astype(np.uint8) * 4
+    square = Image.fromarray(np.stack([down, across, 255 - across], axis=-1))
+    want = ImageTransform(size=32)(square)
+    for kind, options in (
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("WEBP", {"lossless": True}),
+        ("GIF", {}),
+        ("JPEG", {"quality": 95}),
+    ):
+        got = ImageTransform(size=32)(encoded(square, kind, **options))
+        tolerance = {"GIF": 60, "JPEG": 20}.get(kind, 0)  # these two lose something
+        np.testing.assert_allclose(got.astype(int), want.astype(int), atol=tolerance)
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "PA"):
+        for convention in ("transformers", "open_clip"):
+            image = Image.new(mode, (40, 50))
+            assert ImageTransform(size=32, convention=convention)(image).shape == (32, 32, 3)
+
+
+def test_transparency_is_white_for_transformers_and_dropped_for_open_clip():
+    clear = Image.new("RGBA", (40, 40), (200, 0, 0, 0))
+    assert (ImageTransform(size=32)(encoded(clear)) == 255).all()
+    palette = Image.new("P", (40, 40))
+    palette.putpalette([200, 0, 0] * 256)
+    data = encoded(palette, transparency=b"\0" * 256)
+    assert (ImageTransform(size=32)(data) == 255).all()
+    assert (ImageTransform(size=32, convention="open_clip")(data) == [200, 0, 0]).all()
+
+
+def test_the_two_conventions_cut_odd_remainders_differently():
+    columns = np.arange(7, dtype=np.uint8)[None, :, None].repeat(4, 0).repeat(3, 2)
+    image = Image.fromarray(columns)
+    assert ImageTransform(size=4)(image)[0, 0, 0] == 1  # floor(3 / 2)
+    assert ImageTransform(size=4, convention="open_clip")(image)[0, 0, 0] == 2  # 1.5 to the even side
+
+
+def test_an_open_picture_is_left_as_it_is():
+    palette = Image.new("P", (40, 40))
+    palette.info["transparency"] = 0
+    ImageTransform(size=32)(palette)
+    assert palette.mode == "P" and palette.info == {"transparency": 0} and palette.size == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"empty \(0 bytes\)"),
+        (
+            b"<html>not found</html>",
+            r"not a picture: 22 bytes starting b'<html>no' are none of \('JPEG', 'PNG'",
+        ),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"\x89PNG\r\n\x1a\n", "not a picture|can't be read"),
+        (
+            encoded(Image.new("RGB", (200, 200), "red"), "JPEG")[:700],
+            "can't be decoded .* cut short or broken",
+        ),
+        (encoded(Image.effect_noise((200, 200), 90))[:5000], "can't be decoded .* cut short or broken"),
+        (png_header(20, 20), "can't be decoded"),
+        (png_header(8000, 8001), r"has 8000 x 8001 pixels, over max_pixels 64,000,000"),
+        (png_header(10_000, 10_000), r"10000 x 10000 pixels, over max_pixels|too many pixels"),
+        (png_header(60_000, 60_000), "too many pixels"),
+        (png_header(1, 70_000), "has 1 x 70000 pixels and 71,680,000 pixels when scaled, over max_pixels"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(data: bytes, message: str):
+    with pytest.raises(InputError, match=message) as caught:
+        ImageTransform(size=32)(data)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_the_limit_can_be_set():
+    data = encoded(Image.new("RGB", (100, 101)))
+    assert ImageTransform(size=8, max_pixels=10_100)(data).shape == (8, 8, 3)
+    with pytest.raises(InputError, match="over max_pixels 10,099"):
+        ImageTransform(size=8, max_pixels=10_099)(data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "expected 1 <= size <= resize"),
+        ({"size": 32, "resize": 31}, "expected 1 <= size <= resize"),
+        ({"size": 32, "convention": "timm"}, "convention is 'timm'"),
+        ({"size": 32, "max_pixels": 0}, "max_pixels is 0"),
+    ],
+)
+def test_impossible_transforms_are_refused(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        ImageTransform(**options)
+
+
+def write(folder: Path, **content: object) -> Path:
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_settings_beside_a_checkpoint_are_read(golden: Path, tmp_path: Path):
+    assert load_image_transform(golden / "models" / "hf_clip_quickgelu") == ImageTransform(size=32)
+    old = write(tmp_path, size=40, crop_size=32)
+    assert load_image_transform(old) == ImageTransform(size=32, resize=40)
+    new = write(tmp_path, size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, resample=3)
+    want = ImageTransform(size=32, resize=40, convention="open_clip")
+    assert load_image_transform(new, convention="open_clip") == want
+    settings = (tmp_path / "preprocessor_config.json").read_text()
+    (tmp_path / "processor_config.json").write_text(f'{{"image_processor": {settings}}}')
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert load_image_transform(tmp_path) == ImageTransform(size=32, resize=40)
+
+
+def test_settings_are_written_as_they_are_read(tmp_path: Path):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    transform = ImageTransform(size=32, resize=36)
+    write_preprocessor_config(tmp_path, transform, image_mean=(0.5, 0.5, 0.5))
+    assert load_image_transform(tmp_path) == transform
+    theirs = CLIPImageProcessorPil.from_pretrained(tmp_path)
+    assert dict(theirs.size)["shortest_edge"] == 36 and tuple(theirs.image_mean) == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="can't say convention 'open_clip'"):
+        write_preprocessor_config(tmp_path, ImageTransform(size=32, convention="open_clip"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"do_center_crop": False}, "do_center_crop False, expected true"),
+        ({"resample": 2}, r"resample 2, expected 3 \(bicubic\)"),
+        ({"size": {"height": 32, "width": 32}}, "size .* expected one number of pixels for shortest_edge"),
+        ({"crop_size": {"height": 32, "width": 31}}, "crop_size .* for height and width"),
+        ({"crop_size": "32"}, "crop_size '32'"),
+        ({"size": 31, "crop_size": 32}, "size 31 below crop_size 32"),
+    ],
+)
+def test_settings_that_are_not_clips_are_refused(content: dict, message: str, tmp_path: Path):
+    with pytest.raises(InputError, match=message):
+        load_image_transform(write(tmp_path, **content))
+
+
+def test_settings_of_another_model_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"neither preprocessor_config\.json nor config\.json"):
+        load_image_transform(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    assert load_image_transform(tmp_path) == ImageTransform(size=224)
+    with pytest.raises(InputError, match="crop_size is 336 but the model's image_size is 224"):
+        load_image_transform(write(tmp_path, size=336, crop_size=336))
