@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
@@ -47,7 +49,9 @@ def read_tar(path: str) -> Iterator[Sample]:
         (webdataset readers would split such a sample in two); a member is repeated within a sample.
     """
     seen: set[str] = set()
-    key, members, names = "", {}, {}
+    key = ""
+    members: dict[str, bytes] = {}
+    names: dict[str, str] = {}
     for name, data in read_members(path):
         member_key, extension = split_name(name)
         if member_key != key:
@@ -91,7 +95,7 @@ def read_members(path: str) -> Iterator[tuple[str, bytes]]:
             raise InputError(f"{path}: damaged or not a tar ({error}); download or write it again") from error
 
 
-def _lacks_end(file: io.BufferedIOBase, offset: int) -> bool:
+def _lacks_end(file: BinaryIO, offset: int) -> bool:
     """Whether the block of zeros that ends every tar is missing, as it is in one cut between members."""
     file.seek(max(0, offset - tarfile.BLOCKSIZE))
     return not file.read(2 * tarfile.BLOCKSIZE).endswith(bytes(tarfile.BLOCKSIZE))
@@ -99,10 +103,13 @@ def _lacks_end(file: io.BufferedIOBase, offset: int) -> bool:
 
 def write_tar(path: str, members: Iterable[tuple[str, bytes]]) -> None:
     """Writes members in order to a tar that appears whole or not at all; the same members give the same bytes."""
-    with (
-        files.open_write(path) as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
+    with files.open_write(path) as file:
+        write_members(file, members)
+
+
+def write_members(file: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
+    """Writes members in order as a tar to an open file, one in memory at a time."""
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), 0o644
@@ -138,14 +145,23 @@ def find_tars(patterns: Sequence[str], *, or_pictures: bool = False) -> list[str
             raise InputError(f"{path}: the folder holds no .tar file; expected webdataset tars")
         found += inside
     if len(set(found)) < len(found):
-        twice = next(path for index, path in enumerate(found) if path in found[:index])
+        twice = Counter(found).most_common(1)[0][0]
         raise InputError(f"{twice}: named twice; name each tar once")
     return found
 
 
 def unit_names(paths: Sequence[str]) -> list[str]:
-    """A plain name for each tar: its base name without .tar, with the folder before it where two are alike."""
-    names = [path.rpartition("/")[2].removesuffix(".tar") for path in paths]
-    longer = ["_".join(path.removesuffix(".tar").split("/")[-2:]) for path in paths]
-    names = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
-    return [f"{name}_{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
+    """A plain name for each tar: its own without .tar, after as many folders' names as tell it from the others.
+
+    `a/0.tar` and `b/0.tar` become `a_0` and `b_0`, in whatever order they come.
+    """
+    parts = [[part for part in path.removesuffix(".tar").split("/") if part] for path in paths]
+    names: dict[int, str] = {}
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        joined = ["_".join(part[-depth:]) for part in parts]
+        count = Counter(joined)
+        names = {i: name for i, name in enumerate(joined) if count[name] == 1} | names
+    if len(set(names.values())) == len(paths):
+        return [names[i] for i in range(len(paths))]
+    # Folders themselves can be named so that "a_0" is two tars.
+    return [f"{i:05d}_{part[-1]}" for i, part in enumerate(parts)]

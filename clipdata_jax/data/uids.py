@@ -21,7 +21,9 @@ def uid_of(tar_name: str, key: str) -> str:
       tar_name: the tar's file name without its folders, so that a pool can move.
       key: the sample's key.
     """
-    return hashlib.sha256(tar_name.encode() + b"\0" + key.encode()).hexdigest()[:32]
+    # A tar may hold names that are no UTF-8; tarfile hands their bytes on as surrogates.
+    parts = [name.encode(errors="surrogateescape") for name in (tar_name, key)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
 def is_uid(text: object) -> bool:
@@ -29,6 +31,7 @@ def is_uid(text: object) -> bool:
     return (
         isinstance(text, str)
         and len(text) == 32
+        and text.isascii()
         and _hex_values(np.frombuffer(text.encode(), np.uint8)).min() >= 0
     )
 

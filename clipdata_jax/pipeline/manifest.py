@@ -30,7 +30,8 @@ def describe(
 
     Args:
       command: the command's name.
-      options: its dataclass; where the work is done (`workers`) and `out` are left out.
+      options: its dataclass. Left out are `workers` and `out`, where the work is done, and `on_bad`: a run that
+        stopped at a broken file may go on with "skip", since what it finished is the same.
       inputs: files it reads whole at the start: name, size and digest are recorded.
       pool: files that the units of work read: name and size are recorded here, digests in the units' receipts,
         so that planning needs no pass over the pool.
@@ -40,9 +41,13 @@ def describe(
     chosen = {
         field.name: _plain(getattr(options, field.name))
         for field in dataclasses.fields(options)
-        if field.name not in ("workers", "out")
+        if field.name not in ("workers", "out", "on_bad")
     }
-    described: dict[str, Any] = {"command": command, "options": chosen, "inputs": [file_entry(path) for path in inputs]}
+    described: dict[str, Any] = {
+        "command": command,
+        "options": chosen,
+        "inputs": [file_entry(path) for path in inputs],
+    }
     described["pool"] = [file_entry(path, digest=False) for path in pool]
     return {**described, "versions": _versions(), **({"hardware": hardware()} if devices else {}), **facts}
 
@@ -84,7 +89,9 @@ def _plain(value: Any) -> Any:
 
 def to_json(content: Any) -> bytes:
     """JSON with sorted keys, two spaces, a final newline: the same content gives the same bytes."""
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    # Names in a tar may be no UTF-8; the surrogates that stand for their bytes are escaped as JSON does it.
+    return f"{text}\n".encode(errors="backslashreplace")
 
 
 def write_beside(path: str, content: dict[str, Any]) -> None:

@@ -144,6 +144,15 @@ def _decode(
     return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height)
 
 
+def sample_uid(path: str, sample: tars.Sample) -> str:
+    """The uid of a sample: "uid" of its `.json` in lower case, else the hash of tar name and key.
+
+    Raises:
+      InputError: the `.json` can't be read, or its uid is not 32 hex digits.
+    """
+    return _uid(path, sample.key, _fields(sample))
+
+
 def _fields(sample: tars.Sample) -> dict[str, Any]:
     if "json" not in sample.members:
         return {}
