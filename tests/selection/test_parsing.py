@@ -1,0 +1,92 @@
+"""Rules that can't be read: one message that shows the place."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipdata_jax.errors import InputError
+from clipdata_jax.selection import parse, top
+
+COLUMNS = {"clip_score", "neg_clip_loss", "a", "b"}
+CASES = [
+    ("top(neg_clip_los, 0.3)", "neg_clip_los", "did you mean neg_clip_loss?"),
+    ("(zzz >= 0.3)", "zzz", "the columns are a, b, clip_score, neg_clip_loss"),
+    ("zzz", "zzz", "unknown column"),
+    ("a", "a", "a column alone is no rule"),
+    ("0.3", "0.3", "this is no rule"),
+    ("top(a, 0)", "0", "above 0 and at most 1"),
+    ("top(a, 1.5)", "1.5", "above 0 and at most 1"),
+    ("top(a, -0.5)", "-0.5", "above 0 and at most 1"),
+    ("top(a, 5000)", "5000", "above 0 and at most 1"),
+    ("top(a, 1e-999999999)", "1e-999999999", "above 0 and at most 1"),
+    ("top(a, 1.00000000000000000001)", "1.00000000000000000001", "above 0 and at most 1"),
+    ("top(a, True)", "True", "expected a number"),
+    ("top(a, 1j)", "1j", "expected a number"),
+    ("top(a, 0x1)", "0x1", "plain decimals"),
+    ("top(a, b)", "b", "expected a number"),
+    ("top(0.3, a)", "0.3", "expected a column"),
+    ("top('a', 0.3)", "'a'", "without quotes"),
+    ("top(a)", "top(a)", "takes a column and a fraction"),
+    ("top(a, 0.1, 0.2)", "top(a, 0.1, 0.2)", "takes a column and a fraction"),
+    ("top(a, 0.1, of='all')", "'all'", 'of="kept"'),
+    ("top(a, 0.1, to='pool')", "'pool'", 'of="kept"'),
+    ("top(a, 0.1, **a)", "a", 'of="kept"'),
+    ("tpo(a, 0.3)", "tpo", "did you mean top?"),
+    ("a.top(a, 0.3)", "a.top", "unknown function"),
+    ("top(a, 0.3) @ top(b, 0.2)", "top(a, 0.3) @ top(b, 0.2)", "this is no rule"),
+    ("top(a, 0.3) and top(b, 0.2)", "top(a, 0.3) and top(b, 0.2)", "not by and, or and not"),
+    ("not top(a, 0.3)", "not top(a, 0.3)", "not by and, or and not"),
+    ("a >= 0.2 & top(b, 0.2)", "a >= 0.2 & top(b, 0.2)", "comparisons stand in parentheses"),
+    ("0.2 <= a <= 0.3", "0.2 <= a <= 0.3", "one comparison at a time"),
+    ("(1 < 2)", "1 < 2", "one side of a comparison must be a column"),
+    ("(a in b)", "a in b", "compared by"),
+    ("uids(a)", "uids(a)", "in quotes"),
+    ("uids('a', 'b')", "uids('a', 'b')", "in quotes"),
+    ("top(a, 0.3) # and more", "# and more", "no comments"),
+    ("top(a 0.3)", "a 0.3", "invalid syntax"),
+    ("top(a, 0.3", "(", "never closed"),
+    ("top(a, 0.3))", ")", "unmatched"),
+    ("top(a, 0.3) top(b, 0.2)", "top", "invalid syntax"),
+    ("uids('é') & top(zz, 0.3)", "zz", "unknown column"),
+    ("lambda: a", "lambda: a", "this is no rule"),
+    ("__import__('os').system('ls')", "__import__('os').system", "unknown function"),
+]
+
+
+@pytest.mark.parametrize(("text", "marked", "words"), CASES, ids=[case[0] for case in CASES])
+def test_errors_point_at_the_place(text, marked, words):
+    with pytest.raises(InputError) as error:
+        parse(text, COLUMNS)
+    message, shown, marks = str(error.value).split("\n")
+    assert words in message
+    assert shown == f"  {text}"
+    start = marks.index("^")
+    assert shown[start : start + len(marks.strip())] == marked
+
+
+@pytest.mark.parametrize("text", ["", "  \n ", "top(a\0, 0.3)"])
+def test_texts_without_a_place(text):
+    with pytest.raises(InputError, match=r"rule is empty|can't be read"):
+        parse(text)
+
+
+def test_warnings_of_python_are_mistakes_here():
+    with pytest.raises(InputError, match="invalid"):
+        parse(r"uids('a\d.npy')")
+    with pytest.raises(InputError, match="invalid decimal literal"):
+        parse("top(a, 0.3if a else b)")
+
+
+def test_depth_is_bounded():
+    with pytest.raises(InputError, match=r"nested too deeply|can't be read"):
+        parse("(" * 5000 + "top(a, 0.3)" + ")" * 5000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        parse(" & ".join(["top(a, 0.3)"] * 5000))
+
+
+def test_line_breaks_are_spaces():
+    assert parse("\n  top(a, 0.3)\n    >> top(b, 0.2)\n") == top("a", 0.3) >> top("b", 0.2)
+
+
+def test_without_columns_any_name_will_do():
+    assert parse("top(anything, 0.3)").columns() == ("anything",)
