@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from clipdata_jax.models.clip_config import CLIPConfig, TextConfig, VisionConfig
 from clipdata_jax.models.transformer import Builder, matmul_precision
 
-_SMALLEST = 1.2e-38  # the least normal float32
+_SMALLEST = 1.2e-38  # just above the least normal float32
 
 
 class VisionTower(nnx.Module):
@@ -43,7 +43,7 @@ class VisionTower(nnx.Module):
 
     def _embed(self, pixels: Float[Array, "b height width 3"]) -> Float[Array, "b l d"]:
         side, patch = self.config.image_size // self.config.patch_size, self.config.patch_size
-        # A convolution whose stride is its size is one matrix product, which is faster, on a CPU by far.
+        # A convolution whose stride is its size is one matrix product.
         patches = pixels.reshape(-1, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(-1, side * side, patch * patch * 3)
         x_bld = patches @ self.patch_kernel[...].astype(self.dtype).reshape(-1, self.config.width)
