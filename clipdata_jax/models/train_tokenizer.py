@@ -46,26 +46,24 @@ def train_tokenizer(
         )
     if context_length < 3:
         raise ValueError(f"context_length is {context_length}, expected at least 3: start, one token, end")
-    folder = Path(folder)
+    vocabulary, merges = _clip_order(_learn_merges(captions, vocab_size), vocab_size)
+    _write(Path(folder), vocabulary, merges, context_length)
+    return load_tokenizer(folder)
+
+
+def _write(
+    folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], context_length: int
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    merges = _learn_merges(captions, vocab_size)
-    vocabulary, merges = _clip_order(merges, vocab_size)
     with replace_file(folder / TOKENIZER) as aside:
         clip_backend(vocabulary, merges).save(str(aside))
     with replace_file(folder / MERGES) as aside:
         lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_json(folder / VOCABULARY, vocabulary)
-    write_json(
-        folder / TOKENIZER_CONFIG,
-        {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": context_length,
-            "bos_token": START,
-            **dict.fromkeys(("eos_token", "pad_token", "unk_token"), END),
-        },
-    )
-    return load_tokenizer(folder)
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, "bos_token": START}
+    ends = dict.fromkeys(("eos_token", "pad_token", "unk_token"), END)
+    write_json(folder / TOKENIZER_CONFIG, settings | ends)
 
 
 def _byte_letters() -> list[str]:
