@@ -39,3 +39,8 @@ install: $(VENV)/.installed-test
 
 clean:
 	rm -rf .venv-* demo-output
+
+# Retrains the model that ships with the demo: draws its data, about 40 minutes on 2 cores.
+.PHONY: demo-model
+demo-model: $(VENV)/.installed-demo
+	$(BIN)/python -m clipdata_jax.pipeline.demo_model configs/demo_model.py

@@ -1,0 +1,216 @@
+"""`clipdata demo`: draws a pool whose every fault is known, runs the real commands on it, and tells what they kept."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from clipdata_jax import config
+from clipdata_jax.data import files, uids
+from clipdata_jax.demo import pool as drawn
+from clipdata_jax.pipeline import manifest
+
+MODEL = str(Path(__file__).parents[1] / "demo" / "model")
+_KINDS = ("sound", "shuffled", "generic", "boilerplate", "text_picture", "blank", "duplicate")
+_TRAIN_SEEDS = (0, 1, 2)
+
+
+def run(options: config.Demo) -> dict[str, Any]:
+    """Runs the demo; everything it makes is below `options.out`, and running it again only does what is missing.
+
+    Returns:
+      The table: method -> {"kept": pairs, "sound": share, and each kind of fault: share}.
+    """
+    start = time.monotonic()
+    place = {name: files.join(options.out, name) for name in _PLACES}
+    rules = {
+        "CLIPScore": f"top(clip_score, {options.keep:g})",
+        "negCLIPLoss": f"top(neg_clip_loss, {options.keep:g})",
+        "negCLIPLoss, then NormSim": (
+            f"top(neg_clip_loss, {min(1.0, 1.5 * options.keep):g}) >> top(norm_sim_inf_target, {options.keep:g})"
+        ),
+    }
+    print(f"Drawing {options.pairs:,} pairs, about half of them spoiled, and 300 target pictures: {options.out}")
+    _draw(options, place)
+    _call("embed", config.Embed(tars=(place["pool"],), model=MODEL, tag="demo", out=place["metadata"]))
+    target = config.Embed(tars=(place["target"],), model=MODEL, tag="demo", images_only=True, out=place["target_emb"])
+    _call("embed", target)
+    score = config.Score(
+        pool=place["metadata"],
+        out=place["scores"],
+        neg_clip_loss=config.NegClipLoss(batch_size=1_024),
+        norm_sim=config.NormSim(target=(f"target={place['target_emb']}",)),
+        seed=options.seed,
+    )
+    _call("score", score)
+    subsets = {"random": _random_subset(options, place)}
+    for name, rule in rules.items():
+        subsets[name] = files.join(options.out, f"subset-{len(subsets)}.npy")
+        _call("select", config.Select(scores=(place["scores"],), rule=rule, out=subsets[name]))
+    chosen = subsets["negCLIPLoss, then NormSim"]
+    _call("reshard", config.Reshard(tars=(place["pool"],), subset=chosen, out=place["selected"]))
+    page = config.Report(
+        scores=(place["scores"],),
+        subset=chosen,
+        tars=(place["pool"],),
+        title="The demo's pool: negCLIPLoss, then NormSim",
+        out=files.join(options.out, "report.html"),
+    )
+    _call("report", page)
+    table = _judge(subsets, place["pool"])
+    print(f"\n{_table(table)}\n\nDone in {time.monotonic() - start:.0f} s. The page of pictures: {page.out}")
+    if options.train:
+        _train_and_compare(options, subsets, place)
+    return table
+
+
+_PLACES = ("pool", "target", "metadata", "target_emb", "scores", "selected", "test", "zero_shot", "runs")
+
+
+def _draw(options: config.Demo, place: dict[str, str]) -> None:
+    """Draws what is not there yet: the manifest comes last, so a folder with the same one is whole."""
+    jobs: dict[str, Callable[[str], Any]] = {
+        "pool": lambda folder: drawn.make_pool(folder, pairs=options.pairs, seed=options.seed),
+        "target": lambda folder: drawn.make_target(folder, seed=options.seed),
+    }
+    if options.train:
+        jobs["test"] = lambda folder: drawn.make_clean_tars(folder, pairs=1_000, seed=options.seed)
+        jobs["zero_shot"] = lambda folder: drawn.make_zero_shot(folder, seed=options.seed)
+    for name, draw in jobs.items():
+        plan = {"command": "demo", "pairs": options.pairs, "seed": options.seed}
+        if manifest.read(place[name]) != plan:
+            draw(place[name])
+            files.write_bytes(files.join(place[name], manifest.NAME), manifest.to_json(plan))
+
+
+def _call(command: str, options: Any) -> Any:
+    """Runs a command as the terminal would, after showing how one would type it."""
+    import importlib
+
+    print(f"\n$ clipdata {command} {_as_typed(options)}", flush=True)
+    return importlib.import_module(f"clipdata_jax.pipeline.{command}").run(options)
+
+
+def _as_typed(options: Any) -> str:
+    """The flags that would give these options; those at their defaults are left out."""
+    import dataclasses
+
+    positional, flags = [], []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        default = field.default
+        if value == default:
+            continue
+        if dataclasses.is_dataclass(value):
+            flags.append(_as_typed(value))
+            continue
+        words = [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
+        flag = f"--{field.name.replace('_', '-')}"
+        if field.name in ("tars", "scores", "pool") and default is dataclasses.MISSING:
+            positional += words
+        elif isinstance(value, bool):
+            flags.append(flag)
+        else:
+            flags.append(" ".join([flag, *map(shlex.quote, words)]))
+    return " ".join([*map(shlex.quote, positional), *flags]).replace(shlex.quote(MODEL), "DEMO-MODEL")
+
+
+def _truth(pool: str) -> tuple[np.ndarray, np.ndarray]:
+    """uids (u8,u8, sorted) and kinds of the pool's pairs, as recorded when it was drawn."""
+    with files.open_read(files.join(pool, "truth.parquet")) as file:
+        table = pq.read_table(file)
+    uid, kind = uids.from_hex(table["uid"]), np.asarray(table["kind"].to_pylist())
+    order = np.lexsort((uid["f1"], uid["f0"]))
+    return uid[order], kind[order]
+
+
+def _random_subset(options: config.Demo, place: dict[str, str]) -> str:
+    uid, _ = _truth(place["pool"])
+    chosen = np.random.default_rng(options.seed).permutation(len(uid))[: int(options.keep * len(uid))]
+    path = files.join(options.out, "subset-0.npy")
+    uids.write_subset(path, uid[chosen])
+    return path
+
+
+def _judge(subsets: dict[str, str], pool: str) -> dict[str, Any]:
+    """What each subset is made of."""
+    uid, kind = _truth(pool)
+    table = {}
+    for name, path in subsets.items():
+        kept = kind[uids.find(uid, uids.read_subset(path))]
+        table[name] = {"kept": len(kept), **{one: float(np.mean(kept == one)) for one in _KINDS}}
+    return table
+
+
+def _table(table: dict[str, Any]) -> str:
+    head = ["kept by", "pairs", *(kind.replace("_", " ") for kind in _KINDS)]
+    rows = [head] + [
+        [name, f"{row['kept']:,}", *(f"{row[kind]:.1%}" for kind in _KINDS)] for name, row in table.items()
+    ]
+    return "What the kept pairs are, by the truth recorded when they were drawn:\n" + _align(rows)
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dict[str, str]) -> None:
+    """Trains small models for equal steps on random and on selected pairs, and prints how good they are."""
+    import json
+
+    figures: dict[str, list[dict[str, float]]] = {}
+    for name in ("random", "CLIPScore", "negCLIPLoss", "negCLIPLoss, then NormSim"):
+        for seed in _TRAIN_SEEDS:
+            out = files.join(place["runs"], f"{len(figures) - (name in figures)}-{seed}")
+            training = config.Train(
+                tars=(place["pool"],),
+                subset=subsets[name],
+                tokenizer=MODEL,
+                out=out,
+                steps=options.train_steps,
+                batch_size=128,
+                warmup=min(50, options.train_steps // 4),
+                seed=seed,
+            )
+            _call("train", training)
+            evaluation = config.Evaluate(
+                model=files.join(out, "model"),
+                retrieval=(place["test"],),
+                classification=(place["zero_shot"],),
+                classnames=files.join(place["zero_shot"], "classnames.json"),
+                templates=files.join(place["zero_shot"], "templates.json"),
+                out=files.join(out, "figures.json"),
+            )
+            _call("evaluate", evaluation)
+            figures.setdefault(name, []).append(_flat(json.loads(files.read_bytes(evaluation.out))))
+    columns = list(figures["random"][0])
+    rows = [["trained on", *columns]]
+    for name, runs in figures.items():
+        cells = [[run[column] for run in runs] for column in columns]
+        rows.append([name, *(f"{np.mean(cell):.1%} ± {np.std(cell, ddof=1):.1%}" for cell in cells)])
+    print(
+        f"\nModels trained for {options.train_steps} steps of 128 pairs, mean and standard deviation over"
+        f" {len(_TRAIN_SEEDS)} seeds:\n{_align(rows)}"
+    )
+
+
+def _flat(figures: dict[str, Any]) -> dict[str, float]:
+    """The shares among an evaluation's figures, by their names."""
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            found |= {f"{name} {inner}": number for inner, number in _flat(value).items()}
+        elif isinstance(value, float):
+            found[name] = value
+    return found
