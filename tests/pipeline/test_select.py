@@ -1,0 +1,207 @@
+"""The real `clipdata select` on made score tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipdata_jax import config
+from clipdata_jax.data import tables, uids
+from clipdata_jax.pipeline import select
+
+RULE = "top(neg_clip_loss, 0.3) >> top(norm_sim_inf, 0.2)"
+
+
+def make_table(folder: Path, sizes=(40, 25, 35), columns=("neg_clip_loss", "norm_sim_inf"), seed=0):
+    """Writes a score table; returns the uids and columns of all parts, one after another."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    whole = []
+    for index, rows in enumerate(sizes):
+        uid = uids.join_halves(*np.random.default_rng(index).integers(0, 2**64, (2, rows), dtype=np.uint64))
+        values = {name: rng.normal(size=rows).astype(np.float32) for name in columns}
+        (folder / f"{index:08d}.parquet").write_bytes(tables.part_bytes(uid, values))
+        whole.append((uid, values))
+    joined = {name: np.concatenate([values[name] for _, values in whole]) for name in columns}
+    return np.concatenate([uid for uid, _ in whole]), joined
+
+
+def two_steps(uid, columns):
+    """The paper's selection of 100 pairs by a full sort."""
+    first = np.argsort(-columns["neg_clip_loss"])[:30]
+    return np.sort(uid[first[np.argsort(-columns["norm_sim_inf"][first])[:20]]])
+
+
+def refused(done, *words):
+    """One complaint on stderr, exit status 2, nothing on stdout."""
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    assert done.stderr.startswith("clipdata select: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    return True
+
+
+def test_the_subset_is_what_sorting_gives(tmp_path, clipdata):
+    uid, columns = make_table(tmp_path / "scores")
+    done = clipdata("select", "scores", "--rule", RULE, "--out", "new/subset.npy")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    subset = np.load(tmp_path / "new/subset.npy", allow_pickle=False)
+    assert subset.dtype == np.dtype("u8,u8")
+    np.testing.assert_array_equal(subset, two_steps(uid, columns))
+    assert done.stdout.splitlines() == [
+        "kept 20 of 100 pairs (20.00 %): new/subset.npy",
+        "     looked at           kept   step",
+        "           100             30   top(neg_clip_loss, 0.3)",
+        "            30             20   top(norm_sim_inf, 0.2)",
+    ]
+
+
+def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
+    make_table(tmp_path / "scores")
+    written = []
+    for _ in range(2):
+        assert clipdata("select", "scores", "--rule", RULE, "--out", "s.npy").returncode == 0
+        written.append((tmp_path / "s.npy.manifest.json").read_bytes())
+    assert written[0] == written[1]
+    content = json.loads(written[0])
+    assert (content["command"], content["rule"]) == ("select", RULE)
+    assert (content["pool"], content["kept"], content["uids"], content["repeats"]) == (100, 20, 20, 0)
+    assert content["without_score"]["norm_sim_inf"] == {"null": 0, "infinite": 0}
+    assert [step["kept"] for step in content["steps"]] == [30, 20]
+    assert [Path(entry["name"]).name for entry in content["inputs"]] == [f"{i:08d}.parquet" for i in range(3)]
+    assert content["outputs"]["s.npy"]["bytes"] == (tmp_path / "s.npy").stat().st_size
+
+
+def test_several_tables_join(tmp_path, clipdata):
+    uid, a = make_table(tmp_path / "a", columns=("neg_clip_loss",))
+    _, b = make_table(tmp_path / "b", columns=("norm_sim_inf",), seed=1)
+    assert clipdata("select", "a", "b", "--rule", RULE, "--out", "s.npy").returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), two_steps(uid, a | b))
+
+
+def test_nulls_infinities_and_repeated_uids_are_counted_and_said(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    uid = uids.join_halves(*rng.integers(0, 2**64, (2, 100), dtype=np.uint64))
+    uid[1::20] = uid[::20]
+    values = rng.normal(size=100).astype(np.float32)
+    values[10:13] = np.inf
+    null = np.arange(100) >= 95
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores/0.parquet").write_bytes(tables.part_bytes(uid, {"a": values}, null))
+    out = str(tmp_path / "s.npy")
+    found = select.run(config.Select(scores=(str(tmp_path / "scores"),), rule="top(a, 1)", out=out))
+    assert (found.pool, found.kept, found.uids, found.repeats) == (100, 92, 87, 5)
+    assert found.without_score == {"a": {"null": 5, "infinite": 3}}
+    assert capsys.readouterr().out.splitlines() == [
+        f"kept 92 of 100 pairs (92.00 %): {out}",
+        "     looked at           kept   step",
+        "           100             92   top(a, 1)   (100 asked for)",
+        "a: 5 pairs have no score and 3 an infinite one; the column selects none of them",
+        "5 pairs repeat the uid of another; the subset holds each uid once: 87",
+    ]
+
+
+def test_subsets_are_inputs_too(tmp_path, clipdata):
+    uid, _ = make_table(tmp_path / "scores")
+    uids.write_subset(str(tmp_path / "seen.npy"), uid[:50])
+    done = clipdata("select", "scores", "--rule", 'top(norm_sim_inf, 1) - uids("seen.npy")', "--out", "s.npy")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), np.sort(uid[50:]))
+    content = json.loads((tmp_path / "s.npy.manifest.json").read_text())
+    assert "seen.npy" in [entry["name"] for entry in content["inputs"]]
+
+
+def test_an_empty_subset_is_said(tmp_path, clipdata):
+    make_table(tmp_path / "scores")
+    done = clipdata("select", "scores", "--rule", "neg_clip_loss > 1000", "--out", "s.npy")
+    assert done.returncode == 0
+    assert "the rule keeps nothing" in done.stdout
+    assert len(uids.read_subset(str(tmp_path / "s.npy"))) == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [("top(neg_clip_loss, 1)", 100), ("top(neg_clip_loss, 1) >> bottom(norm_sim_inf, 0.29)", 29)],
+)
+def test_fraction_1_keeps_every_pair_with_a_score(tmp_path, clipdata, rule, kept):
+    make_table(tmp_path / "scores")
+    assert clipdata("select", "scores", "--rule", rule, "--out", "s.npy").returncode == 0
+    assert len(np.load(tmp_path / "s.npy")) == kept
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (
+            "top(neg_clip_lost, 0.3)",
+            ["unknown column 'neg_clip_lost'", "did you mean neg_clip_loss?", "^^^^"],
+        ),
+        ("top(neg_clip_loss, 0.3", ["never closed", "\n     ^"]),
+        ("top(neg_clip_loss, 0)", ["the fraction is 0", "above 0 and at most 1", "\n" + " " * 21 + "^"]),
+        (
+            "top(neg_clip_loss, 1.5)",
+            ["the fraction is 1.5", "above 0 and at most 1", "\n" + " " * 21 + "^^^"],
+        ),
+        ("uids('none.npy')", ["none.npy: no such file"]),
+        ("", ["the rule is empty"]),
+    ],
+)
+def test_wrong_rules(tmp_path, clipdata, rule, words):
+    make_table(tmp_path / "scores")
+    done = clipdata("select", "scores", "--rule", rule, "--out", "s.npy")
+    assert refused(done, *words)
+    assert not (tmp_path / "s.npy").exists()
+
+
+def test_wrong_inputs_and_outputs(tmp_path, clipdata):
+    make_table(tmp_path / "scores")
+    make_table(tmp_path / "other", sizes=(40, 25))
+    make_table(tmp_path / "none", sizes=(0,))
+    (tmp_path / "empty").mkdir()
+    tail = ("--rule", RULE, "--out", "s.npy")
+    assert refused(clipdata("select", "missing", *tail), "missing: no such folder")
+    assert refused(clipdata("select", "empty", *tail), "empty: is empty")
+    assert refused(clipdata("select", "none", *tail), "none: the score table holds no pairs")
+    assert refused(clipdata("select", "scores", "other", *tail), "not of one pool")
+    assert refused(clipdata("select", "scores", "--rule", RULE, "--out", "s.txt"), "ends in .npy")
+    assert refused(
+        clipdata("select", "scores", "--rule", RULE, "--out", "scores/00000000.parquet/s.npy"), "can't be"
+    )
+
+
+def test_another_runs_subset_stays(tmp_path, clipdata):
+    make_table(tmp_path / "scores")
+    assert clipdata("select", "scores", "--rule", RULE, "--out", "s.npy").returncode == 0
+    before = (tmp_path / "s.npy").read_bytes()
+    done = clipdata("select", "scores", "--rule", "top(neg_clip_loss, 0.3)", "--out", "s.npy")
+    assert refused(done, "already holds another run's subset (rule was", "choose another --out")
+    (tmp_path / "s.npy.manifest.json").unlink()
+    assert refused(
+        clipdata("select", "scores", "--rule", RULE, "--out", "s.npy"), "no manifest says what it holds"
+    )
+    assert (tmp_path / "s.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["scores", "--rule", RULE, "--out", "s.npy"]])
+def test_selecting_imports_no_jax(tmp_path, arguments):
+    make_table(tmp_path / "scores")
+    code = (
+        "import sys\nfrom clipdata_jax import cli\n"
+        f"try:\n  assert cli.main({['select', *arguments]!r}) == 0\n"
+        "except SystemExit as stop:\n  assert not stop.code\n"
+        "assert not {'jax', 'flax', 'tensorflow', 'torch'} & set(sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        check=False, env={"PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
