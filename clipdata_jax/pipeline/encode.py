@@ -65,9 +65,7 @@ class Encoder:
         emb_nd = np.empty((len(rows), jax.eval_shape(encode, self._state, whole).shape[1]), np.float32)
         pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
         for start in range(0, len(rows), self.rows):
-            batch = np.zeros(whole.shape, whole.dtype)
-            piece = rows[start : start + self.rows]
-            batch[: len(piece)] = piece
+            batch = parallel.pad_rows(rows[start : start + self.rows], self.rows)
             pending.append((start, encode(self._state, jax.device_put(batch, self._sharding))))
             if len(pending) > _IN_FLIGHT:
                 _fetch(pending, emb_nd)

@@ -1,0 +1,286 @@
+"""`clipdata train`: tars in, a trained CLIP in transformers' layout out; all processes of a run work together."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipdata_jax import parallel
+from clipdata_jax.config import Train
+from clipdata_jax.data import files, tars, uids
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import manifest, progress, work
+from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
+
+if TYPE_CHECKING:
+    from clipdata_jax.models import Tokenizer
+    from clipdata_jax.training import Pairs
+
+_UNIT = "model"
+# Every process holds all pictures, decoded.
+_MEMORY_BOUND = 16 << 30
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def run(options: Train) -> dict[str, Any] | None:
+    """Trains a CLIP; returns the manifest, or None in processes other than the first.
+
+    Raises:
+      InputError: bad input; the checkpoints so far are kept, and the same command goes on from the last.
+    """
+    if options.workers.worker is not None:
+        raise InputError("--worker: training needs all its processes at once; use --coordinator instead")
+    share = parallel.start(options.workers)
+    paths = tars.find_tars(options.tars)
+    subset = None if options.subset is None else uids.read_subset(options.subset)
+    with tempfile.TemporaryDirectory() as folder:
+        token_files = _copy_tokenizer(options, Path(folder))
+        tokenizer = _load_tokenizer(options, folder)
+        inputs = [*token_files, *([] if options.subset is None else [options.subset])]
+        plan = manifest.describe("train", options, inputs=inputs, pool=paths, devices=True)
+        output = _open(options.out, plan, share)
+        if output.receipt(_UNIT) is None:
+            _train(options, _Pool(options, paths, tokenizer, subset), tokenizer, Path(folder), output)
+    if share.index:
+        return None
+    result = output.finish(lambda receipts: receipts[0]["facts"])
+    _print_summary(result or {}, output)
+    return result
+
+
+def _copy_tokenizer(options: Train, to: Path) -> list[str]:
+    """Copies the tokenizer, for captions as long as this model's; returns the files it consists of."""
+    from clipdata_jax.models import files as names
+
+    source = names.checkpoint_folder(options.tokenizer)
+    parts = (names.TOKENIZER, names.VOCABULARY, names.MERGES, names.TOKENIZER_CONFIG, names.SPECIAL_TOKENS)
+    found = [source / name for name in parts if (source / name).is_file()]
+    for file in found:
+        shutil.copyfile(file, to / file.name)
+    settings = to / names.TOKENIZER_CONFIG
+    before = names.read_json(settings) if settings.is_file() else {"tokenizer_class": "CLIPTokenizer"}
+    names.write_json(settings, {**before, "model_max_length": options.context_length})
+    return [str(file) for file in found]
+
+
+def _load_tokenizer(options: Train, copy: str) -> Tokenizer:
+    from clipdata_jax import models
+
+    try:
+        return models.load_tokenizer(copy)
+    except InputError as error:  # it knows the copy only
+        raise InputError(str(error).replace(copy, options.tokenizer)) from error
+
+
+def _open(folder: str, plan: dict[str, Any], share: parallel.Share) -> work.Output:
+    """Opens the output; the first process goes first, so that the others find what it made."""
+    if share.count == 1:
+        return work.open_output(folder, plan=plan, units=[_UNIT])
+    from jax.experimental import multihost_utils
+
+    if share.index == 0:
+        work.open_output(folder, plan=plan, units=[_UNIT])
+    multihost_utils.sync_global_devices("the output is open")
+    return work.open_output(folder, plan=plan, units=[_UNIT])
+
+
+def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, output: work.Output) -> None:
+    """Reads the pairs, trains, and writes the unit "model" of the output."""
+    import jax
+    from flax import nnx
+
+    from clipdata_jax import models, training
+
+    pool.read()
+    reporter = _Reporter(options, output, shown=jax.process_index() == 0)
+    with reporter.bar:
+        model = training.train(
+            models.CLIP(_model_config(options, tokenizer), rngs=nnx.Rngs(options.seed)),
+            pool.pairs(),
+            optimizer=training.adamw(
+                learning_rate=options.learning_rate,
+                warmup=options.warmup,
+                steps=options.steps,
+                weight_decay=options.weight_decay,
+            ),
+            steps=options.steps,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            mesh=parallel.data_mesh(),
+            checkpoints=output.path("checkpoints"),
+            checkpoint_every=options.checkpoint_every,
+            report=reporter,
+        )
+    if jax.process_index():
+        return
+    models.save_clip(model, folder)
+    parts: dict[str, bytes | Callable[..., None]] = {
+        f"{_UNIT}/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())
+    }
+    facts = {
+        **pool.facts(),
+        "temperature": float(np.asarray(model.temperature)),
+        "digest": models.checkpoint_digest(folder),
+        "parameters": sum(value.size for value in training.split_model(model)[0].values()),
+    }
+    output.complete(_UNIT, parts, facts)
+
+
+def _model_config(options: Train, tokenizer: Tokenizer) -> Any:
+    from clipdata_jax import models
+
+    width, layers, heads = options.width, options.layers, options.heads
+    return models.CLIPConfig(
+        vision=models.VisionConfig(
+            width=width,
+            layers=layers,
+            heads=heads,
+            mlp_width=4 * width,
+            image_size=options.image_size,
+            patch_size=options.patch_size,
+        ),
+        text=models.TextConfig(
+            width=width,
+            layers=layers,
+            heads=heads,
+            mlp_width=4 * width,
+            vocab_size=tokenizer.vocab_size,
+            context_length=options.context_length,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+        embed_dim=options.embed_dim,
+    )
+
+
+class _Pool:
+    """The pairs of the tars in memory, and what was left out."""
+
+    def __init__(
+        self, options: Train, paths: Sequence[str], tokenizer: Tokenizer, subset: np.ndarray | None
+    ) -> None:
+        from clipdata_jax.models import ImageTransform
+
+        self._options, self._paths, self._tokenizer, self._subset = options, paths, tokenizer, subset
+        self._transform = ImageTransform(size=options.image_size)
+        self._pixels: list[np.ndarray] = []
+        self._ids: list[np.ndarray] = []
+        self._uids: list[str] = []
+        self._bad: list[Bad] = []
+        self._skipped_tars: list[str] = []
+        self._inputs: list[dict[str, Any]] = []
+
+    def read(self) -> None:
+        """Reads all tars, in order.
+
+        Raises:
+          InputError: bad input that `on_bad` says to stop at, or more pairs than fit into memory.
+        """
+        sizes = [max(files.size(path), 1) for path in self._paths]
+        with progress.bar(total=len(sizes), unit="tar", name="read") as bar:
+            for number, path in enumerate(self._paths, start=1):
+                try:
+                    self._read_tar(path)
+                except InputError as error:
+                    if self._options.on_bad == "stop":
+                        raise
+                    self._skipped_tars.append(str(error))
+                self._inputs.append(manifest.file_entry(path))
+                self._check_memory(sum(sizes) / sum(sizes[:number]))
+                bar.update(1)
+        if self._subset is not None and not self._pixels:
+            raise InputError(f"none of the {len(self._subset)} uids of {self._options.subset} is in the tars")
+
+    def _read_tar(self, path: str) -> None:
+        good: list[Decoded] = []
+        bad: list[Bad] = []
+        keep = None if self._subset is None else self._is_wanted
+        for item in decoded_samples(path, self._transform, on_bad=self._options.on_bad, keep=keep):
+            if isinstance(item, Bad):
+                bad.append(item)
+            else:
+                good.append(item)
+        self._bad += bad
+        self._pixels += [item.pixels for item in good]
+        self._uids += [item.uid for item in good]
+        self._ids.append(self._tokenizer([item.caption for item in good]))
+
+    def _is_wanted(self, uid: str) -> bool:
+        return self._subset is not None and bool(uids.find(self._subset, uids.from_hex([uid]))[0] >= 0)
+
+    def _check_memory(self, grows: float) -> None:
+        """Stops once the tars read so far tell that all pictures won't fit."""
+        each = 3 * self._options.image_size**2
+        expected = len(self._pixels) * grows
+        if self._subset is not None:
+            expected = min(expected, max(len(self._subset), len(self._pixels)))
+        if expected * each > _MEMORY_BOUND:
+            raise InputError(
+                f"about {expected:,.0f} pictures of {each:,} bytes need {expected * each / 2**30:.0f} GiB of memory,"
+                f" more than the {_MEMORY_BOUND >> 30} GiB that this trainer holds; use a smaller --subset or"
+                " --image-size"
+            )
+
+    def pairs(self) -> Pairs:
+        """The pairs, their rows of tokens cut to the longest caption: what follows an end token is never read."""
+        from clipdata_jax.training import Pairs
+
+        ids = np.concatenate(self._ids) if self._ids else self._tokenizer([])
+        ends = (ids == self._tokenizer.eos_token_id).argmax(axis=1)
+        return Pairs(self._pixels, ids[:, : int(ends.max(initial=0)) + 1])
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the pairs."""
+        found = uids.sort_unique(uids.from_hex(self._uids))
+        facts = {
+            "pairs": len(self._pixels),
+            "repeated_uids": len(self._uids) - len(found),
+            "skipped_samples": [{"tar": bad.tar, "key": bad.key, "reason": bad.reason} for bad in self._bad],
+            "skipped_tars": self._skipped_tars,
+            "pool": self._inputs,
+        }
+        if self._subset is None:
+            return facts
+        return {
+            **facts,
+            "subset_uids": len(self._subset),
+            "subset_uids_not_found": len(self._subset) - len(found),
+        }
+
+
+class _Reporter:
+    """Shows steps and losses, and logs them every few seconds."""
+
+    def __init__(self, options: Train, output: work.Output, *, shown: bool) -> None:
+        self.bar = progress.bar(total=options.steps, unit="step", name="train")
+        self.bar.disable = not shown
+        self._options, self._output, self._shown = options, output, shown
+        self._last = (time.monotonic(), 0)
+
+    def __call__(self, step: int, loss: float | None) -> None:
+        if loss is None:  # where an earlier run stopped
+            self.bar.initial = self.bar.n = step
+            self._last = (time.monotonic(), step)
+            return
+        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self.bar.update(1)
+        now, (then, step_then) = time.monotonic(), self._last
+        if self._shown and (now - then >= _SECONDS_BETWEEN_LINES or step in (1, self._options.steps)):
+            rate = (step - step_then) * self._options.batch_size / max(now - then, 1e-9)
+            self._output.log({"step": step, "loss": round(loss, 5), "pairs_per_s": round(rate, 1)})
+            self._last = (now, step)
+
+
+def _print_summary(result: dict[str, Any], output: work.Output) -> None:
+    print(
+        f"Trained on {result['pairs']:,} pairs for {result['options']['steps']:,} steps, temperature"
+        f" {result['temperature']:.4g}: {output.path(_UNIT)}"
+    )
+    skipped = len(result["skipped_samples"]), len(result["skipped_tars"])
+    if any(skipped):
+        print(f"Skipped {skipped[1]} tars and {skipped[0]} samples, listed in {manifest.NAME}")

@@ -1,0 +1,169 @@
+"""The training loop: batches in a fixed order, checkpoints, and exactly where it was after a stop."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Int32
+
+from clipdata_jax import parallel
+from clipdata_jax.errors import InputError
+from clipdata_jax.models import CLIP
+from clipdata_jax.training import order
+from clipdata_jax.training.step import TrainState, init_state, make_step, split_model
+
+_KEPT_CHECKPOINTS = 2
+# Steps handed to the devices before the first one's loss is read: keeps them busy, and bounds what piles up.
+_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Decoded pictures and their captions' tokens, in memory.
+
+    Attributes:
+      pixels: n arrays, or one array, of uint8 (size, size, 3): 12 kB each at 64 pixels a side.
+      ids: n rows of tokens.
+    """
+
+    pixels: Sequence[np.ndarray] | np.ndarray
+    ids: Int32[np.ndarray, "n context"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels and tokens of some rows."""
+        return np.stack([self.pixels[row] for row in rows]), self.ids[rows]
+
+
+def train(
+    model: CLIP,
+    pairs: Pairs,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    mesh: Mesh,
+    checkpoints: str | None = None,
+    checkpoint_every: int = 200,
+    report: Callable[[int, float | None], None] = lambda step, loss: None,
+) -> CLIP:
+    """Trains a model, going on from the last checkpoint if there is one.
+
+    The parameters after `steps` steps have the same bits whether or not the run was stopped in between, on the
+    same devices. Every process of a run calls this with the same arguments and pairs.
+
+    Args:
+      model: the model to start from; it is left as it is.
+      pairs: what to train on.
+      optimizer: e.g. `adamw(...)` for as many steps.
+      steps: steps to have done in the end.
+      batch_size: pairs in a batch, over all devices and processes.
+      seed: of the order of the pairs.
+      mesh: the run's devices.
+      checkpoints: folder for them; None writes none. The last two are kept.
+      checkpoint_every: steps between checkpoints; the last step has one too.
+      report: called after each step, a little late, with its number from 1 and its loss; where the
+        run goes on from a checkpoint, first with that one's step and None.
+
+    Returns:
+      The trained model.
+
+    Raises:
+      InputError: fewer pairs than a batch, a batch that doesn't divide over the devices, or a loss that is not
+        finite.
+    """
+    _check_batch(len(pairs), batch_size, mesh)
+    params, merge = split_model(model)
+    state = init_state(params, optimizer, mesh)
+    step_function = make_step(merge, optimizer, mesh)
+    with _manager(checkpoints) as manager:
+        state, done = _restore(manager, state)
+        if done:
+            report(done, None)
+        pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
+        for step in range(done, steps):
+            rows = order.batch_rows(seed=seed, step=step, pairs=len(pairs), batch_size=batch_size)
+            batch = (parallel.to_global(part, mesh) for part in pairs.take(_own(rows)))
+            state, loss = step_function(state, *batch)
+            pending.append((step + 1, loss))
+            due = manager is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps)
+            # A checkpoint must not hold what a bad loss made of the parameters.
+            _settle(pending, report, 0 if due or step + 1 == steps else _IN_FLIGHT)
+            if due:
+                _save(manager, step + 1, state)
+    return merge(jax.device_get(state.params))
+
+
+def _check_batch(pairs: int, batch_size: int, mesh: Mesh) -> None:
+    devices = mesh.shape[parallel.AXIS]
+    if batch_size % devices:
+        raise InputError(
+            f"--batch-size is {batch_size}, expected a multiple of the {devices} devices of the run"
+        )
+    if pairs < batch_size:
+        raise InputError(
+            f"there are {pairs} pairs to train on, fewer than one batch of {batch_size}; give more, or a smaller"
+            " --batch-size"
+        )
+
+
+def _own(rows: np.ndarray) -> np.ndarray:
+    """This process's share of a batch; which one is which doesn't matter, since the loss is the batch's."""
+    each = len(rows) // jax.process_count()
+    return rows[jax.process_index() * each :][:each]
+
+
+def _settle(
+    pending: collections.deque[tuple[int, jax.Array]], report: Callable[[int, float | None], None], most: int
+) -> None:
+    while len(pending) > most:
+        step, loss = pending.popleft()
+        if not math.isfinite(value := float(loss)):
+            raise InputError(f"the loss is {value} at step {step}: training diverged; lower --learning-rate")
+        report(step, value)
+
+
+@contextlib.contextmanager
+def _manager(folder: str | None) -> Iterator[Any]:
+    if folder is None:
+        yield None
+        return
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(_KEPT_CHECKPOINTS),
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,
+    )
+    path = folder if "://" in folder else os.path.abspath(folder)
+    with ocp.CheckpointManager(path, options=options) as manager:
+        yield manager
+
+
+def _save(manager: Any, step: int, state: TrainState) -> None:
+    import orbax.checkpoint as ocp
+
+    manager.save(step, args=ocp.args.StandardSave(state))
+
+
+def _restore(manager: Any, state: TrainState) -> tuple[TrainState, int]:
+    """The newest checkpoint's state, sharded as `state` is, and its step; `state` and 0 if there is none."""
+    if manager is None or manager.latest_step() is None:
+        return state, 0
+    import orbax.checkpoint as ocp
+
+    restored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
+    return restored, int(restored.step)
