@@ -49,7 +49,9 @@ class Output:
             sizes = {name: entry["bytes"] for name, entry in receipt["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        if all(files.exists(self.path(name)) and files.size(self.path(name)) == n for name, n in sizes.items()):
+        if all(
+            files.exists(self.path(name)) and files.size(self.path(name)) == n for name, n in sizes.items()
+        ):
             return receipt
         return None
 
@@ -58,7 +60,11 @@ class Output:
         return [unit for unit in self.units[share.index :: share.count] if self.receipt(unit) is None]
 
     def complete(
-        self, unit: str, parts: Mapping[str, bytes | Callable[[BinaryIO], None]], facts: dict[str, Any], **seconds: Any
+        self,
+        unit: str,
+        parts: Mapping[str, bytes | Callable[[BinaryIO], None]],
+        facts: dict[str, Any],
+        **seconds: Any,
     ) -> None:
         """Writes a unit's files and then its receipt.
 
@@ -130,7 +136,9 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
     elif files.exists(folder):
         fs, inner = files.filesystem(folder)
         if not fs.isdir(inner):
-            raise InputError(f"{folder}: is a file where a folder for the results is expected; choose another --out")
+            raise InputError(
+                f"{folder}: is a file where a folder for the results is expected; choose another --out"
+            )
         if any(True for _ in fs.ls(inner)):
             raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
     output = Output(folder, tuple(units))
@@ -140,9 +148,17 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
 
 def _first_difference(before: Any, now: Any, name: str = "") -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted({*before, *now}):
+        # What the user chose explains best: other options bring other inputs and units.
+        for key in sorted({*before, *now}, key=lambda key: (key not in ("command", "options"), key)):
             if before.get(key) != now.get(key):
                 return _first_difference(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for old, new in zip(before, now, strict=True):
+            if old != new:
+                file = (
+                    old["name"] if isinstance(old, dict) and isinstance(new, dict) and "name" in old else ""
+                )
+                return _first_difference(old, new, f"{name}[{file}]" if file else name)
     shown = [text if len(text) < 80 else text[:77] + "..." for text in (json.dumps(before), json.dumps(now))]
     return f"{name} was {shown[0]}, now {shown[1]}"
 
