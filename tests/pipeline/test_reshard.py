@@ -1,0 +1,286 @@
+"""The real `clipdata reshard` on made tars."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipdata_jax import config
+from clipdata_jax.data import tars, uids
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import reshard
+
+
+def uid_number(index: int) -> str:
+    return f"{index * 7919:032x}"
+
+
+def samples(start: int, count: int, *, with_uid: bool = True):
+    """Members of samples: a picture (any bytes will do), a caption, a json with the uid."""
+    rng = np.random.default_rng(start)
+    for index in range(start, start + count):
+        fields = {"uid": uid_number(index)} if with_uid else {"caption": "né"}
+        yield f"a/{index:05d}.jpg", rng.bytes(700 + index)
+        yield f"a/{index:05d}.TXT", f"caption {index}".encode()
+        yield f"a/{index:05d}.json", json.dumps(fields).encode()
+
+
+def members(path: Path) -> list[tuple[str, bytes]]:
+    with tarfile.open(path) as tar:
+        return [(info.name, tar.extractfile(info).read()) for info in tar]
+
+
+def write_subset(path: Path, texts) -> str:
+    uids.write_subset(str(path), uids.from_hex(list(texts)))
+    return str(path)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Three tars of 10, 5 and 8 samples; the subset takes every third sample of the first two."""
+    folder = tmp_path / "pool"
+    tars.write_tar(f"{folder}/000.tar", samples(0, 10))
+    tars.write_tar(f"{folder}/001.tar", samples(10, 5))
+    tars.write_tar(f"{folder}/002.tar", samples(100, 8))
+    write_subset(tmp_path / "s.npy", [uid_number(index) for index in range(0, 15, 3)])
+    return folder
+
+
+def kept(path: Path, numbers) -> list[tuple[str, bytes]]:
+    """The members of a tar whose keys have these numbers."""
+    names = {f"a/{index:05d}" for index in numbers}
+    return [(name, data) for name, data in members(path) if name.rpartition(".")[0] in names]
+
+
+def refused(done, *words):
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("clipdata reshard: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in last
+    return True
+
+
+def test_tars_hold_the_selected_samples_byte_for_byte(tmp_path, pool, clipdata):
+    done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["000.tar", "001.tar"]
+    assert members(tmp_path / "out/000.tar") == kept(pool / "000.tar", (0, 3, 6, 9))
+    assert members(tmp_path / "out/001.tar") == kept(pool / "001.tar", (12,))
+    assert [sample.key for sample in tars.read_tar(f"{tmp_path}/out/001.tar")] == ["a/00012"]
+    held = np.load(tmp_path / "out/uids/000.npy", allow_pickle=False)
+    assert uids.to_hex(held) == [uid_number(index) for index in (0, 3, 6, 9)]
+    assert done.stdout == "kept 5 of 23 samples in 3 tars; 2 tars written: out\n"
+
+
+def test_the_manifest_counts_every_tar_and_is_deterministic(tmp_path, pool, clipdata):
+    for out in ("one", "two"):
+        assert clipdata("reshard", "pool", "--subset", "s.npy", "--out", out).returncode == 0
+    text = (tmp_path / "one/manifest.json").read_bytes()
+    assert text == (tmp_path / "two/manifest.json").read_bytes()
+    assert (tmp_path / "one/000.tar").read_bytes() == (tmp_path / "two/000.tar").read_bytes()
+    content = json.loads(text)
+    assert content["per_tar"] == {
+        "000": {"samples": 10, "kept": 4},
+        "001": {"samples": 5, "kept": 1},
+        "002": {"samples": 8, "kept": 0},
+    }
+    assert content["command"] == "reshard" and content["inputs"][0]["digest"].startswith("sha256:")
+    assert [Path(entry["name"]).name for entry in content["pool"]] == ["000.tar", "001.tar", "002.tar"]
+    assert set(content["outputs"]) == {"000.tar", "001.tar", "uids/000.npy", "uids/001.npy"}
+
+
+def test_missing_and_repeated_uids_are_counted(tmp_path, capsys):
+    tars.write_tar(f"{tmp_path}/pool/0.tar", samples(0, 4))
+    tars.write_tar(f"{tmp_path}/pool/1.tar", samples(2, 4))
+    subset = write_subset(tmp_path / "s.npy", [uid_number(index) for index in (1, 2, 3, 77, 78)])
+    out = tmp_path / "out"
+    found = reshard.run(config.Reshard(tars=(f"{tmp_path}/pool",), subset=subset, out=str(out)))
+    assert (found.kept, found.repeated, found.selected, found.missing) == (5, 2, 5, 2)
+    assert found.missing_examples == (uid_number(77), uid_number(78))
+    assert len(members(out / "1.tar")) == 6
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"2 of 5 selected uids are in no tar, e.g. {uid_number(77)}, {uid_number(78)}"
+    assert lines[2] == "2 samples repeat the uid of another; all are kept"
+
+
+def test_samples_without_uid_go_by_tar_and_key(tmp_path):
+    tars.write_tar(f"{tmp_path}/deep/pool/0.tar", samples(0, 3, with_uid=False))
+    tars.write_tar(f"{tmp_path}/deep/pool/1.tar", [("b/7.jpg", b"picture"), ("b/8.jpg", b"another")])
+    subset = write_subset(tmp_path / "s.npy", [uids.uid_of("0.tar", "a/00001"), uids.uid_of("1.tar", "b/8")])
+    found = reshard.run(config.Reshard(tars=(f"{tmp_path}/deep/pool",), subset=subset, out=f"{tmp_path}/out"))
+    assert (found.kept, found.missing) == (2, 0)
+    assert members(tmp_path / "out/1.tar") == [("b/8.jpg", b"another")]
+
+
+def test_names_that_are_no_utf8_stay_as_they_are(tmp_path):
+    odd = b"a\xff.jpg".decode(errors="surrogateescape")
+    tars.write_tar(f"{tmp_path}/0.tar", [(odd, b"picture"), ("b.json", b'{"uid": 3}')])
+    subset = write_subset(tmp_path / "s.npy", [uids.uid_of("0.tar", odd.removesuffix(".jpg"))])
+    options = config.Reshard(tars=(f"{tmp_path}/0.tar",), subset=subset, out=f"{tmp_path}/out", on_bad="skip")
+    assert reshard.run(options).kept == 1
+    assert members(tmp_path / "out/0.tar") == [(odd, b"picture")]
+
+
+def test_tars_of_one_name_from_two_folders(tmp_path):
+    for name, start in (("train", 0), ("test", 5)):
+        tars.write_tar(f"{tmp_path}/{name}/000.tar", samples(start, 2))
+    subset = write_subset(tmp_path / "s.npy", [uid_number(index) for index in (1, 5, 6)])
+    inputs = (f"{tmp_path}/train", f"{tmp_path}/test")
+    reshard.run(config.Reshard(tars=inputs, subset=subset, out=f"{tmp_path}/out"))
+    assert len(members(tmp_path / "out/train_000.tar")) == 3
+    assert len(members(tmp_path / "out/test_000.tar")) == 6
+
+
+def test_workers_share_the_tars_and_the_last_one_writes_the_manifest(tmp_path, pool, clipdata):
+    alone = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "alone")
+    first = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--worker", "1/2")
+    assert alone.returncode == first.returncode == 0
+    assert first.stdout == "out: this process's 1 tars are done; others are still to come\n"
+    assert not (tmp_path / "out/manifest.json").exists()
+    last = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--worker", "0/2")
+    assert last.stdout == alone.stdout.replace("alone", "out")
+    assert (tmp_path / "out/manifest.json").read_bytes() == (tmp_path / "alone/manifest.json").read_bytes()
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
+    whole = (pool / "001.tar").read_bytes()
+    (pool / "001.tar").write_bytes(whole[:4000])
+    done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out")
+    assert refused(done, "001.tar: damaged or not a tar", "--on-bad skip")
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"plan.json", "run.jsonl", "receipts", "uids", "000.tar"}
+    first = (tmp_path / "out/000.tar").stat().st_mtime_ns
+    done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--on-bad", "skip")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/000.tar").stat().st_mtime_ns == first
+    content = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert content["per_tar"]["001"] == {} and len(content["skipped_tars"]) == 1
+    assert "001.tar: damaged" in content["skipped_tars"][0]
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("skipped 1 tars and 0 samples") and "001.tar: damaged" in last
+    # A mended tar has another size: that is another pool.
+    (pool / "001.tar").write_bytes(whole)
+    assert refused(
+        clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out"), "pool[pool/001.tar].bytes was 4000"
+    )
+
+
+@pytest.mark.parametrize("cut", [100, 512, 1000, 1536, 4096, -10240, -9000])
+def test_a_truncated_tar_is_never_half_read(tmp_path, cut):
+    tars.write_tar(f"{tmp_path}/whole.tar", samples(0, 10))
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:cut])
+    subset = write_subset(tmp_path / "s.npy", [uid_number(0)])
+    options = config.Reshard(tars=(f"{tmp_path}/cut.tar",), subset=subset, out=f"{tmp_path}/out")
+    with pytest.raises(InputError, match=r"cut\.tar: damaged"):
+        reshard.run(options)
+    assert not list((tmp_path / "out").glob("**/*.tar*"))
+
+
+BAD_JSON = [
+    (b'{"uid": "12x"}', "its uid is '12x', expected 32 hex digits"),
+    (b'{"uid": 17}', "its uid is 17, expected 32 hex digits"),
+    (json.dumps({"uid": "\ud800" + "0" * 31}).encode(), "expected 32 hex digits"),
+    (b'{"uid": ', "its .json is not JSON"),
+    (b"[]", "its .json holds a list"),
+]
+
+
+@pytest.mark.parametrize(("data", "words"), BAD_JSON)
+def test_a_wrong_uid_names_tar_key_and_value(tmp_path, data, words):
+    with_bad = [*samples(0, 2), ("bad.jpg", b"picture"), ("bad.json", data), *samples(2, 2)]
+    tars.write_tar(f"{tmp_path}/0.tar", with_bad)
+    subset = write_subset(tmp_path / "s.npy", [uid_number(index) for index in range(4)])
+    options = {"tars": (f"{tmp_path}/0.tar",), "subset": subset, "out": f"{tmp_path}/out"}
+    with pytest.raises(InputError) as error:
+        reshard.run(config.Reshard(**options))
+    for word in ("0.tar: sample 'bad': ", words, "--on-bad skip"):
+        assert word in str(error.value)
+    found = reshard.run(config.Reshard(**options, on_bad="skip"))
+    assert (found.kept, found.samples) == (4, 5)
+    assert [(bad["key"], words in bad["reason"]) for bad in found.skipped_samples] == [("bad", True)]
+
+
+def test_wrong_inputs_and_outputs(tmp_path, pool, clipdata):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    write_subset(tmp_path / "none.npy", [])
+    write_subset(tmp_path / "other.npy", [uid_number(1)])
+    np.save(tmp_path / "floats.npy", np.zeros(3))
+    tars.write_tar(f"{tmp_path}/hex/0.tar", [("k.json", b'{"uid": "zz"}')])
+    tail = ("--subset", "s.npy", "--out", "out")
+    assert refused(clipdata("reshard", "missing", *tail), "missing: no such file or folder")
+    assert refused(clipdata("reshard", "empty", *tail), "empty: the folder holds no .tar file")
+    assert refused(clipdata("reshard", "s.npy", *tail), "s.npy: damaged or not a tar")
+    assert refused(
+        clipdata("reshard", "hex", "--subset", "s.npy", "--out", "out2"), "'zz', expected 32 hex digits"
+    )
+    assert refused(clipdata("reshard", "pool", "--subset", "no.npy", "--out", "out3"), "no.npy: no such file")
+    assert refused(clipdata("reshard", "pool", "--subset", "floats.npy", "--out", "out3"), "dtype u8,u8")
+    assert refused(
+        clipdata("reshard", "pool", "--subset", "none.npy", "--out", "out3"), "the subset is empty"
+    )
+    assert refused(clipdata("reshard", "pool", "--subset", "s.npy", "--out", "full"), "full: is not empty")
+    assert clipdata("reshard", "pool", "--subset", "s.npy", "--out", "good").returncode == 0
+    done = clipdata("reshard", "pool", "--subset", "other.npy", "--out", "good")
+    assert refused(done, "good: already holds the results of another run", "options.subset")
+    write_subset(tmp_path / "s.npy", [uid_number(index) for index in (1, 4, 7, 10, 13)])  # of the same size
+    assert refused(
+        clipdata("reshard", "pool", "--subset", "s.npy", "--out", "good"), "inputs[s.npy].digest was"
+    )
+    assert members(tmp_path / "good/000.tar") == kept(pool / "000.tar", (0, 3, 6, 9))
+
+
+def test_one_sample_at_a_time(tmp_path, monkeypatch):
+    tars.write_tar(f"{tmp_path}/0.tar", samples(0, 30))
+    subset = write_subset(tmp_path / "s.npy", [uid_number(index) for index in range(30)])
+    ahead, read_tar = [0], tars.read_tar
+
+    def counted(path):
+        for sample in read_tar(path):
+            ahead[0] += 1
+            assert ahead[0] <= 2
+            yield sample
+
+    write_members = tars.write_members
+
+    def watched(file, content):
+        def passed():
+            for name, data in content:
+                if name.endswith(".json"):
+                    ahead[0] -= 1
+                yield name, data
+
+        write_members(file, passed())
+
+    monkeypatch.setattr(tars, "read_tar", counted)
+    monkeypatch.setattr(tars, "write_members", watched)
+    found = reshard.run(config.Reshard(tars=(f"{tmp_path}/0.tar",), subset=subset, out=f"{tmp_path}/out"))
+    assert found.kept == 30
+
+
+def test_resharding_imports_no_jax(tmp_path, pool):
+    arguments = ["reshard", "pool", "--subset", "s.npy", "--out", "out"]
+    code = (
+        f"import sys\nfrom clipdata_jax import cli\nassert cli.main({arguments!r}) == 0\n"
+        "assert not {'jax', 'flax', 'tensorflow', 'torch'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
