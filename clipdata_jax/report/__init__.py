@@ -1,0 +1,1 @@
+"""The page that shows what a selection keeps and drops: arrays and samples in, one HTML file out."""

@@ -1,0 +1,74 @@
+"""Which score columns a page shows, in which order and under which names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+CLIP_SCORE, NEG_CLIP_LOSS, NORM_SIM = "clip_score", "neg_clip_loss", "norm_sim"
+_FAMILIES = {CLIP_SCORE: "CLIPScore", NEG_CLIP_LOSS: "negCLIPLoss", NORM_SIM: "NormSim"}
+_NORMS = {"inf": "∞", "2": "₂"}
+_SIDE_COLUMNS = {
+    "_se": "standard error",
+    "_log_sum_text": "log-sum over texts",
+    "_log_sum_image": "log-sum over images",
+}
+
+
+def is_side_column(name: str) -> bool:
+    """Whether a column accompanies a score (its standard error, its log-sums) rather than being one."""
+    return name.endswith(tuple(_SIDE_COLUMNS))
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """The columns as a page shows them: CLIPScore, negCLIPLoss, NormSim, others; by name within each."""
+    return sorted(names, key=lambda name: (_family_index(name), name))
+
+
+def first_of(family: str, names: Iterable[str], rule: str = "") -> str | None:
+    """The column that stands for a family of scores: one that the rule names, else the first by name.
+
+    Args:
+      family: start of the columns' names, e.g. `norm_sim`.
+      names: the columns there are.
+      rule: text of the selection's rule; "" if unknown.
+    """
+    members = [name for name in ordered(names) if _is_of(name, family) and not is_side_column(name)]
+    words = set(re.findall(r"\w+", rule))
+    return next((name for name in members if name in words), members[0] if members else None)
+
+
+def label(name: str) -> str:
+    """A column's name for readers: `norm_sim_inf_in1k` is "NormSim∞ in1k"."""
+    for suffix, meaning in _SIDE_COLUMNS.items():
+        if name.endswith(suffix):
+            return f"{label(name.removesuffix(suffix))}: {meaning}"
+    title, rest = _title(name)
+    return f"{title} {rest}".strip()
+
+
+def short_labels(names: Iterable[str]) -> dict[str, str]:
+    """Column -> the shortest name that tells the columns apart: "NormSim∞" where there is one target."""
+    names = list(names)
+    titles = [_title(name)[0] for name in names]
+    return {name: title if titles.count(title) == 1 else label(name) for name, title in zip(names, titles)}
+
+
+def _title(name: str) -> tuple[str, str]:
+    """The score's own name, and what else the column's name says."""
+    for family, title in _FAMILIES.items():
+        if _is_of(name, family):
+            rest = name[len(family) :].strip("_")
+            if family == NORM_SIM:
+                norm, _, rest = rest.partition("_")
+                title += _NORMS.get(norm, f" {norm}".rstrip())
+            return title, rest.replace("_", " ")
+    return name.replace("_", " "), ""
+
+
+def _is_of(name: str, family: str) -> bool:
+    return name == family or name.startswith(f"{family}_")
+
+
+def _family_index(name: str) -> int:
+    return next((i for i, family in enumerate(_FAMILIES) if _is_of(name, family)), len(_FAMILIES))

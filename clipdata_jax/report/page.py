@@ -1,0 +1,129 @@
+"""The page itself: one HTML file that opens offline, holds no script, and shows strangers' text as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from clipdata_jax.report import columns, histogram, text
+from clipdata_jax.report.contents import Contents
+from clipdata_jax.report.thumbnails import Thumbnail
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """What a card shows of a pair that was found.
+
+    Attributes:
+      caption: as found; it is shortened and made visible by the page.
+      picture: the thumbnail, or a few words on why there is none.
+    """
+
+    caption: str
+    picture: Thumbnail | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One part of the selection's rule: its text, how many pairs it looked at, how many of them it kept."""
+
+    rule: str
+    seen: int
+    kept: int
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What the selection is and where the page's data come from.
+
+    Attributes:
+      title: the page's heading.
+      rule: text of the selection's rule; "" if unknown.
+      steps: what each part of the rule kept, in order; empty if unknown.
+      warnings: sentences that a reader must see.
+      provenance: (heading, (name, value) pairs) of each input.
+    """
+
+    title: str
+    rule: str = ""
+    steps: Sequence[Step] = ()
+    warnings: Sequence[str] = ()
+    provenance: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+
+
+def render(contents: Contents, about: About, pairs: Mapping[int, Pair] | None = None) -> str:
+    """Writes the page.
+
+    Its size is bounded by the number of cards: some 18 kB each at most, 7 kB as a rule, beside about 60 kB and
+    10 kB for every score column.
+
+    Args:
+      contents: what `contents.plan` found.
+      about: title, rule, provenance.
+      pairs: shown row -> what was found of it; rows that are missing get a placeholder. None: the page has
+        figures only, and says so.
+
+    Returns:
+      HTML, the same for the same arguments.
+    """
+    cards = {} if pairs is None else {row: _card(contents, row, pairs.get(row)) for row in contents.scores}
+    return _environment().get_template("page.html.j2").render(
+        contents=contents,
+        about=about,
+        cards=cards,
+        with_pictures=pairs is not None,
+        found=0 if pairs is None else len(pairs),
+        chart={"width": histogram.WIDTH, "height": histogram.HEIGHT},
+    )  # fmt: skip
+
+
+def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
+    own = contents.scores[row]
+    labels = columns.short_labels(own)
+    scores = [
+        {
+            "name": name,
+            "label": labels[name],
+            "value": text.value(value, contents.figures_of(name).places),
+            "top": text.top(share),
+        }
+        for name, (value, share) in own.items()
+    ]
+    picture = "not in the tars" if pair is None else pair.picture
+    return {
+        "kept": contents.is_kept[row],
+        "picture": picture if isinstance(picture, Thumbnail) else None,
+        "problem": picture,
+        "caption": "" if pair is None else text.shorten(pair.caption),
+        "scores": scores,
+    }
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(
+            lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")
+        ),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    environment.filters.update(
+        count=text.count, compact=text.compact, percent=text.percent, top=text.top, value=text.value
+    )
+    environment.globals.update(label=columns.label)
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Every text that the template prints, column names and manifests included, is in visible form."""
+    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

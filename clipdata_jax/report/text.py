@@ -1,0 +1,90 @@
+"""Text on the page: numbers as one reads them, and strangers' text with nothing hidden in it."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+# A narrow no-break space keeps "30 %" together.
+_PERCENT, _MINUS, _LONG_CAPTION = "\u202f%", "\u2212", 280
+# Joiners shape Persian and Indic words and emoji, and hide nothing.
+_HARMLESS = "\u200c\u200d"
+_SUSPECT = re.compile(r"[^\x20-\x7e]")
+
+
+def visible(text: str) -> str:
+    """Text in which every character shows: control, direction and invisible characters become "[U+202E]".
+
+    White space of any kind becomes a space. What HTML means by a character is left to the escaping.
+    """
+    return _SUSPECT.sub(_show, text)
+
+
+def _show(match: re.Match[str]) -> str:
+    char = match[0]
+    if char.isspace() and char not in "\x1c\x1d\x1e\x1f":
+        return char if char in "\u00a0\u202f" else " "
+    kind = unicodedata.category(char)
+    return (
+        f"[U+{ord(char):04X}]" if kind in ("Cc", "Cf", "Cs", "Co", "Cn") and char not in _HARMLESS else char
+    )
+
+
+def shorten(text: str, limit: int = _LONG_CAPTION) -> str:
+    """At most `limit` characters, in visible form; what is cut off is marked by an ellipsis."""
+    # Visible form is up to ten times longer: cut first, so that a caption of megabytes costs nothing.
+    shown = " ".join(visible(text[: limit + 1]).split())
+    return shown if len(text) <= limit and len(shown) <= limit else shown[: limit - 1].rstrip() + "…"
+
+
+def count(number: int) -> str:
+    """12,345."""
+    return f"{number:,}"
+
+
+def compact(number: float) -> str:
+    """A count for an axis: 950, 1.2k, 3M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share as 30.0 %, 0.4 %, <0.1 %; "–" when there is nothing to take a share of."""
+    if math.isnan(share):
+        return "–"
+    if 0 < share < 0.0005:
+        return f"<0.1{_PERCENT}"
+    # 99.97 % must not read as all of them.
+    return f"{min(share, 0.999) if share < 1 else share:.1%}".replace("%", _PERCENT)
+
+
+def top(share: float) -> str:
+    """A rank as "top 12 %": the share of pairs that score at least as high, rounded up where it is small."""
+    if math.isnan(share):
+        return "no score"
+    hundredths = share * 100
+    tenths = max(math.ceil(hundredths * 10 - 1e-9), 1)
+    return f"top {f'{tenths / 10:.1f}' if tenths < 10 else round(hundredths)}{_PERCENT}"
+
+
+def decimals(spread: float) -> int:
+    """How many decimals tell values apart that spread over a range: about three digits of it."""
+    if not math.isfinite(spread) or spread <= 0:
+        return 3
+    return min(8, max(0, 2 - math.floor(math.log10(spread))))
+
+
+def value(number: float, places: int) -> str:
+    """A score with a real minus sign, "–" if there is none."""
+    if not math.isfinite(number):
+        return "–"
+    shown = f"{number:.{places}f}"
+    return f"{_MINUS}{shown[1:]}" if shown.startswith("-") and float(shown) else shown.lstrip("-")
+
+
+def file_size(size: int) -> str:
+    """1.4 MB, 12 kB."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{math.ceil(size / 1e3)} kB"

@@ -1,0 +1,75 @@
+"""Small copies of strangers' pictures: nothing of the original file reaches the page, only its pixels."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import warnings
+
+from PIL import Image
+
+SIDE = 160
+MAX_PIXELS = 64_000_000
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_QUALITIES = (82, 60, 35)
+_MAX_BYTES = 12_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Thumbnail:
+    """A picture of at most 160 pixels a side as a data URI.
+
+    Attributes:
+      uri: `data:image/jpeg;base64,...`, at most some 16 kB.
+      width: in pixels.
+      height: in pixels.
+    """
+
+    uri: str
+    width: int
+    height: int
+
+
+def make(data: bytes) -> Thumbnail | str:
+    """Decodes a picture and encodes a small one anew.
+
+    Args:
+      data: the bytes of a JPEG, PNG or WebP file, from anywhere.
+
+    Returns:
+      the thumbnail, or a few words on why there is none.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of odd but readable files; its own warning of size comes later than ours.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    return "picture too large"
+                picture.draft("RGB", (2 * SIDE, 2 * SIDE))
+                return _encode(_flatten(picture))
+    except Exception:  # decoders fail on damaged files in any way there is
+        return "picture unreadable"
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture.thumbnail((SIDE, SIDE))
+        ground = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(ground, picture).convert("RGB")
+    small = picture.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    return small
+
+
+def _encode(small: Image.Image) -> Thumbnail:
+    small.info.clear()  # Pillow would write a JPEG's comment again
+    for quality in _QUALITIES:
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=quality, optimize=True)
+        if buffer.tell() <= _MAX_BYTES:
+            break
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Thumbnail(uri, small.width, small.height)
