@@ -1,0 +1,262 @@
+"""The real command: score tables, subset and tars in, a page out; and what it says of bad input."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipdata_jax import config
+from clipdata_jax.data import tables, tars, uids
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import manifest, report
+
+RULE = "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    colour = tuple(int(c) for c in np.random.default_rng(seed).integers(0, 256, 3))
+    Image.new("RGB", (32, 24), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def uid_hex(row: int) -> str:
+    return hashlib.sha256(str(row).encode()).hexdigest()[:32]
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """120 pairs in two tars and a score table of two parts; the second tar's samples bring no uid."""
+    random = np.random.default_rng(0)
+    names = [uid_hex(row) if row < 60 else uids.uid_of("b.tar", f"{row:04d}") for row in range(120)]
+    for tar, rows in (("a", range(60)), ("b", range(60, 120))):
+        members = []
+        for row in rows:
+            members += [(f"{row:04d}.jpg", picture(row)), (f"{row:04d}.txt", f"caption {row}".encode())]
+            members += [(f"{row:04d}.json", json.dumps({"uid": names[row]}).encode())] if row < 60 else []
+        tars.write_tar(str(tmp_path / f"tars/{tar}.tar"), members)
+    scores = {
+        name: random.normal(size=120).astype(np.float32)
+        for name in ("clip_score", "neg_clip_loss", "norm_sim_inf_in1k")
+    }
+    null = np.arange(120) == 7
+    uid = uids.from_hex(names)
+    (tmp_path / "scores").mkdir()
+    for part, rows in (("a", slice(0, 60)), ("b", slice(60, 120))):
+        data = tables.part_bytes(uid[rows], {n: v[rows] for n, v in scores.items()}, null[rows])
+        (tmp_path / f"scores/{part}.parquet").write_bytes(data)
+    kept = np.argsort(-np.where(null, -9, scores["neg_clip_loss"]))[:30]
+    uids.write_subset(str(tmp_path / "subset.npy"), uid[kept])
+    step = {"rule": "top(neg_clip_loss, 0.3)", "seen": 120, "kept": 36, "asked": 36}
+    select = {"command": "select", "rule": RULE, "steps": [step], "versions": {"clipdata_jax": "9.8.7"}}
+    (tmp_path / "subset.npy.manifest.json").write_bytes(manifest.to_json(select))
+    return tmp_path
+
+
+def options(pool: Path, **changes) -> config.Report:
+    given = {
+        "scores": (str(pool / "scores"),),
+        "subset": str(pool / "subset.npy"),
+        "out": str(pool / "page.html"),
+        "tars": (str(pool / "tars"),),
+        "pictures": 3,
+    }
+    return config.Report(**(given | changes))
+
+
+def page_of(chosen: config.Report) -> str:
+    report.run(chosen)
+    return Path(chosen.out).read_text("utf-8")
+
+
+def rewrite(path: Path, edit) -> None:
+    """Writes a tar anew with edited members; edit(name, data) returns the data, or None to leave it out."""
+    edited = [(name, edit(name, data)) for name, data in tars.read_members(str(path))]
+    tars.write_tar(str(path), [(name, data) for name, data in edited if data is not None])
+
+
+def test_the_command_makes_a_page_and_a_manifest(pool, clipdata):
+    done = clipdata("report", "scores", "--subset", "subset.npy", "--tars", "tars", "--out", "page.html")
+    assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
+    assert "page.html: 30 of 120 pairs kept" in done.stdout
+    html = (pool / "page.html").read_text("utf-8")
+    assert RULE.replace(">", "&gt;") in html and "9.8.7" in html
+    told = json.loads((pool / "page.html.manifest.json").read_bytes())
+    assert told["command"] == "report" and "page.html" in told["outputs"]
+    counts = told["counts"]
+    assert (counts["pairs"], counts["kept"], counts["null"]) == (120, 30, 1)
+    assert counts["shown"] == counts["found_in_tars"] > 60
+    shown = {int(row) for row in re.findall(r">caption (\d+)<", html)}
+    assert (
+        len(shown) == counts["shown"] and any(row < 60 for row in shown) and any(row >= 60 for row in shown)
+    )
+
+
+def test_every_caption_stands_beside_its_own_picture(pool):
+    html = page_of(options(pool))
+    cards = re.findall(r'<article.*?base64,([^"]+)".*?>caption (\d+)<', html, re.S)
+    assert len(cards) > 60
+    for data, row in cards:
+        got = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), int)
+        want = np.asarray(Image.open(io.BytesIO(picture(int(row)))).convert("RGB"), int)
+        assert np.abs(got[12, 16] - want[12, 16]).max() <= 6
+
+
+def test_kept_marks_and_scores_are_the_tables(pool):
+    html = page_of(options(pool))
+    uid, columns = tables.open_tables([str(pool / "scores")]).read(["neg_clip_loss"])
+    subset = uids.read_subset(str(pool / "subset.npy"))
+    cards = re.findall(r'<article class="card (in|out)">(.*?)</article>', html, re.S)
+    assert cards
+    for mark, card in cards:
+        row = int(re.search(r">caption (\d+)<", card)[1])
+        assert (mark == "in") == (uids.find(subset, uid[row : row + 1])[0] >= 0)
+        value = f"{columns['neg_clip_loss'][row]:.2f}".replace("-", "\u2212")
+        assert re.search(rf">negCLIPLoss</dt><dd>{value}</dd>", card)
+
+
+def test_the_same_input_gives_the_same_bytes(pool):
+    assert page_of(options(pool)) == page_of(options(pool))
+    told = (pool / "page.html.manifest.json").read_bytes()
+    report.run(options(pool))
+    assert (pool / "page.html.manifest.json").read_bytes() == told
+
+
+def test_without_tars_there_are_figures_and_it_says_so(pool, clipdata):
+    done = clipdata("report", "scores", "--subset", "subset.npy", "--out", "page.html")
+    assert done.returncode == 0, done.stderr
+    html = (pool / "page.html").read_text("utf-8")
+    assert "figures only" in html and "<article" not in html and "<figure" in html
+
+
+def test_missing_and_broken_pictures_are_shown_as_such(pool):
+    def edit(name: str, data: bytes) -> bytes | None:
+        row = int(name[:4])
+        if row % 3 == 0:
+            return None
+        return b"no picture" if row % 3 == 1 and name.endswith(".jpg") else data
+
+    for name in ("a", "b"):
+        rewrite(pool / f"tars/{name}.tar", edit)
+    html = page_of(options(pool))
+    counts = json.loads((pool / "page.html.manifest.json").read_bytes())["counts"]
+    assert 0 < counts["found_in_tars"] < counts["shown"]
+    assert f"of {counts['shown']} shown pairs found in the tars" in html
+    for row, problem in re.findall(r'nopic">([^<]+)<.*?<p[^>]*>([^<]*)<', html, re.S):
+        assert (row, problem) == ("not in the tars", "no caption") or row == "picture unreadable"
+    assert {"not in the tars", "picture unreadable"} <= set(re.findall(r'nopic">([^<]+)<', html))
+
+
+def test_odd_samples_do_no_harm(pool):
+    odd = {
+        "0001.json": b'{"uid": "' + b"\\ud800" * 32 + b'"}',
+        "0002.json": b"[" * 100_000,
+        "0003.json": b'{"uid": 5}',
+        "0004.txt": b"\xff\xfe<script>",
+        "0005.txt": b"",
+    }
+    rewrite(pool / "tars/a.tar", lambda name, data: odd.get(name, data))
+    html = page_of(options(pool, pictures=40))
+    assert "<script" not in html and "\ufffd\ufffd&lt;script&gt;" in html
+    assert not re.search(r">caption [123]<", html)
+
+
+def test_strangers_manifests_are_only_text(pool):
+    beside = pool / "subset.npy.manifest.json"
+    beside.write_text(
+        json.dumps({"rule": "<script>" * 9_999, "steps": [1, {"rule": 3}], "<b>": {"a": [[[["<i>"]]]]}})
+    )
+    (pool / "scores/manifest.json").write_text('{"deep": ' + "[" * 400 + "]" * 400 + "}")
+    html = page_of(options(pool, tars=()))
+    assert "<script" not in html and '<i>"' not in html and "&lt;script&gt;" in html and len(html) < 300_000
+    for bad in (b"\xff", b"[]", b"[" * 100_000, b'{"rule": 5}'):
+        beside.write_bytes(bad)
+        assert 'class="rule"' not in page_of(options(pool, tars=()))
+
+
+def test_uids_without_a_row_are_told(pool):
+    subset = uids.read_subset(str(pool / "subset.npy"))
+    uids.write_subset(str(pool / "subset.npy"), np.concatenate([subset, uids.from_hex(["0" * 32, "f" * 32])]))
+    assert "2 of the subset&#39;s 32 uids have no row in the score tables." in page_of(options(pool))
+
+
+def test_an_empty_subset_has_a_page(pool):
+    uids.write_subset(str(pool / "subset.npy"), np.empty(0, uids.DTYPE))
+    assert "keeps <b>0</b> of <b>120</b>" in page_of(options(pool))
+
+
+def test_columns_of_several_tables_join(pool):
+    table = tables.open_tables([str(pool / "scores")])
+    (pool / "more").mkdir()
+    for part in table.parts:
+        uid, _ = table.read_part(part, [])
+        (pool / f"more/{part}.parquet").write_bytes(tables.part_bytes(uid, {"aesthetic": np.ones(60)}))
+    html = page_of(options(pool, scores=(str(pool / "scores"), str(pool / "more"))))
+    assert ">aesthetic <code>aesthetic</code>" in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"scores": ("nowhere",)}, "nowhere: no such folder"),
+        ({"subset": "nowhere.npy"}, "nowhere.npy: no such file"),
+        ({"tars": ("nowhere.tar",)}, "nowhere.tar: no such file"),
+        ({"subset": "foreign.npy"}, r"foreign.npy: none of its 1 uids is in"),
+        ({"out": "tars"}, "tars: is a folder; --out names the .html file"),
+        ({"tars": ("cut.tar",)}, "cut.tar: damaged or not a tar"),
+    ],
+)
+def test_bad_input_is_one_sentence(pool, monkeypatch, changes, sentence):
+    monkeypatch.chdir(pool)
+    uids.write_subset("foreign.npy", uids.from_hex(["0" * 32]))
+    Path("cut.tar").write_bytes(Path("tars/a.tar").read_bytes()[:30_000])
+    with pytest.raises(InputError, match=sentence):
+        report.run(options(pool, **changes))
+    assert not Path("page.html").exists()
+
+
+def test_bad_input_ends_the_command_with_status_2(pool, clipdata):
+    done = clipdata("report", "scores", "--subset", "nowhere.npy", "--out", "page.html")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.strip() == "clipdata report: nowhere.npy: no such file; check the path"
+
+
+def test_the_report_needs_no_jax():
+    code = "import sys, clipdata_jax.pipeline.report; sys.exit('jax' in sys.modules)"
+    root = Path(report.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_real_pictures_are_shown(shared, tmp_path):
+    folder = shared("data/flickr8k_val1000")
+    image, caption = (np.load(folder / f"tinyclip_{kind}.npy").astype(np.float64) for kind in ("img", "txt"))
+    cosines = image @ caption.T
+    peak = np.exp((cosines - 1) / 0.01)
+    loss = np.diag(cosines) - 0.005 * (np.log(peak.sum(0)) + np.log(peak.sum(1)) + 200)
+    names = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            names += [
+                json.load(tar.extractfile(name))["uid"] for name in tar.getnames() if name.endswith("json")
+            ]
+    uid = uids.from_hex(names)
+    (tmp_path / "scores").mkdir()
+    scores = {"clip_score": np.diag(cosines), "neg_clip_loss": loss}
+    (tmp_path / "scores/0.parquet").write_bytes(tables.part_bytes(uid, scores))
+    uids.write_subset(str(tmp_path / "subset.npy"), uid[np.argsort(-loss)[:300]])
+    html = page_of(options(tmp_path, tars=(str(folder / "{00000..00003}.tar"),), pictures=6))
+    counts = json.loads((tmp_path / "page.html.manifest.json").read_bytes())["counts"]
+    assert counts["found_in_tars"] == counts["shown"] > 80
+    assert html.count("data:image/jpeg") == html.count("<article") and 'nopic"' not in html
+    assert "CLIPScore × negCLIPLoss" in html and len(html) < 2_500_000
