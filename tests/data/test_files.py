@@ -1,0 +1,105 @@
+"""Paths, patterns, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from clipdata_jax.data import files
+from clipdata_jax.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a/2.tar", "a/10.tar", "a/1.txt", "a/sub/3.tar"):
+        files.write_bytes(str(tmp_path / name), name.encode())
+    return str(tmp_path)
+
+
+def names(paths, folder):
+    return [os.path.relpath(path, folder) for path in paths]
+
+
+def test_folders_are_listed_by_name(folder):
+    assert names(files.list_folder(f"{folder}/a", ".tar"), folder) == ["a/10.tar", "a/2.tar"]
+    assert files.list_folder(f"{folder}/missing") == []
+    assert files.is_folder(f"{folder}/a") and not files.is_folder(f"{folder}/a/2.tar")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("a/{2..2}.tar", ["a/2.tar"]),
+        ("a/{10,2}.tar", ["a/10.tar", "a/2.tar"]),
+        ("a/*.t*", ["a/1.txt", "a/10.tar", "a/2.tar"]),
+        ("a/{sub/3,2}.tar", ["a/sub/3.tar", "a/2.tar"]),
+        ("a", ["a"]),
+        ("a/[0-9].tar", ["a/2.tar"]),
+    ],
+)
+def test_patterns(folder, pattern, found):
+    assert names(files.expand(f"{folder}/{pattern}"), folder) == found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("b", "no such file or folder"),
+        ("a/{2..3}.tar", "3.tar: no such file"),
+        ("a/{3..2}.tar", "is empty"),
+        ("a/*.zip", "matches no file"),
+    ],
+)
+def test_patterns_that_match_nothing(folder, pattern, words):
+    with pytest.raises(InputError, match=words):
+        files.expand(f"{folder}/{pattern}")
+
+
+def test_ranges_keep_their_zeros():
+    assert files._expand_braces("p/{008..010}/{a,b}.tar")[:3] == ["p/008/a.tar", "p/008/b.tar", "p/009/a.tar"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new/file.bin"
+    with pytest.raises(RuntimeError), files.open_write(str(path)) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert list((tmp_path / "new").iterdir()) == []
+    files.write_bytes(str(path), b"old")
+    with pytest.raises(RuntimeError), files.open_write(str(path)) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert files.read_bytes(str(path)) == b"old"
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["file.bin"]
+
+
+def test_sizes_and_digests(tmp_path):
+    path = str(tmp_path / "f")
+    files.write_bytes(path, b"x" * (3 << 20))
+    assert files.size(path) == 3 << 20
+    assert files.digest(path) == "sha256:" + hashlib.sha256(b"x" * (3 << 20)).hexdigest()
+
+
+def test_what_cannot_be_read_or_written(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        files.read_bytes(str(tmp_path / "none"))
+    with pytest.raises(InputError, match="is a folder"):
+        files.read_bytes(str(tmp_path))
+    files.write_bytes(str(tmp_path / "f"), b"")
+    with pytest.raises(InputError, match="can't be written"):
+        files.write_bytes(str(tmp_path / "f/below"), b"")
+    with pytest.raises(InputError, match="can't be opened here"):
+        files.filesystem("nosuch://bucket/x")
+
+
+def test_object_stores_work_alike():
+    files.write_bytes("memory://pool/a/1.tar", b"one")
+    assert files.read_bytes("memory://pool/a/1.tar") == b"one"
+    assert [files.read_bytes(path) for path in files.expand("memory://pool/a/*.tar")] == [b"one"]
+    assert files.list_folder("memory://pool/a", ".tar") == ["memory://pool/a/1.tar"]
+    with pytest.raises(RuntimeError), files.open_write("memory://pool/a/2.tar") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert not files.exists("memory://pool/a/2.tar")

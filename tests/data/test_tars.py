@@ -1,0 +1,137 @@
+"""Webdataset tars: strict reading, deterministic writing, names."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipdata_jax.data import tars
+from clipdata_jax.errors import InputError
+
+MEMBERS = [("a/0.jpg", b"picture"), ("a/0.txt", b"caption"), ("a/1.seg.png", b""), ("a/1.JSON", b"{}" * 999)]
+
+
+def test_members_come_back_as_samples(tmp_path):
+    path = str(tmp_path / "t.tar")
+    tars.write_tar(path, MEMBERS)
+    assert list(tars.read_members(path)) == MEMBERS
+    first, second = tars.read_tar(path)
+    assert (first.key, first.image()) == ("a/0", b"picture")
+    assert second.members == {"seg.png": b"", "json": b"{}" * 999}
+    assert second.names == {"seg.png": "a/1.seg.png", "json": "a/1.JSON"}
+    assert second.image() is None
+
+
+def test_the_same_members_give_the_same_bytes(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        tars.write_tar(str(tmp_path / name), MEMBERS)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_long_names_and_folders_are_read(tmp_path, form):
+    path, name = str(tmp_path / "t.tar"), "d/" * 40 + "k" * 90 + ".jpg"
+    with tarfile.open(path, "w", format=form) as tar:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        link = tarfile.TarInfo("d/passwd.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        info = tarfile.TarInfo(name)
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    assert list(tars.read_members(path)) == [(name, b"abc")]
+
+
+def test_an_empty_tar_has_no_samples(tmp_path):
+    tars.write_tar(str(tmp_path / "t.tar"), [])
+    assert list(tars.read_tar(str(tmp_path / "t.tar"))) == []
+
+
+def test_every_cut_is_noticed(tmp_path):
+    path = tmp_path / "t.tar"
+    tars.write_tar(str(path), MEMBERS)
+    data = path.read_bytes()
+    for end in range(0, len(data.rstrip(b"\0")), 61):
+        path.write_bytes(data[:end])
+        with pytest.raises(InputError, match=r"t\.tar: damaged or not a tar"):
+            list(tars.read_tar(str(path)))
+
+
+@pytest.mark.parametrize("at", [0, 3, 148, 512 * 2, 512 * 2 + 124])
+def test_a_damaged_header_is_noticed(tmp_path, at):
+    path = tmp_path / "t.tar"
+    tars.write_tar(str(path), MEMBERS)
+    data = bytearray(path.read_bytes())
+    data[at : at + 4] = b"\xff?\xff?"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="damaged or not a tar"):
+        list(tars.read_tar(str(path)))
+
+
+def test_samples_that_readers_would_split_or_lose_are_refused(tmp_path):
+    path = str(tmp_path / "t.tar")
+    tars.write_tar(path, [("0.jpg", b""), ("1.jpg", b""), ("0.txt", b"")])
+    with pytest.raises(InputError, match="members of key '0' are not next to each other"):
+        list(tars.read_tar(path))
+    tars.write_tar(path, [("0.jpg", b""), ("0.JPG", b"")])
+    with pytest.raises(InputError, match=r"key '0' has two members \.jpg"):
+        list(tars.read_tar(path))
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def broken():
+        yield MEMBERS[0]
+        raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        tars.write_tar(str(tmp_path / "t.tar"), broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("0.jpg", ("0", "jpg")),
+        ("a.b/0.seg.PNG", ("a.b/0", "seg.png")),
+        ("README", ("README", "")),
+        ("a/.json", ("a/", "json")),
+    ],
+)
+def test_names_split_as_webdataset_does(name, parts):
+    assert tars.split_name(name) == parts
+
+
+def test_units_are_named_after_their_tars():
+    assert tars.unit_names([]) == []
+    assert tars.unit_names(["p/0.tar", "p/1.tar"]) == ["0", "1"]
+    assert tars.unit_names(["p/0.tar", "q/0.tar", "q/1.tar"]) == ["p_0", "q_0", "1"]
+    assert tars.unit_names(["q/0.tar", "p/0.tar"]) == ["q_0", "p_0"]
+    assert tars.unit_names(["a/p/0.tar", "b/p/0.tar", "0.tar"]) == ["a_p_0", "b_p_0", "0"]
+    assert tars.unit_names(["s3://x/p/0.tar", "s3://y/p/0.tar"]) == ["x_p_0", "y_p_0"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("ab_/", max_size=6), max_size=8, unique=True))
+def test_unit_names_are_never_shared(stems):
+    paths = sorted({"/".join(part for part in f"{stem}0.tar".split("/") if part) for stem in stems})
+    names = tars.unit_names(paths)
+    assert len(set(names)) == len(paths)
+    assert not any("/" in name for name in names)
+
+
+def test_tars_are_found_in_folders_and_patterns(tmp_path):
+    for name in ("b/1.tar", "b/0.tar", "b/notes.txt", "2.tar"):
+        tars.write_tar(str(tmp_path / name), [])
+    found = tars.find_tars([str(tmp_path / "b"), str(tmp_path / "{2..2}.tar")])
+    assert [path.rpartition("/")[2] for path in found] == ["0.tar", "1.tar", "2.tar"]
+    with pytest.raises(InputError, match="named twice"):
+        tars.find_tars([str(tmp_path / "b"), str(tmp_path / "b/*.tar")])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match=r"holds no \.tar file"):
+        tars.find_tars([str(tmp_path / "none")])
