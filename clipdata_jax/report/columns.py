@@ -21,12 +21,12 @@ def is_side_column(name: str) -> bool:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """The columns as a page shows them: CLIPScore, negCLIPLoss, NormSim, others; by name within each."""
-    return sorted(names, key=lambda name: (_family_index(name), name))
+    """The columns as a page shows them: CLIPScore, negCLIPLoss, NormSim (∞ first), others; by name within each."""
+    return sorted(names, key=lambda name: (_family_index(name), not name.startswith(f"{NORM_SIM}_inf"), name))
 
 
 def first_of(family: str, names: Iterable[str], rule: str = "") -> str | None:
-    """The column that stands for a family of scores: one that the rule names, else the first by name.
+    """The column that stands for a family of scores: one that the rule names, else the first in the page's order.
 
     Args:
       family: start of the columns' names, e.g. `norm_sim`.

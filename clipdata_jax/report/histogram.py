@@ -99,7 +99,7 @@ def draw(histogram: Histogram, medians: dict[str, float]) -> Drawing:
     scale = (_BASE - _TOP) / highest
     middle = _BASE - histogram.kept * scale
     ticks = ticks_between(float(edges[0]), float(edges[-1]), 5)
-    places = text.decimals(ticks[1] - ticks[0]) - 2 if len(ticks) > 1 else 3
+    places = max(text.decimals(ticks[1] - ticks[0]) - 2, 0) if len(ticks) > 1 else 3
     return Drawing(
         kept=_bars(x, middle, np.full(len(total), _BASE)),
         dropped=_bars(x, _BASE - total * scale, middle),
@@ -107,7 +107,7 @@ def draw(histogram: Histogram, medians: dict[str, float]) -> Drawing:
             (round(float(x[i]), 2), round(float(x[i + 1] - x[i]), 2), float(k / n) if n else None)
             for i, (k, n) in enumerate(zip(histogram.kept, total, strict=True))
         ),
-        x_ticks=tuple((_place(tick, edges), text.value(tick, max(places, 0))) for tick in ticks),
+        x_ticks=tuple((_place(tick, edges), text.value(tick, places if places < 5 else 8)) for tick in ticks),
         y_ticks=tuple(
             (round(_BASE - tick * scale, 1), text.compact(tick))
             for tick in ticks_between(0, highest, 3)

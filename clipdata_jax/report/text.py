@@ -78,11 +78,16 @@ def decimals(spread: float) -> int:
 
 
 def value(number: float, places: int) -> str:
-    """A score with a real minus sign, "–" if there is none."""
+    """A score with a real minus sign, as 6.5e−7 where it would take more than six decimals; "–" if there is none."""
     if not math.isfinite(number):
         return "–"
-    shown = f"{number:.{places}f}"
-    return f"{_MINUS}{shown[1:]}" if shown.startswith("-") and float(shown) else shown.lstrip("-")
+    if places > 6:
+        mantissa, _, exponent = f"{number:.1e}".partition("e")
+        shown = f"{mantissa}e{int(exponent)}" if number else "0"
+    else:
+        shown = f"{number:,.{places}f}"
+        shown = shown if shown.strip("-0.,") else shown.lstrip("-")  # no minus zero
+    return shown.replace("-", _MINUS)
 
 
 def file_size(size: int) -> str:

@@ -191,17 +191,17 @@ def test_column_names_for_readers():
         "norm_sim_inf_in1k",
         "clip_score",
     ]
-    assert columns.ordered(names) == [names[4], names[2], names[0], names[3], names[1]]
+    assert columns.ordered(names) == [names[4], names[2], names[3], names[0], names[1]]
     labels = [columns.label(name) for name in columns.ordered([*names, "neg_clip_loss_se"])]
     assert labels == [
         "CLIPScore",
         "negCLIPLoss l14 t10 b1024",
         "negCLIPLoss: standard error",
-        "NormSim₂ c10",
         "NormSim∞ in1k",
+        "NormSim₂ c10",
         "other score",
     ]
     assert columns.short_labels(names)["norm_sim_inf_in1k"] == "NormSim∞"
     assert columns.short_labels(["norm_sim_2_a", "norm_sim_2_b"])["norm_sim_2_a"] == "NormSim₂ a"
-    assert columns.first_of("norm_sim", names) == "norm_sim_2_c10"
-    assert columns.first_of("norm_sim", names, "top(norm_sim_inf_in1k, 0.2)") == "norm_sim_inf_in1k"
+    assert columns.first_of("norm_sim", names) == "norm_sim_inf_in1k"
+    assert columns.first_of("norm_sim", names, "top(norm_sim_2_c10, 0.2)") == "norm_sim_2_c10"

@@ -63,7 +63,15 @@ def test_numbers_without_a_value_are_dashes():
 
 @pytest.mark.parametrize(
     ("number", "places", "shown"),
-    [(-0.03124, 3, "\u22120.031"), (0.5, 2, "0.50"), (-0.0004, 3, "0.000"), (12.0, 0, "12")],
+    [
+        (-0.03124, 3, "\u22120.031"),
+        (0.5, 2, "0.50"),
+        (-0.0004, 3, "0.000"),
+        (12.0, 0, "12"),
+        (-12345.6, 0, "\u221212,346"),
+        (6.54e-7, 8, "6.5e\u22127"),
+        (0.0, 8, "0"),
+    ],
 )
 def test_value(number, places, shown):
     assert text.value(number, places) == shown
