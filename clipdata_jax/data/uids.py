@@ -95,7 +95,10 @@ def join_halves(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 def sort_unique(uids: np.ndarray) -> np.ndarray:
     """The uids in lexicographic order, each once."""
-    ordered = uids[np.lexsort((uids["f1"], uids["f0"]))]
+    ordered = uids[np.argsort(uids["f0"])]
+    # Different uids hardly ever share a half, and sorting by one is several times faster.
+    if (ordered["f0"][1:] == ordered["f0"][:-1]).any():
+        ordered = uids[np.lexsort((uids["f1"], uids["f0"]))]
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
 
 
