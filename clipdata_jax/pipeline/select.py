@@ -21,7 +21,7 @@ class Summary:
 
     Attributes:
       rule: the rule's text.
-      pool: pairs in the score tables.
+      pairs: pairs in the score tables.
       kept: pairs that the rule keeps.
       uids: distinct uids of these, as written.
       steps: what every part of the rule kept, in the order of evaluation.
@@ -30,7 +30,7 @@ class Summary:
     """
 
     rule: str
-    pool: int
+    pairs: int
     kept: int
     uids: int
     steps: tuple[rules.Step, ...]
@@ -65,7 +65,7 @@ def run(options: config.Select) -> Summary:
     uids.write_subset(options.out, kept)
     summary = Summary(
         rule=str(rule),
-        pool=len(uid),
+        pairs=len(uid),
         kept=int(mask.sum()),
         uids=len(kept),
         steps=tuple(steps),
@@ -109,8 +109,8 @@ def _without_score(values: np.ndarray) -> dict[str, int]:
 
 
 def _text(summary: Summary, out: str) -> str:
-    share = f"{summary.kept / summary.pool:.2%}".replace("%", " %")
-    lines = [f"kept {summary.kept:,} of {summary.pool:,} pairs ({share}): {out}"]
+    share = f"{summary.kept / summary.pairs:.2%}".replace("%", " %")
+    lines = [f"kept {summary.kept:,} of {summary.pairs:,} pairs ({share}): {out}"]
     lines.append(f"{'looked at':>14} {'kept':>14}   step")
     for step in summary.steps:
         short = f"   ({step.asked:,} asked for)" if step.asked is not None and step.kept < step.asked else ""

@@ -72,7 +72,7 @@ def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
     assert written[0] == written[1]
     content = json.loads(written[0])
     assert (content["command"], content["rule"]) == ("select", RULE)
-    assert (content["pool"], content["kept"], content["uids"], content["repeats"]) == (100, 20, 20, 0)
+    assert (content["pairs"], content["kept"], content["uids"], content["repeats"]) == (100, 20, 20, 0)
     assert content["without_score"]["norm_sim_inf"] == {"null": 0, "infinite": 0}
     assert [step["kept"] for step in content["steps"]] == [30, 20]
     assert [Path(entry["name"]).name for entry in content["inputs"]] == [f"{i:08d}.parquet" for i in range(3)]
@@ -97,7 +97,7 @@ def test_nulls_infinities_and_repeated_uids_are_counted_and_said(tmp_path, capsy
     (tmp_path / "scores/0.parquet").write_bytes(tables.part_bytes(uid, {"a": values}, null))
     out = str(tmp_path / "s.npy")
     found = select.run(config.Select(scores=(str(tmp_path / "scores"),), rule="top(a, 1)", out=out))
-    assert (found.pool, found.kept, found.uids, found.repeats) == (100, 92, 87, 5)
+    assert (found.pairs, found.kept, found.uids, found.repeats) == (100, 92, 87, 5)
     assert found.without_score == {"a": {"null": 5, "infinite": 3}}
     assert capsys.readouterr().out.splitlines() == [
         f"kept 92 of 100 pairs (92.00 %): {out}",
