@@ -1,4 +1,4 @@
-"""Image-text retrieval: does a picture find one of its captions, and a caption its picture?"""
+"""Image-text retrieval: whether a picture finds one of its captions, and a caption its picture."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _rank(query_d: Float[Array, " d"], candidates: Float[Array, "c d"], right_c:
     return jnp.sum(~right_c & ~(cosines < best), dtype=jnp.int32)
 
 
-def recall(ranks: Int[Array, " n"], candidates: int) -> dict[str, float | None]:
+def recall(ranks: Int[Array | np.ndarray, " n"], candidates: int) -> dict[str, float | None]:
     """The share of queries that find a right answer among their first 1, 5 and 10.
 
     Args:

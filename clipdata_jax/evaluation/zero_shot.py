@@ -83,7 +83,9 @@ def class_ranks(
 
 
 def accuracy(
-    image_emb: Float[Array, "n d"], weights: Float[Array, "classes d"], labels: Int[Array, " n"]
+    image_emb: Float[Array | np.ndarray, "n d"],
+    weights: Float[Array | np.ndarray, "classes d"],
+    labels: Int[Array | np.ndarray, " n"],
 ) -> Accuracy:
     """Zero-shot accuracy.
 
@@ -95,14 +97,13 @@ def accuracy(
     Raises:
       ValueError: no pictures, a label out of range, or shapes that don't fit.
     """
-    labels = np.asarray(labels)
-    if not labels.size or labels.min() < 0 or labels.max() >= len(weights):
+    true = np.asarray(labels)
+    if not true.size or true.min() < 0 or true.max() >= len(weights):
         raise ValueError(
-            f"labels must be {len(weights)} classes' numbers, at least one, found {np.unique(labels)}"
+            f"labels must be numbers of {len(weights)} classes, at least one, found {np.unique(true)}"
         )
-    ranks = np.asarray(class_ranks(image_emb, weights, labels))
-    right = np.bincount(labels, ranks < 1)
-    seen = np.bincount(labels)
+    ranks = np.asarray(class_ranks(jnp.asarray(image_emb), jnp.asarray(weights), jnp.asarray(labels)))
+    right, seen = np.bincount(true, ranks < 1), np.bincount(true)
     return Accuracy(
         top1=float(np.mean(ranks < 1)),
         top5=float(np.mean(ranks < 5)) if len(weights) > 5 else None,

@@ -121,7 +121,7 @@ def _check_batch(pairs: int, batch_size: int, mesh: Mesh) -> None:
 
 
 def _own(rows: np.ndarray) -> np.ndarray:
-    """This process's share of a batch; which one is which doesn't matter, since the loss is the batch's."""
+    """The process's share of a batch; which has which doesn't matter, since the loss is the batch's."""
     each = len(rows) // jax.process_count()
     return rows[jax.process_index() * each :][:each]
 

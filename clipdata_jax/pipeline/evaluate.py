@@ -1,0 +1,260 @@
+"""`clipdata evaluate`: zero-shot classification and retrieval of a checkpoint on tars, as a JSON of figures."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from clipdata_jax import parallel
+from clipdata_jax.config import Evaluate
+from clipdata_jax.data import files, tars
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import manifest, progress
+from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
+
+if TYPE_CHECKING:
+    from clipdata_jax.pipeline.encode import Encoder
+
+_PLACE = "{c}"
+_TEMPLATES = (f"a photo of a {_PLACE}.",)
+_Fact = TypeVar("_Fact")
+
+
+def run(options: Evaluate) -> dict[str, Any]:
+    """Measures a model; returns the figures.
+
+    Raises:
+      InputError: bad input.
+    """
+    retrieval = tars.find_tars(options.retrieval) if options.retrieval else []
+    labelled = tars.find_tars(options.classification) if options.classification else []
+    names = read_strings(options.classnames, "class names") if options.classnames else []
+    templates = read_strings(options.templates, "prompts") if options.templates else list(_TEMPLATES)
+    for template in templates:
+        if _PLACE not in template:
+            raise InputError(f"{options.templates}: the prompt {template!r} has no {_PLACE} for the class")
+    from clipdata_jax import models
+
+    reader = _Reader(options)
+    plan = manifest.describe(
+        "evaluate",
+        options,
+        inputs=[path for path in (options.classnames, options.templates) if path],
+        pool=[*retrieval, *labelled],
+        devices=True,
+        model=models.checkpoint_digest(options.model),
+    )
+    _refuse_other_run(options.out, plan)
+    figures: dict[str, Any] = {"model": options.model}
+    if labelled:
+        figures["classification"] = reader.classify(labelled, names, templates)
+    if retrieval:
+        figures["retrieval"] = reader.retrieve(retrieval)
+    figures["skipped"] = reader.skipped
+    files.write_bytes(options.out, manifest.to_json(figures))
+    manifest.write_beside(options.out, {**plan, "figures": figures})
+    print(_table(figures, options.out))
+    return figures
+
+
+def _refuse_other_run(out: str, plan: dict[str, Any]) -> None:
+    """The same figures may be written again; anything else that is there stays."""
+    if not files.exists(out):
+        return
+    beside = f"{out}.{manifest.NAME}"
+    try:
+        before = json.loads(files.read_bytes(beside)) if files.exists(beside) else {}
+        same = all(before[key] == json.loads(manifest.to_json(value)) for key, value in plan.items())
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise InputError(f"{out}: already there, and not by this evaluation; choose another --out, or delete it")
+
+
+def read_strings(path: str, what: str) -> list[str]:
+    """The strings of a JSON list, at least one.
+
+    Raises:
+      InputError: the file holds something else.
+    """
+    try:
+        content = json.loads(files.read_bytes(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); expected a list of {what}") from error
+    if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
+        raise InputError(f'{path}: expected a JSON list of {what}, like ["one", "two"]')
+    return content
+
+
+class _Reader:
+    """A model, and the samples it is measured on."""
+
+    def __init__(self, options: Evaluate) -> None:
+        from clipdata_jax import models
+        from clipdata_jax.pipeline.encode import Encoder
+
+        model = models.load_clip(options.model)
+        self.skipped: list[str] = []
+        self._options = options
+        self._tokenizer = models.load_tokenizer(options.model)
+        self._transform = models.load_image_transform(options.model)
+        self._encoder: Encoder = Encoder(model, options.batch_size, parallel.local_mesh())
+
+    def classify(
+        self, paths: Sequence[str], names: Sequence[str], templates: Sequence[str]
+    ) -> dict[str, Any]:
+        """The figures of zero-shot classification."""
+        from clipdata_jax import evaluation
+
+        image_emb, labels = self._embed(paths, "classify", labeller(names), need_caption=False)
+        prompts = [template.replace(_PLACE, name) for name in names for template in templates]
+        text_emb = self._encoder.texts(self._tokenizer(prompts))
+        weights = evaluation.zero_shot_weights(text_emb.reshape(len(names), len(templates), -1))
+        accuracy = evaluation.accuracy(image_emb, weights, np.asarray(labels, np.int32))
+        return {
+            "pictures": len(labels),
+            "classes": len(names),
+            "classes_seen": len(set(labels)),
+            "templates": len(templates),
+            **accuracy._asdict(),
+        }
+
+    def retrieve(self, paths: Sequence[str]) -> dict[str, Any]:
+        """The figures of retrieval, both ways."""
+        from clipdata_jax import evaluation
+
+        image_emb, captions = self._embed(
+            paths, "retrieve", lambda sample: sample.captions, need_caption=True
+        )
+        texts = [caption for several in captions for caption in several]
+        picture_of = np.repeat(
+            np.arange(len(captions), dtype=np.int32), [len(several) for several in captions]
+        )
+        ranks = evaluation.retrieval_ranks(image_emb, self._encoder.texts(self._tokenizer(texts)), picture_of)
+        return {
+            "pictures": len(captions),
+            "captions": len(texts),
+            "image_to_text": evaluation.recall(ranks.image_to_text, len(texts)),
+            "text_to_image": evaluation.recall(ranks.text_to_image, len(captions)),
+        }
+
+    def _embed(
+        self, paths: Sequence[str], name: str, fact_of: Callable[[Decoded], _Fact], *, need_caption: bool
+    ) -> tuple[np.ndarray, list[_Fact]]:
+        """The embeddings of all pictures, and a fact of each; a sample without one is bad."""
+        rows: list[np.ndarray] = []
+        facts: list[_Fact] = []
+        with progress.bar(total=len(paths), unit="tar", name=name) as bar:
+            for path in paths:
+                samples = decoded_samples(
+                    path, self._transform, on_bad=self._options.on_bad, need_caption=need_caption
+                )
+                try:
+                    found = [self._embed_batch(batch) for batch in self._batches(samples, fact_of)]
+                except InputError as error:
+                    self._skip(str(error))
+                    found = []
+                rows += [emb for emb, _ in found]
+                facts += [fact for _, several in found for fact in several]
+                bar.update(1)
+        if not rows:
+            raise InputError(f"{', '.join(paths)}: no picture to {name}")
+        return np.concatenate(rows), facts
+
+    def _batches(
+        self, samples: Iterator[Decoded | Bad], fact_of: Callable[[Decoded], _Fact]
+    ) -> Iterator[list[tuple[np.ndarray, _Fact]]]:
+        batch: list[tuple[np.ndarray, _Fact]] = []
+        for sample in samples:
+            try:
+                if isinstance(sample, Bad):
+                    raise InputError(sample.reason)
+                batch.append((sample.pixels, fact_of(sample)))
+            except InputError as error:
+                self._skip(f"{sample.tar}: sample {sample.key!r}: {error}")
+            if len(batch) == self._encoder.rows:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _embed_batch(self, batch: list[tuple[np.ndarray, _Fact]]) -> tuple[np.ndarray, list[_Fact]]:
+        return self._encoder.images(np.stack([pixels for pixels, _ in batch])), [fact for _, fact in batch]
+
+    def _skip(self, reason: str) -> None:
+        if self._options.on_bad == "stop":
+            raise InputError(reason)
+        self.skipped.append(reason)
+
+
+def labeller(names: Sequence[str]) -> Callable[[Decoded], int]:
+    """A function that tells a sample's class: by its `.cls`, else by the folder that its members lie in.
+
+    Folder and class names are compared without case, underscores and hyphens counting as spaces.
+
+    Args:
+      names: of the classes, in order of their numbers.
+    """
+    by_name = collections.defaultdict(list)
+    for number, name in enumerate(names):
+        by_name[_plain(name)].append(number)
+
+    def label_of(sample: Decoded) -> int:
+        if sample.label is not None:
+            if not (sample.label.isdecimal() and int(sample.label) < len(names)):
+                raise InputError(
+                    f"its .cls is {sample.label!r:.40}, expected a number from 0 to {len(names) - 1}"
+                )
+            return int(sample.label)
+        folder = sample.key.rpartition("/")[0].rpartition("/")[2]
+        if not folder:
+            raise InputError("neither a .cls nor a folder tells its class")
+        numbers = by_name.get(_plain(folder), [])
+        if len(numbers) != 1:
+            found = "is no class name" if not numbers else f"is the name of the classes {numbers}"
+            raise InputError(f"its folder {folder!r} {found}; check --classnames, or give it a .cls")
+        return numbers[0]
+
+    return label_of
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
+
+
+def _table(figures: dict[str, Any], out: str) -> str:
+    lines = []
+    if classes := figures.get("classification"):
+        lines += [
+            f"zero-shot classification: {classes['pictures']:,} pictures, {classes['classes']:,} classes,"
+            f" prompts for each: {classes['templates']:,}",
+            _row("", "top-1", "top-5", "mean per class"),
+            _row("", *(_percent(classes[name]) for name in ("top1", "top5", "mean_per_class"))),
+        ]
+    if found := figures.get("retrieval"):
+        lines += [
+            f"retrieval: {found['pictures']:,} pictures, {found['captions']:,} captions",
+            _row("", "R@1", "R@5", "R@10"),
+            *(
+                _row(title, *map(_percent, found[way].values()))
+                for title, way in (
+                    ("picture -> caption", "image_to_text"),
+                    ("caption -> picture", "text_to_image"),
+                )
+            ),
+        ]
+    if figures["skipped"]:
+        lines.append(f"skipped: {len(figures['skipped']):,}, the first: {figures['skipped'][0]}")
+    return "\n".join([*lines, f"figures: {out}"])
+
+
+def _row(title: str, *cells: str) -> str:
+    return f"  {title:<19}" + "".join(f"{cell:>9}" if len(cell) < 9 else f"{cell:>17}" for cell in cells)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

@@ -1,0 +1,110 @@
+"""Zero-shot and retrieval figures against plain float64 loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipdata_jax.evaluation import accuracy, class_ranks, recall, retrieval_ranks, zero_shot_weights
+
+
+def unit_rows(seed, *shape):
+    rows = np.random.default_rng(seed).standard_normal(shape)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def test_weights_are_the_normalised_mean_of_normalised_prompts():
+    text_emb = np.random.default_rng(0).standard_normal((3, 4, 8))
+    want = []
+    for prompts in text_emb:
+        mean = np.mean([row / np.linalg.norm(row) for row in prompts], axis=0)
+        want.append(mean / np.linalg.norm(mean))
+    got = zero_shot_weights(text_emb.astype(np.float32))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "classes"), [(1, 2), (300, 7), (1500, 5)])
+def test_accuracy_is_the_plain_count(n, classes):
+    labels = np.random.default_rng(1).integers(0, classes - 1, n)  # the last class has no picture
+    weights = unit_rows(2, classes, 16)
+    image_emb = unit_rows(3, n, 16) + weights[labels]
+    right1, right5, by_class = 0, 0, {}
+    for emb, label in zip(image_emb, labels, strict=True):
+        first = sorted(range(classes), key=lambda c: -(weights[c] @ emb))
+        right1 += first[0] == label
+        right5 += label in first[:5]
+        by_class.setdefault(label, []).append(first[0] == label)
+    got = accuracy(image_emb.astype(np.float32), weights.astype(np.float32), labels)
+    np.testing.assert_allclose(got.top1, right1 / n)
+    np.testing.assert_allclose(got.mean_per_class, np.mean([np.mean(found) for found in by_class.values()]))
+    if classes > 5:
+        np.testing.assert_allclose(got.top5, right5 / n)
+    else:
+        assert got.top5 is None
+
+
+def test_a_model_that_knows_nothing_gets_nothing():
+    same = np.ones((10, 4), np.float32) / 2
+    assert accuracy(same, same[:8], np.arange(10) % 8).top1 == 0
+    ranks = retrieval_ranks(same, same, np.arange(10))
+    assert set(ranks.image_to_text.tolist()) == set(ranks.text_to_image.tolist()) == {9}
+    nan = np.full((2, 4), np.nan, np.float32)
+    assert class_ranks(nan, same[:3], np.array([0, 1])).tolist() == [2, 2]
+
+
+def test_labels_out_of_range_and_shapes_that_differ_are_named():
+    emb = np.ones((2, 4), np.float32)
+    for labels in ([0, 3], [-1, 0]):
+        with pytest.raises(ValueError, match="labels must be numbers of 3 classes"):
+            accuracy(emb, np.ones((3, 4), np.float32), np.array(labels))
+    with pytest.raises(ValueError, match=r"images \(2, 4\), weights \(3, 5\)"):
+        class_ranks(emb, jnp.ones((3, 5)), jnp.zeros(2, int))
+    with pytest.raises(ValueError, match=r"images \(2, 4\), texts \(3, 4\), of \(2,\)"):
+        retrieval_ranks(emb, jnp.ones((3, 4)), jnp.zeros(2, int))
+
+
+def retrieval_plainly(f, g, picture_of, k):
+    """Sorted lists, float64: the shares of pictures and of captions that find an answer among k."""
+    pictures = [
+        any(picture_of[j] == i for j in np.argsort(-(g @ f[i]), kind="stable")[:k]) for i in range(len(f))
+    ]
+    captions = [picture_of[j] in np.argsort(-(f @ g[j]), kind="stable")[:k] for j in range(len(g))]
+    return np.mean(pictures), np.mean(captions)
+
+
+@pytest.mark.parametrize(("n", "captions"), [(7, 1), (300, 1), (120, 5)])
+def test_retrieval_is_the_plain_count_with_several_captions_a_picture(n, captions):
+    picture_of = np.random.default_rng(0).permutation(np.repeat(np.arange(n), captions))
+    f = unit_rows(1, n, 12)
+    g = f[picture_of] + 0.9 * unit_rows(2, n * captions, 12)
+    ranks = retrieval_ranks(f.astype(np.float32), g.astype(np.float32), picture_of)
+    for k in (1, 5, 10):
+        want = retrieval_plainly(f, g, picture_of, k)
+        for got, share, candidates in zip(ranks, want, (n * captions, n), strict=True):
+            if candidates > k:
+                np.testing.assert_allclose(recall(got, candidates)[f"r{k}"], share)
+            else:
+                assert recall(got, candidates)[f"r{k}"] is None
+
+
+def test_recall_needs_a_query():
+    with pytest.raises(ValueError, match="ranks is empty"):
+        recall(np.empty(0, int), 5)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_kernels_lower_for_other_platforms(platform):
+    f, g, of = jnp.zeros((600, 8)), jnp.zeros((700, 8)), jnp.zeros(700, jnp.int32)
+    for kernel, arguments in (
+        (retrieval_ranks, (f, g, of)),
+        (class_ranks, (g, f, of)),
+        (zero_shot_weights, (jnp.zeros((5, 3, 8)),)),
+    ):
+        assert jax.export.export(kernel, platforms=[platform])(*arguments).platforms == (platform,)
+
+
+def test_no_table_of_all_pairs_is_kept():
+    f, g, of = jnp.zeros((20_000, 8)), jnp.zeros((20_000, 8)), jnp.zeros(20_000, jnp.int32)
+    memory = retrieval_ranks.lower(f, g, of).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 20_000 * 20_000 * 4 / 10
