@@ -1,0 +1,230 @@
+"""The command `train`: killed and resumed, subsets and bad input, real pictures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support.checkpoints import CAPTIONS
+
+from clipdata_jax import cli, models
+from clipdata_jax.config import Train
+from clipdata_jax.data import tars, uids
+from clipdata_jax.demo.pool import make_clean_tars
+from clipdata_jax.pipeline import train
+
+TINY = [
+    "--width",
+    "16",
+    "--layers",
+    "1",
+    "--heads",
+    "2",
+    "--embed-dim",
+    "16",
+    "--image-size",
+    "32",
+    "--context-length",
+    "16",
+]
+TINY_OPTIONS = {"width": 16, "layers": 1, "heads": 2, "embed_dim": 16, "image_size": 32, "context_length": 16}
+# Ends the process, without a word, right after the checkpoint of step 4.
+KILLED = """
+import os, signal, sys
+from clipdata_jax import cli
+from clipdata_jax.training import loop
+save = loop._save
+def save_and_die(manager, step, state):
+    save(manager, step, state)
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+loop._save = save_and_die
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool")
+    make_clean_tars(str(folder), pairs=40, seed=0, shards=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    models.train_tokenizer(CAPTIONS, folder, vocab_size=600, context_length=32)
+    return folder
+
+
+def edit_tar(source, target, edit):
+    """Writes a tar whose members went through `edit(name, data) -> data`."""
+    members = [(name, edit(name, data)) for name, data in tars.read_members(str(source))]
+    tars.write_tar(str(target), members)
+
+
+def test_a_killed_run_ends_in_the_same_bytes(tmp_path, pool, tokenizer, clipdata):
+    def arguments(out):
+        fixed = ["--steps", "10", "--warmup", "2", "--batch-size", "16", "--checkpoint-every", "4"]
+        return ["train", str(pool), "--tokenizer", str(tokenizer), "--out", str(out), *fixed, *TINY]
+
+    assert (whole := clipdata(*arguments("whole"))).returncode == 0, whole.stderr
+    assert "Trained on 40 pairs for 10 steps" in whole.stdout
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    killed = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KILLED, *arguments("killed")],
+        cwd=tmp_path, env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert os.listdir(tmp_path / "killed" / "checkpoints") == ["4"]
+    assert not (tmp_path / "killed" / "model").exists()
+    assert (resumed := clipdata(*arguments("killed"))).returncode == 0, resumed.stderr
+    for name in ["manifest.json", *(f"model/{file}" for file in os.listdir(tmp_path / "whole" / "model"))]:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+    check_model(tmp_path / "whole")
+
+
+def check_model(out):
+    """What the run left is a whole checkpoint, described by its manifest."""
+    made = json.loads((out / "manifest.json").read_bytes())
+    model = models.load_clip(out / "model")
+    assert models.checkpoint_digest(out / "model") == made["digest"]
+    assert float(np.asarray(model.temperature)) == made["temperature"]
+    assert models.load_tokenizer(out / "model")(["a red house"]).shape == (1, 16)
+    assert models.load_image_transform(out / "model").size == 32
+    assert sorted(os.listdir(out / "checkpoints")) == ["10", "8"]
+    lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 1 and lines[-2]["step"] == 10 and lines[-2]["pairs_per_s"] > 0
+
+
+def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, capsys):
+    def spoil(name, data):
+        return b"no picture" if name.endswith("03.jpg") else data
+
+    edit_tar(pool / "00000.tar", tmp_path / "00000.tar", spoil)
+    whole = (pool / "00001.tar").read_bytes()
+    (tmp_path / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    samples = list(tars.read_tar(str(pool / "00000.tar")))
+    found = [json.loads(sample.members["json"])["uid"] for sample in samples]
+    spoilt = [sample.key for sample in samples].index(next(s.key for s in samples if s.key.endswith("03")))
+    wanted = [*found[:12], found[spoilt], "0" * 32]
+    uids.write_subset(str(tmp_path / "subset.npy"), uids.from_hex(sorted(set(wanted))))
+    options = Train(
+        tars=(str(tmp_path / "0000{0..1}.tar"),), tokenizer=str(tokenizer), out=str(tmp_path / "out"), steps=2,
+        warmup=0, batch_size=8, subset=str(tmp_path / "subset.npy"), on_bad="skip", **TINY_OPTIONS,
+    )  # fmt: skip
+    made = train.run(options)
+    assert made["pairs"] == len(set(wanted)) - 2
+    assert (made["subset_uids"], made["subset_uids_not_found"]) == (len(set(wanted)), 2)
+    (skipped,) = made["skipped_samples"]
+    assert skipped["key"] == samples[spoilt].key and "not a picture" in skipped["reason"]
+    assert len(made["skipped_tars"]) == 1 and "00001.tar: damaged" in made["skipped_tars"][0]
+    assert "Skipped 1 tars and 1 samples" in capsys.readouterr().out
+    # The same run again only says so; another one is refused and leaves everything as it is.
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    assert train.run(options) == made
+    arguments = ["train", *options.tars, "--tokenizer", str(tokenizer), "--out", options.out, "--steps", "3"]
+    assert cli.main([*arguments, "--warmup", "0", "--batch-size", "8", *TINY]) == 2
+    assert "already holds the results of another run" in capsys.readouterr().err
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+
+
+def cut_tar(folder, pool):
+    data = (pool / "00001.tar").read_bytes()
+    (folder / "00000.tar").write_bytes(data[: len(data) // 2])
+
+
+def empty_caption(folder, pool):
+    edit_tar(
+        pool / "00001.tar", folder / "00000.tar", lambda name, data: b"" if name.endswith("5.txt") else data
+    )
+
+
+def foreign_subset(folder, pool):
+    (folder / "00000.tar").write_bytes((pool / "00000.tar").read_bytes())
+    uids.write_subset(str(folder / "subset.npy"), uids.from_hex(["0" * 32]))
+
+
+def good_tar(folder, pool):
+    (folder / "00000.tar").write_bytes((pool / "00000.tar").read_bytes())
+
+
+BAD = {
+    "cut tar": (cut_tar, (), "00000.tar: damaged or not a tar"),
+    "empty caption": (empty_caption, (), "its caption is empty; mend it, or use --on-bad skip"),
+    "no such tars": (good_tar, ("--tars", "nowhere"), "nowhere"),
+    "no tokenizer": (good_tar, ("--tokenizer", "nowhere"), "nowhere"),
+    "tokenizer of no files": (good_tar, ("--tokenizer", "."), "has no tokenizer"),
+    "subset of another pool": (
+        foreign_subset,
+        ("--subset", "subset.npy"),
+        "none of the 1 uids of subset.npy",
+    ),
+    "fewer pairs than a batch": (
+        good_tar,
+        ("--batch-size", "64"),
+        "20 pairs to train on, fewer than one batch of 64",
+    ),
+    "batch of odd size": (
+        good_tar,
+        ("--batch-size", "9"),
+        "--batch-size is 9, expected a multiple of the 8 devices",
+    ),
+    "independent workers": (
+        good_tar,
+        ("--worker", "0/2"),
+        "--worker: training needs all its processes at once",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_sentence(tmp_path, pool, tokenizer, capsys, monkeypatch, name):
+    make, changes, words = BAD[name]
+    make(tmp_path, pool)
+    monkeypatch.chdir(tmp_path)
+    flags = {"--tars": ".", "--tokenizer": str(tokenizer), "--out": "out", "--batch-size": "8"}
+    flags |= dict(zip(changes[::2], changes[1::2], strict=True))
+    arguments = [flags.pop("--tars"), *(word for flag in flags.items() for word in flag)]
+    assert cli.main(["train", *arguments, "--steps", "2", "--warmup", "0", *TINY]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("clipdata train: ") and words in error
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_more_pictures_than_memory_are_refused_after_the_first_tar(
+    tmp_path, pool, tokenizer, capsys, monkeypatch
+):
+    monkeypatch.setattr(train, "_MEMORY_BOUND", 30 * 3 * 32**2)
+    arguments = ["train", str(pool), "--tokenizer", str(tokenizer), "--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, *TINY]) == 2
+    assert "about 40 pictures of 3,072 bytes need" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_real_pictures_are_learnt_and_found_again(tmp_path, shared, clipdata):
+    source = str(shared("data/flickr8k_96px") / "train-00000.tar")
+    samples = [sample for sample, _ in zip(tars.read_tar(source), range(192), strict=False)]
+    members = [(name, s.members[ext]) for s in samples for ext, name in s.names.items()]
+    tars.write_tar(str(tmp_path / "slice.tar"), members)
+    models.train_tokenizer(
+        [s.members["txt"].decode() for s in samples],
+        tmp_path / "tokenizer",
+        vocab_size=1024,
+        context_length=16,
+    )
+    fixed = ["--steps", "60", "--warmup", "5", "--batch-size", "64", "--learning-rate", "3e-3"]
+    done = clipdata(
+        "train", "slice.tar", "--tokenizer", "tokenizer", "--out", "run", *fixed, *TINY, "--width", 32
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert losses[1] > np.log(64) - 0.2 and losses[60] < np.log(64) - 1
+    done = clipdata("evaluate", "run/model", "--retrieval", "slice.tar", "--out", "figures.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "figures.json").read_bytes())["retrieval"]
+    assert (found["pictures"], found["captions"]) == (192, 960)
+    assert found["image_to_text"]["r10"] > 0.25  # chance: 0.05; it saw one of five captions
