@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -38,19 +40,26 @@ def golden() -> Path:
 
 
 @pytest.fixture
-def clipdata(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the real command in a process of its own, in tmp_path; warnings are errors there too."""
+def clipdata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command in tmp_path: as a process of its own where `devices` (or the environment) is given.
 
-    def run(*arguments: object, devices: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    Otherwise `main` runs in this process, on the tests' eight devices, which saves starting Python and jax.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(
+        *arguments: object, devices: int | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = list(map(str, arguments))
+        if devices is None and not environment:
+            return _run_here(command)
+        flags = {} if devices is None else {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "clipdata_jax.cli", *map(str, arguments)],
+            [sys.executable, "-W", "error", "-m", "clipdata_jax.cli", *command],
             cwd=tmp_path,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                **environment,
-            },
+            env={**os.environ, "PYTHONPATH": str(ROOT), **flags, **environment},
             capture_output=True,
             text=True,
             timeout=300,
@@ -58,3 +67,15 @@ def clipdata(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+def _run_here(command: list[str]) -> subprocess.CompletedProcess[str]:
+    from clipdata_jax.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(command)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())

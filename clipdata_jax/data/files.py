@@ -62,6 +62,12 @@ def list_folder(folder: str, suffix: str = "") -> list[str]:
     return sorted(join(folder, os.path.basename(name)) for name in names if name.endswith(suffix))
 
 
+def list_tree(folder: str) -> list[str]:
+    """All files in a folder and the folders in it, sorted by name."""
+    fs, inner = filesystem(folder)
+    return [join(folder, name[len(inner) :].lstrip("/")) for name in sorted(fs.find(inner))]
+
+
 def expand(patterns: str | tuple[str, ...]) -> list[str]:
     """The files that patterns mean: `{000..099}` and `{a,b}` braces, `*` globs, folders stay folders.
 

@@ -118,12 +118,11 @@ def write_members(file: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
 
 def read_folder(path: str) -> Iterator[Sample]:
     """The pictures of a folder and the folders in it as samples, in order of their names; keys are the names."""
-    fs, inner = files.filesystem(path)
-    for name in sorted(fs.find(inner)):
+    for name in files.list_tree(path):
         extension = name.rpartition(".")[2].lower()
         if extension in IMAGE_EXTENSIONS:
-            key = name[len(inner) :].lstrip("/")
-            yield Sample(key, {extension: fs.cat_file(name)}, {extension: key})
+            key = name[len(path) :].lstrip("/")
+            yield Sample(key, {extension: files.read_bytes(name)}, {extension: key})
 
 
 def find_tars(patterns: Sequence[str], *, or_pictures: bool = False) -> list[str]:

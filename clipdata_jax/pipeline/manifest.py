@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -53,8 +54,13 @@ def describe(
 
 
 def file_entry(path: str, *, digest: bool = True) -> dict[str, Any]:
-    """A file's name, size in bytes and, if asked, digest."""
-    entry: dict[str, Any] = {"name": path, "bytes": files.size(path)}
+    """A file's name, size in bytes and, if asked, digest; a folder's is over its files' names, sizes and digests."""
+    if files.is_folder(path):
+        inside = [file_entry(one, digest=digest) for one in files.list_tree(path)]
+        entry = {"name": path, "bytes": sum(one["bytes"] for one in inside), "files": len(inside)}
+        whole = hashlib.sha256(to_json([{**one, "name": one["name"][len(path) :]} for one in inside]))
+        return {**entry, "digest": f"sha256:{whole.hexdigest()}"} if digest else entry
+    entry = {"name": path, "bytes": files.size(path)}
     return {**entry, "digest": files.digest(path)} if digest else entry
 
 

@@ -11,4 +11,6 @@ def bar(*, total: int, unit: str, name: str) -> Any:
     from tqdm.auto import tqdm
 
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(total=total, unit=unit, unit_scale=True, desc=name, mininterval=0.2 if live else 10.0, leave=True)
+    return tqdm(
+        total=total, unit=unit, unit_scale=True, desc=name, mininterval=0.2 if live else 10.0, leave=True
+    )

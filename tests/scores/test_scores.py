@@ -34,7 +34,9 @@ def log_sum(values: np.ndarray) -> float:
 def formula(f: np.ndarray, g: np.ndarray, t: float) -> np.ndarray:
     """negCLIPLoss of one batch, one pair at a time."""
     f, g = f.astype(np.float64), g.astype(np.float64)
-    return np.array([f[i] @ g[i] - t / 2 * (log_sum(f[i] @ g.T / t) + log_sum(f @ g[i] / t)) for i in range(len(f))])
+    return np.array(
+        [f[i] @ g[i] - t / 2 * (log_sum(f[i] @ g.T / t) + log_sum(f @ g[i] / t)) for i in range(len(f))]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,9 @@ def test_norm_sim_neither_underflows_nor_overflows(p):
     assert cos.max() < 0.04
     most = cos.max(axis=1)
     want = most if p == math.inf else most * ((cos / most[:, None]) ** p).sum(axis=1) ** (1 / p)
-    np.testing.assert_allclose(cj.norm_sim(f.astype(np.float32), target.astype(np.float32), p=p), want, rtol=1e-5)
+    np.testing.assert_allclose(
+        cj.norm_sim(f.astype(np.float32), target.astype(np.float32), p=p), want, rtol=1e-5
+    )
 
 
 def test_norm_sim_blocks_and_sign(monkeypatch):
@@ -98,7 +102,9 @@ def test_norm_sim_blocks_and_sign(monkeypatch):
     cos = f.astype(float) @ target[:19].astype(float).T
     np.testing.assert_allclose(cj.norm_sim(f, target[:19], signed=True), cos.max(axis=1), atol=1e-6)
     np.testing.assert_allclose(cj.norm_sim(f, target[:19]), np.abs(cos).max(axis=1), atol=1e-6)
-    np.testing.assert_allclose(cj.norm_sim(f, target[:19], p=3), (np.abs(cos) ** 3).sum(axis=1) ** (1 / 3), rtol=1e-5)
+    np.testing.assert_allclose(
+        cj.norm_sim(f, target[:19], p=3), (np.abs(cos) ** 3).sum(axis=1) ** (1 / 3), rtol=1e-5
+    )
     np.testing.assert_allclose(cj.norm_sim(-target[:1], target[:1], signed=True), [-1], atol=1e-3)
     assert not np.any(cj.norm_sim(np.zeros((2, 16), np.float32), target, p=3))
     jax.clear_caches()
@@ -145,7 +151,9 @@ def test_divisions_are_the_formula_at_every_temperature(name, t):
     np.testing.assert_allclose(cj.neg_clip_loss(f, g, temperature=t), formula(f, g, t), atol=5e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("b", "cells", "tile"), [(48, 4, 5), (48, 4, 24), (48, 12, 1024), (40, 1, 7), (6, 6, 4), (1, 1, 4)])
+@pytest.mark.parametrize(
+    ("b", "cells", "tile"), [(48, 4, 5), (48, 4, 24), (48, 12, 1024), (40, 1, 7), (6, 6, 4), (1, 1, 4)]
+)
 def test_cells_of_any_size_beside_the_tile(monkeypatch, b, cells, tile):
     monkeypatch.setattr("clipdata_jax.scores.log_sums._TILE", tile)
     jax.clear_caches()
