@@ -360,8 +360,8 @@ class Demo:
     """Folder for everything the demo makes."""
     pairs: int = 6_000
     """Pairs in the pool."""
-    keep: float = 0.3
-    """Share of the pool that every method keeps."""
+    keep: float = 0.5
+    """Share of the pool that every method keeps; half of the drawn pairs are sound."""
     seed: int = 0
     """Seed of the drawn pool and of the scores."""
     train: bool = False

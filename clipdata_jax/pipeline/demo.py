@@ -33,13 +33,17 @@ def run(options: config.Demo) -> dict[str, Any]:
         "CLIPScore": f"top(clip_score, {options.keep:g})",
         "negCLIPLoss": f"top(neg_clip_loss, {options.keep:g})",
         "negCLIPLoss, then NormSim": (
-            f"top(neg_clip_loss, {min(1.0, 1.5 * options.keep):g}) >> top(norm_sim_inf_target, {options.keep:g})"
+            f"top(neg_clip_loss, {min(1.0, 1.2 * options.keep):g}) >> top(norm_sim_inf_target, {options.keep:g})"
         ),
     }
-    print(f"Drawing {options.pairs:,} pairs, about half of them spoiled, and 300 target pictures: {options.out}")
+    print(
+        f"Drawing {options.pairs:,} pairs, about half of them spoiled, and 300 target pictures: {options.out}"
+    )
     _draw(options, place)
     _call("embed", config.Embed(tars=(place["pool"],), model=MODEL, tag="demo", out=place["metadata"]))
-    target = config.Embed(tars=(place["target"],), model=MODEL, tag="demo", images_only=True, out=place["target_emb"])
+    target = config.Embed(
+        tars=(place["target"],), model=MODEL, tag="demo", images_only=True, out=place["target_emb"]
+    )
     _call("embed", target)
     score = config.Score(
         pool=place["metadata"],
@@ -159,7 +163,9 @@ def _table(table: dict[str, Any]) -> str:
 def _align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

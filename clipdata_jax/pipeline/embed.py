@@ -62,7 +62,8 @@ def run(options: Embed) -> dict[str, Any] | None:
                 )
                 shard.fill(samples, encoder, tokenizer)
                 if not shard.samples:
-                    raise InputError(f"{by_name[name]}: holds no sample with a picture{'' if options.images_only else ' and a caption'}")
+                    what = "a picture" if options.images_only else "a picture and a caption"
+                    raise InputError(f"{by_name[name]}: holds no sample with {what}")
             except InputError as error:
                 if options.on_bad == "stop":
                     raise
@@ -187,8 +188,10 @@ def _print_summary(result: dict[str, Any] | None, options: Embed) -> None:
         print("This worker's tars are done; others are missing, whoever finishes last writes the manifest.")
         return
     model = result["models"][options.tag]
-    print(f"Embedded {result['pairs']:,} pairs, dimension {model['dim']}, temperature {model['temperature']:.4g}: "
-          f"{options.out}")  # fmt: skip
+    print(
+        f"Embedded {progress.counted(result['pairs'], 'pair')}, dimension {model['dim']}, temperature"
+        f" {model['temperature']:.4g}: {options.out}"
+    )
     if result["repeated_uids"]:
         print(f"{result['repeated_uids']:,} pairs repeat an uid of their tar")
     skipped = result["skipped_tars"] + [
@@ -197,6 +200,7 @@ def _print_summary(result: dict[str, Any] | None, options: Embed) -> None:
     ]
     if skipped:
         print(
-            f"Skipped {len(result['skipped_tars'])} tars and {len(result['skipped_samples'])} samples, listed in"
-            f" {manifest.NAME}; the first: {skipped[0]}"
+            f"Skipped {progress.counted(len(result['skipped_tars']), 'tar')} and"
+            f" {progress.counted(len(result['skipped_samples']), 'sample')}, listed in {manifest.NAME};"
+            f" the first: {skipped[0]}"
         )

@@ -8,6 +8,7 @@ division deals the cells into batches by hash(seed, k, cell). All of it depends 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,7 +90,7 @@ def plan_groups(rows: int, *, batch_size: int, group: int) -> list[Group]:
     count = max(1, round(rows / (batch_size * group)))
     edges = [rows * i // count for i in range(count + 1)]
     groups = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         size = end - start
         batches = max(1, round(size / batch_size))
         per_batch = min(_CELLS_PER_BATCH, size // batches) if batches > 1 else 1

@@ -42,7 +42,7 @@ def describe(
     chosen = {
         field.name: _plain(getattr(options, field.name))
         for field in dataclasses.fields(options)
-        if field.name not in ("workers", "out", "on_bad")
+        if field.name not in ("workers", "out", "on_bad", "max_bad_rows")
     }
     described: dict[str, Any] = {
         "command": command,

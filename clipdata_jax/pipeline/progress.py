@@ -1,4 +1,4 @@
-"""Progress with rate and time left, in a terminal, a notebook and a log file."""
+"""What a person reads while a command works and when it is done."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Any
 
 
 def bar(*, total: int, unit: str, name: str) -> Any:
-    """A tqdm bar to `update(n)`; a log file gets a line every ten seconds rather than a redrawn one."""
+    """A tqdm bar with rate and time left, to `update(n)`; a log file gets a line every ten seconds."""
     from tqdm.auto import tqdm
 
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(
         total=total, unit=unit, unit_scale=True, desc=name, mininterval=0.2 if live else 10.0, leave=True
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 tar", "1,000 tars", "2 batches"."""
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"

@@ -185,8 +185,8 @@ def _print_summary(result: dict[str, Any] | None, options: Score) -> None:
     masked = {reason: count for reason, count in result["masked"].items() if count}
     size = result["groups"]["batch_size"]
     lines = [
-        f"Scored {result['rows']:,} pairs at temperature {result['temperature']:.4g}, in"
-        f" {result['groups']['batches']:,} batches of {size[1]:,}: {options.out}"
+        f"Scored {progress.counted(result['rows'], 'pair')} at temperature {result['temperature']:.4g}, in"
+        f" {progress.counted(result['groups']['batches'], 'batch')} of {size[1]:,} pairs: {options.out}"
     ]
     if masked:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in masked.items())
@@ -195,7 +195,7 @@ def _print_summary(result: dict[str, Any] | None, options: Score) -> None:
         lines.append(f"{result['repeated_uids']:,} rows repeat an uid of their unit")
     if result["skipped"]:
         reasons = "; ".join(entry["reason"] for entry in result["skipped"][:3])
-        lines.append(f"Skipped {len(result['skipped'])} shards: {reasons}")
+        lines.append(f"Skipped {progress.counted(len(result['skipped']), 'shard')}: {reasons}")
     print("\n".join(lines))
 
 

@@ -145,7 +145,7 @@ def test_a_truncated_tar_is_named_and_what_was_done_is_kept(tmp_path, pool, chec
     assert done.returncode == 2 and "00001.tar: " in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "out" / "00000.npz").exists() and not (tmp_path / "out" / "00001.npz").exists()
     done = clipdata(*flags, "--out", "skipped", "--on-bad", "skip")
-    assert done.returncode == 0 and "Skipped 1 tars" in done.stdout.splitlines()[-1]
+    assert done.returncode == 0 and "Skipped 1 tar" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

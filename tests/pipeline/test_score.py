@@ -212,7 +212,7 @@ def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
     cut_short(tmp_path / "pool")
     done = clipdata("score", "pool", "--out", "out", *SMALL, "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
-    assert "Skipped 1 shards" in done.stdout.splitlines()[-1]
+    assert "Skipped 1 shard" in done.stdout.splitlines()[-1]
     score = read(tmp_path / "out", "clip_score")["clip_score"]
     assert np.isnan(score[90:120]).all() and np.isfinite(score[:90]).all() and np.isfinite(score[120:]).all()
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"][0]["shard"] == "00000001"

@@ -1,0 +1,36 @@
+"""DataComp small: negCLIPLoss, then NormSim to ImageNet, keep 30 % of the pool.
+
+The fractions are those of the paper's authors for the small pool (45 %, then 30 %). Expects DataComp's metadata
+in `datacomp/small/metadata` and ImageNet's picture embeddings by the same model, OpenAI's ViT-L/14, in `in1k.npy`
+(`clipdata embed imagenet --images-only --tag l14 ...` makes them).
+"""
+
+from clipdata_jax.config import NegClipLoss, NormSim, Report, Reshard, Run, Score, Select
+
+
+def get_config() -> Run:
+    """Options of `score`, `select`, `reshard` and `report`; run each with `--config configs/datacomp_small.py`."""
+    work = "datacomp/small/negcliploss_normsim"
+    return Run(
+        score=Score(
+            pool="datacomp/small/metadata",
+            out=f"{work}/scores",
+            tag="l14",
+            neg_clip_loss=NegClipLoss(batch_size=32_768, repeats=10, temperature=0.01),
+            norm_sim=NormSim(target=("in1k=in1k.npy",)),
+        ),
+        select=Select(
+            scores=(f"{work}/scores",),
+            rule="top(neg_clip_loss, 0.45) >> top(norm_sim_inf_in1k, 0.3)",  # of the whole pool
+            out=f"{work}/subset.npy",
+        ),
+        reshard=Reshard(
+            tars=("datacomp/small/shards",), subset=f"{work}/subset.npy", out=f"{work}/shards", on_bad="skip"
+        ),
+        report=Report(
+            scores=(f"{work}/scores",),
+            subset=f"{work}/subset.npy",
+            tars=("datacomp/small/shards",),
+            out=f"{work}/report.html",
+        ),
+    )

@@ -1,0 +1,169 @@
+"""The shape of the package: imports go one way, importing it is light, the command says what it can do."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clipdata_jax
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "clipdata_jax"
+# room -> rooms that it may import
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "scores": set(),
+    "models": {"errors", "config"},
+    "data": {"errors", "config"},
+    "parallel": {"errors", "config"},
+    "selection": {"errors", "config", "data"},
+    "training": {"errors", "config", "models", "data", "parallel", "scores"},
+    "evaluation": {"errors", "config", "models", "data", "parallel", "scores"},
+    "report": {"errors", "config", "data", "selection"},
+    "demo": {"errors", "data"},
+    "pipeline": {
+        "errors", "config", "scores", "models", "data", "parallel", "selection", "training", "evaluation",
+        "report", "demo",
+    },
+    "cli": {"errors", "config", "pipeline"},
+}  # fmt: skip
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported_rooms(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {room_of(name.name) for name in node.names if name.name.startswith("clipdata_jax.")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clipdata_jax"):
+            inside = room_of(node.module)
+            found |= {inside} if inside else {name.name for name in node.names if name.name != "__version__"}
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_imports_go_one_way(path):
+    if path.parent == PACKAGE and path.name == "__init__.py":
+        assert not imported_rooms(path), "the package's __init__ resolves names lazily"
+        return
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert imported_rooms(path) <= ALLOWED[room] | {room}
+
+
+def run_python(code: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS",)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_loads_neither_jax_nor_numpy():
+    assert (
+        run_python("import sys, clipdata_jax; print('jax' in sys.modules, 'numpy' in sys.modules)")
+        == "False False\n"
+    )
+
+
+def test_importing_every_module_touches_no_device():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "demo_model.py"
+    ]
+    code = f"""
+import importlib
+for name in {modules!r}: importlib.import_module(name)
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized())"""
+    assert run_python(code) == "False\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["embed", "score", "select", "reshard", "report", "train", "evaluate", "demo"]
+)
+def test_help_reads_like_documentation_and_loads_no_jax(command):
+    code = f"""
+import sys
+from clipdata_jax.cli import main
+try:
+    main([{command!r}, "--help"])
+except SystemExit as stop:
+    assert not stop.code, stop.code
+assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
+"""
+    text = run_python(code)
+    assert (
+        f"usage: clipdata {command}" in text and f"Example: clipdata {command}" in text and "--config" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([], 2, "usage: clipdata COMMAND"),
+        (["--help"], 0, "embed -> score -> select -> reshard"),
+        (["--version"], 0, f"clipdata {clipdata_jax.__version__}"),
+        (["rank"], 2, "'rank' is no command; there are embed"),
+        (["score", "pool", "--out", "x", "--nonsense"], 2, "nonsense"),
+        (["score", "--config"], 2, "--config needs a file"),
+        (["score", "--config", "missing.py"], 2, "--config missing.py: can't be read"),
+        (["score", "--config", "empty.py"], 2, "has no function get_config()"),
+        (["score", "--config", "wrong.py"], 2, "returned int, expected a config.Run"),
+        (["embed", "--config", "score.py"], 2, "sets no 'embed' options"),
+    ],
+)
+def test_usage(tmp_path, clipdata, arguments, status, words):
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "wrong.py").write_text("def get_config(): return 3")
+    (tmp_path / "score.py").write_text(
+        "from clipdata_jax.config import *\ndef get_config(): return Run(score=Score(pool='nowhere', out='x'))"
+    )
+    done = clipdata(*arguments)
+    assert done.returncode == status and words in done.stdout + done.stderr
+
+
+def test_a_config_file_sets_all_options_and_flags_override_it(tmp_path, clipdata):
+    (tmp_path / "score.py").write_text(
+        "from clipdata_jax.config import *\n"
+        "def get_config(): return Run(score=Score(pool='nowhere', out='x', neg_clip_loss=NegClipLoss(repeats=7)))"
+    )
+    assert "nowhere: no such folder" in clipdata("score", "--config", "score.py").stderr
+    assert "--repeats is 0" in clipdata("score", "--config=score.py", "--repeats", 0).stderr
+    text = clipdata("score", "--config", "score.py", "--help").stdout
+    assert "(default: 7)" in text and "(default: nowhere)" in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.name)
+def test_every_config_is_well_formed(path):
+    import runpy
+
+    from clipdata_jax.config import Run
+
+    run = runpy.run_path(str(path))["get_config"]()
+    assert isinstance(run, Run) and any(vars(run).values())
+
+
+def test_public_names_resolve_and_match_their_stub():
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    typed = {name.name for node in stub.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert typed == set(clipdata_jax.__all__) - {"__version__"}
+    assert all(getattr(clipdata_jax, name).__doc__ for name in typed)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        clipdata_jax.nonsense  # noqa: B018

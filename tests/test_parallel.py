@@ -1,0 +1,118 @@
+"""The mesh, padding, and two real processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from support.pools import make_pool
+
+from clipdata_jax import parallel
+from clipdata_jax.config import Workers
+from clipdata_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def run_two(arguments: list[str], cwd: Path) -> list[str]:
+    """Runs a Python program as two processes of one `jax.distributed` run; returns what each printed."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", *arguments, *flags, "--process-id", str(index)],
+            cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [out for out, _ in outputs]
+
+
+def test_the_mesh_has_one_axis_over_all_devices():
+    mesh = parallel.data_mesh()
+    assert dict(mesh.shape) == {"data": 8} and mesh.axis_types == (jax.sharding.AxisType.Auto,)
+    assert dict(parallel.data_mesh(jax.devices()[:3]).shape) == {"data": 3}
+    assert parallel.local_mesh() == mesh
+
+
+def test_rows_are_padded_and_made_global():
+    rows = np.arange(6.0).reshape(3, 2)
+    padded = parallel.pad_rows(rows, 8)
+    assert padded.shape == (8, 2) and not padded[3:].any() and parallel.pad_rows(rows, 3) is rows
+    with pytest.raises(ValueError, match="3 rows don't fit into 2"):
+        parallel.pad_rows(rows, 2)
+    whole = parallel.to_global(padded, parallel.data_mesh())
+    assert whole.shape == (8, 2) and len(whole.sharding.device_set) == 8
+    np.testing.assert_array_equal(whole, padded)
+
+
+def test_a_worker_needs_no_other_process():
+    assert parallel.start(Workers()) == parallel.Share(0, 1)
+    assert parallel.start(Workers(worker="2/5")) == parallel.Share(2, 5)
+    with pytest.raises(InputError, match="could not join the run"):
+        parallel.start(
+            Workers(coordinator="127.0.0.1:1", num_processes=2, process_id=1)
+        )  # jax is in use here
+
+
+def test_two_processes_score_as_one_does(tmp_path, clipdata):
+    make_pool(tmp_path / "pool", [90, 30, 130])
+    flags = ["score", "pool", "--batch-size", "40", "--group", "2", "--repeats", "3"]
+    assert clipdata(*flags, "--out", "one").returncode == 0
+    run_two(["-m", "clipdata_jax.cli", *flags, "--out", "two"], tmp_path)
+    for path in sorted((tmp_path / "one").glob("*.parquet")):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    assert (tmp_path / "two" / "manifest.json").read_bytes() == (
+        tmp_path / "one" / "manifest.json"
+    ).read_bytes()
+
+
+PROGRAM = """
+import sys
+from clipdata_jax import parallel
+from clipdata_jax.config import Workers
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+share = parallel.start(Workers(coordinator=arguments["--coordinator"], num_processes=2,
+                               process_id=int(arguments["--process-id"])))
+import jax, numpy as np
+import clipdata_jax as cj
+mesh = parallel.data_mesh()
+assert dict(mesh.shape) == {"data": 4} and share.count == 2
+random = np.random.default_rng(0)
+f, g = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in random.normal(size=(2, 16, 8)))
+own = slice(share.index * 8, share.index * 8 + 8)
+placed = [parallel.to_global(x[own].astype(np.float32), mesh) for x in (f, g)]
+score = cj.neg_clip_loss_sharded(*placed, mesh=mesh)
+cos = f @ g.T / 0.01
+most = cos.max()
+want = 0.01 * (np.diag(cos) - most) - 0.005 * (
+    np.log(np.exp(cos - most).sum(1)) + np.log(np.exp(cos - most).sum(0)))
+for piece in score.addressable_shards:
+    np.testing.assert_allclose(piece.data, want[piece.index[0]], atol=5e-6)
+print(f"process {share.index} of {share.count}: right")
+"""
+
+
+def test_the_sharded_score_is_right_over_two_processes(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    printed = run_two(["program.py"], tmp_path)  # the transport prints lines of its own
+    assert [text.splitlines()[-1] for text in printed] == [f"process {index} of 2: right" for index in range(2)]
