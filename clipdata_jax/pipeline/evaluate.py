@@ -72,7 +72,9 @@ def _refuse_other_run(out: str, plan: dict[str, Any]) -> None:
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:
-        raise InputError(f"{out}: already there, and not by this evaluation; choose another --out, or delete it")
+        raise InputError(
+            f"{out}: already there, and not by this evaluation; choose another --out, or delete it"
+        )
 
 
 def read_strings(path: str, what: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -98,8 +99,9 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
     from clipdata_jax import models, training
 
     pool.read()
-    reporter = _Reporter(options, output, shown=jax.process_index() == 0)
-    with reporter.bar:
+    first = jax.process_index() == 0
+    reporter = _Reporter(options, output) if first else None
+    with reporter.bar if reporter else contextlib.nullcontext():
         model = training.train(
             models.CLIP(_model_config(options, tokenizer), rngs=nnx.Rngs(options.seed)),
             pool.pairs(),
@@ -115,9 +117,9 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
             mesh=parallel.data_mesh(),
             checkpoints=output.path("checkpoints"),
             checkpoint_every=options.checkpoint_every,
-            report=reporter,
+            report=reporter or (lambda step, loss: None),
         )
-    if jax.process_index():
+    if not first:
         return
     models.save_clip(model, folder)
     parts: dict[str, bytes | Callable[..., None]] = {
@@ -256,10 +258,9 @@ class _Pool:
 class _Reporter:
     """Shows steps and losses, and logs them every few seconds."""
 
-    def __init__(self, options: Train, output: work.Output, *, shown: bool) -> None:
+    def __init__(self, options: Train, output: work.Output) -> None:
         self.bar = progress.bar(total=options.steps, unit="step", name="train")
-        self.bar.disable = not shown
-        self._options, self._output, self._shown = options, output, shown
+        self._options, self._output = options, output
         self._last = (time.monotonic(), 0)
 
     def __call__(self, step: int, loss: float | None) -> None:
@@ -270,7 +271,7 @@ class _Reporter:
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self.bar.update(1)
         now, (then, step_then) = time.monotonic(), self._last
-        if self._shown and (now - then >= _SECONDS_BETWEEN_LINES or step in (1, self._options.steps)):
+        if now - then >= _SECONDS_BETWEEN_LINES or step in (1, self._options.steps):
             rate = (step - step_then) * self._options.batch_size / max(now - then, 1e-9)
             self._output.log({"step": step, "loss": round(loss, 5), "pairs_per_s": round(rate, 1)})
             self._last = (now, step)

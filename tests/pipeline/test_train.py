@@ -71,7 +71,7 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, pool, tokenizer, clipdata
         fixed = ["--steps", "10", "--warmup", "2", "--batch-size", "16", "--checkpoint-every", "4"]
         return ["train", str(pool), "--tokenizer", str(tokenizer), "--out", str(out), *fixed, *TINY]
 
-    assert (whole := clipdata(*arguments("whole"))).returncode == 0, whole.stderr
+    assert (whole := clipdata(*arguments("whole"), devices=1)).returncode == 0, whole.stderr
     assert "Trained on 40 pairs for 10 steps" in whole.stdout
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     killed = subprocess.run(
@@ -81,7 +81,7 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, pool, tokenizer, clipdata
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert os.listdir(tmp_path / "killed" / "checkpoints") == ["4"]
     assert not (tmp_path / "killed" / "model").exists()
-    assert (resumed := clipdata(*arguments("killed"))).returncode == 0, resumed.stderr
+    assert (resumed := clipdata(*arguments("killed"), devices=1)).returncode == 0, resumed.stderr
     for name in ["manifest.json", *(f"model/{file}" for file in os.listdir(tmp_path / "whole" / "model"))]:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
     check_model(tmp_path / "whole")
@@ -216,9 +216,8 @@ def test_real_pictures_are_learnt_and_found_again(tmp_path, shared, clipdata):
         context_length=16,
     )
     fixed = ["--steps", "60", "--warmup", "5", "--batch-size", "64", "--learning-rate", "3e-3"]
-    done = clipdata(
-        "train", "slice.tar", "--tokenizer", "tokenizer", "--out", "run", *fixed, *TINY, "--width", 32
-    )
+    arguments = ["slice.tar", "--tokenizer", "tokenizer", "--out", "run", *fixed, *TINY, "--width", 32]
+    done = clipdata("train", *arguments, devices=1)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
