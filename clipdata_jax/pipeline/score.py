@@ -289,7 +289,7 @@ def norm_sim_column(p: float, target: str) -> str:
     return f"norm_sim_{p:g}_{target}".replace(".", "p")
 
 
-# To add a score: one file in scores/, its options in config.py, one line here.
+# To add a score: one file in scores/, its options in config/, one line here.
 _SCORES: dict[str, Callable[[Score, float, dict[str, np.ndarray]], _Columns]] = {
     "clip_score": _clip_score_columns,
     "neg_clip_loss": _neg_clip_loss_columns,

@@ -179,7 +179,7 @@ def disagree(
         a, b = ranks[0].middle(first[part]), ranks[1].middle(second[part])
         rows = np.flatnonzero(np.isfinite(a) & np.isfinite(b))
         a, b = a[rows] - 0.5, b[rows] - 0.5
-        sums += [len(rows), a.sum(), b.sum(), a @ a, b @ b, a @ b]
+        sums += np.array([len(rows), a.sum(), b.sum(), a @ a, b @ b, a @ b], float)
         best = _widest(best, a - b, rows + part.start, wanted)
         worst = _widest(worst, b - a, rows + part.start, wanted)
     return Disagreement(_correlation(sums), tuple(row for _, row in best), tuple(row for _, row in worst))

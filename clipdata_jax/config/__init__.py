@@ -1,0 +1,36 @@
+"""What every command takes, as frozen dataclasses that check themselves. Imports no jax.
+
+The command line is made from these classes, and a `--config` file returns a `Run` of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from clipdata_jax.config.base import OnBad as OnBad
+from clipdata_jax.config.base import Workers as Workers
+from clipdata_jax.config.scoring import Embed as Embed
+from clipdata_jax.config.scoring import NegClipLoss as NegClipLoss
+from clipdata_jax.config.scoring import NormSim as NormSim
+from clipdata_jax.config.scoring import Score as Score
+from clipdata_jax.config.scoring import ScoreName as ScoreName
+from clipdata_jax.config.selecting import Report as Report
+from clipdata_jax.config.selecting import Reshard as Reshard
+from clipdata_jax.config.selecting import Select as Select
+from clipdata_jax.config.training import Demo as Demo
+from clipdata_jax.config.training import Evaluate as Evaluate
+from clipdata_jax.config.training import Train as Train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a config file returns from `get_config()`: the options of each command that it sets."""
+
+    embed: Embed | None = None
+    score: Score | None = None
+    select: Select | None = None
+    reshard: Reshard | None = None
+    report: Report | None = None
+    train: Train | None = None
+    evaluate: Evaluate | None = None
+    demo: Demo | None = None

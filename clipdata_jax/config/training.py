@@ -1,0 +1,136 @@
+"""Options of what proves a subset: `train`, `evaluate` and `demo`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import tyro
+
+from clipdata_jax.config.base import (
+    File,
+    Folder,
+    OnBad,
+    SomeTars,
+    Tars,
+    Workers,
+    require,
+    require_positive,
+    require_some,
+)
+from clipdata_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Trains a small CLIP contrastively on webdataset tars; a stopped run continues exactly where it was."""
+
+    tars: tyro.conf.Positional[SomeTars]
+    """Webdataset tars to train on: files, folders of tars, or patterns."""
+    out: Folder
+    """Folder for checkpoints and, at the end, the model in transformers' layout."""
+    tokenizer: Folder
+    """Folder with CLIP tokenizer files, e.g. a checkpoint's."""
+    subset: str | None = None
+    """A .npy file of uids: train on these pairs only."""
+    steps: int = 2_000
+    """Optimiser steps."""
+    batch_size: int = 256
+    """Pairs in one contrastive batch, over all devices."""
+    learning_rate: float = 1e-3
+    """Peak of the schedule: linear warm-up, then a cosine to zero."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """AdamW's decay of matrices (not of gains, biases and the logit scale)."""
+    image_size: int = 64
+    """Side of the square pictures in pixels."""
+    patch_size: int = 8
+    """Side of a patch in pixels; it must divide the image size."""
+    width: int = 128
+    """Width of both towers."""
+    layers: int = 4
+    """Layers of each tower."""
+    heads: int = 4
+    """Attention heads of each tower."""
+    embed_dim: int = 128
+    """Dimension of the shared embedding space."""
+    context_length: int = 32
+    """Tokens of a caption, the start and end included; longer captions are cut."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Seed of the weights and of the order of the pairs."""
+    on_bad: OnBad = "stop"
+    """A broken tar, picture or caption: "stop" with a message, or "skip" it and list it in the manifest."""
+    workers: Workers = Workers()
+
+    def __post_init__(self) -> None:
+        require_some(self, "tars", "tar or folder of tars")
+        require_positive(
+            self, "steps", "batch_size", "image_size", "patch_size", "width", "layers", "heads", "embed_dim",
+            "checkpoint_every",
+        )  # fmt: skip
+        require(
+            self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "a divisor of --image-size"
+        )
+        require(self.width % self.heads == 0, "heads", self.heads, "a divisor of --width")
+        require(self.context_length >= 3, "context_length", self.context_length, "at least 3")
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2: the loss contrasts pairs")
+        require(0 <= self.warmup < self.steps, "warmup", self.warmup, "fewer steps than --steps")
+        good = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        require(good, "learning_rate", self.learning_rate, "a number above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measures a CLIP model: zero-shot classification and image-text retrieval on webdataset tars."""
+
+    model: tyro.conf.Positional[Folder]
+    """Folder of a CLIP checkpoint, its tokenizer files included."""
+    out: File
+    """The .json file to write the figures to."""
+    retrieval: Tars = ()
+    """Tars of pictures with captions (.txt, or the list "captions" in .json): recall at 1, 5 and 10, both ways."""
+    classification: Tars = ()
+    """Tars of labelled pictures: class index in .cls, or class name as the folder of the member."""
+    classnames: str | None = None
+    """A .json file with the list of class names, for --classification."""
+    templates: str | None = None
+    """A .json file with the list of prompts, "{c}" standing for the class; default: "a photo of a {c}."."""
+    batch_size: int = 256
+    """Pictures a device takes at a time."""
+    on_bad: OnBad = "stop"
+    """A broken tar or picture: "stop" with a message, or "skip" it and list it in the result."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "batch_size")
+        if not (self.retrieval or self.classification):
+            raise InputError(
+                "nothing to evaluate: give --retrieval TARS, or --classification TARS --classnames FILE"
+            )
+        if self.classification and not self.classnames:
+            raise InputError("--classification needs --classnames FILE, a JSON list of class names")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Draws a pool of pictures with sound and spoiled captions, and runs the whole job on it."""
+
+    out: Folder = "demo-output"
+    """Folder for everything the demo makes."""
+    pairs: int = 6_000
+    """Pairs in the pool."""
+    keep: float = 0.5
+    """Share of the pool that every method keeps; half of the drawn pairs are sound."""
+    seed: int = 0
+    """Seed of the drawn pool and of the scores."""
+    train: bool = False
+    """Afterwards train small models on random and on selected pairs, three seeds each, and compare them."""
+    train_steps: int = 400
+    """Optimiser steps of each of these models."""
+
+    def __post_init__(self) -> None:
+        require(self.pairs >= 200, "pairs", self.pairs, "at least 200")
+        require(0 < self.keep <= 1, "keep", self.keep, "a share above 0, at most 1")
+        require_positive(self, "train_steps")
