@@ -115,4 +115,6 @@ print(f"process {share.index} of {share.count}: right")
 def test_the_sharded_score_is_right_over_two_processes(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     printed = run_two(["program.py"], tmp_path)  # the transport prints lines of its own
-    assert [text.splitlines()[-1] for text in printed] == [f"process {index} of 2: right" for index in range(2)]
+    assert [text.splitlines()[-1] for text in printed] == [
+        f"process {index} of 2: right" for index in range(2)
+    ]

@@ -83,7 +83,7 @@ class NormSim:
     """NormSim: the p-norm of a picture's cosines with a set of target pictures."""
 
     target: tuple[str, ...] = ()
-    """Target picture embeddings, NAME=PATH: a .npy (rows, dim), a .npz, or a folder that `embed --images-only` wrote."""
+    """Target picture embeddings, NAME=PATH: a .npy (rows, dim), a .npz, or what `embed --images-only` wrote."""
     p: tuple[float, ...] = (math.inf,)
     """The norms to compute, each a column: inf (nearest target), 2 (second moment), any number of at least 1."""
 

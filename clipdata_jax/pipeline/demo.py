@@ -29,34 +29,12 @@ def run(options: config.Demo) -> dict[str, Any]:
     """
     start = time.monotonic()
     place = {name: files.join(options.out, name) for name in _PLACES}
-    rules = {
-        "CLIPScore": f"top(clip_score, {options.keep:g})",
-        "negCLIPLoss": f"top(neg_clip_loss, {options.keep:g})",
-        "negCLIPLoss, then NormSim": (
-            f"top(neg_clip_loss, {min(1.0, 1.2 * options.keep):g}) >> top(norm_sim_inf_target, {options.keep:g})"
-        ),
-    }
     print(
         f"Drawing {options.pairs:,} pairs, about half of them spoiled, and 300 target pictures: {options.out}"
     )
     _draw(options, place)
-    _call("embed", config.Embed(tars=(place["pool"],), model=MODEL, tag="demo", out=place["metadata"]))
-    target = config.Embed(
-        tars=(place["target"],), model=MODEL, tag="demo", images_only=True, out=place["target_emb"]
-    )
-    _call("embed", target)
-    score = config.Score(
-        pool=place["metadata"],
-        out=place["scores"],
-        neg_clip_loss=config.NegClipLoss(batch_size=1_024),
-        norm_sim=config.NormSim(target=(f"target={place['target_emb']}",)),
-        seed=options.seed,
-    )
-    _call("score", score)
-    subsets = {"random": _random_subset(options, place)}
-    for name, rule in rules.items():
-        subsets[name] = files.join(options.out, f"subset-{len(subsets)}.npy")
-        _call("select", config.Select(scores=(place["scores"],), rule=rule, out=subsets[name]))
+    _score(options, place)
+    subsets = _select(options, place)
     chosen = subsets["negCLIPLoss, then NormSim"]
     _call("reshard", config.Reshard(tars=(place["pool"],), subset=chosen, out=place["selected"]))
     page = config.Report(
@@ -72,6 +50,37 @@ def run(options: config.Demo) -> dict[str, Any]:
     if options.train:
         _train_and_compare(options, subsets, place)
     return table
+
+
+def _score(options: config.Demo, place: dict[str, str]) -> None:
+    _call("embed", config.Embed(tars=(place["pool"],), model=MODEL, tag="demo", out=place["metadata"]))
+    target = config.Embed(
+        tars=(place["target"],), model=MODEL, tag="demo", images_only=True, out=place["target_emb"]
+    )
+    _call("embed", target)
+    score = config.Score(
+        pool=place["metadata"],
+        out=place["scores"],
+        neg_clip_loss=config.NegClipLoss(batch_size=1_024),
+        norm_sim=config.NormSim(target=(f"target={place['target_emb']}",)),
+        seed=options.seed,
+    )
+    _call("score", score)
+
+
+def _select(options: config.Demo, place: dict[str, str]) -> dict[str, str]:
+    """Method -> subset file, all of the same size."""
+    keep, first = options.keep, min(1.0, round(1.2 * options.keep, 6))
+    rules = {
+        "CLIPScore": f"top(clip_score, {keep:g})",
+        "negCLIPLoss": f"top(neg_clip_loss, {keep:g})",
+        "negCLIPLoss, then NormSim": f"top(neg_clip_loss, {first:g}) >> top(norm_sim_inf_target, {keep:g})",
+    }
+    subsets = {"random": _random_subset(options, place)}
+    for name, rule in rules.items():
+        subsets[name] = files.join(options.out, f"subset-{len(subsets)}.npy")
+        _call("select", config.Select(scores=(place["scores"],), rule=rule, out=subsets[name]))
+    return subsets
 
 
 _PLACES = ("pool", "target", "metadata", "target_emb", "scores", "selected", "test", "zero_shot", "runs")
@@ -176,7 +185,7 @@ def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dic
     import json
 
     figures: dict[str, list[dict[str, float]]] = {}
-    for name in ("random", "CLIPScore", "negCLIPLoss", "negCLIPLoss, then NormSim"):
+    for name in ("random", "negCLIPLoss, then NormSim"):
         for seed in _TRAIN_SEEDS:
             out = files.join(place["runs"], f"{len(figures) - (name in figures)}-{seed}")
             training = config.Train(
@@ -186,6 +195,10 @@ def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dic
                 out=out,
                 steps=options.train_steps,
                 batch_size=128,
+                patch_size=16,
+                width=96,
+                layers=3,
+                embed_dim=64,
                 warmup=min(50, options.train_steps // 4),
                 seed=seed,
             )

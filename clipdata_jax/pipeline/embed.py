@@ -31,7 +31,6 @@ def run(options: Embed) -> dict[str, Any] | None:
     share = parallel.start(options.workers)
     paths = tars.find_tars(options.tars, or_pictures=options.images_only)
     from clipdata_jax import models
-    from clipdata_jax.pipeline.encode import Encoder
 
     model = models.load_clip(options.model, dtype=options.dtype)
     facts = {
@@ -44,42 +43,55 @@ def run(options: Embed) -> dict[str, Any] | None:
     plan = manifest.describe("embed", options, pool=paths, devices=True, models={options.tag: facts})
     output = work.open_output(options.out, plan=plan, units=list(by_name))
     todo = output.remaining(share)
-    if todo:
-        encoder = Encoder(model, options.batch_size, parallel.local_mesh())
-        tokenizer = None if options.images_only else models.load_tokenizer(options.model)
-        transform = models.load_image_transform(options.model)
+    tools = _Tools(options, model) if todo else None
     with progress.bar(total=len(todo), unit="tar", name="embed") as bar:
         for name in todo:
             start = time.monotonic()
-            try:
-                shard = _Shard(options)
-                samples = decoded_samples(
-                    by_name[name],
-                    transform,
-                    on_bad=options.on_bad,
-                    decoders=options.decoders,
-                    need_caption=not options.images_only,
-                )
-                shard.fill(samples, encoder, tokenizer)
-                if not shard.samples:
-                    what = "a picture" if options.images_only else "a picture and a caption"
-                    raise InputError(f"{by_name[name]}: holds no sample with {what}")
-            except InputError as error:
-                if options.on_bad == "stop":
-                    raise
-                shard.skipped_tar = str(error)
-            parts = (
-                {} if shard.skipped_tar else {f"{name}.parquet": shard.parquet(), f"{name}.npz": shard.npz}
-            )
-            seconds = round(time.monotonic() - start, 3)
-            output.complete(
-                name, parts, shard.facts(by_name[name]), pairs=len(shard.samples), seconds=seconds
-            )
+            shard = _embed_tar(by_name[name], options, tools)
+            parts: dict[str, bytes | Callable[[BinaryIO], None]] = {}
+            if not shard.skipped_tar:
+                parts = {f"{name}.parquet": shard.parquet(), f"{name}.npz": shard.npz}
+            seconds, pairs = round(time.monotonic() - start, 3), len(shard.samples)
+            output.complete(name, parts, shard.facts(by_name[name]), pairs=pairs, seconds=seconds)
             bar.update(1)
-            bar.set_postfix_str(f"{len(shard.samples) / max(seconds, 1e-3):,.0f} pairs/s")
+            bar.set_postfix_str(f"{pairs / max(seconds, 1e-3):,.0f} pairs/s")
     result = output.finish(_summarise)
     _print_summary(result, options)
     return result
+
+
+class _Tools:
+    """What turns samples into embeddings; the tokenizer is None where only pictures are embedded."""
+
+    def __init__(self, options: Embed, model: Any) -> None:
+        from clipdata_jax import models
+        from clipdata_jax.pipeline.encode import Encoder
+
+        self.encoder = Encoder(model, options.batch_size, parallel.local_mesh())
+        self.tokenizer = None if options.images_only else models.load_tokenizer(options.model)
+        self.transform = models.load_image_transform(options.model)
+
+
+def _embed_tar(path: str, options: Embed, tools: Any) -> _Shard:
+    """What becomes of a tar; if it is bad, and may be skipped, the shard says why."""
+    shard = _Shard(options)
+    samples = decoded_samples(
+        path,
+        tools.transform,
+        on_bad=options.on_bad,
+        decoders=options.decoders,
+        need_caption=not options.images_only,
+    )
+    try:
+        shard.fill(samples, tools.encoder, tools.tokenizer)
+        if not shard.samples:
+            what = "a picture" if options.images_only else "a picture and a caption"
+            raise InputError(f"{path}: holds no sample with {what}")
+    except InputError as error:
+        if options.on_bad == "stop":
+            raise
+        shard.skipped_tar = str(error)
+    return shard
 
 
 class _Shard:

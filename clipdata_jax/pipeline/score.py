@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,11 @@ from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import groups, manifest, progress, work
+from clipdata_jax.pipeline.score_columns import SCORES, Columns
 from clipdata_jax.pipeline.score_units import Unit, list_bad, read_ahead, shard_files
 
 DEFAULT_TEMPERATURE = 0.01
-_BLOCK = 8_192  # rows that a device takes at a time for scores that look at one pair
 _LISTED = 20  # bad rows that the manifest names, a part
-
-_Columns = Callable[[Unit], dict[str, np.ndarray]]
 
 
 def run(options: Score) -> dict[str, Any] | None:
@@ -43,15 +40,15 @@ def run(options: Score) -> dict[str, Any] | None:
     targets = {
         name: read_target(path, tag, dim=_dim(pool, tag)) for name, path in options.norm_sim.targets().items()
     }
-    makers = [_SCORES[name](options, temperature, targets) for name in options.chosen()]
-    if "neg_clip_loss" in options.chosen() and options.neg_clip_loss.batch_size > len(pool):
+    makers = [SCORES[name](options, temperature, targets) for name in options.chosen()]
+    settings = options.neg_clip_loss
+    if "neg_clip_loss" in options.chosen() and settings.batch_size > len(pool):
         print(
-            f"--batch-size {options.neg_clip_loss.batch_size} is more than the pool's {len(pool)} pairs:"
-            " negCLIPLoss takes the pool as one batch"
+            f"--batch-size {settings.batch_size} is more than the pool's {len(pool)} pairs: negCLIPLoss takes"
+            " the pool as one batch"
         )
-    size = options.neg_clip_loss.batch_size * options.neg_clip_loss.group
-    units = groups.plan_units(pool.shards, size)
-    names = [f"unit-{index:05d}" for index in range(len(units))]
+    units = groups.plan_units(pool.shards, settings.batch_size * settings.group)
+    by_name = {f"unit-{index:05d}": unit for index, unit in enumerate(units)}
     plan = manifest.describe(
         "score",
         options,
@@ -61,29 +58,41 @@ def run(options: Score) -> dict[str, Any] | None:
         tag=tag,
         temperature=temperature,
         model=made_by.get("digest"),
-        plan={
-            name: [[shard.name, shard.rows] for shard in unit]
-            for name, unit in zip(names, units, strict=True)
-        },
-        groups=_describe_groups(units, options.neg_clip_loss),
+        plan={name: [[shard.name, shard.rows] for shard in unit] for name, unit in by_name.items()},
+        groups=_describe_groups(units, settings),
     )
-    output = work.open_output(options.out, plan=plan, units=names)
-    first_rows = np.cumsum([0, *(sum(shard.rows for shard in unit) for unit in units)])
-    todo = [names.index(name) for name in output.remaining(share)]
-    bad_rows = sum(_count_bad(receipt["facts"]) for name in names if (receipt := output.receipt(name)))
-    with progress.bar(
-        total=sum(sum(s.rows for s in units[i]) for i in todo), unit="pair", name="score"
-    ) as bar:
-        queue = ((units[index], int(first_rows[index])) for index in todo)
-        for index, unit in zip(todo, read_ahead(queue, tag, options), strict=True):
-            bad_rows += int((~unit.good).sum()) - sum(s.rows for s in unit.shards if s.name in unit.skipped)
+    output = work.open_output(options.out, plan=plan, units=list(by_name))
+    _score_units(output, share, by_name, pool, tag, options, makers)
+    result = output.finish(_summarise)
+    _print_summary(result, options)
+    return result
+
+
+def _score_units(
+    output: work.Output,
+    share: parallel.Share,
+    by_name: dict[str, tuple[Shard, ...]],
+    pool: Pool,
+    tag: str,
+    options: Score,
+    makers: list[Columns],
+) -> None:
+    """Scores this process's units that are not done yet."""
+    rows = {name: sum(shard.rows for shard in unit) for name, unit in by_name.items()}
+    first_rows = dict(zip(rows, np.cumsum([0, *rows.values()]).tolist(), strict=False))
+    todo = output.remaining(share)
+    bad_rows = sum(_count_bad(receipt["facts"]) for name in by_name if (receipt := output.receipt(name)))
+    with progress.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar:
+        queue = ((by_name[name], first_rows[name]) for name in todo)
+        for name, unit in zip(todo, read_ahead(queue, tag, options), strict=True):
+            bad_rows += sum(1 for _ in list_bad(unit))
             _check_bad_rows(bad_rows, unit, pool, options)
             start = time.monotonic()
             columns: dict[str, np.ndarray] = {}
             for maker in makers:
                 columns |= maker(unit)
             output.complete(
-                names[index],
+                name,
                 _parts(unit, columns),
                 _facts(unit),
                 rows=len(unit.uid),
@@ -91,9 +100,6 @@ def run(options: Score) -> dict[str, Any] | None:
                 compute_seconds=round(time.monotonic() - start, 3),
             )
             bar.update(len(unit.uid))
-    result = output.finish(_summarise)
-    _print_summary(result, options)
-    return result
 
 
 def _target_files(options: Score) -> list[str]:
@@ -197,101 +203,3 @@ def _print_summary(result: dict[str, Any] | None, options: Score) -> None:
         reasons = "; ".join(entry["reason"] for entry in result["skipped"][:3])
         lines.append(f"Skipped {progress.counted(len(result['skipped']), 'shard')}: {reasons}")
     print("\n".join(lines))
-
-
-def _by_rows(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
-    """A row-wise score in blocks of one shape, dealt to this process's devices: the same bits on any number."""
-    import jax
-
-    devices = jax.local_devices()
-    waiting = []
-    for index, start in enumerate(range(0, len(arrays[0]), _BLOCK)):
-        block = [parallel.pad_rows(array[start : start + _BLOCK], _BLOCK) for array in arrays]
-        waiting.append(function(*jax.device_put(block, devices[index % len(devices)])))
-        if index >= 2 * len(devices):  # bounds the queue of converted blocks
-            waiting[index - 2 * len(devices)].block_until_ready()
-    return np.concatenate([np.asarray(part) for part in waiting] or [np.empty(0, np.float32)])[
-        : len(arrays[0])
-    ]
-
-
-def _clip_score_columns(options: Score, temperature: float, targets: dict[str, np.ndarray]) -> _Columns:
-    from clipdata_jax import scores
-
-    return lambda unit: {"clip_score": _by_rows(scores.clip_score, unit.images, unit.texts)}
-
-
-def _neg_clip_loss_columns(options: Score, temperature: float, targets: dict[str, np.ndarray]) -> _Columns:
-    import jax
-
-    from clipdata_jax import scores
-
-    settings = options.neg_clip_loss
-
-    def columns(unit: Unit) -> dict[str, np.ndarray]:
-        planned = groups.plan_groups(len(unit.uid), batch_size=settings.batch_size, group=settings.group)
-        devices, waiting = jax.local_devices(), []
-        for index, group in enumerate(planned):
-            rows = slice(group.start, group.start + group.rows)
-            slots = groups.slots_of_rows(unit.uid[rows], group, options.seed)
-            laid = [
-                _lay(array[rows], slots, group.cells * group.slots)
-                for array in (unit.images, unit.texts, unit.good)
-            ]
-            dealt = groups.deal_cells(
-                group, repeats=settings.repeats, seed=options.seed, name=unit.first_row + group.start
-            )
-            image_emb, text_emb, mask, dealt = jax.device_put((*laid, dealt), devices[index % len(devices)])
-            score = scores.neg_clip_loss_divisions(
-                image_emb, text_emb, dealt, temperature=temperature, mask=mask
-            )
-            waiting.append((score, slots))
-            if index >= len(devices):  # one group a device in flight, one waiting
-                waiting[index - len(devices)][0].block_until_ready()
-        return {"neg_clip_loss": np.concatenate([np.asarray(score)[slots] for score, slots in waiting])}
-
-    return columns
-
-
-def _lay(rows: np.ndarray, slots: np.ndarray, size: int) -> np.ndarray:
-    laid = np.zeros((size, *rows.shape[1:]), rows.dtype)
-    laid[slots] = rows
-    return laid
-
-
-def _norm_sim_columns(options: Score, temperature: float, targets: dict[str, np.ndarray]) -> _Columns:
-    import jax
-
-    from clipdata_jax import scores
-
-    # One copy of each target a device, put there once.
-    placed = {
-        device: {name: jax.device_put(target, device) for name, target in targets.items()}
-        for device in jax.local_devices()
-    }
-
-    def columns(unit: Unit) -> dict[str, np.ndarray]:
-        result = {}
-        for name in targets:
-            for p in options.norm_sim.p:
-
-                def score(images: Any, name: str = name, p: float = p) -> Any:
-                    return scores.norm_sim(images, placed[next(iter(images.devices()))][name], p=p)
-
-                result[norm_sim_column(p, name)] = _by_rows(score, unit.images)
-        return result
-
-    return columns
-
-
-def norm_sim_column(p: float, target: str) -> str:
-    """The column's name: norm_sim_inf_in1k, norm_sim_2_in1k, norm_sim_1p5_in1k."""
-    return f"norm_sim_{p:g}_{target}".replace(".", "p")
-
-
-# To add a score: one file in scores/, its options in config/, one line here.
-_SCORES: dict[str, Callable[[Score, float, dict[str, np.ndarray]], _Columns]] = {
-    "clip_score": _clip_score_columns,
-    "neg_clip_loss": _neg_clip_loss_columns,
-    "norm_sim": _norm_sim_columns,
-}
