@@ -13,29 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipdata_jax.data.hashing import mix
 from clipdata_jax.data.pool import Shard
 
 _CELLS_PER_BATCH = 16
 _ROUND = 8  # slots of a cell are a multiple of it, so that groups of nearly one size share a compiled program
-
-
-def mix(*parts: int | np.ndarray) -> np.ndarray:
-    """A 64-bit hash of 64-bit numbers: splitmix64's finaliser, once per part.
-
-    Args:
-      parts: ints or uint64 arrays that broadcast.
-
-    Returns:
-      uint64, of the parts' common shape.
-    """
-    state: np.ndarray = np.zeros((), np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            state = np.bitwise_xor(state, np.asarray(part, np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return state
 
 
 def plan_units(shards: Sequence[Shard], group_rows: int) -> list[tuple[Shard, ...]]:

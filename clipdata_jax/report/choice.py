@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from clipdata_jax.data.hashing import scatter
 from clipdata_jax.report.quadrants import Quadrants, quadrant_of
 from clipdata_jax.report.ranks import Ranks, chunks
 
@@ -76,19 +77,11 @@ def draw(rows: np.ndarray, wanted: int, *, seed: int, salt: str) -> np.ndarray:
       int64, (min(n, wanted),), in drawn order.
     """
     key = (np.uint64(seed % 2**32) << np.uint64(32)) | np.uint64(zlib.crc32(salt.encode()))
-    order = _mix(rows.astype(np.uint64) ^ _mix(np.array([key]))[0])
+    order = scatter(rows.astype(np.uint64) ^ scatter(np.array([key]))[0])
     if len(rows) > wanted:
         first = np.argpartition(order, wanted - 1)[:wanted]
         rows, order = rows[first], order[first]
     return rows[np.argsort(order)]
-
-
-def _mix(key: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: every bit of the result depends on every bit of the key."""
-    key = key + np.uint64(0x9E3779B97F4A7C15)
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key ^ (key >> np.uint64(31))
 
 
 def draw_both(

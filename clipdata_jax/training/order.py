@@ -7,8 +7,7 @@ import functools
 import numpy as np
 from jaxtyping import Int64
 
-# The odd constants of splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
-_STEP, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+from clipdata_jax.data.hashing import mix, scatter
 
 
 def batch_rows(*, seed: int, step: int, pairs: int, batch_size: int) -> Int64[np.ndarray, " batch_size"]:
@@ -36,15 +35,7 @@ def batch_rows(*, seed: int, step: int, pairs: int, batch_size: int) -> Int64[np
 def _permutation(seed: int, epoch: int, pairs: int) -> np.ndarray:
     keys = np.arange(pairs, dtype=np.uint64)
     for word in (epoch, seed):
-        keys = _mix(keys ^ _mix(np.uint64(word % (1 << 64)) + np.zeros(1, np.uint64)))
+        keys = scatter(keys ^ mix(word))
     order = np.argsort(keys, kind="stable")
     order.setflags(write=False)
     return order
-
-
-def _mix(words: np.ndarray) -> np.ndarray:
-    """Scatters the bits of uint64s one to one."""
-    words = words + _STEP
-    words = (words ^ (words >> np.uint64(30))) * _FIRST
-    words = (words ^ (words >> np.uint64(27))) * _SECOND
-    return words ^ (words >> np.uint64(31))
