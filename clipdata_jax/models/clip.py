@@ -1,6 +1,6 @@
-"""CLIP in Flax NNX: pictures and captions to unit vectors of one space.
+"""CLIP and SigLIP in Flax NNX: pictures and captions to unit vectors of one space.
 
-Radford et al. 2021, arXiv:2103.00020.
+Radford et al. 2021, arXiv:2103.00020; Zhai et al. 2023, arXiv:2303.15343.
 """
 
 from __future__ import annotations
@@ -12,56 +12,77 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from clipdata_jax.models.clip_config import CLIPConfig, TextConfig, VisionConfig
-from clipdata_jax.models.transformer import Builder, matmul_precision
+from clipdata_jax.models.transformer import AttentionPool, Builder, matmul_precision
 
 _SMALLEST = 1.2e-38  # just above the least normal float32
 
 
 class VisionTower(nnx.Module):
-    """Patches and a class token through the transformer; the class token is the picture."""
+    """Patches through the transformer; a class token, their mean or an attention over them is the picture."""
 
     def __init__(self, config: VisionConfig, build: Builder, *, embed_dim: int) -> None:
         width, patch, std = config.width, config.patch_size, config.width**-0.5
+        token = config.has_class_token
         self.config, self.dtype = config, build.dtype
         # The variance of a convolution's weights in PyTorch, which CLIP left as it was: 1 / (3 fan-in).
         self.patch_kernel = build.normal((3 * patch * patch * 3) ** -0.5, patch, patch, 3, width)
-        self.class_embedding = build.normal(std, width)
-        self.position = build.normal(std, 1 + config.patches, width)
-        self.pre_norm = build.norm(config)
+        self.patch_bias = None if token else build.constant(0, width)
+        self.class_embedding = build.normal(std, width) if token else None
+        self.position = build.normal(std, token + config.patches, width)
+        self.pre_norm = build.norm(config) if token and config.pre_norm else None
         self.layers = build.blocks(config, causal=False)
         self.post_norm = build.norm(config)
-        self.projection = build.projection(width, embed_dim)
+        self.projection = build.projection(width, embed_dim) if token else None
+        self.head = None if token else AttentionPool(config, build)
 
     def __call__(self, pixels: Float[Array, "b height width 3"]) -> Float[Array, "b embed_dim"]:
         with matmul_precision(self.dtype):
-            x_bld = self.pre_norm(self._embed(pixels.astype(self.dtype)))
+            x_bld = self._embed(pixels.astype(self.dtype))
+            if self.pre_norm is not None:
+                x_bld = self.pre_norm(x_bld)
             for layer in self.layers:
                 x_bld = layer(x_bld)
-            pooled_bd = self.post_norm(x_bld[:, 0])
+            pooled_bd = self._pool(x_bld)
+        if self.projection is None:
+            return pooled_bd.astype(jnp.float32)
         with matmul_precision(jnp.float32):
             return self.projection(pooled_bd)
 
+    def _pool(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b d"]:
+        if self.head is not None:
+            return self.head(self.post_norm(x_bld))
+        if self.config.pool == "class":
+            return self.post_norm(x_bld[:, 0])
+        if self.config.norm_after_pool:
+            return self.post_norm(jnp.mean(x_bld[:, 1:], axis=1))
+        return jnp.mean(self.post_norm(x_bld[:, 1:]), axis=1)
+
     def _embed(self, pixels: Float[Array, "b height width 3"]) -> Float[Array, "b l d"]:
         side, patch = self.config.image_size // self.config.patch_size, self.config.patch_size
-        # A convolution whose stride is its size is one matrix product.
-        patches = pixels.reshape(-1, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        # A convolution whose stride is its size is one matrix product; it reads whole patches only.
+        whole = pixels[:, : side * patch, : side * patch]
+        patches = whole.reshape(-1, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(-1, side * side, patch * patch * 3)
         x_bld = patches @ self.patch_kernel[...].astype(self.dtype).reshape(-1, self.config.width)
-        first = self.class_embedding[...].astype(self.dtype)
-        first_bld = jnp.broadcast_to(first, (x_bld.shape[0], 1, self.config.width))
-        return jnp.concatenate([first_bld, x_bld], axis=1) + self.position[...].astype(self.dtype)
+        if self.patch_bias is not None:
+            x_bld = x_bld + self.patch_bias[...].astype(self.dtype)
+        if self.class_embedding is not None:
+            first = self.class_embedding[...].astype(self.dtype)
+            first_bld = jnp.broadcast_to(first, (x_bld.shape[0], 1, self.config.width))
+            x_bld = jnp.concatenate([first_bld, x_bld], axis=1)
+        return x_bld + self.position[...].astype(self.dtype)
 
 
 class TextTower(nnx.Module):
-    """Tokens through a causal transformer; the end token is the caption."""
+    """Tokens through a transformer; one of them, the end token of CLIP, is the caption."""
 
     def __init__(self, config: TextConfig, build: Builder, *, embed_dim: int) -> None:
         self.config, self.dtype = config, build.dtype
         self.token = build.normal(0.02, config.vocab_size, config.width)
         self.position = build.normal(0.01, config.context_length, config.width)
-        self.layers = build.blocks(config, causal=True)
+        self.layers = build.blocks(config, causal=config.causal)
         self.post_norm = build.norm(config)
-        self.projection = build.projection(config.width, embed_dim)
+        self.projection = build.projection(config.width, embed_dim, bias=config.projection_bias)
 
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b embed_dim"]:
         with matmul_precision(self.dtype):
@@ -71,18 +92,20 @@ class TextTower(nnx.Module):
             for layer in self.layers:
                 x_bld = layer(x_bld)
             # A norm acts on each position alone, so only the one that is read needs it.
-            end_b11 = self._end(ids)[:, None, None]
-            pooled_bd = self.post_norm(jnp.take_along_axis(x_bld, end_b11, axis=1)[:, 0])
+            pooled_bd = self.post_norm(self._pool(x_bld, ids))
         with matmul_precision(jnp.float32):
             return self.projection(pooled_bd)
 
-    def _end(self, ids: Int[Array, "b l"]) -> Int[Array, " b"]:
+    def _pool(self, x_bld: Float[Array, "b l d"], ids: Int[Array, "b l"]) -> Float[Array, "b d"]:
+        if self.config.pool != "end":
+            return x_bld[:, 0 if self.config.pool == "first" else -1]
         end = self.config.eos_token_id
-        return jnp.argmax(ids if end is None else ids == end, axis=1)
+        end_b = jnp.argmax(ids if end is None else ids == end, axis=1)
+        return jnp.take_along_axis(x_bld, end_b[:, None, None], axis=1)[:, 0]
 
 
 class CLIP(nnx.Module):
-    """Two towers and a learnt temperature.
+    """Two towers and a learnt temperature; for SigLIP a learnt `logit_bias` too, else that is None.
 
     Made from a config and random numbers it is ready to train (weights start as CLIP's do); `load_clip`
     reads a trained one. It is a pytree of parameters, usable under `jax.jit`, `nnx.split` and `nnx.grad`.
@@ -92,7 +115,7 @@ class CLIP(nnx.Module):
       rngs: randomness of the initial weights, e.g. `nnx.Rngs(0)`.
       dtype: what the towers compute in; float32 is multiplied at full precision on every device. The last
         projection and the norm are always float32.
-      param_dtype: what the parameters are kept in; the logit scale is always float32.
+      param_dtype: what the parameters are kept in; the logit scale and bias are always float32.
     """
 
     def __init__(
@@ -107,7 +130,9 @@ class CLIP(nnx.Module):
         self.config = config
         self.vision = VisionTower(config.vision, build, embed_dim=config.embed_dim)
         self.text = TextTower(config.text, build, embed_dim=config.embed_dim)
+        bias = config.logit_bias_init
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
+        self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
 
     @property
     def temperature(self) -> Float[Array, ""]:
@@ -145,7 +170,8 @@ class CLIP(nnx.Module):
 
         Args:
           ids: int32 tokens as `load_tokenizer` makes them, at most `context_length` a row. An id outside the
-            vocabulary makes its row NaN.
+            vocabulary makes its row NaN. A model that is not causal (SigLIP) reads the padding too: give it
+            whole rows.
           normalize: whether rows get unit length; False gives the projection as it is.
 
         Returns:

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models.clip_config import CLIPConfig
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 TOKENIZER = "tokenizer.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 
-_MODEL = (CONFIG, WEIGHTS, PREPROCESSOR, PROCESSOR)
-_TOKENS = (TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS)
+SENTENCES = "spiece.model"
+
+SETTINGS = (CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR, PROCESSOR)
+_TOKENS = (TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS, SENTENCES)
 # The form of a repository's name on the Hugging Face hub, "owner/name".
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -44,32 +47,6 @@ def checkpoint_folder(path: str | Path) -> Path:
     if isinstance(path, str) and _HUB_NAME.fullmatch(path):
         return _download(path)
     raise InputError(f"there is no folder {path}; put {CONFIG}, {WEIGHTS} and the tokenizer's files there")
-
-
-def config_file(folder: Path) -> Path:
-    """The folder's `config.json`.
-
-    Raises:
-      InputError: there is none.
-    """
-    if not (folder / CONFIG).is_file():
-        raise InputError(
-            f"{folder} has no {CONFIG}: expected transformers' layout, {CONFIG} beside {WEIGHTS}"
-        )
-    return folder / CONFIG
-
-
-def read_config(folder: Path) -> CLIPConfig:
-    """The shape of the folder's model.
-
-    Raises:
-      InputError: `config.json` is missing or broken, or of another kind of model.
-    """
-    file = config_file(folder)
-    try:
-        return CLIPConfig.from_transformers(read_json(file))
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -108,11 +85,21 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*_MODEL, *_TOKENS]))
+        folder = Path(snapshot_download(name, allow_patterns=[*SETTINGS, *_TOKENS]))
+        # Repositories often hold the weights in several formats, gigabytes each: fetch one.
+        for config, weights in ((CONFIG, WEIGHTS), (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS)):
+            if (folder / config).is_file():
+                stem = weights.removesuffix(".safetensors")
+                patterns = [weights, f"{weights}.index.json", f"{stem}-*-of-*.safetensors"]
+                folder = Path(snapshot_download(name, allow_patterns=patterns))
+                if any(folder.glob(f"{stem}*.safetensors")):
+                    break
+        return folder
     except Exception as error:  # the hub's client raises its own, its transport's and the system's errors
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{name} is no folder here and can't be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}); make a folder of {CONFIG}, {WEIGHTS}, {TOKENIZER} "
-            f"(or {VOCABULARY} and {MERGES}) and {PREPROCESSOR}, and give its path"
+            f"({type(error).__name__}: {reason}); make a folder of {CONFIG}, {WEIGHTS} and {PREPROCESSOR} (or "
+            f"{OPEN_CLIP_CONFIG} and {OPEN_CLIP_WEIGHTS}) and {TOKENIZER} (or {VOCABULARY} and {MERGES}; for "
+            f"SigLIP {TOKENIZER_CONFIG} and {SENTENCES} too), and give its path"
         ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from clipdata_jax.errors import InputError
+from clipdata_jax.models.clip_config import TextConfig
 from clipdata_jax.models.files import (
     CONFIG,
     MERGES,
@@ -18,23 +19,28 @@ from clipdata_jax.models.files import (
     TOKENIZER_CONFIG,
     VOCABULARY,
     checkpoint_folder,
-    read_config,
     read_json,
 )
+from clipdata_jax.models.layout import Convention, find_layout
+from clipdata_jax.models.open_clip_config import open_clip_tokenizer_options
+from clipdata_jax.models.transformers_config import is_siglip
 
 if TYPE_CHECKING:
     import tokenizers
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# CLIP's words: the parts of English contractions, letters, single digits, what is left but white space.
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class Tokenizer:
     """Captions to rows of tokens: start token, lower-case byte-pair tokens, end token, padding.
 
-    Made by `load_tokenizer`. The rows are those of transformers' CLIP tokenizer: a caption that is too long
+    Made by `load_tokenizer`. These rows are those of transformers' CLIP tokenizer: a caption that is too long
     is cut and keeps its end token, and a special token that stands in a caption is read as that token.
     """
+
+    _backend: Any
 
     def __init__(self, backend: tokenizers.Tokenizer, *, context_length: int, pad_token: str = END) -> None:
         self.context_length = context_length
@@ -72,36 +78,57 @@ class Tokenizer:
                 raise InputError(
                     f"caption {row} is no Unicode text ({error.reason} at {error.start})"
                 ) from error
-        rows = [encoding.ids for encoding in self._backend.encode_batch(captions)]
-        return np.asarray(rows, np.int32).reshape(len(rows), self.context_length)
+        return np.asarray(self._rows(captions), np.int32).reshape(len(captions), self.context_length)
+
+    def _rows(self, captions: list[str]) -> Sequence[Sequence[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch(captions)]
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads CLIP's tokenizer files: `tokenizer.json`, or the older `vocab.json` and `merges.txt`.
+def load_tokenizer(path: str | Path, *, convention: Convention | None = None) -> Tokenizer:
+    """Reads a tokenizer's files, in SigLIP's case by transformers' AutoTokenizer.
+
+    CLIP's are `tokenizer.json`, or the older `vocab.json` and `merges.txt`.
 
     Args:
       path: as for `load_clip`. The context length is the model's, or, in a folder without a model, that of
         `tokenizer_config.json`.
+      convention: whose reading of captions: transformers', or open_clip's, which first repairs mojibake and
+        resolves html entities, reads CLIP's own special tokens as plain text, and pads with 0. Default that
+        of the checkpoint's layout. SigLIP's tokenizer has one alone.
 
     Raises:
-      InputError: a file is missing or broken, or the tokens are not the model's.
+      InputError: a file or a package is missing, a file is broken, or the tokens are not the model's.
     """
+    from clipdata_jax.models import other_tokenizers
+
     folder = checkpoint_folder(path)
-    backend = _read_backend(folder)
-    for token in (START, END):
-        if backend.token_to_id(token) is None:
-            raise InputError(
-                f"the tokenizer in {folder} is not CLIP's, it has no token {token!r}: copy the model's"
-            )
-    settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
-    tokenizer = Tokenizer(
+    layout = find_layout(folder)
+    text = layout.config().text if layout else None
+    if layout is not None and (options := open_clip_tokenizer_options(layout.content)):
+        raise InputError(
+            f"{layout.config_file} asks for {', '.join(options)}: only CLIP's own tokenizer is here"
+        )
+    tokenizer: Tokenizer
+    if layout is not None and text is not None and is_siglip(layout.config()):
+        tokenizer = other_tokenizers.AutoTokenizer(folder, context_length=text.context_length)
+    elif (convention or (layout.kind if layout else "transformers")) == "open_clip":
+        length = _context_length(folder, text, _settings(folder))
+        tokenizer = other_tokenizers.OpenClipTokenizer(*_vocabulary(folder), context_length=length)
+    else:
+        tokenizer = _load_clip_tokenizer(folder, text)
+    if text is not None:
+        _check_same_model(folder, tokenizer, text)
+    return tokenizer
+
+
+def _load_clip_tokenizer(folder: Path, text: TextConfig | None) -> Tokenizer:
+    backend, settings = _read_backend(folder), _settings(folder)
+    _check_clips(folder, {token: backend.token_to_id(token) for token in (START, END)})
+    return Tokenizer(
         backend,
-        context_length=_context_length(folder, settings),
+        context_length=_context_length(folder, text, settings),
         pad_token=_pad_token(folder, settings, backend),
     )
-    if (folder / CONFIG).is_file():
-        _check_same_model(folder, tokenizer)
-    return tokenizer
 
 
 def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
@@ -126,7 +153,8 @@ def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> t
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    pattern = rf"<\|startoftext\|>|<\|endoftext\|>|{WORDS}"
+    words = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = decoders.ByteLevel()
     if START in vocabulary and END in vocabulary:
@@ -173,9 +201,40 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _context_length(folder: Path, settings: dict[str, Any]) -> int:
-    if (folder / CONFIG).is_file():
-        return read_config(folder).text.context_length
+def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's vocabulary and merges, whichever files hold them."""
+    try:
+        if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
+            vocabulary, merges = read_json(folder / VOCABULARY), _read_merges(folder / MERGES)
+        else:
+            _read_backend(folder)  # refuses what is missing or broken
+            model = read_json(folder / TOKENIZER)["model"]
+            vocabulary = model["vocab"]
+            pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+            merges = [(left, right) for left, right in pairs]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the tokenizer's files in {folder} hold no byte-pair vocabulary ({error}): copy the model's"
+        ) from error
+    _check_clips(folder, vocabulary)
+    return vocabulary, merges
+
+
+def _check_clips(folder: Path, vocabulary: Mapping[str, int | None]) -> None:
+    for token in (START, END):
+        if vocabulary.get(token) is None:
+            raise InputError(
+                f"the tokenizer in {folder} is not CLIP's, it has no token {token!r}: copy the model's"
+            )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+
+
+def _context_length(folder: Path, text: TextConfig | None, settings: dict[str, Any]) -> int:
+    if text is not None:
+        return text.context_length
     longest = settings.get("model_max_length")
     # transformers writes 1e30 for "unknown".
     if isinstance(longest, int) and 2 <= longest <= 1 << 20:
@@ -195,14 +254,13 @@ def _pad_token(folder: Path, settings: dict[str, Any], backend: tokenizers.Token
     return token
 
 
-def _check_same_model(folder: Path, tokenizer: Tokenizer) -> None:
-    text = read_config(folder).text
+def _check_same_model(folder: Path, tokenizer: Tokenizer, text: TextConfig) -> None:
     if tokenizer.vocab_size > text.vocab_size:
         raise InputError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model's vocab_size is "
             f"{text.vocab_size}: copy the model's own tokenizer files"
         )
-    if text.eos_token_id not in (None, tokenizer.eos_token_id):
+    if text.pool == "end" and text.eos_token_id not in (None, tokenizer.eos_token_id):
         raise InputError(
             f"the tokenizer in {folder} ends captions with id {tokenizer.eos_token_id}, but the model's "
             f"eos_token_id is {text.eos_token_id}: copy the model's own tokenizer files"

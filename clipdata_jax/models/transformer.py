@@ -1,4 +1,4 @@
-"""The pre-norm transformer that both CLIP towers are made of, in Flax NNX."""
+"""The pre-norm transformer that all towers are made of, in Flax NNX."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from clipdata_jax.models.clip_config import TowerConfig
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
 
@@ -38,6 +39,10 @@ class Builder:
         """A parameter that starts normal."""
         return nnx.Param(nnx.initializers.normal(std)(self.rngs.params(), shape, self.param_dtype))
 
+    def constant(self, value: float, *shape: int) -> nnx.Param[Array]:
+        """A parameter that starts at one value."""
+        return nnx.Param(jnp.full(shape, value, self.param_dtype))
+
     def linear(self, inputs: int, outputs: int, *, std: float) -> nnx.Linear:
         """A dense layer whose weights start normal."""
         return nnx.Linear(
@@ -49,12 +54,12 @@ class Builder:
             rngs=self.rngs,
         )
 
-    def projection(self, inputs: int, outputs: int) -> nnx.Linear:
-        """The last step to the embedding: no bias, and float32 whatever the tower computes in."""
+    def projection(self, inputs: int, outputs: int, *, bias: bool = False) -> nnx.Linear:
+        """The last step to the embedding: float32 whatever the tower computes in."""
         return nnx.Linear(
             inputs,
             outputs,
-            use_bias=False,
+            use_bias=bias,
             kernel_init=nnx.initializers.normal(inputs**-0.5),
             dtype=jnp.float32,
             param_dtype=self.param_dtype,
@@ -89,11 +94,17 @@ class Attention(nnx.Module):
         self.v = build.linear(width, width, std=std)
         self.out = build.linear(width, width, std=_residual_std(config))
 
-    def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        heads = (*x_bld.shape[:2], self.heads, -1)
-        q_blhk, k_blhk, v_blhk = (dense(x_bld).reshape(heads) for dense in (self.q, self.k, self.v))
-        mixed = jax.nn.dot_product_attention(q_blhk, k_blhk, v_blhk, is_causal=self.causal)
-        return self.out(mixed.reshape(x_bld.shape))
+    def __call__(
+        self, x_bld: Float[Array, "b l d"], *, query_bld: Float[Array, "b m d"] | None = None
+    ) -> Float[Array, "b m d"]:
+        """Mixes x for each of its own positions or, if given, for each query."""
+        asked_bld = x_bld if query_bld is None else query_bld
+        q_bmhk, k_blhk, v_blhk = (
+            dense(rows).reshape(*rows.shape[:2], self.heads, -1)
+            for dense, rows in ((self.q, asked_bld), (self.k, x_bld), (self.v, x_bld))
+        )
+        mixed = jax.nn.dot_product_attention(q_bmhk, k_blhk, v_blhk, is_causal=self.causal)
+        return self.out(mixed.reshape(asked_bld.shape))
 
 
 class MLP(nnx.Module):
@@ -109,17 +120,39 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention, then the MLP, each on a normed input and added back."""
+    """One layer: attention, then the MLP, each on a normed input and added back, scaled if the config says so."""
 
     def __init__(self, config: TowerConfig, build: Builder, *, causal: bool) -> None:
+        scale = config.layer_scale_init
         self.norm1 = build.norm(config)
         self.attention = Attention(config, build, causal=causal)
+        self.scale1 = None if scale is None else build.constant(scale, config.width)
         self.norm2 = build.norm(config)
         self.mlp = MLP(config, build)
+        self.scale2 = None if scale is None else build.constant(scale, config.width)
 
     def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        x_bld = x_bld + self.attention(self.norm1(x_bld))
-        return x_bld + self.mlp(self.norm2(x_bld))
+        x_bld = x_bld + _scaled(self.attention(self.norm1(x_bld)), self.scale1)
+        return x_bld + _scaled(self.mlp(self.norm2(x_bld)), self.scale2)
+
+
+class AttentionPool(nnx.Module):
+    """A learnt query attends to all positions, then an MLP: SigLIP's head (Zhai et al. 2022, arXiv:2106.04560)."""
+
+    def __init__(self, config: TowerConfig, build: Builder) -> None:
+        self.probe = build.normal(config.width**-0.5, 1, 1, config.width)
+        self.attention = Attention(config, build, causal=False)
+        self.norm = build.norm(config)
+        self.mlp = MLP(config, build)
+
+    def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b d"]:
+        query_b1d = jnp.broadcast_to(self.probe[...].astype(x_bld.dtype), (x_bld.shape[0], 1, x_bld.shape[2]))
+        pooled_b1d = self.attention(x_bld, query_bld=query_b1d)
+        return (pooled_b1d + self.mlp(self.norm(pooled_b1d)))[:, 0]
+
+
+def _scaled(x_bld: Float[Array, "b l d"], scale: nnx.Param[Array] | None) -> Float[Array, "b l d"]:
+    return x_bld if scale is None else x_bld * scale[...].astype(x_bld.dtype)
 
 
 def _residual_std(config: TowerConfig) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -145,6 +146,8 @@ def test_the_limit_can_be_set():
         ({"size": 32, "resize": 31}, "expected 1 <= size <= resize"),
         ({"size": 32, "convention": "timm"}, "convention is 'timm'"),
         ({"size": 32, "max_pixels": 0}, "max_pixels is 0"),
+        ({"size": 32, "fit": "pad"}, "fit is 'pad', expected one of"),
+        ({"size": 32, "interpolation": "lanczos"}, "interpolation is 'lanczos', expected one of"),
     ],
 )
 def test_impossible_transforms_are_refused(options: dict, message: str):
@@ -186,7 +189,7 @@ def test_settings_are_written_as_they_are_read(tmp_path: Path):
     ("content", "message"),
     [
         ({"do_center_crop": False}, "do_center_crop False, expected true"),
-        ({"resample": 2}, r"resample 2, expected 3 \(bicubic\)"),
+        ({"resample": 0}, r"resample 0, expected 3 \(bicubic\) or 2"),
         ({"size": {"height": 32, "width": 32}}, "size .* expected one number of pixels for shortest_edge"),
         ({"crop_size": {"height": 32, "width": 31}}, "crop_size .* for height and width"),
         ({"crop_size": "32"}, "crop_size '32'"),
@@ -205,3 +208,66 @@ def test_settings_of_another_model_are_refused(tmp_path: Path):
     assert load_image_transform(tmp_path) == ImageTransform(size=224)
     with pytest.raises(InputError, match="crop_size is 336 but the model's image_size is 224"):
         load_image_transform(write(tmp_path, size=336, crop_size=336))
+
+
+@pytest.mark.parametrize(("resample", "interpolation"), [(3, "bicubic"), (2, "bilinear")])
+def test_siglips_pixels_are_exactly_those_of_transformers(
+    resample: int, interpolation: str, golden: Path, tmp_path: Path
+):
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    side = {"height": 32, "width": 32}
+    write(
+        tmp_path,
+        image_processor_type="SiglipImageProcessor",
+        size=side,
+        resample=resample,
+        do_convert_rgb=None,
+    )
+    transform = load_image_transform(tmp_path)
+    assert transform == ImageTransform(size=32, fit="squash", interpolation=interpolation)
+    theirs = SiglipImageProcessorPil(size=side, resample=resample)
+    for name in PICTURES:
+        with Image.open(golden / "preprocess" / name) as image:
+            values = np.asarray(theirs(image, return_tensors="np")["pixel_values"][0])
+            want = np.rint((values.transpose(1, 2, 0) * 0.5 + 0.5) * 255)
+            np.testing.assert_array_equal(transform(image), want, err_msg=name)
+
+
+def test_siglips_settings_are_read_and_written(golden: Path, tmp_path: Path):
+    assert load_image_transform(golden / "models" / "hf_siglip") == ImageTransform(size=32, fit="squash")
+    shutil.copyfile(golden / "models" / "hf_siglip" / "config.json", tmp_path / "config.json")
+    transform = ImageTransform(size=32, fit="squash", interpolation="bilinear")
+    write_preprocessor_config(tmp_path, transform, image_mean=(0.5, 0.5, 0.5))
+    assert load_image_transform(tmp_path) == transform
+    with pytest.raises(InputError, match="do_center_crop true, expected false"):
+        load_image_transform(write(tmp_path, do_center_crop=True, size={"height": 32, "width": 32}))
+    with pytest.raises(InputError, match="processor's size is 64 but the model's image_size is 32"):
+        load_image_transform(write(tmp_path, size={"height": 64, "width": 64}))
+
+
+def open_clip(folder: Path, **settings: object) -> Path:
+    model = {"embed_dim": 512, "vision_cfg": {"image_size": 32}, "text_cfg": {}}
+    content = {"model_cfg": model, "preprocess_cfg": settings}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_open_clips_settings_are_read(golden: Path, tmp_path: Path):
+    want = ImageTransform(size=32, convention="open_clip")
+    assert load_image_transform(golden / "models" / "open_clip_gelu") == want
+    assert load_image_transform(open_clip(tmp_path)) == want
+    assert load_image_transform(tmp_path, convention="transformers") == ImageTransform(size=32)
+    settings = {"size": [32, 32], "resize_mode": "squash", "interpolation": "bilinear", "fill_color": 0}
+    want = ImageTransform(size=32, convention="open_clip", fit="squash", interpolation="bilinear")
+    assert load_image_transform(open_clip(tmp_path, **settings)) == want
+    wide = Image.new("RGB", (90, 30))
+    wide.paste("white", (0, 0, 30, 30))
+    got = want(wide)[:, :, 0]  # nothing is cut off: a third is white
+    assert got[:, :8].min() > 250 and got[:, 14:].max() < 5
+    with pytest.raises(
+        InputError, match=r"has resize_mode 'longest', mode 'L', crop_pct 0\.9 \(unknown\): pictures"
+    ):
+        load_image_transform(open_clip(tmp_path, resize_mode="longest", mode="L", crop_pct=0.9))
+    with pytest.raises(InputError, match="has size 64 but the model's image_size is 32"):
+        load_image_transform(open_clip(tmp_path, size=64))

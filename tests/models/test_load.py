@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP, checkpoint_digest, load_clip, load_image_transform, save_clip
-from clipdata_jax.models.weights import CLIP_TABLE, source_name
+from clipdata_jax.models.tables import CLIP_TABLE, SIGLIP_TABLE, open_clip_table, source_name
 
-MODELS = ["hf_clip_quickgelu", "hf_clip_gelu_legacy_eos"]
+MODELS = ["hf_clip_quickgelu", "hf_clip_gelu_legacy_eos", "hf_siglip"]
+OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")
 
 
 @pytest.fixture
@@ -104,21 +107,25 @@ def test_saving_leaves_no_half_written_file(folder: Path, tmp_path: Path):
     assert len(list(folder.iterdir())) == 2
 
 
-def test_the_table_is_the_same_both_ways(golden: Path):
-    model = nnx.eval_shape(lambda: load_clip(golden / "models" / MODELS[0]))
-    for path, _ in nnx.to_flat_state(nnx.state(model)):
-        target = ".".join(map(str, path))
-        name, _ = source_name(target)
-        assert sum(_fits(rule, name) == target for rule in CLIP_TABLE) == 1
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [(MODELS[0], CLIP_TABLE), (MODELS[2], SIGLIP_TABLE), ("open_clip_gelu", open_clip_table())],
+)
+def test_the_table_is_the_same_both_ways(name: str, table: tuple, golden: Path):
+    file = next((golden / "models" / name).glob("*.safetensors"))
+    with safe_open(file, framework="numpy") as tensors:
+        names = set(tensors.keys())
+    used = set()
+    for tensor in names:
+        rules = [rule for rule in table if re.fullmatch(rule.source, tensor)]
+        assert len(rules) == (3 if "in_proj" in tensor else 1)
+        for rule in rules:
+            target = re.sub(rule.source, rule.target, tensor)
+            assert source_name(target, table) == (tensor, rule)
+            used.add(target)
+    assert len(used) == len(names) + 2 * sum("in_proj" in tensor for tensor in names)
     with pytest.raises(ValueError, match=r"no parameter 'text\.nothing'"):
-        source_name("text.nothing")
-
-
-def _fits(rule, name: str) -> str | None:
-    import re
-
-    match = re.fullmatch(rule.source, name)
-    return match.expand(rule.target) if match and rule.target else None
+        source_name("text.nothing", table)
 
 
 def test_position_buffers_of_older_files_are_ignored(folder: Path):
@@ -201,14 +208,51 @@ def test_pickles_are_refused_with_the_command_that_converts(folder: Path):
         load_clip(folder)
     with pytest.raises(InputError, match="pickles"):
         checkpoint_digest(folder)
-    (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(InputError, match="several files, expected one"):
+
+
+def test_weights_in_several_files_are_read(folder: Path):
+    want, file = parameters(load_clip(folder)), folder / "model.safetensors"
+    tensors = sorted(load_file(file).items())
+    file.unlink()
+    shards = {
+        "model-00001-of-00002.safetensors": tensors[:9],
+        "model-00002-of-00002.safetensors": tensors[9:],
+    }
+    for name, part in shards.items():
+        save_file(dict(part), folder / name)
+    places = {tensor: name for name, part in shards.items() for tensor, _ in part}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    got, digest = parameters(load_clip(folder)), checkpoint_digest(folder)
+    assert got.keys() == want.keys() and all((got[path] == want[path]).all() for path in want)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"lacks model-00002-of-00002\.safetensors, which model\.safe"):
+        load_clip(folder)
+    save_file(dict(shards["model-00001-of-00002.safetensors"]), folder / "model-00002-of-00002.safetensors")
+    assert checkpoint_digest(folder) != digest
+    index.write_text('{"weight_map": {"logit_scale": "../model.safetensors"}}')
+    with pytest.raises(InputError, match="expected a file beside it"):
+        load_clip(folder)
+    index.write_text("{}")
+    with pytest.raises(InputError, match="has no weight_map"):
         load_clip(folder)
 
 
+def test_of_two_layouts_the_one_whose_weights_are_there_is_read(golden: Path, folder: Path):
+    ours = load_clip(folder).config
+    for name in OPEN_CLIP:
+        shutil.copyfile(golden / "models" / "open_clip_gelu" / name, folder / name)
+    assert load_clip(folder).config == ours
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert load_clip(folder).config.vision.activation == "gelu" != ours.vision.activation
+    edit_config(folder, model_type="timm")
+    (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
+    assert load_clip(folder).config.vision.activation == "gelu"
+
+
 def test_other_models_and_broken_configs_are_refused(folder: Path):
-    edit_config(folder, model_type="siglip")
-    with pytest.raises(InputError, match=r"config\.json: model_type is 'siglip', expected 'clip'"):
+    edit_config(folder, model_type="blip")
+    with pytest.raises(InputError, match=r"config\.json: model_type is 'blip', expected 'clip' or"):
         load_clip(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json can't be read as JSON"):
@@ -218,17 +262,25 @@ def test_other_models_and_broken_configs_are_refused(folder: Path):
         load_clip(folder)
 
 
-def test_a_hub_name_is_fetched_or_the_files_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_name_is_fetched_or_the_files_are_named(
+    golden: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
     def fetch(name: str, *, allow_patterns: list[str]) -> str:
         if name != "someone/clip":
             raise OSError("no such\nrepository")
-        assert "model.safetensors" in allow_patterns and not any(
-            "bin" in pattern for pattern in allow_patterns
-        )
+        asked.extend(allow_patterns)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert checkpoint_digest("someone/clip") == checkpoint_digest(folder)
+    assert "model.safetensors" in asked and "tokenizer.json" in asked
+    assert not any("bin" in pattern or "open_clip_model" in pattern for pattern in asked)
+    shutil.copyfile(golden / "models" / "open_clip_gelu" / OPEN_CLIP[0], folder / OPEN_CLIP[0])
+    (folder / "model.safetensors").rename(folder / OPEN_CLIP[1])
+    checkpoint_digest("someone/clip")
+    assert OPEN_CLIP[1] in asked
     expected = (
         r"someone/else is no folder here .*\(OSError: no such repository\); make a folder of config\.json"
     )

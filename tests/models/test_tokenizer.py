@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,100 @@ def test_a_tokenizer_that_is_not_clips_is_refused(folder: Path):
     (folder / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(InputError, match=r"not CLIP's, it has no token '<\|startoftext\|>'"):
         load_tokenizer(folder)
+
+
+@pytest.fixture
+def no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip's convention without what ftfy mends."""
+    monkeypatch.setitem(sys.modules, "ftfy", types.SimpleNamespace(fix_text=str))
+
+
+@pytest.mark.parametrize("files", [["tokenizer.json"], ["vocab.json", "merges.txt"]])
+def test_ids_are_those_of_open_clip(shared, files: list[str], tmp_path: Path):
+    pytest.importorskip("ftfy")
+    source = shared("golden/clip_tokenizer")
+    for name in files:
+        shutil.copyfile(source / name, tmp_path / name)
+    content = {"model_cfg": {"embed_dim": 512, "vision_cfg": {"patch_size": 32}, "text_cfg": {}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    expected = json.loads((source / "expected.json").read_text())
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.context_length, tokenizer.vocab_size, tokenizer.eos_token_id) == (77, 49408, 49407)
+    np.testing.assert_array_equal(tokenizer(expected["captions"]), expected["open_clip"])
+
+
+def test_open_clips_convention_in_a_vocabulary_of_ones_own(folder: Path, no_repair: None):
+    ours, theirs = load_tokenizer(folder), load_tokenizer(folder, convention="open_clip")
+    end, captions = ours.eos_token_id, ["a red circle", "A  RED\ncircle isn't", ""]
+    rows = theirs(captions)
+    np.testing.assert_array_equal(np.where(np.cumsum(rows == end, 1) > 0, end, rows), ours(captions))
+    assert rows[2].tolist() == [end - 1, end] + [0] * 14
+    long = theirs(["a red circle " * 20])[0]
+    assert long[-1] == end and end not in long[:-1]
+    np.testing.assert_array_equal(theirs(["a &amp;lt; b"]), theirs(["a < b"]))
+    special = theirs(["a <start_of_text>red<END_OF_TEXT>"])[0].tolist()
+    words = theirs(["a red"])[0].tolist()
+    assert special[:7] == [*words[:2], end - 1, *words[2:3], end, end, 0]
+    assert (theirs(["<|endoftext|> a"])[0] == end).sum() == 1
+    assert theirs([]).shape == (0, 16)
+
+
+def test_what_open_clips_convention_lacks_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(InputError, match="package ftfy, which is missing: pip install ftfy"):
+        load_tokenizer(folder, convention="open_clip")
+    text = {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": {"strip_sep_token": True}}
+    content = {"model_cfg": {"embed_dim": 512, "vision_cfg": {"patch_size": 32}, "text_cfg": text}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match=r"asks for text_cfg\.hf_tokenizer_name .*, text_cfg\.tokenizer_kwargs"
+    ):
+        load_tokenizer(folder)
+
+
+@pytest.fixture
+def siglip(golden: Path, tmp_path: Path) -> Path:
+    """The folder of a SigLIP model with a tokenizer of whole words."""
+    import tokenizers
+    import transformers
+
+    words = {"<unk>": 0, "</s>": 1, "a": 2, "red": 3, "circle": 4}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    ends = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    backend.post_processor = ends
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", pad_token="</s>"
+    )
+    fast.save_pretrained(tmp_path)
+    shutil.copyfile(golden / "models" / "hf_siglip" / "config.json", tmp_path / "config.json")
+    return tmp_path
+
+
+def test_siglips_tokenizer_is_read_by_transformers(siglip: Path):
+    tokenizer = load_tokenizer(siglip)
+    assert (tokenizer.context_length, tokenizer.vocab_size, tokenizer.eos_token_id) == (12, 5, 1)
+    rows = tokenizer(["a red circle", "a " * 20, ""])
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [[2, 3, 4] + [1] * 9, [2] * 11 + [1], [1] * 12]
+    assert tokenizer([]).shape == (0, 12)
+
+
+def test_what_siglips_tokenizer_lacks_is_named(siglip: Path, monkeypatch: pytest.MonkeyPatch):
+    config = json.loads((siglip / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 4
+    (siglip / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="has 5 tokens, but the model's vocab_size is 4"):
+        load_tokenizer(siglip)
+    (siglip / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"the tokenizer in .* can't be read"):
+        load_tokenizer(siglip)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match="package transformers, which is missing: pip install transformers"):
+        load_tokenizer(siglip)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (siglip / name).unlink()
+    with pytest.raises(
+        InputError, match=r"has no tokenizer: put tokenizer_config\.json, with .* or spiece\.model"
+    ):
+        load_tokenizer(siglip)

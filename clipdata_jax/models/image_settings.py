@@ -1,0 +1,202 @@
+"""The image processor's settings in a checkpoint folder, read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from clipdata_jax.errors import InputError
+from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
+from clipdata_jax.models.files import (
+    CONFIG,
+    PREPROCESSOR,
+    PROCESSOR,
+    checkpoint_folder,
+    read_json,
+    write_json,
+)
+from clipdata_jax.models.image_transform import ImageTransform, Interpolation
+from clipdata_jax.models.layout import Convention, Layout, find_layout
+from clipdata_jax.models.transformers_config import is_siglip
+
+_SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+_RESAMPLES: dict[int, Interpolation] = {
+    int(Image.Resampling.BICUBIC): "bicubic",
+    int(Image.Resampling.BILINEAR): "bilinear",
+}
+# The keys of open_clip's preprocess_cfg and the values that change nothing here; None: read, by us or load_clip.
+_OPEN_CLIP: dict[str, tuple[Any, ...] | None] = {
+    "size": None,
+    "mean": None,
+    "std": None,
+    "interpolation": ("bicubic", "bilinear"),
+    "resize_mode": ("shortest", "squash"),
+    "mode": ("RGB",),
+    "fill_color": None,  # fills what resize_mode "longest" leaves empty
+}
+
+
+def load_image_transform(path: str | Path, *, convention: Convention | None = None) -> ImageTransform:
+    """The transform that belongs to a checkpoint.
+
+    Args:
+      path: as for `load_clip`. `preprocessor_config.json` says the sizes, in open_clip's layout
+        `preprocess_cfg` of `open_clip_config.json`; without one they are the model's.
+      convention: whose treatment of transparency and palettes, see `ImageTransform`; default that of the
+        checkpoint's layout.
+
+    Raises:
+      InputError: a file is missing or broken, asks for something else than scaling (bicubic or bilinear),
+        cutting the centre and normalising, or for another size than the model's.
+    """
+    folder = checkpoint_folder(path)
+    layout = find_layout(folder)
+    if layout is not None and layout.kind == "open_clip":
+        return _from_open_clip(layout, convention or "open_clip")
+    config = layout.config() if layout else None
+    content = read_preprocessor(folder)
+    siglip = is_siglip(config) if config else "Siglip" in str((content or {}).get("image_processor_type"))
+    convention = convention or "transformers"
+    if content is None:
+        if config is None:
+            raise InputError(
+                f"{folder} has neither {PREPROCESSOR} nor {CONFIG}: expected at least the latter"
+            )
+        content = {"size": config.vision.image_size, "crop_size": config.vision.image_size}
+    size, resize = _sizes(folder, content, siglip=siglip)
+    if config is not None and size != config.vision.image_size:
+        raise InputError(
+            f"{folder}: the image processor's {'size' if siglip else 'crop_size'} is {size} but the model's "
+            f"image_size is {config.vision.image_size}: check that both files are of the same model"
+        )
+    return ImageTransform(
+        size=size,
+        resize=None if resize == size else resize,
+        convention=convention,
+        fit="squash" if siglip else "crop",
+        interpolation=_interpolation(folder, content),
+    )
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any] | None:
+    """The image processor's settings in a checkpoint folder, None if it has none.
+
+    Raises:
+      InputError: the file is broken.
+    """
+    if (folder / PREPROCESSOR).is_file():
+        return read_json(folder / PREPROCESSOR)
+    # Where transformers 5 writes them.
+    settings = (
+        read_json(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
+    )
+    return settings if isinstance(settings, dict) else None
+
+
+def write_preprocessor_config(
+    folder: str | Path,
+    transform: ImageTransform,
+    *,
+    image_mean: tuple[float, float, float] = OPENAI_MEAN,
+    image_std: tuple[float, float, float] = OPENAI_STD,
+) -> None:
+    """Writes `preprocessor_config.json`, which `load_image_transform`, `load_clip` and transformers read.
+
+    Args:
+      folder: an existing folder.
+      transform: what to write; the file can't say a convention, it is always transformers'.
+      image_mean: of the three colours, on a scale of 0 to 1.
+      image_std: likewise, above 0.
+
+    Raises:
+      ValueError: the transform has open_clip's convention.
+    """
+    if transform.convention != "transformers":
+        raise ValueError(f"{PREPROCESSOR} can't say convention {transform.convention!r}, only 'transformers'")
+    side = {"height": transform.size, "width": transform.size}
+    shape: dict[str, Any] = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": transform.shorter_side},
+        "crop_size": side,
+        "do_center_crop": True,
+    }
+    if transform.fit == "squash":
+        shape = {"image_processor_type": "SiglipImageProcessor", "size": side}
+    write_json(
+        Path(folder) / PREPROCESSOR,
+        {
+            **shape,
+            "resample": next(code for code, name in _RESAMPLES.items() if name == transform.interpolation),
+            "rescale_factor": 1 / 255,
+            "image_mean": list(image_mean),
+            "image_std": list(image_std),
+            **{switch: True for switch in _SWITCHES if switch != "do_center_crop"},
+        },
+    )
+
+
+def _from_open_clip(layout: Layout, convention: Convention) -> ImageTransform:
+    content, where = layout.content.get("preprocess_cfg") or {}, f"{layout.config_file}: preprocess_cfg"
+    if not isinstance(content, dict):
+        raise InputError(f"{where} is a {type(content).__name__}, expected an object")
+    refused = [
+        f"{name} {value!r}" + ("" if name in _OPEN_CLIP else " (unknown)")
+        for name, value in content.items()
+        if (allowed := _OPEN_CLIP.get(name, ())) is not None and value not in allowed
+    ]
+    if refused:
+        raise InputError(f"{where} has {', '.join(refused)}: pictures can't be prepared so here")
+    model_size = layout.config().vision.image_size
+    size = content.get("size", model_size)
+    if (size[0] if isinstance(size, list) and size == size[:1] * 2 else size) != model_size:
+        raise InputError(f"{where} has size {size!r} but the model's image_size is {model_size}")
+    return ImageTransform(
+        size=model_size,
+        convention=convention,
+        fit="squash" if content.get("resize_mode") == "squash" else "crop",
+        interpolation=content.get("interpolation", "bicubic"),
+    )
+
+
+def _sizes(folder: Path, content: dict[str, Any], *, siglip: bool) -> tuple[int, int]:
+    """(side of the result, shorter side once scaled) as the processor's settings say them."""
+    where = f"the image processor's file in {folder}"
+    for name in _SWITCHES:
+        cuts = name == "do_center_crop"
+        if not (siglip and cuts) and content.get(name) not in (None, True):
+            raise InputError(f"{where} has {name} {content[name]!r}, expected true")
+    if siglip:
+        if content.get("do_center_crop"):
+            raise InputError(
+                f"{where} has do_center_crop true, expected false: SigLIP's pictures are not cut"
+            )
+        side = _side(where, content, "size", "height", "width")
+        return side, side
+    shorter = _side(where, content, "size", "shortest_edge")
+    side = _side(where, content, "crop_size", "height", "width")
+    if shorter < side:
+        raise InputError(f"{where} has size {shorter} below crop_size {side}, expected no less")
+    return side, shorter
+
+
+def _interpolation(folder: Path, content: dict[str, Any]) -> Interpolation:
+    resample = content.get("resample", 3)
+    if resample not in _RESAMPLES:
+        raise InputError(
+            f"the image processor's file in {folder} has resample {resample!r}, expected 3 (bicubic) or "
+            "2 (bilinear)"
+        )
+    return _RESAMPLES[resample]
+
+
+def _side(where: str, content: dict[str, Any], name: str, *keys: str) -> int:
+    """One number of pixels: all the keys' values, or, in older files, a plain number."""
+    found = content.get(name, 224)
+    values = [found.get(key) for key in keys] if isinstance(found, dict) else [found]
+    if not isinstance(values[0], int) or values[0] < 1 or values != values[:1] * len(values):
+        raise InputError(
+            f"{where} has {name} {found!r}, expected one number of pixels for {' and '.join(keys)}"
+        )
+    return values[0]
