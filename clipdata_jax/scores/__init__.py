@@ -1,9 +1,10 @@
 """Scores: pure, jitted functions of arrays, one float32 a row out. They know no files and no models."""
 
 from clipdata_jax.scores.clip_score import clip_score as clip_score
-from clipdata_jax.scores.neg_clip_loss import cell_log_sums as cell_log_sums
+from clipdata_jax.scores.divisions import cell_log_sums as cell_log_sums
+from clipdata_jax.scores.divisions import neg_clip_loss_divisions as neg_clip_loss_divisions
+from clipdata_jax.scores.divisions import neg_clip_loss_statistics as neg_clip_loss_statistics
 from clipdata_jax.scores.neg_clip_loss import neg_clip_loss as neg_clip_loss
-from clipdata_jax.scores.neg_clip_loss import neg_clip_loss_divisions as neg_clip_loss_divisions
 from clipdata_jax.scores.neg_clip_loss import neg_clip_loss_sharded as neg_clip_loss_sharded
 from clipdata_jax.scores.norm_sim import norm_sim as norm_sim
 from clipdata_jax.scores.norm_sim import norm_sim_moment as norm_sim_moment

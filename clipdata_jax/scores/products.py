@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def cosines(f_rd: Float[Array, "r d"], g_cd: Float[Array, "c d"]) -> Float[Array, "r c"]:
@@ -26,9 +26,14 @@ def cosines(f_rd: Float[Array, "r d"], g_cd: Float[Array, "c d"]) -> Float[Array
     return highest(f_rd, g_cd)
 
 
-def paired_cosines(f_bd: Float[Array, "b d"], g_bd: Float[Array, "b d"]) -> Float[Array, " b"]:
-    """The inner product of row i with row i, in float32."""
-    return jnp.einsum("bd,bd->b", f_bd.astype(jnp.float32), g_bd.astype(jnp.float32), precision="highest")
+def paired_cosines(
+    f_bd: Float[Array, "b d"], g_bd: Float[Array, "b d"], mask_b: Bool[Array, " b"] | None = None
+) -> Float[Array, " b"]:
+    """The inner product of row i with row i, in float32; 0 where masked, whatever the rows hold."""
+    if mask_b is not None:
+        f_bd, g_bd = jnp.where(mask_b[:, None], f_bd, 0), jnp.where(mask_b[:, None], g_bd, 0)
+    # Not a batched product, which would keep float32 copies of both.
+    return (f_bd.astype(jnp.float32) * g_bd.astype(jnp.float32)).sum(axis=1)
 
 
 def check_pairs(image_emb: Array, text_emb: Array) -> None:

@@ -14,29 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from scores.formulas import log_sum, unit_pairs
+from scores.formulas import neg_clip_loss as formula
 
 import clipdata_jax as cj
-
-
-def unit_pairs(seed: int, b: int, d: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Matching unit rows, as float16."""
-    random = np.random.default_rng(seed)
-    f = random.normal(size=(b, d))
-    g = f + noise * random.normal(size=(b, d))
-    return tuple((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16) for x in (f, g))
-
-
-def log_sum(values: np.ndarray) -> float:
-    most = values.max()
-    return most + math.log(np.exp(values - most).sum())
-
-
-def formula(f: np.ndarray, g: np.ndarray, t: float) -> np.ndarray:
-    """negCLIPLoss of one batch, one pair at a time."""
-    f, g = f.astype(np.float64), g.astype(np.float64)
-    return np.array(
-        [f[i] @ g[i] - t / 2 * (log_sum(f[i] @ g.T / t) + log_sum(f @ g[i] / t)) for i in range(len(f))]
-    )
 
 
 @pytest.fixture(scope="module")

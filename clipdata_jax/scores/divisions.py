@@ -1,0 +1,205 @@
+"""negCLIPLoss over many divisions of the rows into batches, for the price of one pass."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from clipdata_jax.scores.division_sums import division_sums
+from clipdata_jax.scores.log_sums import log_sum_tables
+from clipdata_jax.scores.products import check_mask, check_pairs, check_temperature, paired_cosines
+
+
+class NegClipLossStatistics(NamedTuple):
+    """What K divisions say of each pair; all float32, of shape (*temperatures, *sizes, b).
+
+    Attributes:
+      score: negCLIPLoss averaged over the divisions, in cosine units, at most 0; -inf for masked rows.
+      standard_error: of `score` as an estimate of its mean over all batches of an unlimited pool, in cosine
+        units. NaN for masked rows, and where the divisions can't tell: one division, one batch, or cells
+        that are batches.
+      log_sum_text: the mean over divisions of log sum_j exp(f_i.g_j / t), how well the picture matches the
+        texts of its batch, in nats; -inf for masked rows.
+      log_sum_image: the same of exp(f_j.g_i / t), how well the text matches the pictures.
+    """
+
+    score: Float[Array, "*settings b"]
+    standard_error: Float[Array, "*settings b"]
+    log_sum_text: Float[Array, "*settings b"]
+    log_sum_image: Float[Array, "*settings b"]
+
+
+def cell_log_sums(
+    image_emb: Float[Array, "b d"],
+    text_emb: Float[Array, "b d"],
+    *,
+    cells: int,
+    temperature: float | Float[Array, ""] = 0.01,
+    mask: Bool[Array, " b"] | None = None,
+) -> tuple[Float[Array, "b cells"], Float[Array, "b cells"]]:
+    """Sums the exponentials of each pair's similarities over every cell of the rows.
+
+        row[i, c] = log sum_{j in cell c} exp(f_i.g_j / t),   col[i, c] = log sum_{j in cell c} exp(f_j.g_i / t)
+
+    Cell c is the c-th of `cells` equal runs of rows. Any batch that is a union of cells has its log-sums in
+    these tables (the normaliser of arXiv:2405.19547), so all divisions into batches cost this one pass.
+
+    Args:
+      image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
+      text_emb: g, unit-norm rows, shape (b, d).
+      cells: how many cells; it must divide b (pad the rows of a cell and mask them).
+      temperature: t > 0, traced.
+      mask: shape (b,), False for rows that count nowhere.
+
+    Returns:
+      row and col, each shape (b, cells), float32, in nats; -inf where a cell has no unmasked row, and in
+      masked rows.
+
+    Raises:
+      ValueError: wrong shapes, `cells` does not divide b, or a Python temperature is not above 0.
+    """
+    check_pairs(image_emb, text_emb)
+    check_mask(mask, image_emb.shape[0])
+    check_temperature(temperature)
+    _check_cells(image_emb, cells)
+    return _cell_log_sums(image_emb, text_emb, temperature, mask, cells=cells)
+
+
+@functools.partial(jax.jit, static_argnames="cells")
+def _cell_log_sums(
+    image_emb: Array, text_emb: Array, temperature: Array, mask: Array | None, *, cells: int
+) -> tuple[Array, Array]:
+    temperatures = jnp.asarray(temperature, jnp.float32)[None]
+    row, col = log_sum_tables(image_emb, text_emb, mask, cells=cells, temperatures=temperatures)
+    return row[0], col[0]
+
+
+def neg_clip_loss_divisions(
+    image_emb: Float[Array, "b d"],
+    text_emb: Float[Array, "b d"],
+    batch_of_cell: Int[Array, "*sizes k cells"],
+    *,
+    temperature: float | Float[Array, "*temperatures"] = 0.01,
+    mask: Bool[Array, " b"] | None = None,
+) -> Float[Array, "*temperatures *sizes b"]:
+    """Averages negCLIPLoss over K divisions of the rows into batches, in one pass for any K.
+
+        s_i = f_i.g_i - t/2K sum_k (log sum_{j in B_k(i)} exp(f_i.g_j / t) + log sum_{j in B_k(i)} exp(f_j.g_i / t))
+
+    B_k(i) is the batch of division k that holds row i: the union of the cells that `batch_of_cell[k]` gives
+    the same number as row i's cell. arXiv:2405.19547, section 3, with the divisions made of whole cells.
+
+    Args:
+      image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
+      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of picture i.
+      batch_of_cell: shape (K, cells), any integer dtype: the batch of each cell in each division; or
+        (sizes, K, cells), K divisions for each of several batch sizes.
+      temperature: t > 0, traced; or shape (temperatures,), each > 0.
+      mask: shape (b,), False for rows that count nowhere; they score -inf.
+
+    Returns:
+      s, shape (b,), float32, in cosine units, at most 0. Several temperatures and several sizes, all from
+      one pass over the embeddings, come as leading axes: (temperatures, sizes, b), without those not given.
+
+    Raises:
+      ValueError: wrong shapes, the cells do not divide b, or a Python temperature is not above 0.
+    """
+    _check_divisions(image_emb, text_emb, batch_of_cell, temperature, mask)
+    return _score(image_emb, text_emb, jnp.asarray(batch_of_cell), temperature, mask)
+
+
+def neg_clip_loss_statistics(
+    image_emb: Float[Array, "b d"],
+    text_emb: Float[Array, "b d"],
+    batch_of_cell: Int[Array, "*sizes k cells"],
+    *,
+    temperature: float | Float[Array, "*temperatures"] = 0.01,
+    mask: Bool[Array, " b"] | None = None,
+) -> NegClipLossStatistics:
+    """`neg_clip_loss_divisions` with its standard error and its two log-sums, in the same pass.
+
+        SE_i^2 = sigma_i^2 (1/K + (1 - 1/K) / m),   sigma_i^2 = spread_i / (1 - 1/m)
+
+    for m batches of many cells: divisions of one group share their negatives, so the variance `spread_i` of
+    pair i's score over the K divisions is too small, and more divisions do not make SE vanish. A batch of n
+    of the C cells always holds the row's own; the form used is exact for that, with q = (n-1) / (C-1):
+
+        SE_i^2 = spread_i (1/K + (1 + q (n-1)) / ((n-1) (1-q)))
+
+    Args:
+      image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
+      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of picture i.
+      batch_of_cell: as in `neg_clip_loss_divisions`; the standard error assumes that a division deals
+        the cells at random to batches of equally many.
+      temperature: t > 0, traced; or shape (temperatures,), each > 0.
+      mask: shape (b,), False for rows that count nowhere.
+
+    Returns:
+      A NamedTuple of arrays of shape (b,), or (temperatures, sizes, b) without the axes not given.
+
+    Raises:
+      ValueError: wrong shapes, the cells do not divide b, or a Python temperature is not above 0.
+    """
+    _check_divisions(image_emb, text_emb, batch_of_cell, temperature, mask)
+    return _statistics(image_emb, text_emb, jnp.asarray(batch_of_cell), temperature, mask)
+
+
+@jax.jit
+def _score(*args: Array) -> Array:
+    return _statistics(*args).score  # what is not returned is not computed
+
+
+@jax.jit
+def _statistics(
+    image_emb: Array, text_emb: Array, batch_of_cell: Array, temperature: Array, mask: Array | None
+) -> NegClipLossStatistics:
+    cells = batch_of_cell.shape[-1]
+    temperature = jnp.asarray(temperature, jnp.float32)
+    batch_skc = batch_of_cell.reshape(-1, *batch_of_cell.shape[-2:])
+    temperatures = temperature.reshape(-1)
+    tables = log_sum_tables(image_emb, text_emb, mask, cells=cells, temperatures=temperatures)
+    cos_b = paired_cosines(image_emb, text_emb, mask)
+
+    def at(setting: tuple[Array, Array, Array]) -> NegClipLossStatistics:
+        t, row_bc, col_bc = setting
+
+        def of_size(batch_kc: Array) -> NegClipLossStatistics:
+            sums = division_sums(row_bc, col_bc, batch_kc)
+            sum_b, error_b = sums.row + sums.col, t / 2 * jnp.sqrt(sums.variance)
+            if mask is None:
+                return NegClipLossStatistics(cos_b - t / 2 * sum_b, error_b, sums.row, sums.col)
+            # Masked twice: 0 * inf would reach the derivative by the temperature.
+            score_b = jnp.where(mask, cos_b - t / 2 * jnp.where(mask, sum_b, 0), -jnp.inf)
+            error_b = jnp.where(mask, error_b, jnp.nan)
+            return NegClipLossStatistics(score_b, error_b, sums.row, sums.col)
+
+        return jax.lax.map(of_size, batch_skc)
+
+    statistics = jax.lax.map(at, (temperatures, *tables))
+    shape = (*temperature.shape, *batch_of_cell.shape[:-2], len(image_emb))
+    return NegClipLossStatistics(*(array.reshape(shape) for array in statistics))
+
+
+def _check_divisions(
+    image_emb: Array, text_emb: Array, batch_of_cell: Array, temperature: float | Array, mask: Array | None
+) -> None:
+    check_pairs(image_emb, text_emb)
+    check_mask(mask, image_emb.shape[0])
+    check_temperature(temperature)
+    if jnp.ndim(temperature) > 1 or 0 in jnp.shape(temperature):
+        raise ValueError(f"temperature is of shape {jnp.shape(temperature)}, expected () or (temperatures,)")
+    shape, dtype = batch_of_cell.shape, batch_of_cell.dtype
+    if len(shape) not in (2, 3) or 0 in shape or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"batch_of_cell is {dtype}{list(shape)}, expected int (K, cells) or (sizes, K, cells)"
+        )
+    _check_cells(image_emb, shape[-1])
+
+
+def _check_cells(image_emb: Array, cells: int) -> None:
+    if cells < 1 or image_emb.shape[0] % cells:
+        raise ValueError(f"{image_emb.shape[0]} rows don't divide into {cells} cells: pad each cell and mask")
