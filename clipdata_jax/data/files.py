@@ -53,6 +53,14 @@ def size(path: str) -> int:
     return int(fs.size(inner))
 
 
+def list_names(folder: str) -> list[str]:
+    """The names of all files and folders directly in a folder, sorted; [] if there is no folder."""
+    fs, inner = filesystem(folder)
+    if not fs.isdir(inner):
+        return []
+    return sorted(os.path.basename(name.rstrip("/")) for name in fs.ls(inner, detail=False))
+
+
 def list_folder(folder: str, suffix: str = "") -> list[str]:
     """The files directly in a folder whose names end in a suffix, sorted by name; [] if there is no folder."""
     fs, inner = filesystem(folder)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
 
 def bar(*, total: int, unit: str, name: str) -> Any:
     """A tqdm bar with rate and time left, to `update(n)`; a log file gets a line every ten seconds."""
-    from tqdm.auto import tqdm
+    import tqdm as tqdms
 
+    notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
+    tqdm = importlib.import_module("tqdm.notebook").tqdm if notebook else tqdms.tqdm
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(
         total=total, unit=unit, unit_scale=True, desc=name, mininterval=0.2 if live else 10.0, leave=True

@@ -125,7 +125,13 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
     """
     content = manifest.to_json({**plan, "units": list(units)})
     path = files.join(folder, _PLAN)
-    if files.exists(path):
+    if files.exists(folder) and not files.is_folder(folder):
+        raise InputError(
+            f"{folder}: is a file where a folder for the results is expected; choose another --out"
+        )
+    # What begins with a dot another process of this run may just be writing, its plan to begin with.
+    found = [name for name in files.list_names(folder) if not name.startswith(".")]
+    if _PLAN in found:
         before = files.read_bytes(path)
         if before != content:
             difference = _first_difference(json.loads(before), json.loads(content))
@@ -133,14 +139,8 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
                 f"{folder}: already holds the results of another run ({difference});"
                 " choose another --out, or delete the folder"
             )
-    elif files.exists(folder):
-        fs, inner = files.filesystem(folder)
-        if not fs.isdir(inner):
-            raise InputError(
-                f"{folder}: is a file where a folder for the results is expected; choose another --out"
-            )
-        if any(True for _ in fs.ls(inner)):
-            raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
+    elif found:
+        raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
     output = Output(folder, tuple(units))
     files.write_bytes(path, content)
     return output
