@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from clipdata_jax.scores.products import cosines
+from clipdata_jax.scores.products import cosines, zero_like
 
 _TILE = (
     2048  # rows a side, 16 MiB of float32; from the group's shape alone, since other tiles give other bits
@@ -52,7 +52,8 @@ def log_sum_tables(
         col_tables = jax.lax.dynamic_update_slice_in_dim(col_tables, cols, first, axis=1)
         return col_tables, rows.transpose(1, 2, 0, 3).reshape(temps, -1, cells)
 
-    empty = jnp.full((temps, cells, mask_nt.size), -jnp.inf, jnp.float32)
+    start = zero_like(f_bd, g_bd, mask_nt, temperatures) - jnp.inf
+    empty = jnp.broadcast_to(start, (temps, cells, mask_nt.size))
     inputs = jnp.arange(len(f_ntd)), f_ntd, mask_nt, jax.lax.stop_gradient(middle_nn)
     cols, rows = jax.lax.scan(row_of_tiles, empty, inputs)
     return tiling.join(rows.swapaxes(0, 1).reshape(temps, -1, cells)), tiling.join(cols.swapaxes(1, 2))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from clipdata_jax.scores.products import cosines
+from clipdata_jax.scores.products import cosines, zero_like
 
 _BLOCK = 2048  # rows and targets of one tile: 16 MiB of float32
 
@@ -73,8 +73,8 @@ def _norm_sim(image_emb: Array, target_emb: Array, *, p: float, signed: bool) ->
             sum_r = sum_r * (most_r / scale_r) ** p + ((size / scale_r[:, None]) ** p).sum(axis=1)
             return (new_r, sum_r), None
 
-        low = -jnp.inf if signed else 0.0
-        start = jnp.full_like(f_rd[:, 0], low, jnp.float32), jnp.zeros_like(f_rd[:, 0], jnp.float32)
+        zero_r = jnp.broadcast_to(zero_like(image_emb, target_emb), f_rd.shape[:1])
+        start = zero_r - (jnp.inf if signed else 0), zero_r
         (most_r, sum_r), _ = jax.lax.scan(step, start, (targets, real))
         return most_r if p == math.inf else most_r * sum_r ** (1 / p)
 
@@ -120,7 +120,8 @@ def _second_moment(target_emb: Array) -> Array:
         return total + jnp.einsum("nd,ne->de", block, block, precision="highest"), None
 
     d = target_emb.shape[1]
-    return jax.lax.scan(add, jnp.zeros((d, d), jnp.float32), _blocks(target_emb)[0])[0]
+    empty = jnp.broadcast_to(zero_like(target_emb), (d, d))
+    return jax.lax.scan(add, empty, _blocks(target_emb)[0])[0]
 
 
 def norm_sim_moment(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"]) -> Float[Array, " b"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -34,6 +36,14 @@ def paired_cosines(
         f_bd, g_bd = jnp.where(mask_b[:, None], f_bd, 0), jnp.where(mask_b[:, None], g_bd, 0)
     # Not a batched product, which would keep float32 copies of both.
     return (f_bd.astype(jnp.float32) * g_bd.astype(jnp.float32)).sum(axis=1)
+
+
+def zero_like(*arrays: Array) -> Float[Array, ""]:
+    """A float32 zero that varies over the mesh axes that any of the arrays does.
+
+    In someone's `shard_map` the start of a scan must vary over the axes that its result varies over.
+    """
+    return functools.reduce(jnp.add, [jnp.zeros_like(array, jnp.float32, shape=()) for array in arrays])
 
 
 def check_pairs(image_emb: Array, text_emb: Array) -> None:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from scores.formulas import deal, divided, neg_clip_loss, unit_pairs
 
 import clipdata_jax as cj
@@ -161,3 +163,24 @@ def test_several_groups_under_vmap():
 def test_bad_divisions_are_named(dealt, temperature, words):
     with pytest.raises(ValueError, match=words):
         neg_clip_loss_statistics(*unit_pairs(0, 8, 8), dealt, temperature=temperature)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_groups_dealt_to_devices_in_a_shard_map_of_ones_own(kind):
+    f, g = (np.stack(x) for x in zip(*(unit_pairs(seed, 32, 8) for seed in range(4)), strict=True))
+    dealt = deal(0, 3, 2, 8)
+    mesh = jax.make_mesh((2,), ("data",), (kind,), devices=jax.devices()[:2])
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    def scores(f, g):
+        def of_group(pair):
+            return cj.neg_clip_loss_divisions(*pair, dealt), cj.norm_sim(pair[0], pair[1], p=2)
+
+        return jax.lax.map(of_group, (f, g))
+
+    placed = jax.device_put((f, g), jax.NamedSharding(mesh, P("data")))
+    for group, (divided_score, norm) in enumerate(zip(*scores(*placed), strict=True)):
+        want = cj.neg_clip_loss_divisions(f[group], g[group], dealt)
+        np.testing.assert_allclose(divided_score, want, atol=1e-6)
+        np.testing.assert_allclose(norm, cj.norm_sim(f[group], g[group], p=2), rtol=1e-5)
