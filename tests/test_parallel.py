@@ -68,10 +68,9 @@ def test_rows_are_padded_and_made_global():
 def test_a_worker_needs_no_other_process():
     assert parallel.start(Workers()) == parallel.Share(0, 1)
     assert parallel.start(Workers(worker="2/5")) == parallel.Share(2, 5)
+    assert jax.devices()  # in use here, so it is too late to join a run
     with pytest.raises(InputError, match="could not join the run"):
-        parallel.start(
-            Workers(coordinator="127.0.0.1:1", num_processes=2, process_id=1)
-        )  # jax is in use here
+        parallel.start(Workers(coordinator="127.0.0.1:1", num_processes=2, process_id=1))
 
 
 def test_two_processes_score_as_one_does(tmp_path, clipdata):
