@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -29,6 +31,8 @@ SMALL = CLIPConfig(
         width=24, layers=1, heads=2, mlp_width=48, vocab_size=40, context_length=8, eos_token_id=39
     ),
     embed_dim=16,
+    image_mean=(0.1, 0.2, 0.3),
+    image_std=(0.5, 0.25, 2.0),
 )
 # 16 pixels hold two patches of 7, and two pixels are left over.
 SIGLIP = CLIPConfig(
@@ -39,9 +43,13 @@ SIGLIP = CLIPConfig(
 )
 
 
-# Compiled once a shape: op by op, jax compiles each operation on its own, which is what takes time here.
-image_of = jax.jit(CLIP.encode_image, static_argnames="normalize")
-text_of = jax.jit(CLIP.encode_text, static_argnames="normalize")
+# Compiling is what takes time here. Parity is tested with the default options; elsewhere code need not be fast.
+jit = functools.partial(
+    jax.jit,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+)
+image_of = jit(CLIP.encode_image, static_argnames="normalize")
+text_of = jit(CLIP.encode_text, static_argnames="normalize")
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +71,17 @@ def captions(n: int, *, seed: int = 0) -> np.ndarray:
 def test_embeddings_are_those_of_pytorch(name: str, golden: Path):
     expected = np.load(golden / "models" / name / "expected.npz")
     model = load_clip(golden / "models" / name)
-    image = image_of(model, expected["pixel_values"].transpose(0, 2, 3, 1))
-    text = text_of(model, expected["input_ids"])
+    image = jax.jit(CLIP.encode_image)(model, expected["pixel_values"].transpose(0, 2, 3, 1))
+    text = jax.jit(CLIP.encode_text)(model, expected["input_ids"])
     assert image.dtype == text.dtype == jnp.float32
     np.testing.assert_allclose(image, expected["image_embeds"], atol=2e-6)
     np.testing.assert_allclose(text, expected["text_embeds"], atol=2e-6)
     if "logit_scale" in expected:
         np.testing.assert_array_equal(model.logit_scale[...], expected["logit_scale"])
-    if "logits_per_image" not in expected:
-        return
-    logits = np.asarray(image @ text.T) / float(model.temperature)
-    bias = 0 if model.logit_bias is None else float(model.logit_bias[...])
-    np.testing.assert_allclose(logits + bias, expected["logits_per_image"], atol=1e-4)
+    if "logits_per_image" in expected:
+        bias = 0 if model.logit_bias is None else float(model.logit_bias[...])
+        logits = np.asarray(image @ text.T) / float(model.temperature) + bias
+        np.testing.assert_allclose(logits, expected["logits_per_image"], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["hf_clip_gelu_legacy_eos", "hf_siglip"])
@@ -97,19 +104,17 @@ def test_parameters_may_be_wider_than_the_computation(golden: Path):
     assert model.vision.dtype == jnp.bfloat16
 
 
-def test_uint8_pixels_are_scaled_and_normalised_with_the_models_moments():
-    config = dataclasses.replace(SMALL, image_mean=(0.1, 0.2, 0.3), image_std=(0.5, 0.25, 2.0))
-    model, pixels = CLIP(config, rngs=nnx.Rngs(0)), pictures(3)
-    by_hand = (pixels / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2.0]
-    want = image_of(model, by_hand.astype(np.float32))
-    np.testing.assert_allclose(image_of(model, pixels), want, atol=1e-6)
+def test_uint8_pixels_are_scaled_and_normalised_with_the_models_moments(small: CLIP):
+    by_hand = (pictures(4) / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2.0]
+    want = image_of(small, by_hand.astype(np.float32))
+    np.testing.assert_allclose(image_of(small, pictures(4)), want, atol=1e-6)
 
 
 def test_ways_of_calling_under_jit_agree(small: CLIP):
     pixels, ids = pictures(4), captions(4)
     structure, state = nnx.split(small)
 
-    @jax.jit
+    @jit
     def merged(state, pixels, ids):
         model = nnx.merge(structure, state)
         return model.encode_image(pixels), model.encode_text(ids)
@@ -128,18 +133,20 @@ def test_rows_sharded_over_eight_devices_give_the_same(small: CLIP):
     rows, everywhere = jax.NamedSharding(mesh, P("data")), jax.NamedSharding(mesh, P())
     model = jax.device_put(small, everywhere)
     pixels, ids = jax.device_put((pictures(16), captions(16)), rows)
-    image, text = jax.jit(lambda m, p, t: (m.encode_image(p), m.encode_text(t)))(model, pixels, ids)
+    image, text = jit(lambda m, p, t: (m.encode_image(p), m.encode_text(t)))(model, pixels, ids)
     assert image.sharding.is_equivalent_to(rows, 2)
     assert text.sharding.is_equivalent_to(rows, 2)
-    np.testing.assert_allclose(image, image_of(small, pictures(16)), atol=1e-6)
-    np.testing.assert_allclose(text, text_of(small, captions(16)), atol=1e-6)
+    want = [image_of(small, four) for four in np.split(pictures(16), 4)]
+    np.testing.assert_allclose(image, np.concatenate(want), atol=1e-6)
+    want = [text_of(small, four) for four in np.split(captions(16), 4)]
+    np.testing.assert_allclose(text, np.concatenate(want), atol=1e-6)
 
 
 def test_normalize_false_gives_the_projection_itself(small: CLIP):
-    raw = np.asarray(text_of(small, captions(3), normalize=False))
+    raw = np.asarray(text_of(small, captions(4), normalize=False))
     assert not np.allclose(np.linalg.norm(raw, axis=1), 1, atol=1e-2)
     unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-    np.testing.assert_allclose(text_of(small, captions(3)), unit, atol=1e-6)
+    np.testing.assert_allclose(text_of(small, captions(4)), unit, atol=1e-6)
 
 
 def test_what_follows_the_end_token_changes_nothing(small: CLIP):
@@ -147,15 +154,13 @@ def test_what_follows_the_end_token_changes_nothing(small: CLIP):
     after = np.cumsum(ids == 39, axis=1) - (ids == 39) > 0
     other = np.where(after, 7, ids)
     np.testing.assert_allclose(text_of(small, other), text_of(small, ids), atol=1e-6)
-    np.testing.assert_allclose(text_of(small, ids[:1, :4]), text_of(small, ids[:1]), atol=1e-6)
+    np.testing.assert_allclose(text_of(small, ids[:, :4])[:2], text_of(small, ids)[:2], atol=1e-6)
 
 
-def test_the_two_end_token_rules_read_different_tokens():
-    first = CLIP(SMALL, rngs=nnx.Rngs(0))
-    highest_config = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, eos_token_id=None))
-    highest = CLIP(highest_config, rngs=nnx.Rngs(0))
-    low_end = CLIP(
-        dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, eos_token_id=5)), rngs=nnx.Rngs(0)
+def test_the_two_end_token_rules_read_different_tokens(filled: Callable[[CLIPConfig], CLIP]):
+    first, highest, low_end = (
+        filled(dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, eos_token_id=end)))
+        for end in (39, None, 5)
     )
     ids = np.array([[38, 3, 5, 39, 5, 1, 1, 1]], np.int32)
     # All three have the same weights; a causal tower's token sees only what stands before it.
@@ -168,21 +173,20 @@ def test_the_two_end_token_rules_read_different_tokens():
     assert not np.allclose(text_of(low_end, ids), text_of(first, ids), atol=1e-3)
 
 
-def test_siglip_reads_whole_patches_and_every_token():
-    model, pixels, ids = CLIP(SIGLIP, rngs=nnx.Rngs(0)), pictures(2), captions(2)
+def test_siglip_reads_whole_patches_and_every_token(filled: Callable[[CLIPConfig], CLIP]):
+    model, pixels, ids = filled(SIGLIP), pictures(2), captions(2)
     image, text = image_of(model, pixels), text_of(model, ids)
     edge, inside, padding = pixels.copy(), pixels.copy(), ids.copy()
     edge[:, 14:], edge[:, :, 14:], inside[:, 13], padding[:, 7] = 0, 0, 0, 3
     np.testing.assert_array_equal(image_of(model, edge), image)
     assert not np.allclose(image_of(model, inside), image, atol=1e-4)
     assert not np.allclose(text_of(model, padding), text, atol=1e-4)
-    assert model.logit_bias is not None and float(model.logit_bias[...]) == -10
 
 
 def test_an_unknown_token_makes_its_row_nan_and_no_other(small: CLIP):
-    ids = captions(3)
+    ids = captions(4)
     ids[1, 1] = 40
-    assert np.isnan(np.asarray(text_of(small, ids))).any(axis=1).tolist() == [False, True, False]
+    assert np.isnan(np.asarray(text_of(small, ids))).any(axis=1).tolist() == [False, True, False, False]
 
 
 def test_initial_weights_have_clips_spread():
@@ -204,8 +208,8 @@ def test_initial_weights_have_clips_spread():
     np.testing.assert_allclose(model.temperature, 0.07, rtol=1e-6)
 
 
-def test_it_learns_to_match_eight_pairs():
-    structure, state = nnx.split(CLIP(SMALL, rngs=nnx.Rngs(0)))
+def test_it_learns_to_match_eight_pairs(small: CLIP):
+    structure, state = nnx.split(small)
     pixels, ids, optimizer = pictures(8), captions(8), optax.adam(1e-3)
 
     def loss(state):
@@ -214,7 +218,7 @@ def test_it_learns_to_match_eight_pairs():
         either = jax.nn.log_softmax(logits, axis=0) + jax.nn.log_softmax(logits, axis=1)
         return -jnp.trace(either) / 16
 
-    @jax.jit
+    @jit
     def learn(state):
         def step(carry, _):
             state, moments = carry

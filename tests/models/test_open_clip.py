@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -119,7 +120,7 @@ def plain_text(model: CLIP, ids: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("second", [False, True])
-def test_the_options_are_the_plain_formula(second: bool):
+def test_the_options_are_the_plain_formula(second: bool, filled: Callable[[CLIPConfig], CLIP]):
     config = OPTIONS
     if second:
         config = dataclasses.replace(
@@ -127,7 +128,7 @@ def test_the_options_are_the_plain_formula(second: bool):
             vision=dataclasses.replace(config.vision, norm_after_pool=False, pre_norm=True),
             text=dataclasses.replace(config.text, pool="first"),
         )
-    model, rng = CLIP(config, rngs=nnx.Rngs(0)), np.random.default_rng(0)
+    model, rng = filled(config), np.random.default_rng(0)
     pictures = rng.normal(size=(3, 8, 8, 3)).astype(np.float32)
     ids = rng.integers(0, 20, (3, 6), np.int32)
     want = [plain_image(model, picture) for picture in pictures]
