@@ -14,6 +14,7 @@ _HOME = {
     "neg_clip_loss_sharded": "scores",
     "cell_log_sums": "scores",
     "neg_clip_loss_divisions": "scores",
+    "neg_clip_loss_statistics": "scores",
     "norm_sim": "scores",
     "norm_sim_moment": "scores",
     "second_moment": "scores",

@@ -9,6 +9,7 @@ from clipdata_jax.scores import clip_score as clip_score
 from clipdata_jax.scores import neg_clip_loss as neg_clip_loss
 from clipdata_jax.scores import neg_clip_loss_divisions as neg_clip_loss_divisions
 from clipdata_jax.scores import neg_clip_loss_sharded as neg_clip_loss_sharded
+from clipdata_jax.scores import neg_clip_loss_statistics as neg_clip_loss_statistics
 from clipdata_jax.scores import norm_sim as norm_sim
 from clipdata_jax.scores import norm_sim_moment as norm_sim_moment
 from clipdata_jax.scores import second_moment as second_moment

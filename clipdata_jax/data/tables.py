@@ -23,12 +23,13 @@ def part_bytes(uid: np.ndarray, columns: Mapping[str, np.ndarray], null: np.ndar
     Args:
       uid: shape (n,), u8,u8.
       columns: name -> n scores; stored as float32 (integer columns as int32).
-      null: shape (n,), bool: rows whose scores are null (masked pairs).
+      null: shape (n,), bool: rows whose scores are null (masked pairs); NaN is null in any row.
     """
     table = {"uid_hi": pa.array(uid["f0"], pa.uint64()), "uid_lo": pa.array(uid["f1"], pa.uint64())}
     for name, values in columns.items():
         kind = pa.int32() if np.issubdtype(values.dtype, np.integer) else pa.float32()
-        table[name] = pa.array(np.asarray(values).astype(kind.to_pandas_dtype()), kind, mask=null)
+        missing = np.isnan(values) if null is None else np.isnan(values) | null
+        table[name] = pa.array(np.asarray(values).astype(kind.to_pandas_dtype()), kind, mask=missing)
     buffer = io.BytesIO()
     pq.write_table(pa.table(table), buffer, compression="zstd", use_dictionary=False)
     return buffer.getvalue()

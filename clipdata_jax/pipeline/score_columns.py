@@ -14,6 +14,14 @@ from clipdata_jax.pipeline.score_units import Unit
 
 _BLOCK = 8_192  # rows that a device takes at a time for scores that look at one pair
 
+# The columns of `scores.NegClipLossStatistics`' fields
+_STATISTICS = (
+    "neg_clip_loss",
+    "neg_clip_loss_se",
+    "neg_clip_loss_log_sum_text",
+    "neg_clip_loss_log_sum_image",
+)
+
 # A unit's pairs -> name and values of each column
 Columns = Callable[[Unit], dict[str, np.ndarray]]
 
@@ -61,13 +69,16 @@ def _neg_clip_loss_columns(options: Score, temperature: float, targets: dict[str
                 group, repeats=settings.repeats, seed=options.seed, name=unit.first_row + group.start
             )
             image_emb, text_emb, mask, dealt = jax.device_put((*laid, dealt), devices[index % len(devices)])
-            score = scores.neg_clip_loss_divisions(
+            found = scores.neg_clip_loss_statistics(
                 image_emb, text_emb, dealt, temperature=temperature, mask=mask
             )
-            waiting.append((score, slots))
+            waiting.append((found, slots))
             if index >= len(devices):  # one group a device in flight, one waiting
-                waiting[index - len(devices)][0].block_until_ready()
-        return {"neg_clip_loss": np.concatenate([np.asarray(score)[slots] for score, slots in waiting])}
+                jax.block_until_ready(waiting[index - len(devices)][0])
+        by_field = zip(
+            *([np.asarray(field)[slots] for field in found] for found, slots in waiting), strict=True
+        )
+        return {name: np.concatenate(parts) for name, parts in zip(_STATISTICS, by_field, strict=True)}
 
     return columns
 

@@ -72,6 +72,8 @@ def test_every_column_is_its_formula(tmp_path, pool, clipdata):
     # Shards of 90, 30 + 130 rows: a group takes 80, so the second and third make one unit.
     want = expected_neg_clip_loss(pool, [90, 160], 0.01, np.ones(250, bool))
     np.testing.assert_allclose(found["neg_clip_loss"], want, atol=5e-6)
+    sums = found["neg_clip_loss_log_sum_text"] + found["neg_clip_loss_log_sum_image"]
+    np.testing.assert_allclose(found["clip_score"] - 0.005 * sums, found["neg_clip_loss"], atol=5e-6)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["rows"] == 250 and manifest["temperature"] == 0.01
     assert len(manifest["pool"]) == 6 and all("digest" in entry for entry in manifest["pool"])
@@ -130,6 +132,15 @@ def test_bad_rows_are_masked_counted_and_shift_nothing(tmp_path, pool, clipdata)
     ]
     done = clipdata("score", "pool", "--out", "scaled", *SMALL, "--max-bad-rows", 0.02, "--normalize")
     assert done.returncode == 0 and "1 not finite, 1 zero;" in done.stdout
+
+
+def test_the_standard_error_is_there_where_there_are_several_batches(tmp_path, pool, clipdata):
+    assert clipdata("score", "pool", "--out", "several", *SMALL, "--temperature", 0.5).returncode == 0
+    assert clipdata("score", "pool", "--out", "one", "--temperature", 0.5).returncode == 0
+    error = read(tmp_path / "several", "neg_clip_loss_se")["neg_clip_loss_se"]
+    assert np.all(error > 0) and np.median(error) < 0.05
+    assert np.isnan(read(tmp_path / "one", "neg_clip_loss_se")["neg_clip_loss_se"]).all()
+    assert pq.read_table(tmp_path / "one" / "00000000.parquet")["neg_clip_loss_se"].null_count == 90
 
 
 def test_scores_can_be_added_later(tmp_path, pool, clipdata):
