@@ -127,7 +127,7 @@ class Demo:
     """Seed of the drawn pool and of the scores."""
     train: bool = False
     """Afterwards train small models on random and on selected pairs, three seeds each, and compare them."""
-    train_steps: int = 400
+    train_steps: int = 300
     """Optimiser steps of each of these models."""
 
     def __post_init__(self) -> None:
