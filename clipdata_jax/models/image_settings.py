@@ -48,8 +48,7 @@ def load_image_transform(path: str | Path, *, convention: Convention | None = No
         checkpoint's layout.
 
     Raises:
-      InputError: a file is missing or broken, asks for something else than scaling (bicubic or bilinear),
-        cutting the centre and normalising, or for another size than the model's.
+      InputError: a file is missing or broken, or asks for another kind of scaling or size than the model's.
     """
     folder = checkpoint_folder(path)
     layout = find_layout(folder)
@@ -58,7 +57,6 @@ def load_image_transform(path: str | Path, *, convention: Convention | None = No
     config = layout.config() if layout else None
     content = read_preprocessor(folder)
     siglip = is_siglip(config) if config else "Siglip" in str((content or {}).get("image_processor_type"))
-    convention = convention or "transformers"
     if content is None:
         if config is None:
             raise InputError(
@@ -67,14 +65,15 @@ def load_image_transform(path: str | Path, *, convention: Convention | None = No
         content = {"size": config.vision.image_size, "crop_size": config.vision.image_size}
     size, resize = _sizes(folder, content, siglip=siglip)
     if config is not None and size != config.vision.image_size:
+        key = "size" if siglip else "crop_size"
         raise InputError(
-            f"{folder}: the image processor's {'size' if siglip else 'crop_size'} is {size} but the model's "
-            f"image_size is {config.vision.image_size}: check that both files are of the same model"
+            f"{folder}: the image processor's {key} is {size} but the model's image_size is "
+            f"{config.vision.image_size}: check that both files are of the same model"
         )
     return ImageTransform(
         size=size,
         resize=None if resize == size else resize,
-        convention=convention,
+        convention=convention or "transformers",
         fit="squash" if siglip else "crop",
         interpolation=_interpolation(folder, content),
     )
@@ -116,19 +115,16 @@ def write_preprocessor_config(
     if transform.convention != "transformers":
         raise ValueError(f"{PREPROCESSOR} can't say convention {transform.convention!r}, only 'transformers'")
     side = {"height": transform.size, "width": transform.size}
-    shape: dict[str, Any] = {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": transform.shorter_side},
-        "crop_size": side,
-        "do_center_crop": True,
-    }
-    if transform.fit == "squash":
-        shape = {"image_processor_type": "SiglipImageProcessor", "size": side}
+    kind, shape = "Siglip", dict[str, Any](size=side)
+    if transform.fit == "crop":
+        shortest = {"shortest_edge": transform.shorter_side}
+        kind, shape = "CLIP", {"size": shortest, "crop_size": side, "do_center_crop": True}
     write_json(
         Path(folder) / PREPROCESSOR,
         {
+            "image_processor_type": f"{kind}ImageProcessor",
             **shape,
-            "resample": next(code for code, name in _RESAMPLES.items() if name == transform.interpolation),
+            "resample": {name: code for code, name in _RESAMPLES.items()}[transform.interpolation],
             "rescale_factor": 1 / 255,
             "image_mean": list(image_mean),
             "image_std": list(image_std),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models.clip import CLIP
@@ -52,21 +53,17 @@ def load_weights(
     """
     model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype))
     structure, empty = nnx.split(model)
-    filled = []
     with contextlib.ExitStack() as stack:
         opened = {file: _open(file, stack) for file in files if file.suffix == ".safetensors"}
         names = {name: file for file, tensors in opened.items() for name in list(tensors.keys())}
-        targets = {_dotted(path) for path, _ in nnx.to_flat_state(empty)}
-        where = files[0] if len(opened) == 1 else files[0].parent
-        sources = _match(f"{where} does not fit its {config_name}", names, targets, table)
+        misfit = f"{files[0] if len(opened) == 1 else files[0].parent} does not fit its {config_name}"
+        sources = _match(misfit, names, {_dotted(path) for path, _ in nnx.to_flat_state(empty)}, table)
+        state = []
         for path, variable in nnx.to_flat_state(empty):
             name, rule = sources[_dotted(path)]
-            about = f"tensor {name} of {names[name]}"
-            array = _read(about, opened[names[name]], name, rule, variable.shape, config_name)
-            # One at a time: the copy on the host is freed before the next tensor is read.
-            on_device = jax.block_until_ready(jnp.asarray(array.astype(variable.dtype, copy=False)))
-            filled.append((path, variable.replace(on_device)))
-    return nnx.merge(structure, nnx.from_flat_state(filled))
+            array = _read(names[name], opened[names[name]], name, rule, variable.shape, config_name)
+            state.append((path, variable.replace(_put(array, variable.dtype))))
+    return nnx.merge(structure, nnx.from_flat_state(state))
 
 
 def save_clip(model: CLIP, folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32") -> None:
@@ -104,6 +101,11 @@ def save_clip(model: CLIP, folder: str | Path, *, dtype: Literal["float32", "flo
     write_json(folder / CONFIG, content)
 
 
+def _put(array: np.ndarray, dtype: DTypeLike) -> Array:
+    # Waiting frees the copy on the host before the next tensor is read.
+    return jax.block_until_ready(jnp.asarray(array.astype(dtype, copy=False)))
+
+
 def _open(file: Path, stack: contextlib.ExitStack) -> Any:
     from safetensors import SafetensorError, safe_open
 
@@ -134,9 +136,10 @@ def _match(misfit: str, names: Iterable[str], targets: set[str], table: Table) -
 
 
 def _read(
-    about: str, tensors: Any, name: str, rule: Rule, shape: tuple[int, ...], config_name: str
+    file: Path, tensors: Any, name: str, rule: Rule, shape: tuple[int, ...], config_name: str
 ) -> np.ndarray:
     """A tensor, or the part of it that the rule is about, with our axes, after checking shape and kind."""
+    about = f"tensor {name} of {file}"
     # The model's shape in the file's order of axes, for the message too.
     wanted = (
         tuple(shape[rule.transpose.index(axis)] for axis in range(len(shape))) if rule.transpose else shape
