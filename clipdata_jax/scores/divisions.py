@@ -162,7 +162,9 @@ def _statistics(
     batch_skc = batch_of_cell.reshape(-1, *batch_of_cell.shape[-2:])
     temperatures = temperature.reshape(-1)
     tables = log_sum_tables(image_emb, text_emb, mask, cells=cells, temperatures=temperatures)
-    cos_b = paired_cosines(image_emb, text_emb, mask)
+    # A cell at a time: XLA makes a product of it, with float32 copies of what it takes.
+    pairs = [None if x is None else x.reshape(cells, -1, *x.shape[1:]) for x in (image_emb, text_emb, mask)]
+    cos_b = jax.lax.map(lambda pair: paired_cosines(*pair), pairs).reshape(-1)
 
     def at(setting: tuple[Array, Array, Array]) -> NegClipLossStatistics:
         t, row_bc, col_bc = setting

@@ -34,7 +34,6 @@ def paired_cosines(
     """The inner product of row i with row i, in float32; 0 where masked, whatever the rows hold."""
     if mask_b is not None:
         f_bd, g_bd = jnp.where(mask_b[:, None], f_bd, 0), jnp.where(mask_b[:, None], g_bd, 0)
-    # Not a batched product, which would keep float32 copies of both.
     return (f_bd.astype(jnp.float32) * g_bd.astype(jnp.float32)).sum(axis=1)
 
 

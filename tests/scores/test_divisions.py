@@ -184,3 +184,13 @@ def test_groups_dealt_to_devices_in_a_shard_map_of_ones_own(kind):
         want = cj.neg_clip_loss_divisions(f[group], g[group], dealt)
         np.testing.assert_allclose(divided_score, want, atol=1e-6)
         np.testing.assert_allclose(norm, cj.norm_sim(f[group], g[group], p=2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("repeats", [10, 100])
+def test_a_group_of_131072_needs_less_than_400_mb_beside_its_embeddings(repeats):
+    def score(f, g, mask):
+        return cj.neg_clip_loss_divisions(f, g, deal(0, repeats, 4, 64), mask=mask)
+
+    emb = jax.ShapeDtypeStruct((131_072, 768), jnp.float16)
+    program = jax.jit(score).lower(emb, emb, jax.ShapeDtypeStruct((131_072,), bool)).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 200e6  # twice as much with the threads' own
