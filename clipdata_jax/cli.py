@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parse(name, rest)
         importlib.import_module(f"clipdata_jax.pipeline.{name}").run(options)
     except InputError as error:
-        print(f"clipdata {name}: {error}", file=sys.stderr)
+        configs = [argument for argument in rest if argument.startswith("--config")]
+        told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
+        print(f"clipdata {name}: {error}{told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"clipdata {name}: stopped; run the same command again to go on", file=sys.stderr)

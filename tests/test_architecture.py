@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,11 @@ def test_public_names_resolve_and_match_their_stub():
     assert all(getattr(clipdata_jax, name).__doc__ for name in typed)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         clipdata_jax.nonsense  # noqa: B018
+
+
+def test_the_readme_has_no_hole_and_no_dead_link():
+    text = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    named = re.findall(r"`((?:notebooks|configs|clipdata_jax)/[\w./]+)`", text)
+    assert links and all((ROOT / name).exists() for name in [*links, *named])
+    assert not re.findall(r"^[A-Z_]{5,}$", text, re.MULTILINE)

@@ -13,7 +13,8 @@ from clipdata_jax.errors import InputError
 OnBad = Literal["stop", "skip"]
 Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
 File = Annotated[str, tyro.conf.arg(metavar="FILE")]
-Tars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...")]
+NONE = tyro.conf.arg(help_behavior_hint="(default: none)")
+Tars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...", help_behavior_hint="(default: none)")]
 SomeTars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...", help_behavior_hint="(at least one)")]
 SomeTables = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="TABLES...", help_behavior_hint="(at least one)")

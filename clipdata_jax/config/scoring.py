@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from clipdata_jax.config.base import (
     IDENTIFIER,
+    NONE,
     Folder,
     OnBad,
     SomeTars,
@@ -34,7 +35,7 @@ class Embed:
     tars: tyro.conf.Positional[SomeTars]
     """Webdataset tars: files, folders of tars, "{000..099}.tar" or "*.tar" patterns."""
     model: Folder
-    """Folder of a CLIP checkpoint in transformers' layout, its tokenizer files included."""
+    """Folder of a CLIP or SigLIP checkpoint, transformers' or open_clip's, its tokenizer files included."""
     out: Folder
     """Folder to write the metadata shards to."""
     images_only: bool = False
@@ -82,7 +83,7 @@ class NegClipLoss:
 class NormSim:
     """NormSim: the p-norm of a picture's cosines with a set of target pictures."""
 
-    target: tuple[str, ...] = ()
+    target: Annotated[tuple[str, ...], NONE] = ()
     """Target picture embeddings, NAME=PATH: a .npy (rows, dim), a .npz, or what `embed --images-only` wrote."""
     p: tuple[float, ...] = (math.inf,)
     """The norms to compute, each a column: inf (nearest target), 2 (second moment), any number of at least 1."""
@@ -106,8 +107,8 @@ class Score:
     """Folder of metadata shards (parquet beside npz, as DataComp's), or a clip-retrieval embedding folder."""
     out: Folder
     """Folder to write the score table to: one parquet part per shard, one row per pair."""
-    scores: tuple[ScoreName, ...] = ()
-    """Which scores; default: clip_score, neg_clip_loss, and norm_sim where a target is given."""
+    scores: Annotated[tuple[ScoreName, ...], tyro.conf.arg(help_behavior_hint="")] = ()
+    """Which scores; by default clip_score, neg_clip_loss, and norm_sim where a target is given."""
     tag: str | None = None
     """Which model's embeddings, where the pool has several, e.g. b32 or l14."""
     neg_clip_loss: NegClipLoss = NegClipLoss()

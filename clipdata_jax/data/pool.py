@@ -43,11 +43,15 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The shards of a pool in order of their names, and the models whose embeddings they hold."""
+    """The shards of a pool in order of their names, and the models whose embeddings they hold.
+
+    Without uids of its own (clip-retrieval's metadata may have none) a pair is named by file name and row.
+    """
 
     folder: str
     shards: tuple[Shard, ...]
     tags: tuple[str, ...]
+    has_uids: bool = True
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
@@ -93,14 +97,18 @@ def open_pool(folder: str) -> Pool:
       InputError: no such folder, nothing in it, a parquet file without its embeddings or the reverse.
     """
     if not files.is_folder(folder):
-        raise InputError(f"{folder}: no such folder; expected one of metadata shards (.parquet beside .npz)")
+        what = "is a file" if files.exists(folder) else "no such folder"
+        raise InputError(f"{folder}: {what}; expected a folder of metadata shards (.parquet beside .npz)")
     if files.is_folder(files.join(folder, "img_emb")):
         return _open_clip_retrieval(folder)
     metadata = {_stem(path): path for path in files.list_folder(folder, ".parquet")}
     arrays = {_stem(path): path for path in files.list_folder(folder, ".npz")}
     if not metadata and not arrays:
+        if files.list_folder(folder, ".tar"):
+            raise InputError(f"{folder}: holds tars, not embeddings; run `clipdata embed {folder} ...` first")
         raise InputError(
-            f"{folder}: the pool is empty; expected metadata shards, name.parquet beside name.npz"
+            f"{folder}: the pool is empty; expected metadata shards, name.parquet beside name.npz, or"
+            " clip-retrieval's folders img_emb, text_emb and metadata"
         )
     if alone := sorted(set(metadata) ^ set(arrays)):
         has, lacks = (".parquet", ".npz") if alone[0] in metadata else (".npz", ".parquet")
@@ -128,12 +136,14 @@ def _open_clip_retrieval(folder: str) -> Pool:
     for name, found in (("text_emb", texts), ("metadata", metadata)):
         if odd := sorted(set(found) ^ set(images)):
             raise InputError(
-                f"{folder}: img_emb and {name} don't have the same numbers (see {odd[0]}); add or remove it"
+                f"{folder}: img_emb and {name} don't have files of the same numbers, as in"
+                f" img_emb_0.npy, text_emb_0.npy, metadata_0.parquet (see {odd[0]!r}); add or remove it"
             )
     shards = [
         Shard(_stem(metadata[n]), metadata[n], images[n], texts[n], _footer_rows(metadata[n])) for n in images
     ]
-    return Pool(folder, tuple(sorted(shards, key=lambda shard: shard.name)), ("clip",))
+    shards.sort(key=lambda shard: shard.name)
+    return Pool(folder, tuple(shards), ("clip",), has_uids="uid" in _column_names(shards[0].metadata))
 
 
 def _footer_rows(path: str) -> int:
@@ -142,6 +152,11 @@ def _footer_rows(path: str) -> int:
             return int(pq.ParquetFile(file).metadata.num_rows)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not a parquet file, or cut short ({error}); write it again") from error
+
+
+def _column_names(path: str) -> list[str]:
+    with files.open_read(path) as file:
+        return list(pq.ParquetFile(file).schema_arrow.names)
 
 
 def _tags(path: str) -> tuple[str, ...]:

@@ -139,7 +139,9 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
                 raise InputError(f"{path}: not a parquet file ({error}); score that shard again") from error
             for name in _UID_COLUMNS:
                 if name not in schema.names:
-                    raise InputError(f"{path}: column {name!r} is missing; expected a part of a score table")
+                    raise InputError(
+                        f"{path}: column {name!r} is missing: this is no score table; run `clipdata score` first"
+                    )
             parts[os.path.basename(path).removesuffix(".parquet")] = footer.metadata.num_rows
             names = [name for name in schema.names if name not in _UID_COLUMNS]
     return parts, names

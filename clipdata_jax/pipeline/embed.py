@@ -54,7 +54,7 @@ def run(options: Embed) -> dict[str, Any] | None:
             seconds, pairs = round(time.monotonic() - start, 3), len(shard.samples)
             output.complete(name, parts, shard.facts(by_name[name]), pairs=pairs, seconds=seconds)
             bar.update(1)
-            bar.set_postfix_str(f"{pairs / max(seconds, 1e-3):,.0f} pairs/s")
+            bar.set_postfix_str(f"{pairs / max(seconds, 1e-3):,.0f} pictures/s")
     result = output.finish(_summarise)
     _print_summary(result, options)
     return result
@@ -200,8 +200,9 @@ def _print_summary(result: dict[str, Any] | None, options: Embed) -> None:
         print("This worker's tars are done; others are missing, whoever finishes last writes the manifest.")
         return
     model = result["models"][options.tag]
+    noun = "picture" if options.images_only else "pair"
     print(
-        f"Embedded {progress.counted(result['pairs'], 'pair')}, dimension {model['dim']}, temperature"
+        f"Embedded {progress.counted(result['pairs'], noun)}, dimension {model['dim']}, temperature"
         f" {model['temperature']:.4g}: {options.out}"
     )
     if result["repeated_uids"]:

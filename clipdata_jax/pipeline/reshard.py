@@ -134,6 +134,12 @@ def run(options: config.Reshard) -> Summary | None:
         return None
     summary = Summary(**{field.name: content[field.name] for field in dataclasses.fields(Summary)})
     print(_text(summary, options.out))
+    if summary.missing == summary.selected:
+        raise InputError(
+            f"none of the {summary.selected:,} selected uids is in the tars: a uid is the one in a sample's .json or,"
+            " without one, comes from the tar's file name and the key; were tars renamed, or was the pool scored from"
+            " embeddings without a 'uid' column?"
+        )
     return summary
 
 

@@ -36,17 +36,12 @@ def run(options: Score) -> dict[str, Any] | None:
         raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
     made_by = manifest.read(options.pool).get("models", {}).get(tag, {})
-    temperature = options.neg_clip_loss.temperature or made_by.get("temperature", DEFAULT_TEMPERATURE)
+    temperature, source = _temperature(options, made_by)
     targets = {
         name: read_target(path, tag, dim=_dim(pool, tag)) for name, path in options.norm_sim.targets().items()
     }
     makers = [SCORES[name](options, temperature, targets) for name in options.chosen()]
     settings = options.neg_clip_loss
-    if "neg_clip_loss" in options.chosen() and settings.batch_size > len(pool):
-        print(
-            f"--batch-size {settings.batch_size} is more than the pool's {len(pool)} pairs: negCLIPLoss takes"
-            " the pool as one batch"
-        )
     units = groups.plan_units(pool.shards, settings.batch_size * settings.group)
     by_name = {f"unit-{index:05d}": unit for index, unit in enumerate(units)}
     plan = manifest.describe(
@@ -57,6 +52,8 @@ def run(options: Score) -> dict[str, Any] | None:
         devices=True,
         tag=tag,
         temperature=temperature,
+        temperature_from=source,
+        has_uids=pool.has_uids,
         model=made_by.get("digest"),
         plan={name: [[shard.name, shard.rows] for shard in unit] for name, unit in by_name.items()},
         groups=_describe_groups(units, settings),
@@ -100,6 +97,15 @@ def _score_units(
                 compute_seconds=round(time.monotonic() - start, 3),
             )
             bar.update(len(unit.uid))
+
+
+def _temperature(options: Score, made_by: dict[str, Any]) -> tuple[float, str]:
+    """The temperature and where it is from: the options, the manifest of the embeddings, or nowhere."""
+    if options.neg_clip_loss.temperature is not None:
+        return options.neg_clip_loss.temperature, "options"
+    if "temperature" in made_by:
+        return float(made_by["temperature"]), "manifest"
+    return DEFAULT_TEMPERATURE, "assumed"
 
 
 def _target_files(options: Score) -> list[str]:
@@ -189,11 +195,18 @@ def _print_summary(result: dict[str, Any] | None, options: Score) -> None:
         print("This worker's units are done; others are missing, whoever finishes last writes the manifest.")
         return
     masked = {reason: count for reason, count in result["masked"].items() if count}
-    size = result["groups"]["batch_size"]
+    size, asked = result["groups"]["batch_size"][1], result["options"]["neg_clip_loss"]["batch_size"]
+    assumed = " (assumed: the embeddings name none; --temperature sets it)"
     lines = [
-        f"Scored {progress.counted(result['rows'], 'pair')} at temperature {result['temperature']:.4g}, in"
-        f" {progress.counted(result['groups']['batches'], 'batch')} of {size[1]:,} pairs: {options.out}"
+        f"Scored {progress.counted(result['rows'], 'pair')} at temperature {result['temperature']:.4g}"
+        f"{assumed if result['temperature_from'] == 'assumed' else ''}, in"
+        f" {progress.counted(result['groups']['batches'], 'batch')} of {size:,} pairs"
+        f"{f' (--batch-size {asked:,} is more than the pool has)' if asked > result['rows'] else ''}: {options.out}"
     ]
+    if not result["has_uids"]:
+        lines.append(
+            "The metadata has no 'uid' column: uids are made of file name and row, which no tar knows"
+        )
     if masked:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in masked.items())
         lines.append(f"Masked rows (null scores): {listed}; listed in {manifest.NAME}")
