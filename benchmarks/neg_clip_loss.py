@@ -8,6 +8,7 @@ One JSON line a figure. Needs the extra `bench` for the comparison with PyTorch;
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
 import os
 import statistics
@@ -173,6 +174,7 @@ def memory_of(repeats: int, pairs: int) -> None:
         half.append(jnp.asarray(np.concatenate(rows)))
         del rows
     jax.block_until_ready(half)
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed above hides what is taken below
     before, most, done = anonymous_memory(), 0, threading.Event()
 
     def watch() -> None:
