@@ -42,8 +42,11 @@ def start(workers: Workers) -> Share:
     import jax
 
     try:
-        jax.distributed.initialize(workers.coordinator, workers.num_processes, workers.process_id)
-    except RuntimeError as error:
+        if workers.coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(workers.coordinator, workers.num_processes, workers.process_id)
+    except (RuntimeError, ValueError) as error:
         raise InputError(
             f"--coordinator {workers.coordinator}: process {workers.process_id} could not join the run"
             f" ({str(error).splitlines()[0]}); start process 0 there, with the same --num-processes"

@@ -61,7 +61,7 @@ class Workers:
     worker: str | None = None
     """One of n independent processes, "i/n" with i from 0: each takes every n-th unit (Slurm arrays, spot machines)."""
     coordinator: str | None = None
-    """host:port of process 0 of a `jax.distributed` run; found by itself on TPU pods, Slurm and GKE."""
+    """host:port of process 0 of a `jax.distributed` run; "auto" on TPU pods, Slurm and GKE, where jax finds it."""
     num_processes: int | None = None
     """How many processes the `jax.distributed` run has."""
     process_id: int | None = None
@@ -79,6 +79,15 @@ class Workers:
             require(
                 self.coordinator is None, "coordinator", self.coordinator, "nothing when --worker is given"
             )
+        if self.coordinator == "auto":
+            require(
+                self.num_processes is None,
+                "num_processes",
+                self.num_processes,
+                "nothing with --coordinator auto",
+            )
+            require(self.process_id is None, "process_id", self.process_id, "nothing with --coordinator auto")
+            return
         together = [value is None for value in (self.coordinator, self.num_processes, self.process_id)]
         if any(together) and not all(together):
             raise InputError(

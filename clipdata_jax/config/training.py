@@ -132,5 +132,7 @@ class Demo:
 
     def __post_init__(self) -> None:
         require(self.pairs >= 200, "pairs", self.pairs, "at least 200")
-        require(0 < self.keep <= 1, "keep", self.keep, "a share above 0, at most 1")
+        good = 0 < self.keep <= 1 and int(self.keep * self.pairs) >= 1
+        require(good, "keep", self.keep, "a share above 0, at most 1, that keeps at least one pair")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
         require_positive(self, "train_steps")

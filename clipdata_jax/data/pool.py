@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, uids
+from clipdata_jax.data import files, runs, uids
 from clipdata_jax.errors import InputError
 
 # How far from 1 a row's norm may be: what rounding to the format can do.
@@ -96,9 +96,11 @@ def open_pool(folder: str) -> Pool:
     Raises:
       InputError: no such folder, nothing in it, a parquet file without its embeddings or the reverse.
     """
+    folder = folder.rstrip("/") or folder
     if not files.is_folder(folder):
         what = "is a file" if files.exists(folder) else "no such folder"
         raise InputError(f"{folder}: {what}; expected a folder of metadata shards (.parquet beside .npz)")
+    runs.check_finished(folder)
     if files.is_folder(files.join(folder, "img_emb")):
         return _open_clip_retrieval(folder)
     metadata = {_stem(path): path for path in files.list_folder(folder, ".parquet")}
@@ -117,7 +119,17 @@ def open_pool(folder: str) -> Pool:
         Shard(name, metadata[name], arrays[name], arrays[name], _footer_rows(metadata[name]))
         for name in sorted(metadata)
     )
-    return Pool(folder, shards, _tags(shards[0].images))
+    return Pool(folder, shards, _first_tags(shards))
+
+
+def _first_tags(shards: tuple[Shard, ...]) -> tuple[str, ...]:
+    """The tags of the first shard that can be read; the others are looked at when it is their turn."""
+    for shard in shards:
+        try:
+            return _tags(shard.images)
+        except InputError as error:
+            last = error
+    raise last
 
 
 def _stem(path: str) -> str:

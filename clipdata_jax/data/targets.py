@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clipdata_jax.data import files
+from clipdata_jax.data import files, runs
 from clipdata_jax.data.pool import BAD_REASONS, find_bad_rows, read_array
 from clipdata_jax.errors import InputError
 
@@ -25,6 +25,7 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
     """
     parts = [path]
     if files.is_folder(path):
+        runs.check_finished(path)
         parts = files.list_folder(path, ".npz")
         if not parts:
             raise InputError(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from clipdata_jax import config
 from clipdata_jax.data import files, uids
 from clipdata_jax.demo import pool as drawn
+from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
 
 MODEL = str(Path(__file__).parents[1] / "demo" / "model")
@@ -97,7 +98,13 @@ def _draw(options: config.Demo, place: dict[str, str]) -> None:
         jobs["zero_shot"] = lambda folder: drawn.make_zero_shot(folder, seed=options.seed)
     for name, draw in jobs.items():
         plan = {"command": "demo", "pairs": options.pairs, "seed": options.seed}
-        if manifest.read(place[name]) != plan:
+        before = manifest.read(place[name])
+        if before and before != plan:
+            raise InputError(
+                f"{place[name]}: holds another demo (--pairs {before.get('pairs')} --seed {before.get('seed')});"
+                " choose another --out, or delete it"
+            )
+        if before != plan:
             draw(place[name])
             files.write_bytes(files.join(place[name], manifest.NAME), manifest.to_json(plan))
 

@@ -52,7 +52,8 @@ def run(options: Embed) -> dict[str, Any] | None:
             if not shard.skipped_tar:
                 parts = {f"{name}.parquet": shard.parquet(), f"{name}.npz": shard.npz}
             seconds, pairs = round(time.monotonic() - start, 3), len(shard.samples)
-            output.complete(name, parts, shard.facts(by_name[name]), pairs=pairs, seconds=seconds)
+            done = shard.facts(by_name[name])
+            output.complete(name, parts, done, inputs=done["inputs"], pairs=pairs, seconds=seconds)
             bar.update(1)
             bar.set_postfix_str(f"{pairs / max(seconds, 1e-3):,.0f} pictures/s")
     result = output.finish(_summarise)

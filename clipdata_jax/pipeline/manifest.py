@@ -12,9 +12,9 @@ import platform
 from collections.abc import Iterable
 from typing import Any
 
-from clipdata_jax.data import files
+from clipdata_jax.data import files, runs
 
-NAME = "manifest.json"
+NAME = runs.MANIFEST
 _PACKAGES = ("clipdata_jax", "jax", "jaxlib", "flax", "numpy", "pyarrow", "pillow", "transformers")
 
 
@@ -34,8 +34,8 @@ def describe(
       options: its dataclass. Left out are `workers` and `out`, where the work is done, and `on_bad`: a run that
         stopped at a broken file may go on with "skip", since what it finished is the same.
       inputs: files it reads whole at the start: name, size and digest are recorded.
-      pool: files that the units of work read: name and size are recorded here, digests in the units' receipts,
-        so that planning needs no pass over the pool.
+      pool: files that the units of work read: names are recorded here, sizes and digests in the units' receipts,
+        so that planning needs no pass over the pool, and a file that was mended is read again.
       devices: whether device code decides the results, so that hardware and jax belong to the plan.
       facts: more, JSON-able.
     """
@@ -49,19 +49,18 @@ def describe(
         "options": chosen,
         "inputs": [file_entry(path) for path in inputs],
     }
-    described["pool"] = [file_entry(path, digest=False) for path in pool]
+    described["pool"] = list(pool)
     return {**described, "versions": _versions(), **({"hardware": hardware()} if devices else {}), **facts}
 
 
-def file_entry(path: str, *, digest: bool = True) -> dict[str, Any]:
-    """A file's name, size in bytes and, if asked, digest; a folder's is over its files' names, sizes and digests."""
+def file_entry(path: str) -> dict[str, Any]:
+    """A file's name, size in bytes and digest; a folder's is over its files' names, sizes and digests."""
     if files.is_folder(path):
-        inside = [file_entry(one, digest=digest) for one in files.list_tree(path)]
+        inside = [file_entry(one) for one in files.list_tree(path)]
         entry = {"name": path, "bytes": sum(one["bytes"] for one in inside), "files": len(inside)}
         whole = hashlib.sha256(to_json([{**one, "name": one["name"][len(path) :]} for one in inside]))
-        return {**entry, "digest": f"sha256:{whole.hexdigest()}"} if digest else entry
-    entry = {"name": path, "bytes": files.size(path)}
-    return {**entry, "digest": files.digest(path)} if digest else entry
+        return {**entry, "digest": f"sha256:{whole.hexdigest()}"}
+    return {"name": path, "bytes": files.size(path), "digest": files.digest(path)}
 
 
 def _versions() -> dict[str, str]:
@@ -90,6 +89,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, str):
+        return value.rstrip("/") or value  # a shell's completion adds it to folders
     return value
 
 

@@ -35,7 +35,7 @@ def run(options: Score) -> dict[str, Any] | None:
     if not len(pool):
         raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
-    made_by = manifest.read(options.pool).get("models", {}).get(tag, {})
+    made_by = _made_by(options.pool, tag)
     temperature, source = _temperature(options, made_by)
     targets = {
         name: read_target(path, tag, dim=_dim(pool, tag)) for name, path in options.norm_sim.targets().items()
@@ -60,6 +60,7 @@ def run(options: Score) -> dict[str, Any] | None:
     )
     output = work.open_output(options.out, plan=plan, units=list(by_name))
     _score_units(output, share, by_name, pool, tag, options, makers)
+    _check_all_bad_rows(output, pool, options)
     result = output.finish(_summarise)
     _print_summary(result, options)
     return result
@@ -78,10 +79,11 @@ def _score_units(
     rows = {name: sum(shard.rows for shard in unit) for name, unit in by_name.items()}
     first_rows = dict(zip(rows, np.cumsum([0, *rows.values()]).tolist(), strict=False))
     todo = output.remaining(share)
+    dim = _dim(pool, tag)
     bad_rows = sum(_count_bad(receipt["facts"]) for name in by_name if (receipt := output.receipt(name)))
     with progress.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar:
         queue = ((by_name[name], first_rows[name]) for name in todo)
-        for name, unit in zip(todo, read_ahead(queue, tag, options), strict=True):
+        for name, unit in zip(todo, read_ahead(queue, tag, dim, options), strict=True):
             bad_rows += sum(1 for _ in list_bad(unit))
             _check_bad_rows(bad_rows, unit, pool, options)
             start = time.monotonic()
@@ -92,11 +94,19 @@ def _score_units(
                 name,
                 _parts(unit, columns),
                 _facts(unit),
+                inputs=unit.digests,
                 rows=len(unit.uid),
                 read_seconds=round(unit.seconds, 3),
                 compute_seconds=round(time.monotonic() - start, 3),
             )
             bar.update(len(unit.uid))
+
+
+def _made_by(folder: str, tag: str) -> dict[str, Any]:
+    """What the manifest of the embeddings says of the model, {} if it says nothing that we understand."""
+    models = manifest.read(folder).get("models")
+    found = models.get(tag) if isinstance(models, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _temperature(options: Score, made_by: dict[str, Any]) -> tuple[float, str]:
@@ -111,12 +121,18 @@ def _temperature(options: Score, made_by: dict[str, Any]) -> tuple[float, str]:
 def _target_files(options: Score) -> list[str]:
     found = []
     for path in options.norm_sim.targets().values():
-        found += files.list_folder(path, ".npz") if files.is_folder(path) else files.expand(path)
+        found += files.list_folder(path, ".npz") if files.is_folder(path) else [path]
     return found
 
 
 def _dim(pool: Pool, tag: str) -> int:
-    return pools.embedding_shape(pool.shards[0].images, f"{tag}_img")[1]
+    """The dimension of the pool's embeddings: that of the first shard that can be read."""
+    for shard in pool.shards:
+        try:
+            return pools.embedding_shape(shard.images, f"{tag}_img")[1]
+        except InputError as error:
+            last = error
+    raise last
 
 
 def _describe_groups(units: list[tuple[Shard, ...]], options: NegClipLoss) -> dict[str, Any]:
@@ -139,12 +155,23 @@ def _describe_groups(units: list[tuple[Shard, ...]], options: NegClipLoss) -> di
 def _check_bad_rows(bad_rows: int, unit: Unit, pool: Pool, options: Score) -> None:
     if bad_rows <= options.max_bad_rows * len(pool):
         return
-    shard, row, reason = next(list_bad(unit))
+    first = next((f" (e.g. {shard}, row {row}, {reason})" for shard, row, reason in list_bad(unit)), "")
     raise InputError(
         f"{options.pool}: {bad_rows} of {len(pool)} rows are no unit vectors, more than --max-bad-rows"
-        f" {options.max_bad_rows:g} allows (the first here: {shard}, row {row}, {reason});"
+        f" {options.max_bad_rows:g} allows{first};"
         " embed them again, or use --normalize or a larger --max-bad-rows"
     )
+
+
+def _check_all_bad_rows(output: work.Output, pool: Pool, options: Score) -> None:
+    """The limit holds for the pool, whichever workers met the rows."""
+    receipts = [output.receipt(name) for name in output.units]
+    bad_rows = sum(_count_bad(receipt["facts"]) for receipt in receipts if receipt is not None)
+    if None not in receipts and bad_rows > options.max_bad_rows * len(pool):
+        raise InputError(
+            f"{options.pool}: {bad_rows} of {len(pool)} rows are no unit vectors, more than --max-bad-rows"
+            f" {options.max_bad_rows:g} allows; {options.out} is left without its manifest"
+        )
 
 
 def _parts(unit: Unit, columns: dict[str, np.ndarray]) -> dict[str, bytes]:

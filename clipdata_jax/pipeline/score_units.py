@@ -50,29 +50,36 @@ class Unit:
         self.seconds = 0.0
 
 
-def read_ahead(queue: Iterator[tuple[tuple[Shard, ...], int]], tag: str, options: Score) -> Iterator[Unit]:
+def read_ahead(
+    queue: Iterator[tuple[tuple[Shard, ...], int]], tag: str, dim: int, options: Score
+) -> Iterator[Unit]:
     """Reads the next unit while the devices work on this one: two units are in memory, no more."""
     pending: collections.deque[Future[Unit]] = collections.deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         for shards, first_row in queue:
-            pending.append(reader.submit(_read_unit, shards, first_row, tag, options))
+            pending.append(reader.submit(_read_unit, shards, first_row, tag, dim, options))
             if len(pending) > 1:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _read_unit(shards: tuple[Shard, ...], first_row: int, tag: str, options: Score) -> Unit:
+def _read_unit(shards: tuple[Shard, ...], first_row: int, tag: str, dim: int, options: Score) -> Unit:
     start = time.monotonic()
     unit = Unit(shards, first_row)
     read: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
     for shard in shards:
         try:
+            unit.digests += [manifest.file_entry(path) for path in shard_files(shard)]
             emb = pools.read_shard(shard, tag)
+            if emb.images.shape[1] != dim:
+                raise InputError(
+                    f"{shard.images}: embeddings of dimension {emb.images.shape[1]}, but the pool's first have {dim};"
+                    " embed all with one model"
+                )
             (images, texts), bad = pools.find_bad_rows([emb.images, emb.texts], normalize=options.normalize)
             read.append((emb.uid, images, texts))
             unit.bad.append(bad)
-            unit.digests += [manifest.file_entry(path) for path in shard_files(shard)]
         except InputError as error:
             if options.on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
@@ -80,18 +87,10 @@ def _read_unit(shards: tuple[Shard, ...], first_row: int, tag: str, options: Sco
             read.append((_uids_or_zeros(shard), None, None))
             unit.bad.append(np.full(shard.rows, 255, np.uint8))
     whole = [images for _, images, _ in read if images is not None]
-    dims = {images.shape[1] for images in whole}
-    if len(dims) > 1:
-        named = {s.name: r[1].shape[1] for s, r in zip(shards, read, strict=True) if r[1] is not None}
-        raise InputError(
-            f"{options.pool}: shards have embeddings of several dimensions {named}, expected one"
-        )
-    like = whole[0] if whole else np.empty((0, 1), np.float16)
+    like = whole[0] if whole else np.empty((0, dim), np.float16)
     unit.uid = np.concatenate([uid for uid, _, _ in read])
     unit.images, unit.texts = (
-        np.concatenate(
-            [np.zeros((len(r[0]), like.shape[1]), like.dtype) if r[i] is None else r[i] for r in read]
-        )
+        np.concatenate([np.zeros((len(r[0]), dim), like.dtype) if r[i] is None else r[i] for r in read])
         for i in (1, 2)
     )
     unit.good = np.concatenate(unit.bad) == 0

@@ -44,7 +44,8 @@ def run(options: Train) -> dict[str, Any] | None:
         token_files = _copy_tokenizer(options, Path(folder))
         tokenizer = _load_tokenizer(options, folder)
         inputs = [*token_files, *([] if options.subset is None else [options.subset])]
-        plan = manifest.describe("train", options, inputs=inputs, pool=paths, devices=True)
+        # A run that goes on must go on with the same pairs, so the tars' digests belong to the plan.
+        plan = manifest.describe("train", options, inputs=[*inputs, *paths], devices=True)
         output = _open(options.out, plan, share)
         if output.receipt(_UNIT) is None:
             _train(options, _Pool(options, paths, tokenizer, subset), tokenizer, Path(folder), output)

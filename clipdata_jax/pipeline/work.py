@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from clipdata_jax import parallel
-from clipdata_jax.data import files
+from clipdata_jax.data import files, runs
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
 
-_PLAN, _RECEIPTS, _TIMES = "plan.json", "receipts", "run.jsonl"
+_RECEIPTS, _TIMES = "receipts", "run.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,10 @@ class Output:
             sizes = {name: entry["bytes"] for name, entry in receipt["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        if all(
+        whole = all(
             files.exists(self.path(name)) and files.size(self.path(name)) == n for name, n in sizes.items()
-        ):
-            return receipt
-        return None
+        )
+        return receipt if whole and all(map(_is_unchanged, receipt.get("inputs", ()))) else None
 
     def remaining(self, share: parallel.Share) -> list[str]:
         """The units of this process's share that are not done, in order."""
@@ -64,6 +63,8 @@ class Output:
         unit: str,
         parts: Mapping[str, bytes | Callable[[BinaryIO], None]],
         facts: dict[str, Any],
+        *,
+        inputs: Sequence[dict[str, Any]] = (),
         **seconds: Any,
     ) -> None:
         """Writes a unit's files and then its receipt.
@@ -72,6 +73,8 @@ class Output:
           unit: the unit's name.
           parts: file name -> its bytes, or a function that writes them.
           facts: what the manifest sums up: counts, skipped rows; must not depend on time or machine load.
+          inputs: the files that the unit was made of (`manifest.file_entry`): if one is changed later, mended
+            after it was found broken for example, the unit is not done any more.
           seconds: times and rates, for `run.jsonl` only.
         """
         entries = {}
@@ -82,14 +85,15 @@ class Output:
                 else:
                     content(file)
             entries[name] = {"bytes": files.size(self.path(name)), "digest": files.digest(self.path(name))}
-        receipt = {"unit": unit, "files": entries, "facts": facts}
+        stamped = [{**entry, "stamp": runs.stamp(entry["name"])} for entry in inputs]
+        receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": stamped}
         files.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), manifest.to_json(receipt))
         self.log({"unit": unit, **seconds})
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest."""
         if files.is_local(self.folder):
-            with open(self.path(_TIMES), "a", encoding="utf-8") as file:
+            with open(files.filesystem(self.path(_TIMES))[1], "a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
 
     def finish(self, facts: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any] | None:
@@ -105,11 +109,19 @@ class Output:
         done = [receipt for receipt in receipts if receipt is not None]
         if len(done) < len(receipts):
             return None
-        plan = json.loads(files.read_bytes(self.path(_PLAN)))
+        plan = json.loads(files.read_bytes(self.path(runs.PLAN)))
         outputs = {name: entry for receipt in done for name, entry in receipt["files"].items()}
         content = {**plan, **facts(done), "outputs": outputs}
         files.write_bytes(self.path(manifest.NAME), manifest.to_json(content))
         return content
+
+
+def _is_unchanged(entry: dict[str, Any]) -> bool:
+    """Whether an input is the file it was: the same size and time, or at least the same bytes."""
+    name = entry["name"]
+    if not files.exists(name):
+        return False
+    return runs.stamp(name) == entry["stamp"] or manifest.file_entry(name)["digest"] == entry["digest"]
 
 
 def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> Output:
@@ -124,14 +136,14 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
       InputError: the folder holds something else, or another run's results.
     """
     content = manifest.to_json({**plan, "units": list(units)})
-    path = files.join(folder, _PLAN)
+    path = files.join(folder, runs.PLAN)
     if files.exists(folder) and not files.is_folder(folder):
         raise InputError(
             f"{folder}: is a file where a folder for the results is expected; choose another --out"
         )
     # What begins with a dot another process of this run may just be writing, its plan to begin with.
     found = [name for name in files.list_names(folder) if not name.startswith(".")]
-    if _PLAN in found:
+    if runs.PLAN in found:
         before = files.read_bytes(path)
         if before != content:
             difference = _first_difference(json.loads(before), json.loads(content))

@@ -107,6 +107,45 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
             assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
 
 
+def test_a_mended_or_changed_input_is_scored_again(tmp_path, pool, clipdata):
+    good = (tmp_path / "pool" / "00000001.npz").read_bytes()
+    cut_short(tmp_path / "pool")
+    flags = ("score", "pool", "--out", "out", "--batch-size", 20, "--group", 1)  # a unit is a shard
+    assert clipdata(*flags).returncode == 2
+    assert (tmp_path / "out" / "00000000.parquet").exists()
+    assert clipdata(*flags, "--on-bad", "skip").returncode == 0
+    assert np.isnan(read(tmp_path / "out", "clip_score")["clip_score"]).sum() == 30
+    (tmp_path / "pool" / "00000001.npz").write_bytes(good)
+    kept = (tmp_path / "out" / "00000000.parquet").stat().st_mtime_ns
+    assert clipdata(*flags).returncode == 0
+    assert np.isfinite(read(tmp_path / "out", "clip_score")["clip_score"]).all()
+    assert (tmp_path / "out" / "00000000.parquet").stat().st_mtime_ns == kept
+    before = read(tmp_path / "out", "clip_score")["clip_score"]
+    edit_npz(tmp_path / "pool" / "00000002.npz", b32_txt=pool["img"][120:])  # of the same size
+    assert clipdata(*flags).returncode == 0
+    after = read(tmp_path / "out", "clip_score")["clip_score"]
+    np.testing.assert_array_equal(after[:120], before[:120])
+    np.testing.assert_allclose(after[120:], 1, atol=2e-3)
+
+
+def test_an_unfinished_pool_is_refused(tmp_path, pool, clipdata):
+    (tmp_path / "pool" / "plan.json").write_text("{}")
+    done = clipdata("score", "pool", "--out", "out")
+    assert done.returncode == 2 and "pool: the run that fills it isn't finished" in done.stderr
+
+
+def test_the_limit_of_bad_rows_holds_over_workers(tmp_path, pool, clipdata):
+    img = pool["img"][:90].copy()
+    img[:10] = 0
+    edit_npz(tmp_path / "pool" / "00000000.npz", b32_img=img)
+    flags = ("score", "pool", "--out", "out", *SMALL)
+    assert clipdata(*flags, "--worker", "0/2", "--max-bad-rows", 0.5).returncode == 0
+    done = clipdata(*flags)
+    assert done.returncode == 2 and "10 of 250 rows are no unit vectors" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out" / "manifest.json").exists()
+    assert clipdata(*flags, "--max-bad-rows", 0.5).returncode == 0
+
+
 def test_bad_rows_are_masked_counted_and_shift_nothing(tmp_path, pool, clipdata):
     img, txt = pool["img"][:90].copy(), pool["txt"][:90].copy()
     img[3], txt[10], img[20] = np.nan, 0, img[20] * 1.1
@@ -203,7 +242,7 @@ def empty(pool: Path) -> None:
         (damage_rows, ["00000001.npz: 29 rows, but", "00000001.parquet has 30"]),
         (drop_uid_column, ["00000001.parquet: column 'uid' is missing; it has text"]),
         (bad_uid, ["00000001.parquet: row 0: the uid is 'zzzz", "expected 32 hex digits"]),
-        (other_dimension, ["several dimensions", "'00000001': 16", "'00000002': 32"]),
+        (other_dimension, ["00000001.npz: embeddings of dimension 16, but the pool's first have 32"]),
         (cut_short, ["00000001.npz: damaged or not a NumPy file"]),
         (empty, ["pool: the pool is empty; expected metadata shards"]),
         (lambda pool: (pool / "00000001.npz").unlink(), ["00000001.parquet has no 00000001.npz beside it"]),

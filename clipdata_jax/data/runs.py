@@ -1,0 +1,35 @@
+"""Folders that a command of ours fills: whether one is finished."""
+
+from __future__ import annotations
+
+from clipdata_jax.data import files
+from clipdata_jax.errors import InputError
+
+PLAN, MANIFEST = "plan.json", "manifest.json"
+
+
+def check_finished(folder: str) -> None:
+    """Refuses a folder that a run of ours began and has not finished; other tools' folders pass.
+
+    Raises:
+      InputError: there is a plan and no manifest yet, so part of the results may be missing.
+    """
+    if files.exists(files.join(folder, PLAN)) and not files.exists(files.join(folder, MANIFEST)):
+        raise InputError(
+            f"{folder}: the run that fills it isn't finished; give its command again to finish it, then this one"
+        )
+
+
+def stamp(path: str) -> str:
+    """What tells cheaply that a file may have changed: its size and the time (or tag) of its last change.
+
+    A folder's covers all files in it.
+    """
+    if files.is_folder(path):
+        return " ".join(stamp(one) for one in files.list_tree(path))
+    fs, inner = files.filesystem(path)
+    info = fs.info(inner)
+    changed = next(
+        (info[key] for key in ("mtime", "ETag", "etag", "updated", "LastModified") if info.get(key)), ""
+    )
+    return f"{info['size']} {changed}"
