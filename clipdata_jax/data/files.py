@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -62,12 +63,30 @@ def list_names(folder: str) -> list[str]:
 
 
 def list_folder(folder: str, suffix: str = "") -> list[str]:
-    """The files directly in a folder whose names end in a suffix, sorted by name; [] if there is no folder."""
+    """The files directly in a folder whose names end in a suffix, sorted by name; [] if there is no folder.
+
+    A link is what it leads to.
+
+    Raises:
+      InputError: a link leads nowhere.
+    """
     fs, inner = filesystem(folder)
     if not fs.isdir(inner):
         return []
-    names = [entry["name"] for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
-    return sorted(join(folder, os.path.basename(name)) for name in names if name.endswith(suffix))
+    entries = [entry for entry in fs.ls(inner, detail=True) if entry["name"].endswith(suffix)]
+    return sorted(join(folder, os.path.basename(entry["name"])) for entry in entries if _is_file(fs, entry))
+
+
+def _is_file(fs: Any, entry: dict[str, Any]) -> bool:
+    if entry["type"] in ("file", "directory"):
+        return bool(entry["type"] == "file")
+    # fsspec has other types for links, and they differ between its versions.
+    name = entry["name"]
+    if fs.isdir(name):
+        return False
+    if not fs.isfile(name):
+        raise InputError(f"{name}: is a link to nothing, or no file at all; mend or remove it")
+    return True
 
 
 def list_tree(folder: str) -> list[str]:
@@ -156,7 +175,8 @@ def open_write(path: str) -> Iterator[BinaryIO]:
             return
         folder = os.path.dirname(inner)
         os.makedirs(folder, exist_ok=True)
-        aside = os.path.join(folder, f".{os.path.basename(inner)}.{os.getpid()}.tmp")
+        # Containers that share a volume may share a process id too.
+        aside = os.path.join(folder, f".{os.path.basename(inner)}.{uuid.uuid4().hex}.tmp")
         try:
             with open(aside, "wb") as file:
                 yield file

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,14 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
     """Gives a path beside `file` to write to, which replaces it if the block ends well, else is removed."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    # Containers that share a volume may share a process id too.
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode
         yield aside
+        # Some writers put a file in its place that only its owner may read; the one made here obeys the umask.
+        aside.chmod(mode)
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)

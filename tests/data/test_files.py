@@ -9,6 +9,7 @@ import pytest
 
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
+from clipdata_jax.models import files as checkpoint_files
 
 
 @pytest.fixture
@@ -26,6 +27,16 @@ def test_folders_are_listed_by_name(folder):
     assert names(files.list_folder(f"{folder}/a", ".tar"), folder) == ["a/10.tar", "a/2.tar"]
     assert files.list_folder(f"{folder}/missing") == []
     assert files.is_folder(f"{folder}/a") and not files.is_folder(f"{folder}/a/2.tar")
+
+
+def test_links_are_what_they_lead_to(folder, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/0.tar").symlink_to(tmp_path / "a/2.tar")
+    (tmp_path / "links/1.tar").symlink_to(tmp_path / "a")
+    (tmp_path / "links/2.txt").symlink_to("gone")
+    assert names(files.list_folder(f"{folder}/links", ".tar"), folder) == ["links/0.tar"]
+    with pytest.raises(InputError, match=r"links/2\.txt: is a link to nothing"):
+        files.list_folder(f"{folder}/links")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +84,27 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert files.read_bytes(str(path)) == b"old"
     assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize(
+    "replace", [lambda path: files.open_write(str(path)), lambda path: checkpoint_files.replace_file(path)]
+)
+def test_two_writers_of_one_process_id_keep_apart(tmp_path, replace):
+    with replace(tmp_path / "f"), replace(tmp_path / "f"):
+        aside = [path.name for path in tmp_path.iterdir()]
+        assert len(aside) == 2 and all(name.startswith(".f.") and name.endswith(".tmp") for name in aside)
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_writer_that_hides_its_file_is_overruled(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with checkpoint_files.replace_file(tmp_path / "f") as aside:
+            aside.unlink()
+            os.close(os.open(aside, os.O_CREAT, 0o600))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o640
 
 
 def test_sizes_and_digests(tmp_path):
