@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -111,16 +114,12 @@ def _draw(options: config.Demo, place: dict[str, str]) -> None:
 
 def _call(command: str, options: Any) -> Any:
     """Runs a command as the terminal would, after showing how one would type it."""
-    import importlib
-
     print(f"\n$ clipdata {command} {_as_typed(options)}", flush=True)
     return importlib.import_module(f"clipdata_jax.pipeline.{command}").run(options)
 
 
 def _as_typed(options: Any) -> str:
     """The flags that would give these options; those at their defaults are left out."""
-    import dataclasses
-
     positional, flags = [], []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -189,46 +188,51 @@ def _align(rows: Sequence[Sequence[str]]) -> str:
 
 def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dict[str, str]) -> None:
     """Trains small models for equal steps on random and on selected pairs, and prints how good they are."""
-    import json
-
     figures: dict[str, list[dict[str, float]]] = {}
-    for name in ("random", "negCLIPLoss, then NormSim"):
+    for number, name in enumerate(("random", "negCLIPLoss, then NormSim")):
         for seed in _TRAIN_SEEDS:
-            out = files.join(place["runs"], f"{len(figures) - (name in figures)}-{seed}")
-            training = config.Train(
-                tars=(place["pool"],),
-                subset=subsets[name],
-                tokenizer=MODEL,
-                out=out,
-                steps=options.train_steps,
-                batch_size=128,
-                patch_size=16,
-                width=96,
-                layers=3,
-                embed_dim=64,
-                warmup=min(50, options.train_steps // 4),
-                seed=seed,
-            )
-            _call("train", training)
-            evaluation = config.Evaluate(
-                model=files.join(out, "model"),
-                retrieval=(place["test"],),
-                classification=(place["zero_shot"],),
-                classnames=files.join(place["zero_shot"], "classnames.json"),
-                templates=files.join(place["zero_shot"], "templates.json"),
-                out=files.join(out, "figures.json"),
-            )
-            _call("evaluate", evaluation)
-            figures.setdefault(name, []).append(_flat(json.loads(files.read_bytes(evaluation.out))))
+            out = files.join(place["runs"], f"{number}-{seed}")
+            found = _train_and_evaluate(options, subsets[name], seed, out, place)
+            figures.setdefault(name, []).append(found)
     columns = list(figures["random"][0])
-    rows = [["trained on", *columns]]
-    for name, runs in figures.items():
-        cells = [[run[column] for run in runs] for column in columns]
-        rows.append([name, *(f"{np.mean(cell):.1%} ± {np.std(cell, ddof=1):.1%}" for cell in cells)])
+    rows = [["", *figures]]
+    for column in columns:
+        cells = [[run[column] for run in runs] for runs in figures.values()]
+        rows.append([column, *(f"{np.mean(cell):.1%} ± {np.std(cell, ddof=1):.1%}" for cell in cells)])
     print(
-        f"\nModels trained for {options.train_steps} steps of 128 pairs, mean and standard deviation over"
-        f" {len(_TRAIN_SEEDS)} seeds:\n{_align(rows)}"
+        f"\nModels trained for {options.train_steps} steps of 128 pairs, by what they were trained on: mean and"
+        f" standard deviation over {len(_TRAIN_SEEDS)} seeds\n{_align(rows)}"
     )
+
+
+def _train_and_evaluate(
+    options: config.Demo, subset: str, seed: int, out: str, place: dict[str, str]
+) -> dict[str, float]:
+    training = config.Train(
+        tars=(place["pool"],),
+        subset=subset,
+        tokenizer=MODEL,
+        out=out,
+        steps=options.train_steps,
+        batch_size=128,
+        patch_size=16,
+        width=96,
+        layers=3,
+        embed_dim=64,
+        warmup=min(50, options.train_steps // 4),
+        seed=seed,
+    )
+    _call("train", training)
+    evaluation = config.Evaluate(
+        model=files.join(out, "model"),
+        retrieval=(place["test"],),
+        classification=(place["zero_shot"],),
+        classnames=files.join(place["zero_shot"], "classnames.json"),
+        templates=files.join(place["zero_shot"], "templates.json"),
+        out=files.join(out, "figures.json"),
+    )
+    _call("evaluate", evaluation)
+    return _flat(json.loads(files.read_bytes(evaluation.out)))
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, float]:

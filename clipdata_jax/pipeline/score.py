@@ -11,7 +11,7 @@ import numpy as np
 
 from clipdata_jax import parallel
 from clipdata_jax.config import NegClipLoss, Score
-from clipdata_jax.data import files, tables, uids
+from clipdata_jax.data import embeddings, files, tables, uids
 from clipdata_jax.data import pool as pools
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.data.targets import read_target
@@ -31,7 +31,7 @@ def run(options: Score) -> dict[str, Any] | None:
       InputError: bad input; what was finished is kept, and the same command goes on from there.
     """
     share = parallel.start(options.workers)
-    pool = pools.open_pool(options.pool)
+    pool = pools.open_pool(options.pool, on_bad=options.on_bad)
     if not len(pool):
         raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
@@ -54,6 +54,7 @@ def run(options: Score) -> dict[str, Any] | None:
         temperature=temperature,
         temperature_from=source,
         has_uids=pool.has_uids,
+        unreadable=list(pool.unreadable),
         model=made_by.get("digest"),
         plan={name: [[shard.name, shard.rows] for shard in unit] for name, unit in by_name.items()},
         groups=_describe_groups(units, settings),
@@ -129,7 +130,7 @@ def _dim(pool: Pool, tag: str) -> int:
     """The dimension of the pool's embeddings: that of the first shard that can be read."""
     for shard in pool.shards:
         try:
-            return pools.embedding_shape(shard.images, f"{tag}_img")[1]
+            return embeddings.embedding_shape(shard.images, f"{tag}_img")[1]
         except InputError as error:
             last = error
     raise last
@@ -190,7 +191,7 @@ def _facts(unit: Unit) -> dict[str, Any]:
     ordered = uids.sort_unique(unit.uid)
     return {
         "rows": len(unit.uid),
-        "masked": {reason: int((bad == code).sum()) for code, reason in pools.BAD_REASONS.items()},
+        "masked": {reason: int((bad == code).sum()) for code, reason in embeddings.BAD_REASONS.items()},
         "masked_rows": listed[:_LISTED],
         "skipped": [{"shard": name, "reason": reason} for name, reason in unit.skipped.items()],
         "repeated_uids": len(unit.uid) - len(ordered),
@@ -239,7 +240,7 @@ def _print_summary(result: dict[str, Any] | None, options: Score) -> None:
         lines.append(f"Masked rows (null scores): {listed}; listed in {manifest.NAME}")
     if result["repeated_uids"]:
         lines.append(f"{result['repeated_uids']:,} rows repeat an uid of their unit")
-    if result["skipped"]:
-        reasons = "; ".join(entry["reason"] for entry in result["skipped"][:3])
-        lines.append(f"Skipped {progress.counted(len(result['skipped']), 'shard')}: {reasons}")
+    skipped = [*result["unreadable"], *(entry["reason"] for entry in result["skipped"])]
+    if skipped:
+        lines.append(f"Skipped {progress.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
     print("\n".join(lines))

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax.config import Score
-from clipdata_jax.data import pool as pools
-from clipdata_jax.data import uids
+from clipdata_jax.data import embeddings, uids
 from clipdata_jax.data.pool import Shard
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
@@ -33,7 +32,7 @@ class Unit:
       images: shape (n, d), the dtype on disk; zeros in masked rows.
       texts: likewise.
       good: shape (n,), bool: False for masked rows.
-      bad: per shard why rows are masked, a code of `data.pool.BAD_REASONS`; 255 for a skipped shard.
+      bad: per shard why rows are masked, a code of `data.embeddings.BAD_REASONS`; 255 for a skipped shard.
       skipped: shard name -> why it could not be read.
       digests: name, size and digest of the files read.
       seconds: how long reading took.
@@ -71,13 +70,15 @@ def _read_unit(shards: tuple[Shard, ...], first_row: int, tag: str, dim: int, op
     for shard in shards:
         try:
             unit.digests += [manifest.file_entry(path) for path in shard_files(shard)]
-            emb = pools.read_shard(shard, tag)
+            emb = embeddings.read_shard(shard, tag)
             if emb.images.shape[1] != dim:
                 raise InputError(
                     f"{shard.images}: embeddings of dimension {emb.images.shape[1]}, but the pool's first have {dim};"
                     " embed all with one model"
                 )
-            (images, texts), bad = pools.find_bad_rows([emb.images, emb.texts], normalize=options.normalize)
+            (images, texts), bad = embeddings.find_bad_rows(
+                [emb.images, emb.texts], normalize=options.normalize
+            )
             read.append((emb.uid, images, texts))
             unit.bad.append(bad)
         except InputError as error:
@@ -104,7 +105,7 @@ def _read_unit(shards: tuple[Shard, ...], first_row: int, tag: str, dim: int, op
 
 def _uids_or_zeros(shard: Shard) -> np.ndarray:
     try:
-        found = pools.read_uids(shard)
+        found = embeddings.read_uids(shard)
     except InputError:
         found = np.zeros(0, uids.DTYPE)
     return found if len(found) == shard.rows else np.zeros(shard.rows, uids.DTYPE)
@@ -115,4 +116,4 @@ def list_bad(unit: Unit) -> Iterator[tuple[str, int, str]]:
     for shard, bad in zip(unit.shards, unit.bad, strict=True):
         if shard.name not in unit.skipped:
             for row in np.flatnonzero(bad):
-                yield shard.name, int(row), pools.BAD_REASONS[int(bad[row])]
+                yield shard.name, int(row), embeddings.BAD_REASONS[int(bad[row])]

@@ -258,6 +258,14 @@ def test_a_broken_pool_is_one_clear_sentence(tmp_path, pool, clipdata, damage, w
     assert last.startswith("clipdata score: ") and all(word in last for word in words), last
 
 
+def test_a_shard_whose_rows_cannot_be_counted_is_left_out_and_listed(tmp_path, pool, clipdata):
+    (tmp_path / "pool" / "00000001.parquet").write_text("?")
+    done = clipdata("score", "pool", "--out", "out", *SMALL, "--on-bad", "skip")
+    assert done.returncode == 0, done.stderr
+    assert "Scored 220 pairs" in done.stdout and "00000001.parquet" in done.stdout.splitlines()[-1]
+    assert tables.open_tables([str(tmp_path / "out")]).rows == (90, 130)
+
+
 def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
     cut_short(tmp_path / "pool")
     done = clipdata("score", "pool", "--out", "out", *SMALL, "--on-bad", "skip")
