@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int32
 
 from clipdata_jax import parallel
+from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP
 from clipdata_jax.training import order
@@ -148,7 +148,8 @@ def _manager(folder: str | None) -> Iterator[Any]:
         cleanup_tmp_directories=True,
         enable_async_checkpointing=False,
     )
-    path = folder if "://" in folder else os.path.abspath(folder)
+    # Orbax takes neither "~" nor "file://", which all other paths may have.
+    path = files.filesystem(folder)[1] if files.is_local(folder) else folder
     with ocp.CheckpointManager(path, options=options) as manager:
         yield manager
 

@@ -10,6 +10,7 @@ import pytest
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import files as checkpoint_files
+from clipdata_jax.training import loop
 
 
 @pytest.fixture
@@ -105,6 +106,15 @@ def test_a_writer_that_hides_its_file_is_overruled(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("form", ["~/checkpoints", "file://{home}/checkpoints", "{home}/checkpoints"])
+def test_checkpoints_go_where_all_other_files_of_a_path_go(tmp_path, monkeypatch, form):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = form.format(home=tmp_path)
+    with loop._manager(folder) as manager:
+        assert str(manager.directory) == str(tmp_path / "checkpoints")
+    assert files.is_folder(folder)
 
 
 def test_sizes_and_digests(tmp_path):
