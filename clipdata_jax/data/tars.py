@@ -72,10 +72,13 @@ def read_tar(path: str) -> Iterator[Sample]:
 
 
 def read_members(path: str) -> Iterator[tuple[str, bytes]]:
-    """The regular files of a tar in order, as (name, bytes).
+    """The files of a tar in order, as (name, bytes); a link within the tar has the bytes it leads to.
+
+    Files whose own name begins with "." are left out: they are nobody's samples, but notes of a file manager
+    (`._0.jpg`, `.DS_Store`), and webdataset has no key for them.
 
     Raises:
-      InputError: the file is no tar, or is cut short.
+      InputError: the file is no tar, or is cut short, or a link leads out of it.
     """
     with files.open_read(path) as file:
         try:
@@ -83,6 +86,11 @@ def read_members(path: str) -> Iterator[tuple[str, bytes]]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 end = file.seek(0, io.SEEK_END)
                 for info in tar:
+                    if info.name.rpartition("/")[2].startswith("."):
+                        continue
+                    if info.issym() or info.islnk():
+                        yield from _read_link(path, tar, info)
+                        continue
                     if not info.isfile():
                         continue
                     if info.offset_data + info.size > end:
@@ -93,6 +101,19 @@ def read_members(path: str) -> Iterator[tuple[str, bytes]]:
                     raise tarfile.ReadError("unexpected end of data")
         except (tarfile.TarError, EOFError) as error:
             raise InputError(f"{path}: damaged or not a tar ({error}); download or write it again") from error
+
+
+def _read_link(path: str, tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[tuple[str, bytes]]:
+    """The name and bytes of a link; nothing for one to a folder. Only the tar itself is ever looked into."""
+    try:
+        target = tar.extractfile(info)
+    except (KeyError, RecursionError) as error:
+        raise InputError(
+            f"{path}: member {info.name!r} is a link to {info.linkname!r}, which is not in the tar; store the file"
+            " itself (tar --dereference --hard-dereference)"
+        ) from error
+    if target is not None:
+        yield info.name, target.read()
 
 
 def _lacks_end(file: BinaryIO, offset: int) -> bool:
@@ -120,7 +141,7 @@ def read_folder(path: str) -> Iterator[Sample]:
     """The pictures of a folder and the folders in it as samples, in order of their names; keys are the names."""
     for name in files.list_tree(path):
         extension = name.rpartition(".")[2].lower()
-        if extension in IMAGE_EXTENSIONS:
+        if extension in IMAGE_EXTENSIONS and not name.rpartition("/")[2].startswith("."):
             key = name[len(path) :].lstrip("/")
             yield Sample(key, {extension: files.read_bytes(name)}, {extension: key})
 

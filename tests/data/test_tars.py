@@ -39,13 +39,46 @@ def test_every_format_long_names_and_folders_are_read(tmp_path, form):
         folder = tarfile.TarInfo("d")
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
-        link = tarfile.TarInfo("d/passwd.txt")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
         info = tarfile.TarInfo(name)
         info.size = 3
         tar.addfile(info, io.BytesIO(b"abc"))
     assert list(tars.read_members(path)) == [(name, b"abc")]
+
+
+def write_link(tar, kind, name, target):
+    link = tarfile.TarInfo(name)
+    link.type, link.linkname = kind, target
+    tar.addfile(link)
+
+
+def test_links_within_a_tar_are_read(tmp_path):
+    path = str(tmp_path / "t.tar")
+    with tarfile.open(path, "w") as tar:
+        write_link(tar, tarfile.SYMTYPE, "a/0.jpg", "1.jpg")
+        info = tarfile.TarInfo("a/1.jpg")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+        write_link(tar, tarfile.LNKTYPE, "a/2.jpg", "a/1.jpg")
+        write_link(tar, tarfile.SYMTYPE, "a/3.jpg", "../a/2.jpg")
+    assert list(tars.read_members(path)) == [(f"a/{i}.jpg", b"abc") for i in range(4)]
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd", "passwd.txt"])
+def test_links_that_lead_out_of_a_tar_or_round_in_circles_are_refused(tmp_path, target):
+    path = str(tmp_path / "t.tar")
+    with tarfile.open(path, "w") as tar:
+        write_link(tar, tarfile.SYMTYPE, "d/passwd.txt", target)
+    with pytest.raises(InputError, match=r"'d/passwd\.txt' is a link to .*, which is not in the tar"):
+        list(tars.read_members(path))
+
+
+def test_what_file_managers_leave_behind_is_no_sample(tmp_path):
+    hidden = [("a/._0.jpg", b"notes"), (".DS_Store", b"notes")]
+    tars.write_tar(str(tmp_path / "t.tar"), [hidden[0], *MEMBERS, hidden[1]])
+    assert list(tars.read_members(str(tmp_path / "t.tar"))) == MEMBERS
+    for name in ("._0.jpg", "0.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    assert [sample.key for sample in tars.read_folder(str(tmp_path))] == ["0.jpg"]
 
 
 def test_an_empty_tar_has_no_samples(tmp_path):
