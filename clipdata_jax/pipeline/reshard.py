@@ -61,13 +61,15 @@ class _Unit:
       subset: the selected uids, sorted, unique.
       on_bad: what to do with a sample whose uid can't be told.
       found: for each sample kept so far, the position of its uid in the subset.
-      facts: what the receipt keeps; there when the last sample has passed.
+      inputs: the tar with its size and digest, and
+      facts: what the receipt keeps; both there when the last sample has passed.
     """
 
     path: str
     subset: np.ndarray
     on_bad: config.OnBad
     found: list[int] = dataclasses.field(default_factory=list)
+    inputs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def kept_members(self) -> Iterator[tuple[str, bytes]]:
@@ -82,6 +84,7 @@ class _Unit:
         except InputError as error:
             raise _BadTarError(str(error)) from error
         entry = manifest.file_entry(self.path)
+        self.inputs.append(entry)
         self.facts |= {"input": entry, "samples": count, "kept": len(self.found), "skipped_samples": skipped}
 
     def _is_kept(self, sample: tars.Sample, skipped: list[dict[str, str]]) -> bool:
@@ -155,11 +158,14 @@ def _do_unit(output: work.Output, name: str, unit: _Unit) -> None:
                 f"{name}.tar": lambda file: tars.write_members(file, whole),
                 f"uids/{name}.npy": unit.write_uids,
             }
-        output.complete(name, parts, unit.facts, seconds=round(time.monotonic() - start, 3))
+        seconds = round(time.monotonic() - start, 3)
+        # The lists and dicts of a unit are filled while its files are written.
+        output.complete(name, parts, unit.facts, inputs=unit.inputs, seconds=seconds)
     except _BadTarError as error:
         if unit.on_bad == "stop":
             raise InputError(f"{error} (or use --on-bad skip)") from error
-        output.complete(name, {}, {"input": manifest.file_entry(unit.path), "skipped": str(error)})
+        entry = manifest.file_entry(unit.path)
+        output.complete(name, {}, {"input": entry, "skipped": str(error)}, inputs=[entry])
 
 
 def _facts(output: work.Output, subset: np.ndarray, receipts: list[dict[str, Any]]) -> dict[str, Any]:
