@@ -170,6 +170,12 @@ def find_tars(patterns: Sequence[str], *, or_pictures: bool = False) -> list[str
     return found
 
 
+def shared_names(paths: Sequence[str]) -> frozenset[str]:
+    """The file names that several of the tars have: there, a uid made of tar name and key would mean two pairs."""
+    count = Counter(path.rpartition("/")[2] for path in paths)
+    return frozenset(name for name, times in count.items() if times > 1)
+
+
 def unit_names(paths: Sequence[str]) -> list[str]:
     """A plain name for each tar: its own without .tar, after as many folders' names as tell it from the others.
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -59,6 +59,7 @@ class _Unit:
     Attributes:
       path: the tar.
       subset: the selected uids, sorted, unique.
+      shared_names: the file names that several tars of the run have.
       on_bad: what to do with a sample whose uid can't be told.
       found: for each sample kept so far, the position of its uid in the subset.
       inputs: the tar with its size and digest, and
@@ -67,6 +68,7 @@ class _Unit:
 
     path: str
     subset: np.ndarray
+    shared_names: Collection[str]
     on_bad: config.OnBad
     found: list[int] = dataclasses.field(default_factory=list)
     inputs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -89,7 +91,7 @@ class _Unit:
 
     def _is_kept(self, sample: tars.Sample, skipped: list[dict[str, str]]) -> bool:
         try:
-            uid = uids.from_hex([samples.sample_uid(self.path, sample)])
+            uid = uids.from_hex([samples.sample_uid(self.path, sample, self.shared_names)])
         except InputError as error:
             if self.on_bad == "stop":
                 raise InputError(f"{self.path}: sample {sample.key!r}: {error}") from error
@@ -126,10 +128,11 @@ def run(options: config.Reshard) -> Summary | None:
     plan = manifest.describe("reshard", options, inputs=[options.subset], pool=paths)
     output = work.open_output(options.out, plan=plan, units=names)
     tar_of = dict(zip(names, paths, strict=True))
+    shared = tars.shared_names(paths)
     remaining = output.remaining(share)
     with progress.bar(total=len(remaining), unit="tar", name="reshard") as bar:
         for name in remaining:
-            _do_unit(output, name, _Unit(tar_of[name], subset, options.on_bad))
+            _do_unit(output, name, _Unit(tar_of[name], subset, shared, options.on_bad))
             bar.update(1)
     content = output.finish(functools.partial(_facts, output, subset))
     if content is None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -66,6 +67,7 @@ def decoded_samples(
     decoders: int = 0,
     need_caption: bool = True,
     keep: Callable[[str], bool] | None = None,
+    shared_names: Collection[str] = (),
 ) -> Iterator[Decoded | Bad]:
     """The samples of a tar in order, decoded by threads (Pillow lets go of the interpreter's lock).
 
@@ -80,6 +82,7 @@ def decoded_samples(
       decoders: threads; 0 means one a core.
       need_caption: whether samples must have a caption; else captions aren't looked at.
       keep: uid -> whether the sample is wanted; others are neither decoded nor yielded.
+      shared_names: `tars.shared_names` of all tars read; a sample of such a tar must bring its own uid.
 
     Raises:
       InputError: the tar can't be read to its end (after the samples before that place), or a sample is bad
@@ -87,13 +90,14 @@ def decoded_samples(
     """
     threads = decoders or os.cpu_count() or 1
     pending: collections.deque[Future[Decoded | Bad | None]] = collections.deque()
+    uid_of = functools.partial(_uid, path, shared_names=shared_names)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         for sample in _until_broken(tars.read_folder(path) if files.is_folder(path) else tars.read_tar(path)):
             if isinstance(sample, InputError):
                 yield from _settle(pending, on_bad, 0)
                 raise sample
-            pending.append(pool.submit(_decode, path, sample, transform, need_caption, keep))
+            pending.append(pool.submit(_decode, path, sample, uid_of, transform, need_caption, keep))
             yield from _settle(pending, on_bad, threads * _AHEAD)
         yield from _settle(pending, on_bad, 0)
     finally:
@@ -122,13 +126,14 @@ def _settle(
 def _decode(
     path: str,
     sample: tars.Sample,
+    uid_of: Callable[[str, dict[str, Any]], str],
     transform: Callable[[bytes], np.ndarray],
     need_caption: bool,
     keep: Callable[[str], bool] | None,
 ) -> Decoded | Bad | None:
     try:
         fields = _fields(sample)
-        uid = _uid(path, sample.key, fields)
+        uid = uid_of(sample.key, fields)
         if keep is not None and not keep(uid):
             return None
         caption, captions = _captions(sample, fields) if need_caption else ("", ())
@@ -144,13 +149,14 @@ def _decode(
     return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height)
 
 
-def sample_uid(path: str, sample: tars.Sample) -> str:
+def sample_uid(path: str, sample: tars.Sample, shared_names: Collection[str] = ()) -> str:
     """The uid of a sample: "uid" of its `.json` in lower case, else the hash of tar name and key.
 
     Raises:
-      InputError: the `.json` can't be read, or its uid is not 32 hex digits.
+      InputError: the `.json` can't be read, or its uid is not 32 hex digits; or it brings no uid, and its tar's
+        name is one of `shared_names` (`tars.shared_names` of all tars read), so that the hash would be ambiguous.
     """
-    return _uid(path, sample.key, _fields(sample))
+    return _uid(path, sample.key, _fields(sample), shared_names)
 
 
 def _fields(sample: tars.Sample) -> dict[str, Any]:
@@ -165,9 +171,14 @@ def _fields(sample: tars.Sample) -> dict[str, Any]:
     return fields
 
 
-def _uid(path: str, key: str, fields: dict[str, Any]) -> str:
+def _uid(path: str, key: str, fields: dict[str, Any], shared_names: Collection[str]) -> str:
     if fields.get("uid") is None:
-        return uids.uid_of(path.rpartition("/")[2], key)
+        name = path.rpartition("/")[2]
+        if name in shared_names:
+            raise InputError(
+                f"two inputs are called {name}, and it has no uid of its own: rename one of the two"
+            )
+        return uids.uid_of(name, key)
     if not uids.is_uid(fields["uid"]):
         raise InputError(f"its uid is {fields['uid']!r:.60}, expected 32 hex digits")
     return fields["uid"].lower()

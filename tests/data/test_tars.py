@@ -149,6 +149,11 @@ def test_units_are_named_after_their_tars():
     assert tars.unit_names(["s3://x/p/0.tar", "s3://y/p/0.tar"]) == ["x_p_0", "y_p_0"]
 
 
+def test_names_that_several_tars_have():
+    assert tars.shared_names(["p/0.tar", "q/0.tar", "q/1.tar", "1.tar", "2.tar"]) == {"0.tar", "1.tar"}
+    assert tars.shared_names([]) == frozenset()
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text("ab_/", max_size=6), max_size=8, unique=True))
 def test_unit_names_are_never_shared(stems):

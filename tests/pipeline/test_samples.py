@@ -148,3 +148,14 @@ def test_flickr8k_has_five_captions_a_picture(shared):
     found = read(path)
     assert len(found) == 1000 and not any(isinstance(item, Bad) for item in found)
     assert all(len(item.captions) == 5 and item.caption == item.captions[0].strip() for item in found)
+
+
+def test_where_two_tars_share_a_name_a_sample_needs_its_own_uid(tmp_path):
+    own = {**good(), "json": json.dumps({"uid": "0" * 32}).encode()}
+    path = write(tmp_path / "0.tar", {"a": own, "b": good()})
+    first, second = read(path, on_bad="skip", shared_names={"0.tar"})
+    assert first.uid == "0" * 32
+    assert second == Bad(
+        path, "b", "two inputs are called 0.tar, and it has no uid of its own: rename one of the two"
+    )
+    assert len(read(path, shared_names={"1.tar"})) == 2
