@@ -43,16 +43,30 @@ class ScoreTable:
       folders: the joined tables, in the order given.
       parts: part names (without .parquet), sorted.
       rows: row count of each part.
-      columns: column name -> the folder that holds it.
+      columns: column name -> the first folder that holds it.
+      shared: column name -> the folders that hold it, of the columns that several tables have.
     """
 
     folders: tuple[str, ...]
     parts: tuple[str, ...]
     rows: tuple[int, ...]
     columns: Mapping[str, str]
+    shared: Mapping[str, tuple[str, ...]]
 
     def __len__(self) -> int:
         return sum(self.rows)
+
+    def refuse_shared(self, names: Sequence[str]) -> None:
+        """Makes sure that each of some columns is in one table only: who names it could mean either.
+
+        Raises:
+          InputError: one is in several tables.
+        """
+        for name in names:
+            if name in self.shared:
+                raise InputError(
+                    f"column {name!r} is in {' and in '.join(self.shared[name])}; leave out all but one of them"
+                )
 
     def read_part(self, part: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """One part: its uids (u8,u8) and the named columns as float32, null being NaN.
@@ -104,7 +118,7 @@ def open_tables(folders: Sequence[str]) -> ScoreTable:
       InputError: a folder is missing or holds no parts, is unfinished, or the tables are not of one pool.
     """
     parts: dict[str, int] = {}
-    columns: dict[str, str] = {}
+    holders: dict[str, list[str]] = {}
     for index, folder in enumerate(folders):
         here, names = _footers(folder)
         if index and here != parts:
@@ -114,8 +128,14 @@ def open_tables(folders: Sequence[str]) -> ScoreTable:
             )
         parts = here
         for name in names:
-            columns.setdefault(name, folder)
-    return ScoreTable(tuple(folders), tuple(parts), tuple(parts.values()), columns)
+            holders.setdefault(name, []).append(folder)
+    return ScoreTable(
+        tuple(folders),
+        tuple(parts),
+        tuple(parts.values()),
+        {name: held_by[0] for name, held_by in holders.items()},
+        {name: tuple(held_by) for name, held_by in holders.items() if len(held_by) > 1},
+    )
 
 
 def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
@@ -129,22 +149,35 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
         raise InputError(
             f"{folder}: the scoring isn't finished; run the same `clipdata score` again to finish it"
         )
-    parts, names = {}, []
+    parts: dict[str, int] = {}
+    names: list[str] = []
     for path in paths:
-        with files.open_read(path) as file:
-            try:
-                footer = pq.ParquetFile(file)
-                schema = footer.schema_arrow
-            except (pa.ArrowInvalid, OSError) as error:
-                raise InputError(f"{path}: not a parquet file ({error}); score that shard again") from error
-            for name in _UID_COLUMNS:
-                if name not in schema.names:
-                    raise InputError(
-                        f"{path}: column {name!r} is missing: this is no score table; run `clipdata score` first"
-                    )
-            parts[os.path.basename(path).removesuffix(".parquet")] = footer.metadata.num_rows
-            names = [name for name in schema.names if name not in _UID_COLUMNS]
+        rows, here = _footer(path)
+        odd = set(here) ^ set(names)
+        if parts and odd:
+            raise InputError(
+                f"{path}: its columns differ from those of {os.path.basename(paths[0])} (see {min(odd)!r}): not parts"
+                " of one table"
+            )
+        parts[os.path.basename(path).removesuffix(".parquet")] = rows
+        names = here
     return parts, names
+
+
+def _footer(path: str) -> tuple[int, list[str]]:
+    """The number of rows and the names of the score columns."""
+    with files.open_read(path) as file:
+        try:
+            footer = pq.ParquetFile(file)
+            schema = footer.schema_arrow
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path}: not a parquet file ({error}); score that shard again") from error
+        for name in _UID_COLUMNS:
+            if name not in schema.names:
+                raise InputError(
+                    f"{path}: column {name!r} is missing: this is no score table; run `clipdata score` first"
+                )
+        return footer.metadata.num_rows, [name for name in schema.names if name not in _UID_COLUMNS]
 
 
 def _read(path: str, names: list[str]) -> pa.Table:

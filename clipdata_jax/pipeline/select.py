@@ -52,6 +52,7 @@ def run(options: config.Select) -> Summary:
         raise InputError(f"--out is {options.out!r}, expected a file name that ends in .npy")
     table = tables.open_tables(options.scores)
     rule = parsing.parse(options.rule, table.columns)
+    table.refuse_shared(rule.columns())
     parts = [files.join(folder, f"{part}.parquet") for folder in table.folders for part in table.parts]
     plan = manifest.describe("select", options, inputs=[*parts, *_there(rule)], rule=str(rule))
     _refuse_other_run(options.out, plan)

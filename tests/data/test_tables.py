@@ -56,6 +56,22 @@ def test_tables_of_one_pool_join(tmp_path):
     np.testing.assert_array_equal(np.concatenate([part[2]["y"] for part in parts]), columns["y"])
 
 
+def test_a_column_of_two_tables_is_nobodys(tmp_path):
+    a, b = make(tmp_path / "a", [4], ["x", "y"]), make(tmp_path / "b", [4], ["x", "z"], seed=1)
+    table = tables.open_tables([a, b])
+    table.refuse_shared(["y", "z"])
+    with pytest.raises(InputError, match=rf"column 'x' is in {a} and in {b}"):
+        table.refuse_shared(["y", "x"])
+
+
+def test_parts_with_other_columns_are_refused(tmp_path):
+    a, b = make(tmp_path / "a", [4, 4], ["x", "y"]), make(tmp_path / "b", [4, 4], ["x"])
+    (tmp_path / "b/001.parquet").rename(tmp_path / "a/001.parquet")
+    with pytest.raises(InputError, match=r"a/001\.parquet: its columns differ .* \(see 'y'\)"):
+        tables.open_tables([a])
+    assert tables.open_tables([b]).parts == ("000",)
+
+
 def test_no_columns_give_the_uids(tmp_path):
     uid, columns = tables.open_tables([make(tmp_path / "a", [4], ["x"])]).read([])
     assert len(uid) == 4 and columns == {}

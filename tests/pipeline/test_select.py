@@ -48,6 +48,14 @@ def refused(done, *words):
     return True
 
 
+def test_a_column_that_two_tables_have_can_not_be_asked_for(tmp_path, clipdata):
+    make_table(tmp_path / "old", columns=("a", "b"))
+    make_table(tmp_path / "new", columns=("a", "c"))
+    done = clipdata("select", "old", "new", "--rule", "top(a, 0.3)", "--out", "s.npy")
+    assert refused(done, "column 'a' is in old and in new")
+    assert clipdata("select", "old", "new", "--rule", "top(c, 0.3)", "--out", "s.npy").returncode == 0
+
+
 def test_the_subset_is_what_sorting_gives(tmp_path, clipdata):
     uid, columns = make_table(tmp_path / "scores")
     done = clipdata("select", "scores", "--rule", RULE, "--out", "new/subset.npy")
