@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,13 +48,18 @@ def from_hex(column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str = "
       shape (n,), dtype u8,u8: field f0 holds the first 16 digits, f1 the last 16.
 
     Raises:
-      InputError: an uid is null or not 32 hex digits.
+      InputError: the column is no text, or an uid is null or not 32 hex digits.
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if not isinstance(column, pa.Array):
         column = pa.array(column, pa.string())
-    column = column.cast(pa.large_binary())
+    try:
+        column = column.cast(pa.large_binary())
+    except pa.ArrowNotImplementedError as error:
+        raise InputError(
+            f"{source}: the uid column is {column.type}, expected text of 32 hex digits"
+        ) from error
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         raise InputError(f"{source}: row {row}: the uid is missing, expected 32 hex digits")
@@ -138,7 +144,7 @@ def read_subset(path: str) -> np.ndarray:
     with files.open_read(path) as file:
         try:
             uids = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: not a .npy file of uids ({error})") from error
     if not isinstance(uids, np.ndarray) or uids.ndim != 1 or uids.dtype != DTYPE:
         found = getattr(uids, "dtype", type(uids).__name__)

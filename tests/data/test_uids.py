@@ -58,6 +58,14 @@ def test_wrong_uids_name_file_row_and_value(wrong):
     assert not uids.is_uid(wrong)
 
 
+@pytest.mark.parametrize(
+    ("column", "kind"), [(pa.array([1]), "int64"), (pa.chunked_array([[1.5]]), "double")]
+)
+def test_a_column_of_numbers_is_named(column, kind):
+    with pytest.raises(InputError, match=f"p: the uid column is {kind}, expected text of 32 hex digits"):
+        uids.from_hex(column, "p")
+
+
 def test_what_a_uid_is():
     assert uids.is_uid(GOOD)
     assert not any(map(uids.is_uid, (17, None, GOOD.encode(), "\ud800" * 32, "０" * 32)))
@@ -99,8 +107,9 @@ def test_a_subset_file_is_sorted_unique_and_datacomps(tmp_path):
         b"",
         b"\x93NUMPY",
         b"x" * 99,
+        b"PK\x03\x04 and no more",
     ],
-    ids=["floats", "two dimensions", "pickled", "other fields", "empty", "cut", "noise"],
+    ids=["floats", "two dimensions", "pickled", "other fields", "empty", "cut", "noise", "cut zip"],
 )
 def test_other_files_are_no_subsets(tmp_path, content):
     path = tmp_path / "s.npy"
