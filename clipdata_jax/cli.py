@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,24 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 a failure of ours, 2 bad usage or input."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # `clipdata ... | head` is no failure
+        return 0
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Sends off what is printed; left to Python's exit, it would end in a traceback where the reader is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if arguments else 2
@@ -67,16 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parse(name, rest)
         importlib.import_module(f"clipdata_jax.pipeline.{name}").run(options)
     except InputError as error:
-        configs = [argument for argument in rest if argument.startswith("--config")]
+        configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
         print(f"clipdata {name}: {error}{told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"clipdata {name}: stopped; run the same command again to go on", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `clipdata ... | head` is no failure
-        sys.stderr.close()
-        return 0
     return 0
 
 
@@ -138,10 +153,19 @@ def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
         raise InputError("--config needs a file: --config configs/datacomp_small.py")
     if path is None:
         return None, rest
+    return _options_in(path, name), rest
+
+
+def _options_in(path: str, name: str) -> Any:
+    """The options for a command in a file's `Run`."""
+    if os.path.isdir(path):
+        raise InputError(f"--config {path}: is a folder, expected a .py file")
     try:
         namespace = runpy.run_path(path)
     except OSError as error:
         raise InputError(f"--config {path}: can't be read ({error.strerror}); check the path") from error
+    except (SyntaxError, ImportError) as error:
+        raise InputError(f"--config {path}: can't be run ({error}); mend it") from error
     if "get_config" not in namespace:
         raise InputError(
             f"--config {path}: has no function get_config(); it must return a clipdata_jax.config.Run"
@@ -154,7 +178,7 @@ def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
     options = getattr(run, name)
     if options is None:
         raise InputError(f"--config {path}: its Run sets no {name!r} options; add {name}=... to it")
-    return options, rest
+    return options
 
 
 if __name__ == "__main__":

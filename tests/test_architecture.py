@@ -128,16 +128,31 @@ assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
         (["score", "--config", "empty.py"], 2, "has no function get_config()"),
         (["score", "--config", "wrong.py"], 2, "returned int, expected a config.Run"),
         (["embed", "--config", "score.py"], 2, "sets no 'embed' options"),
+        (["score", "--config", "."], 2, "--config .: is a folder"),
+        (["score", "--config", "typo.py"], 2, "--config typo.py: can't be run (expected ':'"),
     ],
 )
 def test_usage(tmp_path, clipdata, arguments, status, words):
     (tmp_path / "empty.py").write_text("")
+    (tmp_path / "typo.py").write_text("def get_config() return 3")
     (tmp_path / "wrong.py").write_text("def get_config(): return 3")
     (tmp_path / "score.py").write_text(
         "from clipdata_jax.config import *\ndef get_config(): return Run(score=Score(pool='nowhere', out='x'))"
     )
     done = clipdata(*arguments)
     assert done.returncode == status and words in done.stdout + done.stderr
+    assert "the options are those" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["select", "--help"]])
+def test_a_reader_that_is_gone_is_no_failure(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-W", "error", "-m", "clipdata_jax.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_config_file_sets_all_options_and_flags_override_it(tmp_path, clipdata):
