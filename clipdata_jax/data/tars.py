@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-from clipdata_jax.data import files
+from clipdata_jax.data import files, runs
 from clipdata_jax.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -158,6 +158,8 @@ def find_tars(patterns: Sequence[str], *, or_pictures: bool = False) -> list[str
     """
     found: list[str] = []
     for path in files.expand(tuple(patterns)):
+        if files.is_folder(path):
+            runs.check_finished(path)
         inside = files.list_folder(path, ".tar") if files.is_folder(path) else [path]
         if not inside and or_pictures:
             inside = [path.rstrip("/")]

@@ -6,7 +6,7 @@ import functools
 import io
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -47,7 +47,7 @@ def run(options: Embed) -> dict[str, Any] | None:
     with progress.bar(total=len(todo), unit="tar", name="embed") as bar:
         for name in todo:
             start = time.monotonic()
-            shard = _embed_tar(by_name[name], options, tools)
+            shard = _embed_tar(by_name[name], options, tools, tars.shared_names(paths))
             parts: dict[str, bytes | Callable[[BinaryIO], None]] = {}
             if not shard.skipped_tar:
                 parts = {f"{name}.parquet": shard.parquet(), f"{name}.npz": shard.npz}
@@ -73,7 +73,7 @@ class _Tools:
         self.transform = models.load_image_transform(options.model)
 
 
-def _embed_tar(path: str, options: Embed, tools: Any) -> _Shard:
+def _embed_tar(path: str, options: Embed, tools: Any, shared_names: Collection[str]) -> _Shard:
     """What becomes of a tar; if it is bad, and may be skipped, the shard says why."""
     shard = _Shard(options)
     samples = decoded_samples(
@@ -82,6 +82,7 @@ def _embed_tar(path: str, options: Embed, tools: Any) -> _Shard:
         on_bad=options.on_bad,
         decoders=options.decoders,
         need_caption=not options.images_only,
+        shared_names=shared_names,
     )
     try:
         shard.fill(samples, tools.encoder, tools.tokenizer)

@@ -169,6 +169,23 @@ def test_bad_input_is_one_clear_sentence(tmp_path, pool, checkpoint, clipdata, a
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+def test_tars_of_one_name_need_uids_of_their_own(tmp_path, pool, checkpoint, clipdata):
+    (tmp_path / "other").mkdir()
+    write_tar(tmp_path / "other" / "00000.tar", range(30, 33))
+    done = clipdata("embed", "pool", "other", "--model", checkpoint, "--out", "out")
+    assert (
+        done.returncode == 2
+        and "00000.tar: sample '00000':" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+def test_tars_of_an_unfinished_run_are_refused(tmp_path, pool, checkpoint, clipdata):
+    (pool / "plan.json").write_text("{}")
+    done = clipdata("embed", "pool", "--model", checkpoint, "--out", "out")
+    assert done.returncode == 2 and "pool: the run that fills it isn't finished" in done.stderr
+
+
 def test_pictures_alone_make_a_target(tmp_path, pool, checkpoint, clipdata):
     (tmp_path / "pictures" / "inner").mkdir(parents=True)
     for seed in range(5):
