@@ -231,6 +231,11 @@ def cut_short(pool: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
 
 
+def no_texts(pool: Path) -> None:
+    for path in pool.glob("*.npz"):
+        np.savez(path, b32_img=np.zeros((1, 32), np.float16))
+
+
 def empty(pool: Path) -> None:
     for path in pool.iterdir():
         path.unlink()
@@ -243,6 +248,7 @@ def empty(pool: Path) -> None:
         (drop_uid_column, ["00000001.parquet: column 'uid' is missing; it has text"]),
         (bad_uid, ["00000001.parquet: row 0: the uid is 'zzzz", "expected 32 hex digits"]),
         (other_dimension, ["00000001.npz: embeddings of dimension 16, but the pool's first have 32"]),
+        (no_texts, ["00000002.npz: holds b32_img; expected <tag>_img and <tag>_txt"]),
         (cut_short, ["00000001.npz: damaged or not a NumPy file"]),
         (empty, ["pool: the pool is empty; expected metadata shards"]),
         (lambda pool: (pool / "00000001.npz").unlink(), ["00000001.parquet has no 00000001.npz beside it"]),
