@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.pools import edit_npz, make_pool, unit_rows
+from support.pools import cut_short, edit_npz, make_pool, unit_rows
 
 from clipdata_jax.data import tables, uids
 from clipdata_jax.pipeline import groups
@@ -204,112 +204,6 @@ def test_clip_retrieval_folders_are_read(tmp_path, pool, clipdata):
     assert done.returncode == 0, done.stderr
     want = (pool["img"].astype(float) * pool["txt"]).sum(axis=1)
     np.testing.assert_allclose(read(tmp_path / "out", "clip_score")["clip_score"], want, atol=1e-6)
-
-
-def damage_rows(pool: Path) -> None:
-    edit_npz(
-        pool / "00000001.npz", b32_img=np.zeros((29, 32), np.float16), b32_txt=np.zeros((29, 32), np.float16)
-    )
-
-
-def drop_uid_column(pool: Path) -> None:
-    path = pool / "00000001.parquet"
-    pq.write_table(pq.read_table(path).drop(["uid"]), path)
-
-
-def bad_uid(pool: Path) -> None:
-    pq.write_table(pa.table({"uid": ["z" * 32] + ["0" * 32] * 29}), pool / "00000001.parquet")
-
-
-def other_dimension(pool: Path) -> None:
-    rows = unit_rows(np.random.default_rng(0), 30, 16).astype(np.float16)
-    edit_npz(pool / "00000001.npz", b32_img=rows, b32_txt=rows)
-
-
-def cut_short(pool: Path) -> None:
-    path = pool / "00000001.npz"
-    path.write_bytes(path.read_bytes()[:-500])
-
-
-def no_texts(pool: Path) -> None:
-    for path in pool.glob("*.npz"):
-        np.savez(path, b32_img=np.zeros((1, 32), np.float16))
-
-
-def empty(pool: Path) -> None:
-    for path in pool.iterdir():
-        path.unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (damage_rows, ["00000001.npz: 29 rows, but", "00000001.parquet has 30"]),
-        (drop_uid_column, ["00000001.parquet: column 'uid' is missing; it has text"]),
-        (bad_uid, ["00000001.parquet: row 0: the uid is 'zzzz", "expected 32 hex digits"]),
-        (other_dimension, ["00000001.npz: embeddings of dimension 16, but the pool's first have 32"]),
-        (no_texts, ["00000002.npz: holds b32_img; expected <tag>_img and <tag>_txt"]),
-        (cut_short, ["00000001.npz: damaged or not a NumPy file"]),
-        (empty, ["pool: the pool is empty; expected metadata shards"]),
-        (lambda pool: (pool / "00000001.npz").unlink(), ["00000001.parquet has no 00000001.npz beside it"]),
-        (lambda pool: shutil.rmtree(pool), ["pool: no such folder"]),
-        (lambda pool: (pool / "00000001.parquet").write_text("?"), ["00000001.parquet: not a parquet file"]),
-    ],
-)
-def test_a_broken_pool_is_one_clear_sentence(tmp_path, pool, clipdata, damage, words):
-    damage(tmp_path / "pool")
-    done = clipdata("score", "pool", "--out", "out", *SMALL)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("clipdata score: ") and all(word in last for word in words), last
-
-
-def test_a_shard_whose_rows_cannot_be_counted_is_left_out_and_listed(tmp_path, pool, clipdata):
-    (tmp_path / "pool" / "00000001.parquet").write_text("?")
-    done = clipdata("score", "pool", "--out", "out", *SMALL, "--on-bad", "skip")
-    assert done.returncode == 0, done.stderr
-    assert "Scored 220 pairs" in done.stdout and "00000001.parquet" in done.stdout.splitlines()[-1]
-    assert tables.open_tables([str(tmp_path / "out")]).rows == (90, 130)
-
-
-def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
-    cut_short(tmp_path / "pool")
-    done = clipdata("score", "pool", "--out", "out", *SMALL, "--on-bad", "skip")
-    assert done.returncode == 0, done.stderr
-    assert "Skipped 1 shard" in done.stdout.splitlines()[-1]
-    score = read(tmp_path / "out", "clip_score")["clip_score"]
-    assert np.isnan(score[90:120]).all() and np.isfinite(score[:90]).all() and np.isfinite(score[120:]).all()
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"][0]["shard"] == "00000001"
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--tag", "l14"], "no embeddings tagged 'l14'; name one with --tag: b32"),
-        (["--temperature", "0"], "--temperature is 0.0, expected a number above 0"),
-        (["--temperature", "nan"], "--temperature is nan"),
-        (["--repeats", "0"], "--repeats is 0"),
-        (["--p", "0.5"], "--p is 0.5"),
-        (["--target", "t=short.npy"], "the target has dimension 16, the pool 32"),
-        (["--target", "t=missing.npy"], "missing.npy: no such file"),
-        (["--target", "t=none.npy"], "the target is empty"),
-        (["--target", "t=long.npy"], "target row 2 is not of unit norm"),
-        (["--target", "1in=long.npy"], "expected NAME=PATH"),
-        (["--scores", "norm_sim"], "needs a target"),
-        (["--worker", "2/2"], '"i/n" with 0 <= i < n'),
-        (["--coordinator", "localhost:1"], "belong together"),
-    ],
-)
-def test_bad_flags_are_one_clear_sentence(tmp_path, pool, clipdata, flags, words):
-    rows = unit_rows(np.random.default_rng(0), 4, 32)
-    np.save(tmp_path / "short.npy", rows[:, :16] / np.linalg.norm(rows[:, :16], axis=1, keepdims=True))
-    np.save(tmp_path / "none.npy", rows[:0])
-    rows[2] *= 2
-    np.save(tmp_path / "long.npy", rows)
-    done = clipdata("score", "pool", "--out", "out", *flags)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert words in " ".join(done.stderr.split()), done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_of_another_run_is_left_alone(tmp_path, pool, clipdata):

@@ -48,3 +48,9 @@ def edit_npz(path: Path, **changes: np.ndarray) -> None:
     with np.load(path) as file:
         arrays = {**file, **changes}
     np.savez(path, **arrays)
+
+
+def cut_short(pool: Path) -> None:
+    """Cuts the end off the second shard's npz."""
+    path = pool / "00000001.npz"
+    path.write_bytes(path.read_bytes()[:-500])
