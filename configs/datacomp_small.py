@@ -10,10 +10,15 @@ from clipdata_jax.config import NegClipLoss, NormSim, Report, Reshard, Run, Scor
 
 def get_config() -> Run:
     """Options of `score`, `select`, `reshard` and `report`; run each with `--config configs/datacomp_small.py`."""
-    work = "datacomp/small/negcliploss_normsim"
+    return two_steps("small", first=0.45, keep=0.3)
+
+
+def two_steps(scale: str, *, first: float, keep: float) -> Run:
+    """negCLIPLoss to a share `first` of the pool of a scale, then NormSim to a share `keep`, of the whole pool."""
+    work = f"datacomp/{scale}/negcliploss_normsim"
     return Run(
         score=Score(
-            pool="datacomp/small/metadata",
+            pool=f"datacomp/{scale}/metadata",
             out=f"{work}/scores",
             tag="l14",
             neg_clip_loss=NegClipLoss(batch_size=32_768, repeats=10, temperature=0.01),
@@ -21,16 +26,19 @@ def get_config() -> Run:
         ),
         select=Select(
             scores=(f"{work}/scores",),
-            rule="top(neg_clip_loss, 0.45) >> top(norm_sim_inf_in1k, 0.3)",  # of the whole pool
+            rule=f"top(neg_clip_loss, {first}) >> top(norm_sim_inf_in1k, {keep})",
             out=f"{work}/subset.npy",
         ),
         reshard=Reshard(
-            tars=("datacomp/small/shards",), subset=f"{work}/subset.npy", out=f"{work}/shards", on_bad="skip"
+            tars=(f"datacomp/{scale}/shards",),
+            subset=f"{work}/subset.npy",
+            out=f"{work}/shards",
+            on_bad="skip",
         ),
         report=Report(
             scores=(f"{work}/scores",),
             subset=f"{work}/subset.npy",
-            tars=("datacomp/small/shards",),
+            tars=(f"datacomp/{scale}/shards",),
             out=f"{work}/report.html",
         ),
     )
