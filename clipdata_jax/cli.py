@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
         return 2
     try:
         options = _parse(name, rest)
-        importlib.import_module(f"clipdata_jax.pipeline.{name}").run(options)
+        importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(options)
     except InputError as error:
         configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
@@ -175,7 +175,7 @@ def _options_in(path: str, name: str) -> Any:
         raise InputError(
             f"--config {path}: get_config() returned {type(run).__name__}, expected a config.Run"
         )
-    options = getattr(run, name)
+    options = getattr(run, name.replace("-", "_"))
     if options is None:
         raise InputError(f"--config {path}: its Run sets no {name!r} options; add {name}=... to it")
     return options

@@ -9,7 +9,7 @@ import dataclasses
 
 from clipdata_jax.config.base import OnBad as OnBad
 from clipdata_jax.config.base import Workers as Workers
-from clipdata_jax.config.scoring import Embed as Embed
+from clipdata_jax.config.embedding import Embed as Embed
 from clipdata_jax.config.scoring import NegClipLoss as NegClipLoss
 from clipdata_jax.config.scoring import NormSim as NormSim
 from clipdata_jax.config.scoring import Score as Score
