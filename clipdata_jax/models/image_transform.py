@@ -30,6 +30,37 @@ for _category in (Image.DecompressionBombWarning, UserWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
+def open_picture(data: bytes) -> Image.Image:
+    """Opens a picture without decoding it: its size is known, its pixels are decoded when first used, once.
+
+    Several `ImageTransform`s can then share the decoding, which takes most of the time.
+
+    Args:
+      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
+
+    Raises:
+      InputError: not a picture, a broken header, or so many pixels that it may be an attack. One sentence
+        without a file name, which only the caller knows.
+    """
+    if not data:
+        raise InputError("the picture's file is empty (0 bytes)")
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        start = bytes(data[:8])
+        raise InputError(
+            f"not a picture: {len(data)} bytes starting {start!r} are none of {_FORMATS}"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"the picture has too many pixels to be decoded safely ({_reason(error)})"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken header raises nearly anything
+        raise InputError(f"the picture's header can't be read ({_reason(error)}): it is broken") from error
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTransform:
     """Decodes a picture and makes a square of it; safe to call from many threads.
@@ -77,7 +108,7 @@ class ImageTransform:
 
         Args:
           picture: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file (of an animation the first frame), or
-            an open picture, which is left as it is.
+            an open picture, which is left as it is; a broken one is closed.
 
         Returns:
           RGB, uint8, not normalised: `CLIP.encode_image` does that.
@@ -88,12 +119,13 @@ class ImageTransform:
         """
         if isinstance(picture, Image.Image):
             return self._pixels(picture)
-        with _open(picture) as image:
+        with open_picture(picture) as image:
             return self._pixels(image)
 
     def _pixels(self, image: Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         scaled = self._scaled_size(*image.size)
         try:
+            _load(image)
             if self.convention == "transformers":
                 image = _flat_rgb(image)
             image = image.resize(scaled, _FILTERS[self.interpolation])
@@ -133,24 +165,12 @@ class ImageTransform:
         return left, top, left + self.size, top + self.size
 
 
-def _open(data: bytes) -> Image.Image:
-    if not data:
-        raise InputError("the picture's file is empty (0 bytes)")
+def _load(image: Image.Image) -> None:
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        start = bytes(data[:8])
-        raise InputError(
-            f"not a picture: {len(data)} bytes starting {start!r} are none of {_FORMATS}"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"the picture has too many pixels to be decoded safely ({_reason(error)})"
-        ) from error
-    except MemoryError:
+        image.load()
+    except Exception:
+        image.close()  # else the next to load it gets what was decoded up to the break, and no error
         raise
-    except Exception as error:  # a broken header raises nearly anything
-        raise InputError(f"the picture's header can't be read ({_reason(error)}): it is broken") from error
 
 
 def _flat_rgb(image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models import ImageTransform, load_image_transform, write_preprocessor_config
+from clipdata_jax.models import ImageTransform, load_image_transform, open_picture, write_preprocessor_config
 from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
 
 PICTURES = (
@@ -95,6 +95,31 @@ def test_the_two_conventions_cut_odd_remainders_differently():
     image = Image.fromarray(columns)
     assert ImageTransform(size=4)(image)[0, 0, 0] == 1  # floor(3 / 2)
     assert ImageTransform(size=4, convention="open_clip")(image)[0, 0, 0] == 2  # 1.5 to the even side
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_transforms_can_share_an_open_picture(name: str, golden: Path):
+    transforms = (
+        ImageTransform(size=32),
+        ImageTransform(size=32, convention="open_clip"),
+        ImageTransform(size=24, resize=30),
+        ImageTransform(size=32, fit="squash", interpolation="bilinear"),
+    )
+    data = (golden / "preprocess" / name).read_bytes()
+    for order in (transforms, transforms[::-1]):
+        with open_picture(data) as picture:
+            for transform in order:
+                np.testing.assert_array_equal(transform(picture), transform(data))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PNG, overwritten"])
+def test_a_broken_picture_gives_no_transform_any_pixels(kind: str):
+    data = encoded(Image.effect_noise((200, 200), 90), kind.partition(",")[0])
+    broken = data[:9000] + (bytes(50) + data[9050:] if "overwritten" in kind else b"")
+    with open_picture(broken) as picture:
+        for transform in (ImageTransform(size=32), ImageTransform(size=16, convention="open_clip")):
+            with pytest.raises(InputError, match="cut short or broken"):
+                transform(picture)
 
 
 def test_an_open_picture_is_left_as_it_is():
