@@ -24,7 +24,7 @@ class _Command:
 _COMMANDS = {
     "embed": _Command(
         config.Embed,
-        "clipdata embed 'pool/{00000..00099}.tar' --model clip-vit-large-patch14 --tag l14 --out metadata",
+        "clipdata embed 'pool/{00000..00099}.tar' --model l14=clip-vit-large-patch14 --out metadata",
     ),
     "score": _Command(
         config.Score,

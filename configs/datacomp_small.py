@@ -2,7 +2,7 @@
 
 The fractions are those of the paper's authors for the small pool (45 %, then 30 %). Expects DataComp's metadata
 in `datacomp/small/metadata` and ImageNet's picture embeddings by the same model, OpenAI's ViT-L/14, in `in1k.npy`
-(`clipdata embed imagenet --images-only --tag l14 ...` makes them).
+(`clipdata embed imagenet --images-only --model l14=...` makes them).
 """
 
 from clipdata_jax.config import NegClipLoss, NormSim, Report, Reshard, Run, Score, Select

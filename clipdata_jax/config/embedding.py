@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from clipdata_jax.config.base import (
     IDENTIFIER,
-    Folder,
+    NONE,
     OnBad,
-    SomeTars,
     Workers,
     require,
     require_positive,
     require_some,
 )
 
+Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCES...", help_behavior_hint="(at least one)")]
+Models = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="[TAG=]FOLDER...", help_behavior_hint="(at least one)")
+]
+Output = Annotated[str, tyro.conf.arg(metavar="FOLDER|FILE")]
+Column = Annotated[str | None, tyro.conf.arg(metavar="NAME"), NONE]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embed:
     """Computes the CLIP embeddings of every picture and caption of a pool.
 
-    Writes one metadata shard (parquet and npz, as DataComp's) per tar.
+    Writes one metadata shard (parquet and npz, as DataComp's) per tar, or per 10,000 pictures of what has no tars.
     """
 
-    tars: tyro.conf.Positional[SomeTars]
-    """Webdataset tars: files, folders of tars, "{000..099}.tar" or "*.tar" patterns."""
-    model: Folder
-    """Folder of a CLIP or SigLIP checkpoint, transformers' or open_clip's, its tokenizer files included."""
-    out: Folder
-    """Folder to write the metadata shards to."""
+    sources: tyro.conf.Positional[Sources]
+    """Webdataset tars (files, folders, "{000..099}.tar", "*.tar"); a csv, tsv or parquet table of picture files and
+    captions, or its folder; tfds:name/split."""
+    model: Models
+    """Checkpoints to embed with in one pass: folders (CLIP or SigLIP, transformers' or open_clip's) or hub ids. TAG
+    names the columns: "<tag>_img", "<tag>_txt", "clip_<tag>_similarity_score"; it is "clip" if none is given."""
+    out: Output
+    """Folder to write the metadata shards to; with --images-only also a single .npz, or .npy for one model."""
     images_only: bool = False
-    """Embed pictures without captions, for a NormSim target: tars, or plain folders of pictures."""
-    tag: str = "clip"
-    """Name of the model in the columns: "<tag>_img", "<tag>_txt", "clip_<tag>_similarity_score"."""
+    """Embed pictures without captions, for a NormSim target: all of the above, or plain folders of pictures."""
+    picture_column: Column = None
+    """The table's column of picture paths, relative to the table; by default file_name, filepath, path, ..."""
+    caption_column: Column = None
+    """The table's column of captions; by default caption, text or title."""
     batch_size: int = 256
     """Pictures a device takes at a time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -47,7 +57,24 @@ class Embed:
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
-        require_some(self, "tars", "tar or folder of tars")
-        require(bool(IDENTIFIER.fullmatch(self.tag)), "tag", self.tag, "a plain word")
+        require_some(self, "sources", "tar, folder of tars, table or tfds:name/split")
+        require(bool(self.model), "model", self.model, "a checkpoint's folder")
+        tags = [tag for tag, _ in map(_split_tag, self.model)]
+        require(len(set(tags)) == len(tags), "model", self.model, "TAG=FOLDER with another tag for each")
         require_positive(self, "batch_size")
         require(self.decoders >= 0, "decoders", self.decoders, "0 or more")
+        if self.out.endswith((".npz", ".npy")):
+            require(
+                self.images_only, "out", self.out, "a folder, unless --images-only makes a target of one file"
+            )
+        if self.out.endswith(".npy"):
+            require(len(tags) == 1, "out", self.out, "a .npz or a folder for several models")
+
+    def models(self) -> dict[str, str]:
+        """Tag -> checkpoint."""
+        return dict(map(_split_tag, self.model))
+
+
+def _split_tag(text: str) -> tuple[str, str]:
+    tag, sign, folder = text.partition("=")
+    return (tag, folder) if sign and IDENTIFIER.fullmatch(tag) and folder else ("clip", text)

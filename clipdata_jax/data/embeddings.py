@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -34,6 +34,14 @@ class Embeddings:
     uid: np.ndarray
     images: np.ndarray
     texts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows to write, float16, in pieces that together have the shape."""
+
+    shape: tuple[int, int]
+    pieces: Iterable[np.ndarray]
 
 
 def read_shard(shard: Shard, tag: str) -> Embeddings:
@@ -124,6 +132,23 @@ def read_array(path: str, name: str) -> np.ndarray:
             return found[name]
         except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path}: damaged or not a NumPy file ({error}); write it again") from error
+
+
+def write_npz(file: IO[bytes], arrays: Mapping[str, Rows]) -> None:
+    """Writes named arrays as `np.savez` does, piece by piece; the same arrays give the same bytes."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as members:
+        for name, rows in arrays.items():
+            # The time of a member made by name alone is the zip format's first, 1980.
+            with members.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                write_npy(member, rows)
+
+
+def write_npy(file: IO[bytes], rows: Rows) -> None:
+    """Writes an array as `np.save` does, piece by piece."""
+    header = {"descr": "<f2", "fortran_order": False, "shape": rows.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for piece in rows.pieces:
+        file.write(np.ascontiguousarray(piece, "<f2").data)
 
 
 def find_bad_rows(

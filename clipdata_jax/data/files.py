@@ -95,6 +95,13 @@ def list_tree(folder: str) -> list[str]:
     return [join(folder, name[len(inner) :].lstrip("/")) for name in sorted(fs.find(inner))]
 
 
+def sizes(folder: str) -> dict[str, int]:
+    """The files in a folder and the folders in it -> their sizes in bytes; names are relative to the folder."""
+    fs, inner = filesystem(folder)
+    found = fs.find(inner, detail=True)
+    return {name[len(inner) :].lstrip("/"): int(info["size"]) for name, info in found.items()}
+
+
 def expand(patterns: str | tuple[str, ...]) -> list[str]:
     """The files that patterns mean: `{000..099}` and `{a,b}` braces, `*` globs, folders stay folders.
 
@@ -203,6 +210,12 @@ def write_bytes(path: str, data: bytes) -> None:
     """Writes a small file whole or not at all."""
     with open_write(path) as file:
         file.write(data)
+
+
+def remove_folder(folder: str) -> None:
+    """Removes a folder and all in it."""
+    fs, inner = filesystem(folder)
+    fs.rm(inner, recursive=True)
 
 
 def read_bytes(path: str) -> bytes:

@@ -30,13 +30,13 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
         if not parts:
             raise InputError(
                 f"{path}: the target folder holds no .npz; embed its pictures first, clipdata embed {path}"
-                f" --images-only --tag {tag} ..., and name that --out here"
+                f" --images-only --model {tag}=CHECKPOINT ..., and name that --out here"
             )
     try:
         arrays = [read_array(part, f"{tag}_img") for part in parts]
     except InputError as error:
         raise InputError(
-            f"{error} (the target of a pool tagged {tag!r}: embed both with the same --tag)"
+            f"{error} (the target of a pool tagged {tag!r}: embed both with the same --model {tag}=CHECKPOINT)"
         ) from error
     for part, array in zip(parts, arrays, strict=True):
         if array.ndim != 2 or array.dtype.kind != "f":

@@ -34,6 +34,25 @@ class Sample:
         return next((self.members[ext] for ext in IMAGE_EXTENSIONS if ext in self.members), None)
 
 
+@dataclasses.dataclass(frozen=True)
+class PictureFile(Sample):
+    """A sample whose picture is a file of its own, read when it is asked for.
+
+    Attributes:
+      path: of the picture.
+    """
+
+    path: str
+
+    def image(self) -> bytes:
+        """The bytes of the picture.
+
+        Raises:
+          InputError: there is no such file, or it may not be read.
+        """
+        return files.read_bytes(self.path)
+
+
 def split_name(name: str) -> tuple[str, str]:
     """A member's key and extension: webdataset splits at the first dot of the last path component."""
     folder, slash, base = name.rpartition("/")
@@ -137,21 +156,8 @@ def write_members(file: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def read_folder(path: str) -> Iterator[Sample]:
-    """The pictures of a folder and the folders in it as samples, in order of their names; keys are the names."""
-    for name in files.list_tree(path):
-        extension = name.rpartition(".")[2].lower()
-        if extension in IMAGE_EXTENSIONS and not name.rpartition("/")[2].startswith("."):
-            key = name[len(path) :].lstrip("/")
-            yield Sample(key, {extension: files.read_bytes(name)}, {extension: key})
-
-
-def find_tars(patterns: Sequence[str], *, or_pictures: bool = False) -> list[str]:
+def find_tars(patterns: Sequence[str]) -> list[str]:
     """The tars that patterns mean, in order: files, `{000..099}.tar`, `*.tar`, and folders (their tars by name).
-
-    Args:
-      patterns: what to look for.
-      or_pictures: a folder without tars stands for itself, a folder of pictures.
 
     Raises:
       InputError: something is missing, or a folder holds no tar.
@@ -161,15 +167,18 @@ def find_tars(patterns: Sequence[str], *, or_pictures: bool = False) -> list[str
         if files.is_folder(path):
             runs.check_finished(path)
         inside = files.list_folder(path, ".tar") if files.is_folder(path) else [path]
-        if not inside and or_pictures:
-            inside = [path.rstrip("/")]
         if not inside:
             raise InputError(f"{path}: the folder holds no .tar file; expected webdataset tars")
         found += inside
-    if len(set(found)) < len(found):
-        twice = Counter(found).most_common(1)[0][0]
-        raise InputError(f"{twice}: named twice; name each tar once")
+    refuse_repeats(found)
     return found
+
+
+def refuse_repeats(paths: Sequence[str]) -> None:
+    """Raises InputError if a path is named twice."""
+    if len(set(paths)) < len(paths):
+        twice = Counter(paths).most_common(1)[0][0]
+        raise InputError(f"{twice}: named twice; name each input once")
 
 
 def shared_names(paths: Sequence[str]) -> frozenset[str]:

@@ -57,10 +57,9 @@ def run(options: config.Demo) -> dict[str, Any]:
 
 
 def _score(options: config.Demo, place: dict[str, str]) -> None:
-    _call("embed", config.Embed(tars=(place["pool"],), model=MODEL, tag="demo", out=place["metadata"]))
-    target = config.Embed(
-        tars=(place["target"],), model=MODEL, tag="demo", images_only=True, out=place["target_emb"]
-    )
+    model = (f"demo={MODEL}",)
+    _call("embed", config.Embed(sources=(place["pool"],), model=model, out=place["metadata"]))
+    target = config.Embed(sources=(place["target"],), model=model, images_only=True, out=place["target_emb"])
     _call("embed", target)
     score = config.Score(
         pool=place["metadata"],

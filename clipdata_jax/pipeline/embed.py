@@ -1,188 +1,237 @@
-"""`clipdata embed`: tars in, metadata shards out, a tar at a time, no collective."""
+"""`clipdata embed`: pictures and captions in, metadata shards out, a unit at a time, no collective.
+
+Reading, decoding, the devices and writing overlap, across units too. In memory are, beside the models, some four
+samples per decoding thread, three batches of pixels, and the float16 embeddings of two units.
+"""
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import functools
-import io
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clipdata_jax import parallel
 from clipdata_jax.config import Embed
-from clipdata_jax.data import tars, uids
+from clipdata_jax.data import sources, tars
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, work
+from clipdata_jax.pipeline import manifest, progress, targets, work
+from clipdata_jax.pipeline.embedded import Batch, Shard
 from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
+
+# Batches that wait for the devices while one is there: more would only pile up in memory.
+_AHEAD = 2
 
 
 def run(options: Embed) -> dict[str, Any] | None:
-    """Embeds the pairs of tars; returns the manifest, or None while other workers' tars are missing.
+    """Embeds what the sources hold; returns the manifest, or None while other workers' units are missing.
 
     Raises:
       InputError: bad input; what was finished is kept, and the same command goes on from there.
     """
     share = parallel.start(options.workers)
-    paths = tars.find_tars(options.tars, or_pictures=options.images_only)
-    from clipdata_jax import models
-
-    model = models.load_clip(options.model, dtype=options.dtype)
-    facts = {
-        "name": os.path.basename(os.path.normpath(options.model)),
-        "digest": models.checkpoint_digest(options.model),
-        "temperature": float(np.asarray(model.temperature)),
-        "dim": model.config.embed_dim,
-    }
-    by_name = dict(zip(tars.unit_names(paths), paths, strict=True))
-    plan = manifest.describe("embed", options, pool=paths, devices=True, models={options.tag: facts})
-    output = work.open_output(options.out, plan=plan, units=list(by_name))
+    found = sources.find_sources(
+        options.sources,
+        images_only=options.images_only,
+        picture_column=options.picture_column,
+        caption_column=options.caption_column,
+    )
+    models = [_Model(tag, folder, options) for tag, folder in options.models().items()]
+    plan = manifest.describe(
+        "embed",
+        options,
+        pool=[path for source in found.units.values() for path in source.inputs],
+        devices=True,
+        sources=found.facts,
+        models={model.tag: model.facts for model in models},
+    )
+    single = targets.is_file(options.out)
+    if single and (before := targets.finished(options.out, plan)):
+        print(f"Already complete: {options.out}")
+        return before
+    folder = targets.parts_folder(options.out) if single else options.out
+    output = work.open_output(folder, plan=plan, units=list(found.units))
     todo = output.remaining(share)
-    tools = _Tools(options, model) if todo else None
-    with progress.bar(total=len(todo), unit="tar", name="embed") as bar:
-        for name in todo:
-            start = time.monotonic()
-            shard = _embed_tar(by_name[name], options, tools, tars.shared_names(paths))
-            parts: dict[str, bytes | Callable[[BinaryIO], None]] = {}
-            if not shard.skipped_tar:
-                parts = {f"{name}.parquet": shard.parquet(), f"{name}.npz": shard.npz}
-            seconds, pairs = round(time.monotonic() - start, 3), len(shard.samples)
-            done = shard.facts(by_name[name])
-            output.complete(name, parts, done, inputs=done["inputs"], pairs=pairs, seconds=seconds)
-            bar.update(1)
-            bar.set_postfix_str(f"{pairs / max(seconds, 1e-3):,.0f} pictures/s")
+    if todo:
+        _Embedding(options, models, output, found.shared_names()).run(
+            {name: found.units[name] for name in todo}
+        )
     result = output.finish(_summarise)
+    if result is not None and single:
+        targets.gather(options.out, folder, result)
     _print_summary(result, options)
     return result
 
 
-class _Tools:
-    """What turns samples into embeddings; the tokenizer is None where only pictures are embedded."""
+class _Model:
+    """One of the run's models; what runs it is made when there is something to run."""
 
-    def __init__(self, options: Embed, model: Any) -> None:
+    def __init__(self, tag: str, checkpoint: str, options: Embed) -> None:
         from clipdata_jax import models
+
+        self.tag, self._checkpoint, self._options = tag, checkpoint, options
+        self._model = models.load_clip(checkpoint, dtype=options.dtype)
+        self.facts = {
+            "name": os.path.basename(os.path.normpath(checkpoint)),
+            "digest": models.checkpoint_digest(checkpoint),
+            "temperature": float(np.asarray(self._model.temperature)),
+            "dim": self._model.config.embed_dim,
+        }
+
+    @functools.cached_property
+    def transform(self) -> Any:
+        """From a picture to this model's pixels."""
+        from clipdata_jax import models
+
+        return models.load_image_transform(self._checkpoint)
+
+    @functools.cached_property
+    def encoder(self) -> Any:
+        """The towers on all devices of this process."""
         from clipdata_jax.pipeline.encode import Encoder
 
-        self.encoder = Encoder(model, options.batch_size, parallel.local_mesh())
-        self.tokenizer = None if options.images_only else models.load_tokenizer(options.model)
-        self.transform = models.load_image_transform(options.model)
+        return Encoder(self._model, self._options.batch_size, parallel.local_mesh())
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """From captions to ids."""
+        from clipdata_jax import models
+
+        return models.load_tokenizer(self._checkpoint)
+
+    def embed(self, pixels: np.ndarray, captions: Sequence[str] | None) -> Batch:
+        """Embeds a batch; without captions pictures alone."""
+        images = self.encoder.images(pixels)
+        if captions is None:
+            return Batch(images.astype(np.float16), None, None)
+        texts = self.encoder.texts(self.tokenizer(captions))
+        cosines = np.einsum("nd,nd->n", images, texts)
+        return Batch(images.astype(np.float16), texts.astype(np.float16), cosines)
 
 
-def _embed_tar(path: str, options: Embed, tools: Any, shared_names: Collection[str]) -> _Shard:
-    """What becomes of a tar; if it is bad, and may be skipped, the shard says why."""
-    shard = _Shard(options)
-    samples = decoded_samples(
-        path,
-        tools.transform,
-        on_bad=options.on_bad,
-        decoders=options.decoders,
-        need_caption=not options.images_only,
-        shared_names=shared_names,
-    )
-    try:
-        shard.fill(samples, tools.encoder, tools.tokenizer)
-        if not shard.samples:
-            what = "a picture" if options.images_only else "a picture and a caption"
-            raise InputError(f"{path}: holds no sample with {what}")
-    except InputError as error:
-        if options.on_bad == "stop":
-            raise
-        shard.skipped_tar = str(error)
-    return shard
+@dataclasses.dataclass
+class _Tally:
+    """What the progress bar says."""
+
+    bar: Any
+    start: float = dataclasses.field(default_factory=time.monotonic)
+    pictures: int = 0
+
+    def add(self, pictures: int, share: float) -> None:
+        self.pictures += pictures
+        rate = self.pictures / max(time.monotonic() - self.start, 1e-3)
+        self.bar.set_postfix_str(f"{rate:,.{0 if rate >= 100 else 1}f} pictures/s", refresh=False)
+        self.bar.update(share)
 
 
-class _Shard:
-    """What becomes of one tar: rows in the order of its samples, and the samples left out."""
+class _Embedding:
+    """The stages of the work, each in threads of its own, joined by short queues.
 
-    def __init__(self, options: Embed) -> None:
-        self.tag, self.with_texts = options.tag, not options.images_only
-        self.samples: list[tuple[str, str, str, int, int]] = []  # uid, key, caption, width, height
-        self.bad: list[Bad] = []
-        self.skipped_tar = ""
-        self.tar = ""
-        self._images: list[np.ndarray] = []
-        self._texts: list[np.ndarray] = []
+    The main thread reads and collects batches, threads decode, one thread drives the devices, one writes.
+    """
 
-    def fill(self, samples: Iterable[Decoded | Bad], encoder: Any, tokenizer: Any) -> None:
-        """Embeds the samples in batches; the next batch is decoded while the devices work on the last."""
-        waiting: Future[tuple[np.ndarray, np.ndarray]] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="encode") as worker:
-            for batch in self._batches(samples, encoder.rows):
-                if waiting is not None:
-                    self._keep(waiting)
-                waiting = worker.submit(_encode, batch, encoder, tokenizer)
-            if waiting is not None:
-                self._keep(waiting)
+    def __init__(
+        self, options: Embed, models: Sequence[_Model], output: work.Output, shared_names: Collection[str]
+    ) -> None:
+        self._options, self._models, self._output = options, models, output
+        self._shared_names = shared_names
+        self._transforms = list(dict.fromkeys(model.transform for model in models))
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._waiting: collections.deque[Future[list[Batch]]] = collections.deque()
 
-    def _keep(self, waiting: Future[tuple[np.ndarray, np.ndarray]]) -> None:
-        images, texts = waiting.result()
-        self._images.append(images)
-        self._texts.append(texts)
+    def run(self, units: dict[str, sources.Source]) -> None:
+        """Embeds units in order; what was finished before an error stays."""
+        writing: collections.deque[Future[None]] = collections.deque()
+        noun = "tar" if all(isinstance(source, sources.Tar) for source in units.values()) else "part"
+        with self._device, self._writer, progress.bar(total=len(units), unit=noun, name="embed") as bar:
+            self._tally = _Tally(bar)
+            for name, source in units.items():
+                start = time.monotonic()
+                shard = self._fill(source)
+                writing.append(self._writer.submit(self._write, name, shard, start))
+                if len(writing) > 1:
+                    writing.popleft().result()
+            for done in writing:
+                done.result()
 
-    def _batches(self, samples: Iterable[Decoded | Bad], rows: int) -> Iterator[list[Decoded]]:
+    def _fill(self, source: sources.Source) -> Shard:
+        """Sends a source's samples to the devices; if it is bad, and may be skipped, the shard says why."""
+        options = self._options
+        shard = Shard(source, [model.tag for model in self._models], with_texts=not options.images_only)
+        try:
+            for batch, share in self._batches(source, shard):
+                while len(self._waiting) > _AHEAD:
+                    self._waiting.popleft().result()
+                embedded = self._device.submit(self._embed, batch, share)
+                self._waiting.append(embedded)
+                shard.add(batch, embedded)
+            if not len(shard):
+                what = "a picture" if options.images_only else "a picture and a caption"
+                raise InputError(f"{source.path}: holds no sample with {what}")
+        except InputError as error:
+            if options.on_bad == "stop":
+                raise
+            shard.skipped = str(error)
+        return shard
+
+    def _batches(self, source: sources.Source, shard: Shard) -> Iterator[tuple[list[Decoded], float]]:
+        """Batches of good samples, each with the share of the source that it and the bad ones before it are."""
+        shares: collections.deque[float] = collections.deque()
+
+        def noted() -> Iterator[tars.Sample]:
+            for sample in source.samples():
+                shares.append(source.share(sample))
+                yield sample
+
+        samples = decoded_samples(
+            noted(),
+            self._transforms,
+            path=source.path,
+            on_bad=self._options.on_bad,
+            decoders=self._options.decoders,
+            need_caption=not self._options.images_only,
+            shared_names=self._shared_names,
+        )
+        rows = self._models[0].encoder.rows
         batch: list[Decoded] = []
+        passed = share = 0.0
         for sample in samples:
+            share += shares.popleft()
             if isinstance(sample, Bad):
-                self.bad.append(sample)
+                shard.leave_out(sample)
                 continue
-            self.tar = os.path.basename(sample.tar)
-            self.samples.append((sample.uid, sample.key, sample.caption, sample.width, sample.height))
             batch.append(sample)
             if len(batch) == rows:
-                yield batch
-                batch = []
+                yield batch, share
+                passed += share
+                batch, share = [], 0.0
         if batch:
-            yield batch
+            yield batch, 1 - passed
 
-    def parquet(self) -> bytes:
-        """The metadata: DataComp's columns, and tar and key, so that a report finds the pictures."""
-        uid, key, caption, width, height = zip(*self.samples, strict=True)
-        table = {
-            "uid": pa.array(uid, pa.string()),
-            "text": pa.array(caption if self.with_texts else [None] * len(uid), pa.string()),
-            "url": pa.nulls(len(uid), pa.string()),
-            "original_width": pa.array(width, pa.int64()),
-            "original_height": pa.array(height, pa.int64()),
-            "tar": pa.array([self.tar] * len(uid), pa.string()),
-            "key": pa.array(key, pa.string()),
-        }
-        if self.with_texts:
-            cosines = np.einsum("nd,nd->n", np.concatenate(self._images), np.concatenate(self._texts))
-            table[f"clip_{self.tag}_similarity_score"] = pa.array(cosines, pa.float32())
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(table), buffer, compression="zstd")
-        return buffer.getvalue()
+    def _embed(self, batch: list[Decoded], share: float) -> list[Batch]:
+        captions = None if self._options.images_only else [sample.caption for sample in batch]
+        pixels = [np.stack([sample.pixels[i] for sample in batch]) for i in range(len(self._transforms))]
+        found = [
+            model.embed(pixels[self._transforms.index(model.transform)], captions) for model in self._models
+        ]
+        self._tally.add(len(batch), share)
+        return found
 
-    def npz(self, file: BinaryIO) -> None:
-        """The embeddings, float16, row i of both being row i of the metadata."""
-        arrays = {"img": self._images, **({"txt": self._texts} if self.with_texts else {})}
-        stacked = {
-            f"{self.tag}_{side}": np.concatenate(rows).astype(np.float16) for side, rows in arrays.items()
-        }
-        np.savez(file, allow_pickle=False, **stacked)
-
-    def facts(self, path: str) -> dict[str, Any]:
-        """What the manifest says of the tar."""
-        uid = uids.from_hex([sample[0] for sample in self.samples])
-        return {
-            "pairs": len(self.samples) if not self.skipped_tar else 0,
-            "skipped_samples": [{"tar": bad.tar, "key": bad.key, "reason": bad.reason} for bad in self.bad],
-            "skipped_tars": [self.skipped_tar] if self.skipped_tar else [],
-            "repeated_uids": len(uid) - len(uids.sort_unique(uid)),
-            "inputs": [manifest.file_entry(path)],
-        }
-
-
-def _encode(batch: list[Decoded], encoder: Any, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    images = encoder.images(np.stack([sample.pixels for sample in batch]))
-    if tokenizer is None:
-        return images, np.empty((len(batch), 0), np.float32)
-    return images, encoder.texts(tokenizer([sample.caption for sample in batch]))
+    def _write(self, name: str, shard: Shard, start: float) -> None:
+        parts: dict[str, Any] = {}
+        if not shard.skipped:
+            shard.wait()
+            parts = {f"{name}.parquet": shard.parquet(), f"{name}.npz": shard.npz}
+        done = shard.facts()
+        seconds = round(time.monotonic() - start, 3)
+        self._output.complete(name, parts, done, inputs=done["inputs"], pairs=len(shard), seconds=seconds)
 
 
 def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -199,14 +248,14 @@ def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _print_summary(result: dict[str, Any] | None, options: Embed) -> None:
     if result is None:
-        print("This worker's tars are done; others are missing, whoever finishes last writes the manifest.")
+        print("This worker's units are done; others are missing, whoever finishes last writes the manifest.")
         return
-    model = result["models"][options.tag]
     noun = "picture" if options.images_only else "pair"
-    print(
-        f"Embedded {progress.counted(result['pairs'], noun)}, dimension {model['dim']}, temperature"
-        f" {model['temperature']:.4g}: {options.out}"
-    )
+    for tag, model in result["models"].items():
+        print(
+            f"Embedded {progress.counted(result['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"
+            f" {model['temperature']:.4g}: {options.out}"
+        )
     if result["repeated_uids"]:
         print(f"{result['repeated_uids']:,} pairs repeat an uid of their tar")
     skipped = result["skipped_tars"] + [

@@ -153,7 +153,11 @@ class _Reader:
         with progress.bar(total=len(paths), unit="tar", name=name) as bar:
             for path in paths:
                 samples = decoded_samples(
-                    path, self._transform, on_bad=self._options.on_bad, need_caption=need_caption
+                    tars.read_tar(path),
+                    [self._transform],
+                    path=path,
+                    on_bad=self._options.on_bad,
+                    need_caption=need_caption,
                 )
                 try:
                     found = [self._embed_batch(batch) for batch in self._batches(samples, fact_of)]
@@ -175,7 +179,7 @@ class _Reader:
             try:
                 if isinstance(sample, Bad):
                     raise InputError(sample.reason)
-                batch.append((sample.pixels, fact_of(sample)))
+                batch.append((sample.pixels[0], fact_of(sample)))
             except InputError as error:
                 self._skip(f"{sample.tar}: sample {sample.key!r}: {error}")
             if len(batch) == self._encoder.rows:

@@ -1,14 +1,13 @@
-"""Samples of a pool's tars as pixels, captions and uids: in order, decoded by threads, the bad ones named."""
+"""Samples as pixels, captions and uids: in order, decoded by threads, the bad ones named."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import functools
-import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import files, tars, uids
+from clipdata_jax.data import tars, uids
 from clipdata_jax.errors import InputError
 
 # Samples read ahead per thread: enough to keep all of them busy, and what bounds the memory.
@@ -28,13 +27,13 @@ class Decoded:
     """One sample, ready for a model.
 
     Attributes:
-      tar: the path of its tar.
-      key: its key in the tar.
+      tar: the path of its tar, or of what else it is from.
+      key: its key in there.
       uid: 32 hex digits: from the `.json` where it has one, else the hash of tar name and key.
       caption: the `.txt`, else "caption" of the `.json`, else the first of its "captions"; "" if not needed.
       captions: "captions" of the `.json`, else the one caption; () if not needed.
       label: the `.cls` as text, None where there is none.
-      pixels: uint8, what the transform made of the picture.
+      pixels: uint8, what each transform made of the picture.
       width: of the picture as stored, in pixels.
       height: of the picture as stored, in pixels.
     """
@@ -45,7 +44,7 @@ class Decoded:
     caption: str
     captions: tuple[str, ...]
     label: str | None
-    pixels: np.ndarray
+    pixels: tuple[np.ndarray, ...]
     width: int
     height: int
 
@@ -60,23 +59,25 @@ class Bad:
 
 
 def decoded_samples(
-    path: str,
-    transform: Callable[[bytes], np.ndarray],
+    samples: Iterable[tars.Sample],
+    transforms: Sequence[Callable[[Image.Image], np.ndarray]],
     *,
+    path: str,
     on_bad: OnBad,
     decoders: int = 0,
     need_caption: bool = True,
     keep: Callable[[str], bool] | None = None,
     shared_names: Collection[str] = (),
 ) -> Iterator[Decoded | Bad]:
-    """The samples of a tar in order, decoded by threads (Pillow lets go of the interpreter's lock).
+    """Samples decoded by threads (Pillow lets go of the interpreter's lock), in their order.
 
     What comes out, and where it stops, doesn't depend on the number of threads. Memory is bounded by a few
     samples per thread.
 
     Args:
-      path: the tar, or a folder of pictures.
-      transform: bytes of a picture -> uint8 pixels; raises InputError for a broken one.
+      samples: of one tar (`tars.read_tar`) or other source.
+      transforms: a picture -> uint8 pixels, each; raising InputError for a broken one. It is decoded once.
+      path: the tar, for messages and for the uids of samples that bring none.
       on_bad: what a sample does that has no readable picture, caption or uid: "stop" raises, "skip" yields a
         `Bad`.
       decoders: threads; 0 means one a core.
@@ -85,26 +86,26 @@ def decoded_samples(
       shared_names: `tars.shared_names` of all tars read; a sample of such a tar must bring its own uid.
 
     Raises:
-      InputError: the tar can't be read to its end (after the samples before that place), or a sample is bad
-        and on_bad is "stop".
+      InputError: the samples can't be read to their end (after those before that place), or one is bad and
+        on_bad is "stop".
     """
     threads = decoders or os.cpu_count() or 1
     pending: collections.deque[Future[Decoded | Bad | None]] = collections.deque()
     uid_of = functools.partial(_uid, path, shared_names=shared_names)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
-        for sample in _until_broken(tars.read_folder(path) if files.is_folder(path) else tars.read_tar(path)):
+        for sample in _until_broken(samples):
             if isinstance(sample, InputError):
                 yield from _settle(pending, on_bad, 0)
                 raise sample
-            pending.append(pool.submit(_decode, path, sample, uid_of, transform, need_caption, keep))
+            pending.append(pool.submit(_decode, path, sample, uid_of, transforms, need_caption, keep))
             yield from _settle(pending, on_bad, threads * _AHEAD)
         yield from _settle(pending, on_bad, 0)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _until_broken(samples: Iterator[tars.Sample]) -> Iterator[tars.Sample | InputError]:
+def _until_broken(samples: Iterable[tars.Sample]) -> Iterator[tars.Sample | InputError]:
     """The samples, then the error that ended them, if any: it must come after what was read before it."""
     try:
         yield from samples
@@ -127,10 +128,12 @@ def _decode(
     path: str,
     sample: tars.Sample,
     uid_of: Callable[[str, dict[str, Any]], str],
-    transform: Callable[[bytes], np.ndarray],
+    transforms: Sequence[Callable[[Image.Image], np.ndarray]],
     need_caption: bool,
     keep: Callable[[str], bool] | None,
 ) -> Decoded | Bad | None:
+    from clipdata_jax.models import open_picture  # brings jax, which readers of uids alone don't need
+
     try:
         fields = _fields(sample)
         uid = uid_of(sample.key, fields)
@@ -140,12 +143,12 @@ def _decode(
         picture = sample.image()
         if picture is None:
             raise InputError(f"no picture among its members (.{', .'.join(sample.members)})")
-        pixels = transform(picture)
+        with open_picture(picture) as image:
+            width, height = image.size
+            pixels = tuple(transform(image) for transform in transforms)
         label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
     except InputError as error:
         return Bad(path, sample.key, str(error))
-    with Image.open(io.BytesIO(picture)) as opened:  # the header alone; the transform has read all of it
-        width, height = opened.size
     return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height)
 
 

@@ -203,13 +203,15 @@ class _Pool:
         good: list[Decoded] = []
         bad: list[Bad] = []
         keep = None if self._subset is None else self._is_wanted
-        for item in decoded_samples(path, self._transform, on_bad=self._options.on_bad, keep=keep):
+        for item in decoded_samples(
+            tars.read_tar(path), [self._transform], path=path, on_bad=self._options.on_bad, keep=keep
+        ):
             if isinstance(item, Bad):
                 bad.append(item)
             else:
                 good.append(item)
         self._bad += bad
-        self._pixels += [item.pixels for item in good]
+        self._pixels += [item.pixels[0] for item in good]
         self._uids += [item.uid for item in good]
         self._ids.append(self._tokenizer([item.caption for item in good]))
 

@@ -76,9 +76,6 @@ def test_what_file_managers_leave_behind_is_no_sample(tmp_path):
     hidden = [("a/._0.jpg", b"notes"), (".DS_Store", b"notes")]
     tars.write_tar(str(tmp_path / "t.tar"), [hidden[0], *MEMBERS, hidden[1]])
     assert list(tars.read_members(str(tmp_path / "t.tar"))) == MEMBERS
-    for name in ("._0.jpg", "0.jpg"):
-        (tmp_path / name).write_bytes(b"")
-    assert [sample.key for sample in tars.read_folder(str(tmp_path))] == ["0.jpg"]
 
 
 def test_an_empty_tar_has_no_samples(tmp_path):

@@ -50,11 +50,9 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_shards_hold_what_the_model_makes_of_each_pair(tmp_path, pool, checkpoint, clipdata):
-    done = clipdata(
-        "embed", "pool", "--model", checkpoint, "--tag", "tiny", "--out", "out", "--batch-size", 8
-    )
+    done = clipdata("embed", "pool", "--model", f"tiny={checkpoint}", "--out", "out", "--batch-size", 8)
     assert done.returncode == 0, done.stderr
-    assert "Embedded 30 pairs, dimension 16" in done.stdout
+    assert "Embedded 30 pairs as tiny, dimension 16" in done.stdout
     model, tokenizer = models.load_clip(checkpoint), models.load_tokenizer(checkpoint)
     transform = models.load_image_transform(checkpoint)
     found = arrays(tmp_path / "out" / "00001.npz")
@@ -129,7 +127,8 @@ def test_bad_samples_stop_the_run_or_are_listed(tmp_path, checkpoint, clipdata):
     done = clipdata(*flags, "--on-bad", "skip")  # goes on where the other stopped
     assert done.returncode == 0, done.stderr
     assert (
-        "Embedded 3 pairs" in done.stdout and "Skipped 0 tars and 7 samples" in done.stdout.splitlines()[-1]
+        "Embedded 3 pairs as clip" in done.stdout
+        and "Skipped 0 tars and 7 samples" in done.stdout.splitlines()[-1]
     )
     listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped_samples"]
     assert [entry["key"] for entry in listed] == [f"{key:05}" for key in range(100, 107)]
@@ -190,7 +189,7 @@ def test_pictures_alone_make_a_target(tmp_path, pool, checkpoint, clipdata):
     (tmp_path / "pictures" / "inner").mkdir(parents=True)
     for seed in range(5):
         (tmp_path / "pictures" / ("inner" if seed > 2 else ".") / f"{seed}.jpg").write_bytes(jpeg(seed))
-    flags = ("--model", checkpoint, "--tag", "tiny", "--batch-size", 8)
+    flags = ("--model", f"tiny={checkpoint}", "--batch-size", 8)
     assert clipdata("embed", "pool", *flags, "--out", "meta").returncode == 0
     done = clipdata("embed", "pictures", "--images-only", *flags, "--out", "target")
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,11 @@ def good(seed=0):
 
 
 def read(path, **options):
-    return list(decoded_samples(path, TRANSFORM, **{"on_bad": "stop", "decoders": 2, **options}))
+    return list(decoded(path, **{"decoders": 2, **options}))
+
+
+def decoded(path, transform=TRANSFORM, **options):
+    return decoded_samples(tars.read_tar(path), [transform], path=path, **{"on_bad": "stop", **options})
 
 
 @pytest.mark.parametrize("decoders", [0, 1, 3])
@@ -46,7 +50,7 @@ def test_samples_come_whole_and_in_order_whatever_the_threads(tmp_path, decoders
     assert [item.caption for item in found] == [f"a picture of {i}" for i in range(40)]
     assert [item.uid for item in found] == [uids.uid_of("00000.tar", f"{i:05}") for i in range(40)]
     for i, item in enumerate(found):
-        np.testing.assert_array_equal(item.pixels, TRANSFORM(jpeg(i)))
+        np.testing.assert_array_equal(item.pixels[0], TRANSFORM(jpeg(i)))
         assert (item.tar, item.width, item.height, item.label) == (path, 12, 8, None)
 
 
@@ -98,7 +102,7 @@ def test_a_bad_sample_stops_with_its_name_or_is_skipped_with_its_reason(tmp_path
     assert (first.key, last.key) == ("0", "2")
     found = []
     with pytest.raises(InputError) as caught:
-        found.extend(decoded_samples(path, TRANSFORM, on_bad="stop", decoders=decoders))
+        found.extend(decoded(path, decoders=decoders))
     assert f"{path}: sample '1': " in str(caught.value) and reason in str(caught.value)
 
 
@@ -122,7 +126,7 @@ def test_a_cut_tar_stops_after_the_samples_before_the_cut(tmp_path, decoders):
     (tmp_path / "a.tar").write_bytes(data[: data.index(b"3.txt") + 100])
     found = []
     with pytest.raises(InputError, match=r"a\.tar: damaged or not a tar"):
-        for item in decoded_samples(path, TRANSFORM, on_bad="skip", decoders=decoders):
+        for item in decoded(path, on_bad="skip", decoders=decoders):
             found.append(item.key)
     assert found == ["0", "1", "2"]
 
@@ -135,7 +139,7 @@ def test_reading_ahead_is_bounded_and_threads_end_with_the_reader(tmp_path):
         started.append(1)
         return TRANSFORM(data)
 
-    reader = decoded_samples(path, transform, on_bad="stop", decoders=2)
+    reader = decoded(path, transform, decoders=2)
     assert isinstance(next(reader), Decoded)
     time.sleep(0.05)
     assert len(started) <= 10

@@ -1,0 +1,133 @@
+"""Tables of pictures and captions: a csv, tsv or parquet file whose rows name picture files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from clipdata_jax.data import files, tars
+from clipdata_jax.errors import InputError
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+# What other tools call them: open_clip filepath and title, Hugging Face's imagefolder file_name and text.
+PICTURE_COLUMNS = ("file_name", "filepath", "filename", "image_path", "image", "path", "file")
+CAPTION_COLUMNS = ("caption", "text", "title")
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionTable:
+    """An open table; its columns of text are in memory, the pictures are not.
+
+    Attributes:
+      path: the file.
+      pictures: paths as the table has them, relative to its folder or whole.
+      captions: None where they aren't needed.
+      uids: the column "uid", None where the table has none.
+    """
+
+    path: str
+    pictures: pa.ChunkedArray
+    captions: pa.ChunkedArray | None
+    uids: pa.ChunkedArray | None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def facts(self) -> dict[str, Any]:
+        """The table's name, size and digest, and the number of its rows."""
+        size, digest = files.size(self.path), files.digest(self.path)
+        return {"name": self.path, "bytes": size, "digest": digest, "pictures": len(self)}
+
+    def samples(self, start: int, stop: int) -> Iterator[tars.Sample]:
+        """Rows as samples: the key is the picture's path, or the row's number where the path is null."""
+        folder = self.path.rpartition("/")[0]
+        for row in range(start, stop):
+            picture = self.pictures[row].as_py()
+            members = {}
+            caption = None if self.captions is None else self.captions[row].as_py()
+            if caption is not None:
+                members["txt"] = caption.encode(errors="surrogatepass")
+            if self.uids is not None:
+                members["json"] = json.dumps({"uid": self.uids[row].as_py()}).encode()
+            if not picture:
+                yield tars.Sample(f"row {row}", members, {})
+                continue
+            whole = picture.startswith("/") or "://" in picture or not folder
+            yield tars.PictureFile(picture, members, {}, picture if whole else files.join(folder, picture))
+
+
+def open_table(
+    path: str, picture_column: str | None, caption_column: str | None, *, need_caption: bool
+) -> CaptionTable:
+    """Opens a table.
+
+    Args:
+      path: ends in .csv or .tsv (UTF-8, with a header; separated by tabs where the header has one, else by
+        commas), or .parquet.
+      picture_column: name of the column of paths; None finds it by its usual names.
+      caption_column: name of the column of captions; None finds it by its usual names.
+      need_caption: whether there must be captions.
+
+    Raises:
+      InputError: not such a table, empty, or without these columns.
+    """
+    with files.open_read(path) as file:
+        try:
+            table = _read_parquet(file) if path.lower().endswith(".parquet") else _read_csv(file)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: can't be read as a table ({reason}); write it again") from error
+    if not len(table):
+        raise InputError(f"{path}: the table is empty, expected a row per picture")
+    picture = _column(path, table, picture_column, PICTURE_COLUMNS, "picture")
+    caption = _column(path, table, caption_column, CAPTION_COLUMNS, "caption") if need_caption else None
+    uid = table["uid"] if table.column_names.count("uid") == 1 else None
+    return CaptionTable(path, picture, caption, uid)
+
+
+def _read_parquet(file: BinaryIO) -> pa.Table:
+    # A column may hold the pictures themselves: only those of text are read.
+    parquet = pq.ParquetFile(file)
+    texts = [
+        field.name
+        for field in parquet.schema_arrow
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+    return parquet.read(columns=texts)
+
+
+def _read_csv(file: BinaryIO) -> pa.Table:
+    header = file.readline()
+    file.seek(0)
+    delimiter = "\t" if b"\t" in header else ","
+    names = next(csv.reader([header.decode("utf-8-sig")], delimiter=delimiter), [])
+    return pyarrow.csv.read_csv(
+        file,
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        # Else a column of numbers would lose its leading zeros.
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+    )
+
+
+def _column(
+    path: str, table: pa.Table, given: str | None, usual: Sequence[str], what: str
+) -> pa.ChunkedArray:
+    names = table.column_names
+    if given is not None and names.count(given) != 1:
+        raise InputError(
+            f"{path}: has {names.count(given) or 'no'} columns {given!r}; it has {', '.join(names)}"
+        )
+    found = [name for name in usual if names.count(name) == 1] if given is None else [given]
+    if not found:
+        raise InputError(
+            f"{path}: no column is called {', '.join(usual[:-1])} or {usual[-1]}; name one with"
+            f" --{what}-column: {', '.join(names)}"
+        )
+    return table[found[0]]

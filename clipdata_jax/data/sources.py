@@ -1,0 +1,228 @@
+"""Where samples come from: webdataset tars, folders of pictures, tables of pictures and captions, TFDS datasets.
+
+A source is one unit of work. What holds many pictures in no units of its own is cut into runs of 10,000.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from clipdata_jax.data import caption_tables, files, runs, tars, tfds_datasets
+from clipdata_jax.data.caption_tables import CaptionTable
+from clipdata_jax.data.tfds_datasets import TfdsSplit
+from clipdata_jax.errors import InputError
+
+ROWS = 10_000
+"""Pictures in a unit, where the source has no units of its own."""
+
+
+class Source(Protocol):
+    """One unit of work: samples in an order of their own.
+
+    Attributes:
+      path: what messages call it; its last component is in the uids of samples that bring none.
+      inputs: the files whose change makes the unit's result stale; digested when the unit is done.
+    """
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    def samples(self) -> Iterator[tars.Sample]:
+        """The samples, in order, one in memory at a time."""
+
+    def share(self, sample: tars.Sample) -> float:
+        """About how much of the source a sample is, between 0 and 1; for showing progress."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tar:
+    """A webdataset tar."""
+
+    path: str
+    bytes: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    def samples(self) -> Iterator[tars.Sample]:
+        return tars.read_tar(self.path)
+
+    def share(self, sample: tars.Sample) -> float:
+        # A member takes a header, and whole blocks of 512 bytes.
+        stored = sum(1024 + len(data) for data in sample.members.values())
+        return min(1.0, stored / max(self.bytes, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Some of the pictures of a folder and the folders in it, without captions; keys are the names."""
+
+    path: str
+    names: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ()
+
+    def samples(self) -> Iterator[tars.Sample]:
+        for name in self.names:
+            yield tars.PictureFile(name, {}, {}, files.join(self.path, name))
+
+    def share(self, sample: tars.Sample) -> float:
+        return 1 / len(self.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A run of rows of a caption table or a TFDS split."""
+
+    whole: CaptionTable | TfdsSplit
+    start: int
+    stop: int
+
+    @property
+    def path(self) -> str:
+        return self.whole.path
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ()
+
+    def samples(self) -> Iterator[tars.Sample]:
+        return self.whole.samples(self.start, self.stop)
+
+    def share(self, sample: tars.Sample) -> float:
+        return 1 / (self.stop - self.start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What a command reads: its units by name, and what it found.
+
+    Attributes:
+      units: a plain name for each source -> the source, in order.
+      facts: of what holds no files that the units' receipts could list: names, numbers and digests, JSON-able.
+    """
+
+    units: dict[str, Source]
+    facts: list[dict[str, Any]]
+
+    def shared_names(self) -> frozenset[str]:
+        """The names that several paths end in, where a uid made of name and key would mean two pairs."""
+        return tars.shared_names(sorted({source.path for source in self.units.values()}))
+
+
+def find_sources(
+    patterns: Sequence[str],
+    *,
+    images_only: bool,
+    picture_column: str | None = None,
+    caption_column: str | None = None,
+) -> Sources:
+    """Finds what patterns mean.
+
+    Args:
+      patterns: tars, `{000..099}.tar`, `*.tar`, folders of tars, `.csv`, `.tsv` or `.parquet` tables of pictures
+        and captions or a folder with one of them, `tfds:name/split`; and if only pictures are wanted, folders of
+        pictures.
+      images_only: whether captions aren't needed.
+      picture_column: the table's column with the pictures' paths; None finds it by its usual names.
+      caption_column: the same for the captions.
+
+    Raises:
+      InputError: something is missing, empty, named twice, or can't be told.
+    """
+    found: list[tuple[str, Sequence[Source]]] = []
+    facts: list[dict[str, Any]] = []
+    columns = (picture_column, None if images_only else caption_column)
+    for path in _expand(patterns):
+        if path.startswith(tfds_datasets.PREFIX):
+            split = tfds_datasets.open_split(path, need_caption=not images_only)
+            found.append((split.path, _cut(split)))
+            facts.append(split.facts())
+            continue
+        table = _table_of(path)
+        if table is not None:
+            opened = caption_tables.open_table(table, *columns, need_caption=not images_only)
+            found.append((table, _cut(opened)))
+            facts.append(opened.facts())
+        elif images_only and files.is_folder(path) and not files.list_folder(path, ".tar"):
+            pictures, fact = _pictures(path.rstrip("/"))
+            found.append((path.rstrip("/"), pictures))
+            facts.append(fact)
+        else:
+            found += [(tar, [Tar(tar, files.size(tar))]) for tar in tars.find_tars([path])]
+    tars.refuse_repeats([path for path, _ in found])
+    return Sources(_named(found), facts)
+
+
+def _expand(patterns: Sequence[str]) -> list[str]:
+    expanded: list[str] = []
+    for pattern in patterns:
+        expanded += [pattern] if pattern.startswith(tfds_datasets.PREFIX) else files.expand(pattern)
+    return expanded
+
+
+def _table_of(path: str) -> str | None:
+    """The caption table that a path means: itself, or the only one in a folder without tars; else None."""
+    if not files.is_folder(path):
+        return path if path.lower().endswith(caption_tables.SUFFIXES) else None
+    if files.list_folder(path, ".tar"):
+        return None
+    runs.check_finished(path)
+    inside = [name for name in files.list_folder(path) if name.lower().endswith(caption_tables.SUFFIXES)]
+    if len(inside) > 1:
+        raise InputError(
+            f"{path}: holds {len(inside)} tables, {inside[0]} and {inside[1]} among them; name the one to embed"
+        )
+    return inside[0] if inside else None
+
+
+def _pictures(folder: str) -> tuple[list[Source], dict[str, Any]]:
+    runs.check_finished(folder)
+    names = [
+        path[len(folder) :].lstrip("/")
+        for path in files.list_tree(folder)
+        if path.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS
+        and not path.rpartition("/")[2].startswith(".")
+    ]
+    if not names:
+        endings = ", .".join(tars.IMAGE_EXTENSIONS)
+        raise InputError(f"{folder}: the folder holds neither .tar files nor pictures (.{endings})")
+    sizes = files.sizes(folder)
+    digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in names]).encode()).hexdigest()
+    cut: list[Source] = [
+        Pictures(folder, tuple(names[start : start + ROWS])) for start in range(0, len(names), ROWS)
+    ]
+    total = sum(sizes[name] for name in names)
+    return cut, {
+        "name": folder,
+        "pictures": len(names),
+        "bytes": total,
+        "names_and_sizes": f"sha256:{digest}",
+    }
+
+
+def _cut(whole: CaptionTable | TfdsSplit) -> list[Rows]:
+    return [Rows(whole, start, min(start + ROWS, len(whole))) for start in range(0, len(whole), ROWS)]
+
+
+def _named(found: Sequence[tuple[str, Sequence[Source]]]) -> dict[str, Source]:
+    stems = tars.unit_names([re.sub(r"\.(csv|tsv|parquet)$", "", path, flags=re.I) for path, _ in found])
+    units: dict[str, Source] = {}
+    for stem, (_, several) in zip(stems, found, strict=True):
+        for number, source in enumerate(several):
+            name = stem if len(several) == 1 else f"{stem}_{number:05}"
+            while name in units:  # a tar may be called as a run of a folder's pictures is
+                name += "_"
+            units[name] = source
+    return units

@@ -1,0 +1,122 @@
+"""Splits of TensorFlow Datasets, read by random access in array_record form, without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from clipdata_jax.data import tars
+from clipdata_jax.errors import InputError
+
+PREFIX = "tfds:"
+_CAPTIONS = ("caption", "captions", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSplit:
+    """A split that is prepared on this machine; pictures are handed on as they are stored, not decoded.
+
+    Attributes:
+      path: "tfds:name/split", as given.
+      version: the dataset's full name: name, config and version.
+      source: row -> features.
+      image: the feature that is the picture.
+      label: the feature that is the class, None if there is none.
+      caption: the feature that is the caption or captions, None if there is none or it isn't needed.
+    """
+
+    path: str
+    version: str
+    source: Any
+    image: str
+    label: str | None
+    caption: str | None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def facts(self) -> dict[str, Any]:
+        """The dataset's name and version, and the number of its pictures."""
+        return {"name": self.path, "version": self.version, "pictures": len(self)}
+
+    def samples(self, start: int, stop: int) -> Iterator[tars.Sample]:
+        """Rows as samples; the key is the row's number, which stays as long as the dataset's version does."""
+        for row in range(start, stop):
+            features = self.source[row]
+            members = {"jpg": features[self.image]}
+            if self.label is not None:
+                members["cls"] = str(int(features[self.label])).encode()
+            if self.caption is not None:
+                found = features[self.caption]
+                if isinstance(found, bytes):
+                    members["txt"] = found
+                else:
+                    captions = [text.decode(errors="surrogateescape") for text in found]
+                    members["json"] = json.dumps({"captions": captions}).encode()
+            yield tars.Sample(f"{row:07}", members, {})
+
+
+def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
+    """Opens a split, preparing the dataset first if it isn't there: TFDS downloads it then.
+
+    Args:
+      path: "tfds:name/split"; the name may have a config and a version ("tfds:coco_captions/2014:1.1.0/val"), the
+        split may be cut ("train[:1000]"). TFDS_DATA_DIR says where datasets lie, `~/tensorflow_datasets` if unset.
+      need_caption: whether pictures must have captions: a feature called caption, captions or text.
+
+    Raises:
+      InputError: TFDS is not installed, has no such dataset or split, can't prepare it, or the dataset has no
+        pictures or captions where they are needed.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise InputError(
+            f"{path}: needs tensorflow-datasets ({error}); pip install 'clipdata_jax[tfds]'"
+        ) from error
+    name, _, split = path.removeprefix(PREFIX).rpartition("/")
+    if not name or not split:
+        raise InputError(f"{path}: expected tfds:name/split, as in tfds:cifar10/train")
+    try:
+        builder = _prepared(tfds, name)
+        image, label, caption = _features(tfds, builder.info.features, path, need_caption)
+        if not builder.info.splits[split].num_examples:
+            raise InputError(f"{path}: the split is empty")
+        decoders = {image: tfds.decode.SkipDecoding()}
+        source = builder.as_data_source(split=split, decoders=decoders)
+    except InputError:
+        raise
+    except Exception as error:  # TFDS raises its own, its file systems' and its formats' errors
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{path}: TFDS can't give it in array_record form ({type(error).__name__}: {reason}); prepare it"
+            f" where there is a network, tfds build {name} --file_format=array_record, and set TFDS_DATA_DIR to its"
+            " folder"
+        ) from error
+    return TfdsSplit(path, builder.info.full_name, source, image, label, caption)
+
+
+def _prepared(tfds: Any, name: str) -> Any:
+    builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record")
+    builder.download_and_prepare()
+    return builder
+
+
+def _features(tfds: Any, features: Any, path: str, need_caption: bool) -> tuple[str, str | None, str | None]:
+    """The names of the features that are picture, class and caption."""
+    images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    if not images:
+        raise InputError(f"{path}: has no picture among its features ({', '.join(features)})")
+    image = "image" if "image" in images else images[0]
+    labels = [n for n, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    label = "label" if "label" in labels else labels[0] if len(labels) == 1 else None
+    caption = next((name for name in _CAPTIONS if name in features), None) if need_caption else None
+    if need_caption and caption is None:
+        raise InputError(
+            f"{path}: has no captions (a feature called {', '.join(_CAPTIONS)}) among its features"
+            f" ({', '.join(features)}); add --images-only to embed its pictures alone"
+        )
+    return image, label, caption

@@ -1,0 +1,108 @@
+"""What becomes of one unit of `embed`: rows in the order of its samples, and the samples left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float16, Float32
+
+from clipdata_jax.data import embeddings, uids
+from clipdata_jax.data.sources import Source
+from clipdata_jax.pipeline import manifest
+from clipdata_jax.pipeline.samples import Bad, Decoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One model's embeddings of a batch; texts and cosines are None where only pictures are embedded."""
+
+    images: Float16[np.ndarray, "b d"]
+    texts: Float16[np.ndarray, "b d"] | None
+    cosines: Float32[np.ndarray, " b"] | None
+
+
+class Shard:
+    """A metadata shard in the making; holds float16 embeddings and captions, no pictures.
+
+    Args:
+      source: where the samples are from.
+      tags: the models', in the order of each batch's results.
+      with_texts: whether captions are embedded.
+    """
+
+    def __init__(self, source: Source, tags: Sequence[str], *, with_texts: bool) -> None:
+        self._source, self._tags, self._with_texts = source, tags, with_texts
+        self._samples: list[tuple[str, str, str, int, int]] = []  # uid, key, caption, width, height
+        self._batches: list[Future[list[Batch]]] = []
+        self._bad: list[Bad] = []
+        self.skipped = ""
+        """Why the source as a whole is left out, "" if it isn't."""
+
+    def __len__(self) -> int:
+        return 0 if self.skipped else len(self._samples)
+
+    def add(self, batch: Sequence[Decoded], embedded: Future[list[Batch]]) -> None:
+        """Takes the next samples, whose embeddings may not be there yet."""
+        self._samples += [(item.uid, item.key, item.caption, item.width, item.height) for item in batch]
+        self._batches.append(embedded)
+
+    def leave_out(self, bad: Bad) -> None:
+        """Takes note of a sample that can't be used."""
+        self._bad.append(bad)
+
+    def wait(self) -> None:
+        """Returns when all embeddings are there; raises what their computation raised."""
+        for batch in self._batches:
+            batch.result()
+
+    def _column(self, model: int, name: str) -> list[np.ndarray]:
+        return [getattr(batch.result()[model], name) for batch in self._batches]
+
+    def parquet(self) -> bytes:
+        """The metadata: DataComp's columns, and tar and key, so that a report finds the pictures."""
+        uid, key, caption, width, height = zip(*self._samples, strict=True)
+        table = {
+            "uid": pa.array(uid, pa.string()),
+            "text": pa.array(caption if self._with_texts else [None] * len(uid), pa.string()),
+            "url": pa.nulls(len(uid), pa.string()),
+            "original_width": pa.array(width, pa.int64()),
+            "original_height": pa.array(height, pa.int64()),
+            "tar": pa.array([os.path.basename(self._source.path)] * len(uid), pa.string()),
+            "key": pa.array(key, pa.string()),
+        }
+        if self._with_texts:
+            for model, tag in enumerate(self._tags):
+                cosines = np.concatenate(self._column(model, "cosines"))
+                table[f"clip_{tag}_similarity_score"] = pa.array(cosines, pa.float32())
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(table), buffer, compression="zstd")
+        return buffer.getvalue()
+
+    def npz(self, file: BinaryIO) -> None:
+        """The embeddings, float16, row i of each array being row i of the metadata."""
+        sides = {"img": "images", **({"txt": "texts"} if self._with_texts else {})}
+        arrays = {}
+        for model, tag in enumerate(self._tags):
+            for side, name in sides.items():
+                pieces = self._column(model, name)
+                arrays[f"{tag}_{side}"] = embeddings.Rows((len(self), pieces[0].shape[1]), pieces)
+        embeddings.write_npz(file, arrays)
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the unit."""
+        uid = uids.from_hex([sample[0] for sample in self._samples])
+        return {
+            "pairs": len(self),
+            "skipped_samples": [{"tar": bad.tar, "key": bad.key, "reason": bad.reason} for bad in self._bad],
+            "skipped_tars": [self.skipped] if self.skipped else [],
+            "repeated_uids": len(uid) - len(uids.sort_unique(uid)),
+            "inputs": [manifest.file_entry(path) for path in self._source.inputs],
+        }

@@ -1,0 +1,163 @@
+"""Finding what patterns mean, and reading samples of tables, folders and TFDS splits."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from support.tfds_pictures import prepare
+
+from clipdata_jax.data import sources, tars
+from clipdata_jax.errors import InputError
+
+
+def png(shade=0):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 5), (shade, 1, 2)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def find(*patterns, images_only=False, **columns):
+    return sources.find_sources([str(pattern) for pattern in patterns], images_only=images_only, **columns)
+
+
+def read(found):
+    return [sample for source in found.units.values() for sample in source.samples()]
+
+
+def text(sample):
+    return sample.members["txt"].decode()
+
+
+CSV = 'file_name,caption\na.png,"one, with a comma"\nin/b.png,"two\nlines"\nhttps://x/c.png,007\n,lost\n'
+TSV = 'file_name\tcaption\na.png\tone, with a comma\nin/b.png\t"two\nlines"\nhttps://x/c.png\t007\n\tlost\n'
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_rows_of_a_table_are_samples(tmp_path, suffix):
+    path = tmp_path / f"pairs.{suffix}"
+    if suffix == "parquet":
+        table = {
+            "file_name": ["a.png", "in/b.png", "https://x/c.png", None],
+            "caption": ["one, with a comma", "two\nlines", "007", "lost"],
+            "pixels": [b"\xff"] * 4,
+        }
+        pq.write_table(pa.table(table), path)
+    else:
+        path.write_text({"csv": CSV, "tsv": TSV}[suffix])
+    (tmp_path / "a.png").write_bytes(png())
+    found = find(tmp_path)  # the folder's only table
+    assert list(found.units) == ["pairs"] and found.facts[0]["pictures"] == 4
+    samples = read(found)
+    assert [text(sample) for sample in samples] == ["one, with a comma", "two\nlines", "007", "lost"]
+    assert [sample.key for sample in samples] == ["a.png", "in/b.png", "https://x/c.png", "row 3"]
+    assert samples[0].image() == png() and samples[2].path == "https://x/c.png"
+    assert samples[3].image() is None
+    with pytest.raises(InputError, match=r"in/b\.png: no such file"):
+        samples[1].image()
+    assert read(find(path)) == samples
+
+
+def test_columns_go_by_their_usual_names_or_those_given(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("filepath,title,uid,alt\na.png,one,AB,first\nb.png,two,,second\n")
+    samples = read(find(path))
+    assert [text(sample) for sample in samples] == ["one", "two"]
+    assert [json.loads(sample.members["json"])["uid"] for sample in samples] == ["AB", ""]
+    assert [text(s) for s in read(find(path, caption_column="alt"))] == ["first", "second"]
+    assert all("txt" not in sample.members for sample in read(find(path, images_only=True)))
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "words"),
+    [
+        ("a,b\n1,2\n", {}, "no column is called file_name, .* or file; name one with --picture-column: a, b"),
+        ("path,b\n1,2\n", {}, "no column is called caption, text or title; name one with --caption-column"),
+        ("path,text\n1,2\n", {"caption_column": "c"}, "has no columns 'c'; it has path, text"),
+        ("path,text\n", {}, "the table is empty"),
+        ("path,text\n1,2,3\n", {}, "can't be read as a table"),
+        ("", {}, "can't be read as a table"),
+    ],
+)
+def test_what_is_no_such_table_is_said(tmp_path, content, columns, words):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(InputError, match=words):
+        find(tmp_path / "t.csv", **columns)
+
+
+def test_a_folder_of_pictures_is_cut_into_units(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS", 2)
+    (tmp_path / "p" / "inner").mkdir(parents=True)
+    for name in ("b.png", "inner/a.JPG", "c.webp", "._b.png", "notes.txt"):
+        (tmp_path / "p" / name).write_bytes(name.encode())
+    found = find(tmp_path / "p", images_only=True)
+    assert [sample.key for sample in read(found)] == ["b.png", "c.webp", "inner/a.JPG"]
+    assert [sample.image() for sample in read(found)] == [b"b.png", b"c.webp", b"inner/a.JPG"]
+    assert list(found.units) == ["p_00000", "p_00001"] and found.facts[0]["pictures"] == 3
+    shares = [source.share(sample) for source in found.units.values() for sample in source.samples()]
+    assert shares == [0.5, 0.5, 1]
+    before = found.facts
+    (tmp_path / "p" / "b.png").write_bytes(b"longer than it was")
+    assert find(tmp_path / "p", images_only=True).facts != before
+    with pytest.raises(InputError, match=r"p: the folder holds no \.tar file"):
+        find(tmp_path / "p")
+
+
+def test_units_of_different_kinds_never_share_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS", 1)
+    (tmp_path / "p").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "p" / name).write_bytes(png())
+    for name in ("p.tar", "p_00000.tar", "q_p_00000.tar"):
+        tars.write_tar(str(tmp_path / name), [("x.png", png())])
+    names = list(find(tmp_path / "p", tmp_path / "*.tar", images_only=True).units)
+    assert len(names) == len(set(names)) == 5
+    with pytest.raises(InputError, match="named twice"):
+        find(tmp_path / "p", f"{tmp_path}/p", images_only=True)
+
+
+def test_a_tfds_split_is_read_without_decoding(tmp_path, monkeypatch):
+    prepare(tmp_path, [(png(i), f"picture {i}", i % 2) for i in range(5)])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    found = find("tfds:tiny_pictures/train")
+    samples = read(found)
+    assert [sample.image() for sample in samples] == [png(i) for i in found_order(samples)]
+    assert sorted(text(sample) for sample in samples) == [f"picture {i}" for i in range(5)]
+    assert [sample.members["cls"] for sample in samples] == [b"%d" % (i % 2) for i in found_order(samples)]
+    assert [sample.key for sample in samples] == [f"{i:07}" for i in range(5)]
+    assert found.facts == [
+        {"name": "tfds:tiny_pictures/train", "version": "tiny_pictures/1.0.0", "pictures": 5}
+    ]
+    part = find("tfds:tiny_pictures/train[1:3]", images_only=True)
+    assert [sample.image() for sample in read(part)] == [sample.image() for sample in samples[1:3]]
+
+
+def found_order(samples):
+    """The numbers of the pictures: TFDS shuffles what it prepares."""
+    return [int(text(sample).split()[1]) for sample in samples]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tfds:nonsense/train", "TFDS can't give it in array_record form .* set TFDS_DATA_DIR"),
+        ("tfds:train", "expected tfds:name/split"),
+        ("tfds:tiny_pictures/test", "TFDS can't give it"),
+        ("tfds:tiny_pictures/train[:0]", "the split is empty"),
+    ],
+)
+def test_a_tfds_split_that_is_not_there_is_said(tmp_path, monkeypatch, name, words):
+    prepare(tmp_path, [(png(), "a picture", 0)])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(InputError, match=words):
+        find(name)
+
+
+def test_a_tfds_split_without_captions_needs_images_only(tmp_path, monkeypatch):
+    prepare(tmp_path, [(png(), None, 0)])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(InputError, match=r"has no captions .* add --images-only"):
+        find("tfds:tiny_pictures/train")
+    assert len(read(find("tfds:tiny_pictures/train", images_only=True))) == 1
