@@ -162,6 +162,14 @@ def find_sources(
         else:
             found += [(tar, [Tar(tar, files.size(tar))]) for tar in tars.find_tars([path])]
     tars.refuse_repeats([path for path, _ in found])
+    if not any(
+        isinstance(unit, Rows) and isinstance(unit.whole, CaptionTable)
+        for _, units in found
+        for unit in units
+    ):
+        for flag, column in (("picture-column", picture_column), ("caption-column", caption_column)):
+            if column is not None:
+                raise InputError(f"--{flag} is {column!r}, but none of the sources is a table; leave it out")
     return Sources(_named(found), facts)
 
 

@@ -99,9 +99,12 @@ class Shard:
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the unit."""
         uid = uids.from_hex([sample[0] for sample in self._samples])
+        bad_samples = [] if self.skipped else self._bad  # a source left out goes with all its samples
         return {
             "pairs": len(self),
-            "skipped_samples": [{"tar": bad.tar, "key": bad.key, "reason": bad.reason} for bad in self._bad],
+            "skipped_samples": [
+                {"tar": bad.tar, "key": bad.key, "reason": bad.reason} for bad in bad_samples
+            ],
             "skipped_tars": [self.skipped] if self.skipped else [],
             "repeated_uids": len(uid) - len(uids.sort_unique(uid)),
             "inputs": [manifest.file_entry(path) for path in self._source.inputs],

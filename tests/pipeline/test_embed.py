@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -10,25 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from support.checkpoints import CAPTIONS, make_checkpoint
+from support.pictures import jpeg, write_pairs
 
 from clipdata_jax import models
 from clipdata_jax.data import tars, uids
-
-
-def jpeg(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, seeds: range, **extra: bytes) -> None:
-    members = []
-    for seed in seeds:
-        members += [(f"{seed:05}.jpg", jpeg(seed)), (f"{seed:05}.txt", CAPTIONS[seed % 3].encode())]
-    tars.write_tar(str(path), [*members, *((name.replace("__", "."), data) for name, data in extra.items())])
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +24,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def pool(tmp_path):
     (tmp_path / "pool").mkdir()
-    write_tar(tmp_path / "pool" / "00000.tar", range(21))
-    write_tar(tmp_path / "pool" / "00001.tar", range(21, 30))
+    write_pairs(tmp_path / "pool" / "00000.tar", range(21))
+    write_pairs(tmp_path / "pool" / "00001.tar", range(21, 30))
     return tmp_path / "pool"
 
 
@@ -119,7 +104,7 @@ def test_bad_samples_stop_the_run_or_are_listed(tmp_path, checkpoint, clipdata):
         "00106__jpg": jpeg(6),
         "00106__json": b'{"uid": "xyz", "caption": "bad uid"}',
     }
-    write_tar(tmp_path / "pool" / "00000.tar", range(3), **broken)
+    write_pairs(tmp_path / "pool" / "00000.tar", range(3), **broken)
     flags = ("embed", "pool", "--model", checkpoint, "--out", "out", "--batch-size", 8)
     done = clipdata(*flags)
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -170,7 +155,7 @@ def test_bad_input_is_one_clear_sentence(tmp_path, pool, checkpoint, clipdata, a
 
 def test_tars_of_one_name_need_uids_of_their_own(tmp_path, pool, checkpoint, clipdata):
     (tmp_path / "other").mkdir()
-    write_tar(tmp_path / "other" / "00000.tar", range(30, 33))
+    write_pairs(tmp_path / "other" / "00000.tar", range(30, 33))
     done = clipdata("embed", "pool", "other", "--model", checkpoint, "--out", "out")
     assert (
         done.returncode == 2

@@ -11,7 +11,7 @@ from clipdata_jax import models
 CAPTIONS = ["a red house beside a tree", "two blue boats on the sea", "a yellow star above a snowy field"]
 
 
-def make_checkpoint(folder: Path, *, image_size: int = 32, embed_dim: int = 16) -> Path:
+def make_checkpoint(folder: Path, *, image_size: int = 32, embed_dim: int = 16, seed: int = 0) -> Path:
     tokenizer = models.train_tokenizer(CAPTIONS, folder, vocab_size=600, context_length=16)
     tower = {"width": 32, "layers": 2, "heads": 2, "mlp_width": 64}
     config = models.CLIPConfig(
@@ -24,5 +24,5 @@ def make_checkpoint(folder: Path, *, image_size: int = 32, embed_dim: int = 16) 
         ),
         embed_dim=embed_dim,
     )
-    models.save_clip(models.CLIP(config, rngs=nnx.Rngs(0)), folder)
+    models.save_clip(models.CLIP(config, rngs=nnx.Rngs(seed)), folder)
     return folder

@@ -1,0 +1,173 @@
+"""The real `clipdata embed` on what has no tars, with several models, into one file, and killed in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from support.checkpoints import CAPTIONS, make_checkpoint
+from support.pictures import jpeg, write_pairs
+from support.tfds_pictures import prepare
+
+from clipdata_jax.data import sources
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("large"), image_size=48, seed=1)
+
+
+def arrays(path):
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def test_several_models_in_one_pass_give_what_each_gives_alone(tmp_path, small, large, clipdata):
+    write_pairs(tmp_path / "0.tar", range(11))
+    models = (f"small={small}", f"large={large}")
+    assert clipdata("embed", "0.tar", "--model", *models, "--out", "both", "--batch-size", 4).returncode == 0
+    both, columns = arrays(tmp_path / "both" / "0.npz"), pq.read_table(tmp_path / "both" / "0.parquet")
+    assert list(both) == ["small_img", "small_txt", "large_img", "large_txt"]
+    for model in models:
+        tag = model.partition("=")[0]
+        done = clipdata("embed", "0.tar", "--model", model, "--out", tag, "--batch-size", 4)
+        assert done.returncode == 0, done.stderr
+        for name, array in arrays(tmp_path / tag / "0.npz").items():
+            np.testing.assert_array_equal(both[name], array)
+        similarity = f"clip_{tag}_similarity_score"
+        assert columns[similarity].equals(pq.read_table(tmp_path / tag / "0.parquet")[similarity])
+    assert not np.array_equal(both["small_img"], both["large_img"])
+    done = clipdata("score", "both", "--out", "scores", "--tag", "large", "--scores", "clip_score")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_gives_what_the_same_pairs_in_a_tar_give(tmp_path, small, clipdata, form):
+    (tmp_path / "pairs" / "pictures").mkdir(parents=True)
+    names = [f"pictures/{seed:05}.jpg" for seed in range(9)]
+    captions = [CAPTIONS[seed % 3] for seed in range(9)]
+    for seed, name in enumerate(names):
+        (tmp_path / "pairs" / name).write_bytes(jpeg(seed))
+    if form == "csv":
+        rows = [f"{name},{caption}" for name, caption in zip(names, captions, strict=True)]
+        (tmp_path / "pairs" / "metadata.csv").write_text("\n".join(["file_name,caption", *rows]))
+    else:
+        import pyarrow as pa
+
+        table = pa.table({"file_name": names, "caption": captions})
+        pq.write_table(table, tmp_path / "pairs" / "metadata.parquet")
+    write_pairs(tmp_path / "0.tar", range(9))
+    flags = ("--model", small, "--batch-size", 4)
+    for source, out in (("0.tar", "of_tar"), ("pairs", "of_table")):
+        done = clipdata("embed", source, *flags, "--out", out)
+        assert done.returncode == 0 and "Embedded 9 pairs" in done.stdout, done.stderr
+    found, wanted = arrays(tmp_path / "of_table" / "metadata.npz"), arrays(tmp_path / "of_tar" / "0.npz")
+    for name in ("clip_img", "clip_txt"):
+        np.testing.assert_array_equal(found[name], wanted[name])
+    columns = pq.read_table(tmp_path / "of_table" / "metadata.parquet").to_pydict()
+    assert columns["text"] == captions and columns["key"] == names
+    assert len(set(columns["uid"])) == 9
+
+
+def test_a_missing_file_of_a_table_is_named_or_listed(tmp_path, small, clipdata):
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    (tmp_path / "t.csv").write_text("path,text\na.jpg,one\nb.jpg,two\na.jpg,\n")
+    flags = ("embed", "t.csv", "--model", small, "--out", "out", "--batch-size", 4)
+    done = clipdata(*flags)
+    assert done.returncode == 2 and "t.csv: sample 'b.jpg':" in done.stderr and "no such file" in done.stderr
+    done = clipdata(*flags, "--on-bad", "skip")
+    assert done.returncode == 0 and "Skipped 0 tars and 2 samples" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_a_tfds_split_becomes_a_target_of_one_file(tmp_path, small, clipdata, monkeypatch, form):
+    pictures = [jpeg(seed) for seed in range(7)]
+    prepare(tmp_path / "tfds", [(picture, None, 0) for picture in pictures])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    monkeypatch.setattr(sources, "ROWS", 3)  # three units, gathered
+    (tmp_path / "pictures").mkdir()
+    for source in sources.find_sources(["tfds:tiny_pictures/train"], images_only=True).units.values():
+        for sample in source.samples():
+            (tmp_path / "pictures" / f"{sample.key}.jpg").write_bytes(sample.image())
+    flags = ("--images-only", "--model", f"tiny={small}", "--batch-size", 4)
+    command = ("embed", "tfds:tiny_pictures/train", *flags, "--out", f"target.{form}")
+    done = clipdata(*command)
+    assert done.returncode == 0 and "Embedded 7 pictures as tiny" in done.stdout, done.stderr
+    assert clipdata("embed", "pictures", *flags, "--out", "folder").returncode == 0
+    parts = [arrays(path)["tiny_img"] for path in sorted((tmp_path / "folder").glob("*.npz"))]
+    loaded = np.load(tmp_path / f"target.{form}", allow_pickle=False)
+    found = loaded if form == "npy" else loaded["tiny_img"]
+    assert [len(part) for part in parts] == [3, 3, 1] and found.dtype == np.float16
+    np.testing.assert_array_equal(found, np.concatenate(parts))
+    assert not (tmp_path / f"target.{form}.parts").exists()
+    manifest = json.loads((tmp_path / f"target.{form}.manifest.json").read_text())
+    assert manifest["pairs"] == 7 and manifest["sources"][0]["version"] == "tiny_pictures/1.0.0"
+    before = (tmp_path / f"target.{form}").stat().st_mtime_ns
+    done = clipdata(*command)
+    assert done.returncode == 0 and "Already complete" in done.stdout
+    assert (tmp_path / f"target.{form}").stat().st_mtime_ns == before
+    write_pairs(tmp_path / "0.tar", range(4))
+    assert clipdata("embed", "0.tar", "--model", f"tiny={small}", "--out", "meta").returncode == 0
+    done = clipdata("score", "meta", "--target", f"t=target.{form}", "--out", "scores")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--model", "a=x", "a=y"],
+            "--model is ('a=x', 'a=y'), expected TAG=FOLDER with another tag for each",
+        ),
+        (["--model", "x", "--out", "t.npz"], "--out is 't.npz', expected a folder, unless --images-only"),
+        (
+            ["--model", "a=x", "b=y", "--images-only", "--out", "t.npy"],
+            "--out is 't.npy', expected a .npz or a folder for several models",
+        ),
+        (
+            ["--model", "x", "--out", "o", "--caption-column", "c"],
+            "--caption-column is 'c', but none of the sources is a table",
+        ),
+    ],
+)
+def test_bad_flags_are_one_clear_sentence(tmp_path, clipdata, arguments, words):
+    write_pairs(tmp_path / "0.tar", range(2))
+    out = [] if "--out" in arguments else ["--out", "out"]
+    done = clipdata("embed", "0.tar", *arguments, *out)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, small, clipdata):
+    (tmp_path / "pool").mkdir()
+    for tar in range(4):
+        write_pairs(tmp_path / "pool" / f"{tar}.tar", range(40 * tar, 40 * tar + 40))
+    flags = ("embed", "pool", "--model", small, "--batch-size", 2)
+    command = [sys.executable, "-m", "clipdata_jax.cli", *map(str, flags), "--out", "killed"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("killed/receipts/*.json")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = sorted(path.stem for path in (tmp_path / "killed" / "receipts").glob("*.json"))
+    assert done and not (tmp_path / "killed" / "manifest.json").exists()
+    kept = {name: (tmp_path / "killed" / f"{name}.npz").stat().st_mtime_ns for name in done}
+    assert clipdata(*flags, "--out", "killed").returncode == 0
+    assert clipdata(*flags, "--out", "whole").returncode == 0
+    for path in sorted((tmp_path / "whole").glob("*.[np]*")):
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes(), path.name
+    assert {name: (tmp_path / "killed" / f"{name}.npz").stat().st_mtime_ns for name in done} == kept
+    assert len(list((tmp_path / "whole").glob("*.npz"))) == 4
