@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -13,6 +13,7 @@ from clipdata_jax.config.base import (
     Folder,
     OnBad,
     Workers,
+    as_tuple,
     require,
     require_positive,
     split_assignment,
@@ -20,26 +21,65 @@ from clipdata_jax.config.base import (
 from clipdata_jax.errors import InputError
 
 ScoreName = Literal["clip_score", "neg_clip_loss", "norm_sim"]
+Division = Literal["group", "shard"]
+Sizes = Annotated[int | tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")]
+Temperatures = Annotated[
+    float | tuple[float, ...] | None,
+    tyro.conf.arg(metavar="FLOAT [FLOAT ...]", help_behavior_hint="(default: none)"),
+]
+_MOST_RATIO = 16  # of one pass's largest |B| to its smallest: more would take more cells than memory bears
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NegClipLoss:
     """negCLIPLoss (s-CLIPLoss): the cosine less how well picture and caption match the rest of their batch."""
 
-    batch_size: int = 32_768
-    """Pairs in one batch, |B|. A smaller pool is one batch."""
+    batch_size: Sizes = 32_768
+    """Pairs in one batch, |B|; several come from one pass, each a column. A smaller pool is one batch."""
     repeats: int = 10
     """Random divisions into batches that are averaged, K."""
     group: int = 4
-    """Batches' worth of distinct pairs that one pass compares, m: what lowers the noise, and what costs."""
-    temperature: float | None = None
-    """The teacher's temperature 1/exp(logit_scale); default: the embeddings' manifest says it, else 0.01."""
+    """Batches' worth (of the largest |B|) of distinct pairs that one pass compares, m: lowers the noise, and costs."""
+    temperature: Temperatures = None
+    """The teacher's 1/exp(logit_scale); several: each a column. Default: what the pool's manifest says, else 0.01."""
+    division: Division = "group"
+    """"group": all K from one pass over m batches; "shard": K cuts of each file in K passes, as the paper's code."""
+    mix_shards: Annotated[int | None, NONE] = None
+    """For shards of one topic each: take so many at a time and deal their pairs to groups at random; costs memory."""
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "repeats", "group")
-        if self.temperature is not None:
-            good = math.isfinite(self.temperature) and self.temperature > 0
-            require(good, "temperature", self.temperature, "a number above 0 (OpenAI's CLIP models: 0.01)")
+        sizes, temperatures = self.batch_sizes(), self.temperatures() or (1.0,)
+        for values, flag in ((sizes, "batch_size"), (temperatures, "temperature")):
+            require(bool(values), flag, values, "at least one number")
+        require(len(set(sizes)) == len(sizes), "batch_size", self.batch_size, "each size once")
+        for t in temperatures:
+            good = math.isfinite(t) and t > 0
+            require(good, "temperature", t, "a number above 0 (OpenAI's CLIP models: 0.01)")
+        named = {in_thousandths(t) for t in temperatures}
+        require(len(named) == len(temperatures), "temperature", self.temperature, "each temperature once")
+        require(self.division in get_args(Division), "division", self.division, '"group" or "shard"')
+        if self.division == "group":
+            fits = max(sizes) <= _MOST_RATIO * min(sizes)
+            least = f"sizes within a factor of {_MOST_RATIO}, which share a pass; score others by themselves"
+            require(fits, "batch_size", self.batch_size, least)
+        if self.mix_shards is not None:
+            require_positive(self, "mix_shards")
+            only = "nothing with --division shard, which cuts each file by itself"
+            require(self.division == "group", "mix_shards", self.mix_shards, only)
+
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Each |B|."""
+        return as_tuple(self.batch_size)
+
+    def temperatures(self) -> tuple[float, ...] | None:
+        """Each temperature, or None where the embeddings' manifest is to say it."""
+        return None if self.temperature is None else as_tuple(self.temperature)
+
+
+def in_thousandths(temperature: float) -> str:
+    """1,000 times a temperature, for a column's name: 10 for 0.01, 12p5 for 0.0125."""
+    return f"{1000 * temperature:.6f}".rstrip("0").rstrip(".").replace(".", "p")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """How a pool is cut into units, groups and cells, and how cells are dealt to batches. Hashes, no generator state.
 
-A unit is one metadata shard or a run of whole small shards; a group is a run of a unit's rows that one device
+A unit is one metadata shard or a run of whole shards; a group is a part of a unit's rows that one device
 compares all with all; cells are equal parts of a group, its rows taken in the order of hash(seed, uid); a
 division deals the cells into batches by hash(seed, k, cell). All of it depends on the pool and the seed alone.
 """
@@ -8,28 +8,41 @@ division deals the cells into batches by hash(seed, k, cell). All of it depends 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from clipdata_jax.data.hashing import mix
 from clipdata_jax.data.pool import Shard
 
-_CELLS_PER_BATCH = 16
+# Cells of one batch of the largest |B|: 16 where that suits every |B|, up to 64 for the others' sake. A batch of
+# the smallest |B| has at least 4, so it may be a sixteenth of the largest (`config.NegClipLoss` sees to it).
+_CELLS_PER_BATCH, _MOST_CELLS_PER_BATCH, _LEAST_CELLS = 16, 64, 4
+_CLOSE = (
+    0.01  # how far a |B| may be off before more cells are tried; the largest |B| may be off further itself
+)
 _ROUND = 8  # slots of a cell are a multiple of it, so that groups of nearly one size share a compiled program
 
 
-def plan_units(shards: Sequence[Shard], group_rows: int) -> list[tuple[Shard, ...]]:
+def plan_units(shards: Sequence[Shard], group_rows: int, *, together: int = 1) -> list[tuple[Shard, ...]]:
     """Runs of whole shards: each shard is a unit, small ones are joined until they reach `group_rows`.
 
     What is left at the end joins the last unit, so that no unit is smaller than it must be.
+
+    Args:
+      shards: the pool's, in order.
+      group_rows: rows that a unit has at least.
+      together: shards that a unit has at least.
     """
     units: list[list[Shard]] = []
     waiting: list[Shard] = []
     for shard in shards:
         waiting.append(shard)
-        if sum(one.rows for one in waiting) >= group_rows:
+        if len(waiting) >= together and sum(one.rows for one in waiting) >= group_rows:
             units.append(waiting)
             waiting = []
     if waiting:
@@ -42,44 +55,94 @@ def plan_units(shards: Sequence[Shard], group_rows: int) -> list[tuple[Shard, ..
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A run of a unit's rows that are compared all with all.
+    """A part of a unit's rows that are compared all with all.
 
     Attributes:
-      start: its first row in the unit.
+      start: its first row in the unit, in the order that `rows_of_groups` cuts.
       rows: how many.
-      batches: how many batches a division makes of it.
-      cells: how many cells; a multiple of `batches`.
+      batches: how many batches a division makes of it, for each |B|.
+      cells: how many cells; a multiple of each of `batches`.
       slots: rows that a cell has room for; what a cell lacks is padding.
     """
 
     start: int
     rows: int
-    batches: int
+    batches: tuple[int, ...]
     cells: int
     slots: int
 
 
-def plan_groups(rows: int, *, batch_size: int, group: int) -> list[Group]:
-    """Cuts a unit's rows into groups of about `group` batches, sizes differing by at most one row.
+def plan_groups(rows: int, *, batch_sizes: Sequence[int], group: int) -> list[Group]:
+    """Cuts a unit's rows into groups of about `group` batches of the largest |B|, sizes differing by at most one.
 
     Args:
       rows: the unit's pairs.
-      batch_size: |B|, the pairs wanted in a batch; a unit smaller than that is one batch.
-      group: m, batches in a group.
+      batch_sizes: each |B|, the pairs wanted in a batch; a unit smaller than that is one batch.
+      group: m, batches of the largest |B| in a group.
     """
     if not rows:
         return []
-    count = max(1, round(rows / (batch_size * group)))
+    count = max(1, round(rows / (max(batch_sizes) * group)))
     edges = [rows * i // count for i in range(count + 1)]
     groups = []
     for start, end in itertools.pairwise(edges):
-        size = end - start
-        batches = max(1, round(size / batch_size))
-        per_batch = min(_CELLS_PER_BATCH, size // batches) if batches > 1 else 1
-        cells = batches * per_batch
-        slots = -(-size // (cells * _ROUND)) * _ROUND
-        groups.append(Group(start, size, batches, cells, slots))
+        batches, cells = _plan_batches(end - start, tuple(batch_sizes))
+        slots = -(-(end - start) // (cells * _ROUND)) * _ROUND
+        groups.append(Group(start, end - start, batches, cells, slots))
     return groups
+
+
+@functools.lru_cache
+def _plan_batches(rows: int, batch_sizes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """How many batches a group makes for each |B|, and the cells that all of them are made of.
+
+    The fewest cells that bring every |B| close to what is asked for; or those that bring them closest.
+    """
+    wanted = [rows / size for size in batch_sizes]
+    fewest = max(1, round(min(wanted)))
+    if round(max(wanted)) <= 1:
+        return (1,) * len(wanted), 1
+    close = max(_CLOSE, abs(fewest / min(wanted) - 1))
+    best: tuple[float, tuple[int, ...], int] = math.inf, (), 0
+    room = rows // fewest
+    for per_batch in range(min(_CELLS_PER_BATCH, room), min(_MOST_CELLS_PER_BATCH, room) + 1):
+        cells = fewest * per_batch
+        most = cells // min(_LEAST_CELLS, per_batch)
+        counts = [n for n in range(fewest, most + 1) if cells % n == 0]
+        nearest = [counts[int(np.argmin(np.abs(np.array(counts) - ratio)))] for ratio in wanted]
+        batches = tuple(
+            fewest if ratio == min(wanted) else n for n, ratio in zip(nearest, wanted, strict=True)
+        )
+        off = max(
+            (abs(n / ratio - 1) for n, ratio in zip(batches, wanted, strict=True) if ratio > min(wanted)),
+            default=0.0,
+        )
+        if off < best[0]:
+            best = off, batches, cells
+        if off <= close:
+            break
+    return best[1:]
+
+
+def rows_of_groups(uid: np.ndarray, planned: Sequence[Group], *, seed: int, mixed: bool) -> list[np.ndarray]:
+    """The unit's rows that each group has: runs of them, or of their order by hash(seed, uid) where `mixed`.
+
+    Args:
+      uid: shape (n,), u8,u8, of all the unit's rows.
+      planned: the unit's groups.
+      seed: the run's seed.
+      mixed: whether neighbours are dealt to different groups, for pools whose shards are topical.
+
+    Returns:
+      For each group the rows, int64.
+    """
+    order = hash_order(uid, seed) if mixed else np.arange(len(uid))
+    return [order[group.start : group.start + group.rows] for group in planned]
+
+
+def hash_order(uid: np.ndarray, *parts: int) -> np.ndarray:
+    """The rows in the order of hash(*parts, uid): a random permutation that depends on the uids alone."""
+    return np.lexsort((uid["f1"], uid["f0"], mix(*parts, uid["f0"], uid["f1"])))
 
 
 def slots_of_rows(uid: np.ndarray, group: Group, seed: int) -> np.ndarray:
@@ -93,12 +156,11 @@ def slots_of_rows(uid: np.ndarray, group: Group, seed: int) -> np.ndarray:
     Returns:
       shape (rows,), int64, distinct, in [0, cells * slots). The first cells have one row more where they must.
     """
-    order = np.lexsort((uid["f1"], uid["f0"], mix(seed, uid["f0"], uid["f1"])))
     sizes = _cell_sizes(group)
     cell = np.repeat(np.arange(group.cells), sizes)
     within = np.arange(group.rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     slots = np.empty(group.rows, np.int64)
-    slots[order] = cell * group.slots + within
+    slots[hash_order(uid, seed)] = cell * group.slots + within
     return slots
 
 
@@ -108,7 +170,7 @@ def _cell_sizes(group: Group) -> np.ndarray:
 
 
 def deal_cells(group: Group, *, repeats: int, seed: int, name: int) -> np.ndarray:
-    """The batch of each cell in each division.
+    """The batch of each cell in each division, for each |B|.
 
     Cells are dealt one by one to the batches in turn, in the order of hash(seed, group, k, cell), those with
     one row more first, so that batches have as many cells and differ by at most one row.
@@ -120,13 +182,31 @@ def deal_cells(group: Group, *, repeats: int, seed: int, name: int) -> np.ndarra
       name: what tells the pool's groups apart, any 64-bit number.
 
     Returns:
-      shape (K, cells), int32, in [0, batches).
+      shape (sizes, K, cells), int32, in [0, batches).
     """
-    divisions = repeats if group.batches > 1 else 1
+    divisions = repeats if max(group.batches) > 1 else 1
     cell = np.arange(group.cells)
     short = _cell_sizes(group) < -(-group.rows // group.cells)
-    dealt = np.empty((divisions, group.cells), np.int32)
+    dealt = np.empty((len(group.batches), divisions, group.cells), np.int32)
     for k in range(divisions):
         order = np.lexsort((cell, mix(seed, name, k, cell), short))
-        dealt[k, order] = cell % group.batches
+        for size, batches in enumerate(group.batches):
+            dealt[size, k, order] = cell % batches
     return dealt
+
+
+def describe(units: Sequence[int], *, batch_sizes: Sequence[int], group: int) -> dict[str, Any]:
+    """What |B| and m came to on units of so many rows: for the manifest.
+
+    Returns:
+      "count" of groups, and for each |B| in "sizes" the "batches" of a division and the "effective" |B|, the
+      smallest and the largest batch.
+    """
+    planned = [group_ for rows in units for group_ in plan_groups(rows, batch_sizes=batch_sizes, group=group)]
+    sizes = []
+    for index, size in enumerate(batch_sizes):
+        pairs = [one.rows / one.batches[index] for one in planned]
+        batches = sum(one.batches[index] for one in planned)
+        effective = [math.floor(min(pairs)), math.ceil(max(pairs))]
+        sizes.append({"batch_size": size, "batches": batches, "effective": effective})
+    return {"count": len(planned), "sizes": sizes}

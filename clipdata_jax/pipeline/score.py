@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import math
 import time
 from typing import Any
 
@@ -16,8 +15,8 @@ from clipdata_jax.data import pool as pools
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import groups, manifest, progress, work
-from clipdata_jax.pipeline.score_columns import SCORES, Columns
+from clipdata_jax.pipeline import groups, manifest, progress, shard_division, work
+from clipdata_jax.pipeline.score_columns import SCORES, Columns, Inputs, neg_clip_loss_columns
 from clipdata_jax.pipeline.score_units import Unit, list_bad, read_ahead, shard_files
 
 DEFAULT_TEMPERATURE = 0.01
@@ -36,13 +35,13 @@ def run(options: Score) -> dict[str, Any] | None:
         raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
     made_by = _made_by(options.pool, tag)
-    temperature, source = _temperature(options, made_by)
+    temperatures, source = _temperatures(options, made_by)
     targets = {
         name: read_target(path, tag, dim=_dim(pool, tag)) for name, path in options.norm_sim.targets().items()
     }
-    makers = [SCORES[name](options, temperature, targets) for name in options.chosen()]
-    settings = options.neg_clip_loss
-    units = groups.plan_units(pool.shards, settings.batch_size * settings.group)
+    inputs = Inputs(options, tag, temperatures, targets)
+    makers = [SCORES[name](inputs) for name in options.chosen()]
+    units = _plan_units(pool, options.neg_clip_loss)
     by_name = {f"unit-{index:05d}": unit for index, unit in enumerate(units)}
     plan = manifest.describe(
         "score",
@@ -51,13 +50,13 @@ def run(options: Score) -> dict[str, Any] | None:
         pool=[path for shard in pool.shards for path in shard_files(shard)],
         devices=True,
         tag=tag,
-        temperature=temperature,
+        temperature=temperatures[0] if len(temperatures) == 1 else list(temperatures),
         temperature_from=source,
         has_uids=pool.has_uids,
         unreadable=list(pool.unreadable),
         model=made_by.get("digest"),
         plan={name: [[shard.name, shard.rows] for shard in unit] for name, unit in by_name.items()},
-        groups=_describe_groups(units, settings),
+        groups=_describe_groups(units, options.neg_clip_loss),
     )
     output = work.open_output(options.out, plan=plan, units=list(by_name))
     _score_units(output, share, by_name, pool, tag, options, makers)
@@ -110,13 +109,14 @@ def _made_by(folder: str, tag: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _temperature(options: Score, made_by: dict[str, Any]) -> tuple[float, str]:
-    """The temperature and where it is from: the options, the manifest of the embeddings, or nowhere."""
-    if options.neg_clip_loss.temperature is not None:
-        return options.neg_clip_loss.temperature, "options"
+def _temperatures(options: Score, made_by: dict[str, Any]) -> tuple[tuple[float, ...], str]:
+    """The temperatures and where they are from: the options, the manifest of the embeddings, or nowhere."""
+    given = options.neg_clip_loss.temperatures()
+    if given is not None:
+        return given, "options"
     if "temperature" in made_by:
-        return float(made_by["temperature"]), "manifest"
-    return DEFAULT_TEMPERATURE, "assumed"
+        return (float(made_by["temperature"]),), "manifest"
+    return (DEFAULT_TEMPERATURE,), "assumed"
 
 
 def _target_files(options: Score) -> list[str]:
@@ -136,21 +136,19 @@ def _dim(pool: Pool, tag: str) -> int:
     raise last
 
 
+def _plan_units(pool: Pool, options: NegClipLoss) -> list[tuple[Shard, ...]]:
+    if options.division == "shard":
+        return [(shard,) for shard in pool.shards]
+    rows = max(options.batch_sizes()) * options.group
+    return groups.plan_units(pool.shards, rows, together=options.mix_shards or 1)
+
+
 def _describe_groups(units: list[tuple[Shard, ...]], options: NegClipLoss) -> dict[str, Any]:
     """What `--batch-size` and `--group` came to on this pool."""
-    planned = [
-        group
-        for unit in units
-        for group in groups.plan_groups(
-            sum(shard.rows for shard in unit), batch_size=options.batch_size, group=options.group
-        )
-    ]
-    sizes = [group.rows / group.batches for group in planned]
-    return {
-        "count": len(planned),
-        "batches": sum(group.batches for group in planned),
-        "batch_size": [math.floor(min(sizes)), math.ceil(max(sizes))],
-    }
+    rows, sizes = [sum(shard.rows for shard in unit) for unit in units], options.batch_sizes()
+    if options.division == "shard":
+        return shard_division.describe(rows, batch_sizes=sizes)
+    return groups.describe(rows, batch_sizes=sizes, group=options.group)
 
 
 def _check_bad_rows(bad_rows: int, unit: Unit, pool: Pool, options: Score) -> None:
@@ -218,19 +216,29 @@ def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _describe_size(size: dict[str, Any], rows: int) -> str:
+    batches = progress.counted(size["batches"], "batch")
+    asked = size["batch_size"]
+    told = f" (--batch-size {asked:,} is more than the pool has)" if asked > rows else ""
+    return f"{batches} of {size['effective'][1]:,} pairs{told}"
+
+
 def _print_summary(result: dict[str, Any] | None, options: Score) -> None:
     if result is None:
         print("This worker's units are done; others are missing, whoever finishes last writes the manifest.")
         return
     masked = {reason: count for reason, count in result["masked"].items() if count}
-    size, asked = result["groups"]["batch_size"][1], result["options"]["neg_clip_loss"]["batch_size"]
+    temperatures = np.atleast_1d(result["temperature"]).tolist()
     assumed = " (assumed: the embeddings name none; --temperature sets it)"
+    told = " and ".join(f"{t:.4g}" for t in temperatures)
     lines = [
-        f"Scored {progress.counted(result['rows'], 'pair')} at temperature {result['temperature']:.4g}"
+        f"Scored {progress.counted(result['rows'], 'pair')} at temperature{'s' if len(temperatures) > 1 else ''} {told}"
         f"{assumed if result['temperature_from'] == 'assumed' else ''}, in"
-        f" {progress.counted(result['groups']['batches'], 'batch')} of {size:,} pairs"
-        f"{f' (--batch-size {asked:,} is more than the pool has)' if asked > result['rows'] else ''}: {options.out}"
+        f" {' and in '.join(_describe_size(size, result['rows']) for size in result['groups']['sizes'])}: {options.out}"
     ]
+    if len(temperatures) * len(result["groups"]["sizes"]) > 1 and "neg_clip_loss" in options.chosen():
+        named = neg_clip_loss_columns(options.neg_clip_loss, result["tag"], temperatures)
+        lines.append(f"Columns of negCLIPLoss: {', '.join(named)}")
     if not result["has_uids"]:
         lines.append(
             "The metadata has no 'uid' column: uids are made of file name and row, which no tar knows"

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from clipdata_jax import parallel
-from clipdata_jax.config import Score
-from clipdata_jax.pipeline import groups
+from clipdata_jax.config import NegClipLoss, Score
+from clipdata_jax.config.scoring import in_thousandths
+from clipdata_jax.pipeline import group_scores, groups, shard_division
+from clipdata_jax.pipeline.group_scores import Job, Pairs
 from clipdata_jax.pipeline.score_units import Unit
 
 _BLOCK = 8_192  # rows that a device takes at a time for scores that look at one pair
 
 # The columns of `scores.NegClipLossStatistics`' fields
-_STATISTICS = (
-    "neg_clip_loss",
-    "neg_clip_loss_se",
-    "neg_clip_loss_log_sum_text",
-    "neg_clip_loss_log_sum_image",
-)
+_SUFFIXES = ("", "_se", "_log_sum_text", "_log_sum_image")
 
 # A unit's pairs -> name and values of each column
 Columns = Callable[[Unit], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a run's columns are made with.
+
+    Attributes:
+      options: of the command.
+      tag: the model whose embeddings are scored.
+      temperatures: each a column of negCLIPLoss.
+      targets: name -> embeddings of target pictures, (n, d).
+    """
+
+    options: Score
+    tag: str
+    temperatures: tuple[float, ...]
+    targets: dict[str, np.ndarray]
 
 
 def _by_rows(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
@@ -42,57 +58,75 @@ def _by_rows(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
     ]
 
 
-def _clip_score_columns(options: Score, temperature: float, targets: dict[str, np.ndarray]) -> Columns:
+def _clip_score_columns(inputs: Inputs) -> Columns:
     from clipdata_jax import scores
 
     return lambda unit: {"clip_score": _by_rows(scores.clip_score, unit.images, unit.texts)}
 
 
-def _neg_clip_loss_columns(options: Score, temperature: float, targets: dict[str, np.ndarray]) -> Columns:
-    import jax
-
-    from clipdata_jax import scores
-
-    settings = options.neg_clip_loss
+def _neg_clip_loss_columns(inputs: Inputs) -> Columns:
+    settings, temperatures = inputs.options.neg_clip_loss, inputs.temperatures
+    names = neg_clip_loss_columns(settings, inputs.tag, temperatures)
 
     def columns(unit: Unit) -> dict[str, np.ndarray]:
-        planned = groups.plan_groups(len(unit.uid), batch_size=settings.batch_size, group=settings.group)
-        devices, waiting = jax.local_devices(), []
-        for index, group in enumerate(planned):
-            rows = slice(group.start, group.start + group.rows)
-            slots = groups.slots_of_rows(unit.uid[rows], group, options.seed)
-            laid = [
-                _lay(array[rows], slots, group.cells * group.slots)
-                for array in (unit.images, unit.texts, unit.good)
+        pairs = Pairs(unit.images, unit.texts, unit.good)
+        seed = inputs.options.seed
+        if settings.division == "shard":
+            orders = shard_division.permutations(unit.uid, repeats=settings.repeats, seed=seed)
+            by_size = [
+                shard_division.score_permutations(pairs, orders, batch_size=size, temperatures=temperatures)
+                for size in settings.batch_sizes()
             ]
-            dealt = groups.deal_cells(
-                group, repeats=settings.repeats, seed=options.seed, name=unit.first_row + group.start
-            )
-            image_emb, text_emb, mask, dealt = jax.device_put((*laid, dealt), devices[index % len(devices)])
-            found = scores.neg_clip_loss_statistics(
-                image_emb, text_emb, dealt, temperature=temperature, mask=mask
-            )
-            waiting.append((found, slots))
-            if index >= len(devices):  # one group a device in flight, one waiting
-                jax.block_until_ready(waiting[index - len(devices)][0])
-        by_field = zip(
-            *([np.asarray(field)[slots] for field in found] for found, slots in waiting), strict=True
-        )
-        return {name: np.concatenate(parts) for name, parts in zip(_STATISTICS, by_field, strict=True)}
+            found = [np.stack(field, axis=1) for field in zip(*by_size, strict=True)]
+        else:
+            shape = len(temperatures), len(settings.batch_sizes()), len(unit.uid)
+            found = [np.empty(shape, np.float32) for _ in _SUFFIXES]
+            for rows, fields in group_scores.run(_jobs(unit, settings, seed), pairs, temperatures):
+                for whole, field in zip(found, fields, strict=True):
+                    whole[..., rows] = field
+        by_field = [field.reshape(len(names), -1) for field in found]
+        return {
+            name + suffix: field[index]
+            for index, name in enumerate(names)
+            for suffix, field in zip(_SUFFIXES, by_field, strict=True)
+        }
 
     return columns
 
 
-def _lay(rows: np.ndarray, slots: np.ndarray, size: int) -> np.ndarray:
-    laid = np.zeros((size, *rows.shape[1:]), rows.dtype)
-    laid[slots] = rows
-    return laid
+def _jobs(unit: Unit, settings: NegClipLoss, seed: int) -> Iterator[Job]:
+    planned = groups.plan_groups(len(unit.uid), batch_sizes=settings.batch_sizes(), group=settings.group)
+    mixed = settings.mix_shards is not None
+    rows_of = groups.rows_of_groups(unit.uid, planned, seed=seed, mixed=mixed)
+    for group, rows in zip(planned, rows_of, strict=True):
+        slots = groups.slots_of_rows(unit.uid[rows], group, seed)
+        dealt = groups.deal_cells(
+            group, repeats=settings.repeats, seed=seed, name=unit.first_row + group.start
+        )
+        yield Job(rows, slots, group.cells * group.slots, dealt)
 
 
-def _norm_sim_columns(options: Score, temperature: float, targets: dict[str, np.ndarray]) -> Columns:
+def neg_clip_loss_columns(settings: NegClipLoss, tag: str, temperatures: Sequence[float]) -> list[str]:
+    """The columns' names, temperatures first: neg_clip_loss where there is one, else neg_clip_loss_l14_t12p5_b32768.
+
+    That is the embeddings' tag, 1,000 times the temperature and |B|; a point is written p, and other signs _.
+    """
+    if len(temperatures) * len(settings.batch_sizes()) == 1:
+        return ["neg_clip_loss"]
+    tag = re.sub(r"\W", "_", tag, flags=re.ASCII)
+    return [
+        f"neg_clip_loss_{tag}_t{in_thousandths(t)}_b{size}"
+        for t in temperatures
+        for size in settings.batch_sizes()
+    ]
+
+
+def _norm_sim_columns(inputs: Inputs) -> Columns:
     import jax
 
     from clipdata_jax import scores
+
+    targets = inputs.targets
 
     # One copy of each target a device, put there once.
     placed = {
@@ -103,7 +137,7 @@ def _norm_sim_columns(options: Score, temperature: float, targets: dict[str, np.
     def columns(unit: Unit) -> dict[str, np.ndarray]:
         result = {}
         for name in targets:
-            for p in options.norm_sim.p:
+            for p in inputs.options.norm_sim.p:
 
                 def score(images: Any, name: str = name, p: float = p) -> Any:
                     return scores.norm_sim(images, placed[next(iter(images.devices()))][name], p=p)
@@ -120,7 +154,7 @@ def norm_sim_column(p: float, target: str) -> str:
 
 
 # To add a score: one file in scores/, its options in config/, one line here.
-SCORES: dict[str, Callable[[Score, float, dict[str, np.ndarray]], Columns]] = {
+SCORES: dict[str, Callable[[Inputs], Columns]] = {
     "clip_score": _clip_score_columns,
     "neg_clip_loss": _neg_clip_loss_columns,
     "norm_sim": _norm_sim_columns,

@@ -33,10 +33,10 @@ def expected_neg_clip_loss(
     f, g, uid = made["img"].astype(float), made["txt"].astype(float), uids.from_hex(list(made["uid"]))
     want, start = np.zeros(len(f)), 0
     for rows in units:
-        for group in groups.plan_groups(rows, batch_size=40, group=2):
+        for group in groups.plan_groups(rows, batch_sizes=[40], group=2):
             at = start + group.start + np.arange(group.rows)
             slots = groups.slots_of_rows(uid[at], group, 0)
-            dealt = groups.deal_cells(group, repeats=3, seed=0, name=start + group.start)
+            (dealt,) = groups.deal_cells(group, repeats=3, seed=0, name=start + group.start)
             for batch_of_cell in dealt:
                 batch = batch_of_cell[slots // group.slots]
                 for i, row in enumerate(at):

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from support.pools import cut_short, edit_npz, make_pool, unit_rows
 
+from clipdata_jax.config import NegClipLoss
 from clipdata_jax.data import tables
+from clipdata_jax.errors import InputError
 
 SMALL = ("--batch-size", 40, "--repeats", 3, "--group", 2)
 
@@ -99,7 +101,16 @@ def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
         (["--tag", "l14"], "no embeddings tagged 'l14'; name one with --tag: b32"),
         (["--temperature", "0"], "--temperature is 0.0, expected a number above 0"),
         (["--temperature", "nan"], "--temperature is nan"),
+        (["--temperature", "0.01", "-1"], "--temperature is -1.0, expected a number above 0"),
+        (["--temperature", "0.01", "0.01"], "expected each temperature once"),
         (["--repeats", "0"], "--repeats is 0"),
+        (["--group", "0"], "--group is 0, expected a whole number of at least 1"),
+        (["--batch-size", "0"], "--batch-size is 0, expected a whole number of at least 1"),
+        (["--batch-size", "32", "32"], "expected each size once"),
+        (["--batch-size", "32", "1024"], "expected sizes within a factor of 16"),
+        (["--mix-shards", "0"], "--mix-shards is 0, expected a whole number of at least 1"),
+        (["--mix-shards", "2", "--division", "shard"], "expected nothing with --division shard"),
+        (["--division", "half"], "'half' for argument '--division'"),
         (["--p", "0.5"], "--p is 0.5"),
         (["--target", "t=short.npy"], "the target has dimension 16, the pool 32"),
         (["--target", "t=missing.npy"], "missing.npy: no such file"),
@@ -121,3 +132,19 @@ def test_bad_flags_are_one_clear_sentence(tmp_path, pool, clipdata, flags, words
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert words in " ".join(done.stderr.split()), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("division", ["group", "shard"])
+def test_a_batch_larger_than_the_pool_is_one_batch_and_said_so(tmp_path, pool, clipdata, division):
+    flags = ("--batch-size", 400, "--division", division, "--scores", "neg_clip_loss", "--temperature", 0.01)
+    done = clipdata("score", "pool", "--out", "out", *flags)
+    assert done.returncode == 0, done.stderr
+    batches = {"group": "1 batch of 250 pairs", "shard": "3 batches of 130 pairs"}[division]
+    assert f"in {batches} (--batch-size 400 is more than the pool has)" in done.stdout
+    found = tables.open_tables([str(tmp_path / "out")]).read(["neg_clip_loss", "neg_clip_loss_se"])[1]
+    assert np.isfinite(found["neg_clip_loss"]).all() and np.isnan(found["neg_clip_loss_se"]).all()
+
+
+def test_a_config_file_s_division_must_be_known():
+    with pytest.raises(InputError, match="--division is 'half', expected"):
+        NegClipLoss(division="half")
