@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,3 +65,23 @@ def anonymous_memory() -> int:
     """Bytes of this process that no file backs (mapped files would count in the resident set); Linux."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+
+def peak_memory(call: Callable[[], Any]) -> int:
+    """The most anonymous memory while a call runs, in bytes beyond what was there before it."""
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before hides what is taken now
+    before, most, done = anonymous_memory(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.01):
+            most = max(most, anonymous_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        jax.block_until_ready(call())
+    finally:
+        done.set()
+        watcher.join()
+    return most - before

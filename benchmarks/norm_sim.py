@@ -2,7 +2,8 @@
 
     python benchmarks/norm_sim.py [--rounds 5] [--pictures 8192] [--targets 20000]
 
-One JSON line a figure. Needs the extra `bench` for the comparison with faiss; without it says so.
+One JSON line a figure; last the anonymous memory beyond the inputs, for that many targets and ten times as many.
+Needs the extra `bench` for the comparison with faiss; without it says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _timing import PRODUCT_GFLOP, alternate, median_ratio, plain_product, report, unit_rows
+from _timing import (
+    PRODUCT_GFLOP,
+    alternate,
+    median_ratio,
+    peak_memory,
+    plain_product,
+    report,
+    unit_rows,
+)
 
 import clipdata_jax as cj
 
@@ -38,6 +47,23 @@ def product_and_maximum(images: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.abs(jnp.einsum("bd,nd->bn", images, targets, precision="highest")).max(axis=1)
 
 
+def memory(pictures: int, targets: int) -> None:
+    """What each form takes beyond its inputs; half-precision targets, as they lie on disk."""
+    images = jnp.asarray(unit_rows(0, pictures, 768))
+    for count in (targets, 10 * targets):
+        blocks = [unit_rows(seed, targets, 768).astype(np.float16) for seed in range(count // targets)]
+        target = jax.block_until_ready(jnp.asarray(np.concatenate(blocks)))
+        del blocks
+        forms: dict[str, Callable[[], Any]] = {
+            "p = inf": lambda t=target: cj.norm_sim(images, t),
+            "p = 3": lambda t=target: cj.norm_sim(images, t, p=3),
+            "p = 2": lambda t=target: cj.norm_sim(images, t, p=2),
+            "nearest target": lambda t=target: cj.nearest_target(images, t),
+        }
+        for name, form in forms.items():
+            report(f"memory, {name}", targets=count, megabytes_beyond_inputs=peak_memory(form) / 1e6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -52,6 +78,7 @@ def main() -> None:
         "plain product": plain_product(),
         "norm_sim": lambda: cj.norm_sim(images, targets),
         "norm_sim signed": lambda: cj.norm_sim(images, targets, signed=True),
+        "nearest_target": lambda: cj.nearest_target(images, targets),
         "product and maximum": lambda: product_and_maximum(images, targets),
     }
     search = faiss_search(*host)
@@ -63,10 +90,13 @@ def main() -> None:
     for name in calls:
         report(name, seconds=statistics.median(seconds[name]))
     report("plain product", gflop_per_second=PRODUCT_GFLOP / statistics.median(seconds["plain product"]))
-    report("speed to the product and maximum", ratio=median_ratio(seconds, "product and maximum", "norm_sim"))
+    for name in ("norm_sim", "nearest_target"):
+        ratio = median_ratio(seconds, "product and maximum", name)
+        report(f"speed of {name} to the product and maximum", ratio=ratio)
     if search:
-        report("speed to faiss", ratio=median_ratio(seconds, "faiss IndexFlatIP", "norm_sim signed"))
-        report("speed to faiss, absolute", ratio=median_ratio(seconds, "faiss IndexFlatIP", "norm_sim"))
+        for name in ("norm_sim signed", "norm_sim", "nearest_target"):
+            report(f"speed of {name} to faiss", ratio=median_ratio(seconds, "faiss IndexFlatIP", name))
+    memory(2048, options.targets)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,38 @@
-"""NormSim: how strongly a picture is aligned with a set of target pictures."""
+"""NormSim: how strongly a picture is aligned with a set of target pictures, and which of them is nearest."""
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from clipdata_jax.scores.products import cosines, zero_like
+from clipdata_jax.scores.row_blocks import Blocks
+from clipdata_jax.scores.second_moment import norm_sim_moment, second_moment
 
-_BLOCK = 2048  # rows and targets of one tile: 16 MiB of float32
+
+class NearestTarget(NamedTuple):
+    """The target nearest to each picture.
+
+    Attributes:
+      score: shape (b,), float32: NormSim with p = inf.
+      row: shape (b,), int32: the row of the target that has it; the lowest of several.
+    """
+
+    score: Float[Array, " b"]
+    row: Int[Array, " b"]
+
+
+class Reduced(NamedTuple):
+    """What a stream of targets leaves of each picture: the largest |c|, sum_j (|c_j| / largest)^p, its row."""
+
+    most: Float[Array, " b"]
+    total: Float[Array, " b"]
+    row: Int[Array, " b"]
 
 
 def norm_sim(
@@ -41,6 +62,102 @@ def norm_sim(
     Raises:
       ValueError: wrong shapes, an empty target, p < 1, or `signed` with a finite p.
     """
+    check_norm(image_emb, target_emb, p, signed)
+    if p == 2:
+        return norm_sim_moment(image_emb, second_moment(target_emb))
+    return _norm_sim(image_emb, target_emb, p=float(p), signed=signed)
+
+
+def nearest_target(
+    image_emb: Float[Array, "b d"], target_emb: Float[Array, "n d"], *, signed: bool = False
+) -> NearestTarget:
+    """NormSim with p = inf, and the target that it is taken from.
+
+        score = max_j |t_j . f|,   row = the lowest j that attains it
+
+    Args:
+      image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
+      target_emb: T, unit-norm rows, shape (n, d), n >= 1.
+      signed: take the largest cosine itself rather than the largest absolute one; static.
+
+    Returns:
+      score, the same as `norm_sim`'s, and row: shape (b,) each, float32 and int32.
+
+    Raises:
+      ValueError: wrong shapes or an empty target.
+    """
+    check_norm(image_emb, target_emb, math.inf, signed)
+    return _nearest_target(image_emb, target_emb, signed=signed)
+
+
+@functools.partial(jax.jit, static_argnames=("p", "signed"))
+def _norm_sim(image_emb: Array, target_emb: Array, *, p: float, signed: bool) -> Array:
+    return finish(reduce_targets(image_emb, target_emb, p=p, signed=signed), p)
+
+
+@functools.partial(jax.jit, static_argnames="signed")
+def _nearest_target(image_emb: Array, target_emb: Array, *, signed: bool) -> NearestTarget:
+    found = reduce_targets(image_emb, target_emb, signed=signed, nearest=True)
+    return NearestTarget(found.most, found.row)
+
+
+def reduce_targets(
+    image_emb: Array,
+    target_emb: Array,
+    *,
+    p: float = math.inf,
+    signed: bool = False,
+    nearest: bool = False,
+) -> Reduced:
+    """Streams the targets past the pictures, tile by tile; `total` is 0 for p = inf, `row` unless `nearest`."""
+    rows, targets = Blocks.of(len(image_emb)), Blocks.of(len(target_emb))
+    zero = zero_like(image_emb, target_emb)
+
+    def of_rows(row_block: Array) -> Reduced:
+        f_rd, _ = rows.cut(image_emb, row_block)
+
+        def step(seen: Reduced, block: Array) -> tuple[Reduced, None]:
+            t_cd, fresh_c = targets.cut(target_emb, block)
+            cos = cosines(f_rd, t_cd)
+            size = cos if signed else jnp.abs(cos)
+            most_r, row_r = size.max(axis=1), seen.row
+            if nearest:
+                here_r = targets.start(block) + _first_equal(size, most_r)
+                row_r = jnp.where(most_r > seen.most, here_r, row_r)
+            most_r = jnp.maximum(seen.most, most_r)
+            if p == math.inf:
+                return Reduced(most_r, seen.total, row_r), None
+            scale_r = jnp.where(most_r > 0, most_r, 1)
+            powers = jnp.where(fresh_c, _power(size / scale_r[:, None], p), 0)
+            total_r = seen.total * _power(seen.most / scale_r, p) + powers.sum(axis=1)
+            return Reduced(most_r, total_r, row_r), None
+
+        zero_r = jnp.broadcast_to(zero, f_rd.shape[:1])
+        # Below every cosine, so that a target is found even where all are orthogonal.
+        start = Reduced(zero_r - (jnp.inf if p == math.inf else 0), zero_r, zero_r.astype(jnp.int32))
+        return jax.lax.scan(step, start, jnp.arange(targets.count))[0]
+
+    return Reduced(*map(rows.join, jax.lax.map(of_rows, jnp.arange(rows.count))))
+
+
+def _power(x: Array, p: float) -> Array:
+    """x^p; of a whole p by repeated squaring, about twice as fast as the general power at p = 30."""
+    return jax.lax.integer_pow(x, int(p)) if p == int(p) else x**p
+
+
+def _first_equal(size_rc: Array, most_r: Array) -> Array:
+    """The first column of each row that holds its maximum; a minimum is many times faster than an argmax."""
+    columns = jnp.arange(size_rc.shape[1], dtype=jnp.int32)
+    return jnp.where(size_rc == most_r[:, None], columns, size_rc.shape[1] - 1).min(axis=1)
+
+
+def finish(found: Reduced, p: float) -> Array:
+    """The p-norm of what was found."""
+    return found.most if p == math.inf else found.most * found.total ** (1 / p)
+
+
+def check_norm(image_emb: Array, target_emb: Array, p: float, signed: bool) -> None:
+    """Raises ValueError unless the shapes fit and p is a norm."""
     for name, emb in (("image_emb", image_emb), ("target_emb", target_emb)):
         if emb.ndim != 2 or not jnp.issubdtype(emb.dtype, jnp.floating):
             raise ValueError(f"{name} is {emb.dtype}{list(emb.shape)}, expected floats of shape (rows, dim)")
@@ -52,105 +169,3 @@ def norm_sim(
         raise ValueError(f"p is {p}, expected a number of at least 1, or inf")
     if signed and p != math.inf:
         raise ValueError(f"signed is for p = inf only, p is {p}")
-    if p == 2:
-        return norm_sim_moment(image_emb, second_moment(target_emb))
-    return _norm_sim(image_emb, target_emb, p=float(p), signed=signed)
-
-
-@functools.partial(jax.jit, static_argnames=("p", "signed"))
-def _norm_sim(image_emb: Array, target_emb: Array, *, p: float, signed: bool) -> Array:
-    targets, real = _blocks(target_emb)
-
-    def of_rows(f_rd: Array) -> Array:
-        def step(carry: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-            most_r, sum_r = carry
-            cos = cosines(f_rd, block[0])
-            size = jnp.where(block[1], cos, -jnp.inf) if signed else jnp.abs(cos)  # padding: cosine 0
-            new_r = jnp.maximum(most_r, size.max(axis=1))
-            if p == math.inf:
-                return (new_r, sum_r), None
-            scale_r = jnp.where(new_r > 0, new_r, 1)
-            sum_r = sum_r * (most_r / scale_r) ** p + ((size / scale_r[:, None]) ** p).sum(axis=1)
-            return (new_r, sum_r), None
-
-        zero_r = jnp.broadcast_to(zero_like(image_emb, target_emb), f_rd.shape[:1])
-        start = zero_r - (jnp.inf if signed else 0), zero_r
-        (most_r, sum_r), _ = jax.lax.scan(step, start, (targets, real))
-        return most_r if p == math.inf else most_r * sum_r ** (1 / p)
-
-    rows, _ = _blocks(image_emb)
-    return jax.lax.map(of_rows, rows).reshape(-1)[: image_emb.shape[0]]
-
-
-def _blocks(emb: Array) -> tuple[Array, Array]:
-    """Rows in blocks of equal size, zeros added at the end, and which rows are real."""
-    rows, d = emb.shape
-    count = max(1, -(-rows // _BLOCK))
-    side = -(-rows // count)
-    padded = jnp.pad(emb, ((0, count * side - rows), (0, 0)))
-    real = jnp.arange(count * side) < rows
-    return padded.reshape(count, side, d), real.reshape(count, side)
-
-
-def second_moment(target_emb: Float[Array, "n d"]) -> Float[Array, "d d"]:
-    """The second moment of target embeddings, all that NormSim_2 needs of them.
-
-        S = T'T = sum_j t_j t_j'
-
-    Args:
-      target_emb: T, shape (n, d), any float dtype; summed in float32, block by block.
-
-    Returns:
-      S, shape (d, d), float32, symmetric.
-
-    Raises:
-      ValueError: not (n, d) floats.
-    """
-    if target_emb.ndim != 2 or not jnp.issubdtype(target_emb.dtype, jnp.floating):
-        raise ValueError(
-            f"target_emb is {target_emb.dtype}{list(target_emb.shape)}, expected floats (rows, dim)"
-        )
-    return _second_moment(target_emb)
-
-
-@jax.jit
-def _second_moment(target_emb: Array) -> Array:
-    def add(total: Array, block: Array) -> tuple[Array, None]:
-        block = block.astype(jnp.float32)
-        return total + jnp.einsum("nd,ne->de", block, block, precision="highest"), None
-
-    d = target_emb.shape[1]
-    empty = jnp.broadcast_to(zero_like(target_emb), (d, d))
-    return jax.lax.scan(add, empty, _blocks(target_emb)[0])[0]
-
-
-def norm_sim_moment(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"]) -> Float[Array, " b"]:
-    """NormSim_2 from the target's second moment.
-
-        NormSim_2(x) = sqrt(f' S f),   S = T'T
-
-    Wang et al. 2024, arXiv:2405.19547. Its square with S = T'T / n is VAS, arXiv:2402.02055.
-
-    Args:
-      image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
-      moment: S, shape (d, d), symmetric, positive semi-definite (`second_moment`).
-
-    Returns:
-      shape (b,), float32, at least 0.
-
-    Raises:
-      ValueError: the shapes don't fit.
-    """
-    if image_emb.ndim != 2 or moment.shape != (image_emb.shape[-1],) * 2:
-        raise ValueError(
-            f"shapes don't fit: images {image_emb.shape}, moment {moment.shape}, expected (b, d), (d, d)"
-        )
-    return _norm_sim_moment(image_emb, moment)
-
-
-@jax.jit
-def _norm_sim_moment(image_emb: Array, moment: Array) -> Array:
-    f_bd = image_emb.astype(jnp.float32)
-    projected = jnp.einsum("bd,de->be", f_bd, moment.astype(jnp.float32), precision="highest")
-    # Rounding can leave a tiny negative number where a picture is orthogonal to every target.
-    return jnp.sqrt(jnp.maximum(jnp.einsum("be,be->b", projected, f_bd, precision="highest"), 0))

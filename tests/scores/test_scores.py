@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
 
@@ -45,50 +44,6 @@ def test_neg_clip_loss_is_the_reference_value_in_every_row(reference, t):
 def test_clip_score_is_the_reference_value(reference):
     want = np.einsum("bd,bd->b", reference["img"].astype(float), reference["txt"].astype(float))
     np.testing.assert_allclose(cj.clip_score(reference["img"], reference["txt"]), want, atol=1e-6)
-
-
-@pytest.mark.parametrize("p", [2, 3, 4, math.inf])
-def test_norm_sim_is_the_reference_value(reference, p):
-    got = cj.norm_sim(reference["img"], reference["target"], p=p)
-    np.testing.assert_allclose(got, reference[f"normsim_{p}"], rtol=1e-5)
-
-
-def test_vas_is_the_squared_moment_form(reference):
-    moment = reference["target_second_moment"]
-    got = np.square(cj.norm_sim_moment(reference["img"], moment))
-    np.testing.assert_allclose(got, reference["vas"], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("p", [1, 1.5, 2, 30, 100, math.inf])
-def test_norm_sim_neither_underflows_nor_overflows(p):
-    random = np.random.default_rng(0)
-    f = random.normal(size=(50, 64))
-    f[:, :8] *= 0.02  # targets lie in the first eight directions: cosines up to about 0.03
-    target = np.zeros((300, 64))
-    target[:, :8] = random.normal(size=(300, 8))
-    f, target = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (f, target))
-    cos = np.abs(f.astype(np.float32).astype(float) @ target.astype(np.float32).astype(float).T)
-    assert cos.max() < 0.04
-    most = cos.max(axis=1)
-    want = most if p == math.inf else most * ((cos / most[:, None]) ** p).sum(axis=1) ** (1 / p)
-    np.testing.assert_allclose(
-        cj.norm_sim(f.astype(np.float32), target.astype(np.float32), p=p), want, rtol=1e-5
-    )
-
-
-def test_norm_sim_blocks_and_sign(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("clipdata_jax.scores.norm_sim"), "_BLOCK", 7)
-    jax.clear_caches()
-    f, target = unit_pairs(3, 33, 16)
-    cos = f.astype(float) @ target[:19].astype(float).T
-    np.testing.assert_allclose(cj.norm_sim(f, target[:19], signed=True), cos.max(axis=1), atol=1e-6)
-    np.testing.assert_allclose(cj.norm_sim(f, target[:19]), np.abs(cos).max(axis=1), atol=1e-6)
-    np.testing.assert_allclose(
-        cj.norm_sim(f, target[:19], p=3), (np.abs(cos) ** 3).sum(axis=1) ** (1 / 3), rtol=1e-5
-    )
-    np.testing.assert_allclose(cj.norm_sim(-target[:1], target[:1], signed=True), [-1], atol=1e-3)
-    assert not np.any(cj.norm_sim(np.zeros((2, 16), np.float32), target, p=3))
-    jax.clear_caches()
 
 
 def adversarial() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -203,11 +158,6 @@ def test_temperature_may_be_learnt():
         (lambda f, g: cj.clip_score(f.astype(int), g), "image_emb is int"),
         (lambda f, g: cj.cell_log_sums(f, g, cells=3), "don't divide into 3 cells"),
         (lambda f, g: cj.neg_clip_loss_divisions(f, g, np.zeros((0, 2), int)), "batch_of_cell is int"),
-        (lambda f, g: cj.norm_sim(f, g[:, :4]), "dimensions differ"),
-        (lambda f, g: cj.norm_sim(f, g[:0]), "empty"),
-        (lambda f, g: cj.norm_sim(f, g, p=0.5), "p is 0.5"),
-        (lambda f, g: cj.norm_sim(f, g, p=3, signed=True), "signed"),
-        (lambda f, g: cj.norm_sim_moment(f, np.eye(4)), "don't fit"),
     ],
 )
 def test_bad_arguments_are_named(call, words):
@@ -226,9 +176,6 @@ def test_every_kernel_lowers(platform):
         lambda f, g: cj.cell_log_sums(f, g, cells=4, temperature=0.01),
         lambda f, g: cj.neg_clip_loss_divisions(f, g, divisions),
         lambda f, g: cj.neg_clip_loss_sharded(f, g, mesh=mesh),
-        cj.norm_sim,
-        lambda f, g: cj.norm_sim(f, g, p=2),
-        lambda f, g: cj.norm_sim(f, g, p=3),
     ]
     for kernel in kernels:
         assert jax.export.export(jax.jit(kernel), platforms=[platform])(*pair).mlir_module()

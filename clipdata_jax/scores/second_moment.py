@@ -1,0 +1,98 @@
+"""The second moment of embeddings, and the scores that need nothing else of them: NormSim_2 and VAS."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from clipdata_jax.scores.products import zero_like
+from clipdata_jax.scores.row_blocks import Blocks
+
+
+def second_moment(target_emb: Float[Array, "n d"]) -> Float[Array, "d d"]:
+    """The second moment of target embeddings, uncentred: all that NormSim_2 needs of them.
+
+        S = T'T = sum_j t_j t_j'
+
+    Args:
+      target_emb: T, shape (n, d), any float dtype; summed in float32, block by block.
+
+    Returns:
+      S, shape (d, d), float32, symmetric.
+
+    Raises:
+      ValueError: not (n, d) floats.
+    """
+    if target_emb.ndim != 2 or not jnp.issubdtype(target_emb.dtype, jnp.floating):
+        raise ValueError(
+            f"target_emb is {target_emb.dtype}{list(target_emb.shape)}, expected floats (rows, dim)"
+        )
+    return sum_products(target_emb)
+
+
+@jax.jit
+def sum_products(target_emb: Array) -> Array:
+    """`second_moment` without its checks."""
+    d = target_emb.shape[1]
+    empty = jnp.broadcast_to(zero_like(target_emb), (d, d))
+    blocks = Blocks.of(len(target_emb))
+
+    def add(total: Array, index: Array) -> tuple[Array, None]:
+        rows, fresh = blocks.cut(target_emb, index)
+        block = jnp.where(fresh[:, None], rows, 0).astype(jnp.float32)
+        return total + jnp.einsum("nd,ne->de", block, block, precision="highest"), None
+
+    return jax.lax.scan(add, empty, jnp.arange(blocks.count))[0]
+
+
+def norm_sim_moment(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"]) -> Float[Array, " b"]:
+    """NormSim_2 from the target's second moment.
+
+        NormSim_2(x) = sqrt(f' S f),   S = T'T
+
+    Wang et al. 2024, arXiv:2405.19547.
+
+    Args:
+      image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
+      moment: S, shape (d, d), symmetric, positive semi-definite (`second_moment`).
+
+    Returns:
+      shape (b,), float32, at least 0.
+
+    Raises:
+      ValueError: the shapes don't fit.
+    """
+    # Rounding can leave a tiny negative number where a picture is orthogonal to every target.
+    return jnp.sqrt(jnp.maximum(vas(image_emb, moment), 0))
+
+
+def vas(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"]) -> Float[Array, " b"]:
+    """The variance alignment score: NormSim_2 squared, over the number of targets.
+
+        VAS(x) = f' S f,   S = T'T / n
+
+    Wang et al. 2024, arXiv:2402.02055. It ranks as NormSim_2 does.
+
+    Args:
+      image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
+      moment: S, shape (d, d), symmetric, positive semi-definite: `second_moment(target_emb) / n`.
+
+    Returns:
+      shape (b,), float32, in [0, 1] up to rounding.
+
+    Raises:
+      ValueError: the shapes don't fit.
+    """
+    if image_emb.ndim != 2 or moment.shape != (image_emb.shape[-1],) * 2:
+        raise ValueError(
+            f"shapes don't fit: images {image_emb.shape}, moment {moment.shape}, expected (b, d), (d, d)"
+        )
+    return _vas(image_emb, moment)
+
+
+@jax.jit
+def _vas(image_emb: Array, moment: Array) -> Array:
+    f_bd = image_emb.astype(jnp.float32)
+    projected = jnp.einsum("bd,de->be", f_bd, moment.astype(jnp.float32), precision="highest")
+    return jnp.einsum("be,be->b", projected, f_bd, precision="highest")
