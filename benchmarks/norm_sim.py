@@ -61,6 +61,7 @@ def memory(pictures: int, targets: int) -> None:
             "nearest target": lambda t=target: cj.nearest_target(images, t),
         }
         for name, form in forms.items():
+            jax.block_until_ready(form())  # compiles, and lets go of the host's copies
             report(f"memory, {name}", targets=count, megabytes_beyond_inputs=peak_memory(form) / 1e6)
 
 
