@@ -68,9 +68,9 @@ def anonymous_memory() -> int:
 
 
 def peak_memory(call: Callable[[], Any]) -> int:
-    """The most anonymous memory while a call runs, in bytes beyond what was there before it."""
+    """The most anonymous memory of this process while a call runs, in bytes."""
     ctypes.CDLL(None).malloc_trim(0)  # else what was freed before hides what is taken now
-    before, most, done = anonymous_memory(), 0, threading.Event()
+    most, done = 0, threading.Event()
 
     def watch() -> None:
         nonlocal most
@@ -84,4 +84,4 @@ def peak_memory(call: Callable[[], Any]) -> int:
     finally:
         done.set()
         watcher.join()
-    return most - before
+    return most
