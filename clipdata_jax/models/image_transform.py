@@ -131,7 +131,7 @@ class ImageTransform:
             image = image.resize(scaled, _FILTERS[self.interpolation])
             image = image.crop(self._centre(*scaled))
             image.info.pop("transparency", None)  # dropped below either way, with a warning for a palette's
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(_rgb(image))
         except MemoryError:
             raise
         except Exception as error:  # decoders raise nearly anything on a broken file
@@ -175,9 +175,13 @@ def _load(image: Image.Image) -> None:
 
 def _flat_rgb(image: Image.Image) -> Image.Image:
     if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
+        return _rgb(image)
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy even RGB
 
 
 def _reason(error: BaseException) -> str:

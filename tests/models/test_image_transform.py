@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from clipdata_jax.errors import InputError
@@ -57,6 +59,30 @@ def test_pixels_are_exactly_those_of_the_library(convention, key: str, name: str
     np.testing.assert_array_equal(got, want)
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(transform(image), want)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sides=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    mode=st.sampled_from(["RGB", "L", "CMYK", "RGBA", "P"]),
+    resize=st.integers(16, 40),
+    seed=st.integers(0, 3),
+)
+def test_opaque_pixels_are_scaled_whole_then_cut_at_the_centre(sides, mode: str, resize: int, seed: int):
+    noise = np.random.default_rng(seed).integers(0, 256, (sides[1], sides[0], 3), np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    shorter, kernel = min(sides), Image.Resampling.BICUBIC
+    width, height = (resize if side == shorter else int(resize * side / shorter) for side in sides)
+    for convention, half in (
+        ("transformers", lambda spare: spare // 2),
+        ("open_clip", lambda s: round(s / 2)),
+    ):
+        first_rgb = image.convert("RGB") if convention == "transformers" else image
+        left, top = half(width - 16), half(height - 16)
+        scaled = first_rgb.resize((width, height), kernel).convert("RGB")
+        want = np.asarray(scaled)[top : top + 16, left : left + 16]
+        got = ImageTransform(size=16, resize=resize, convention=convention)(image)
+        np.testing.assert_array_equal(got, want)
 
 
 def test_every_web_format_and_mode_is_read():
