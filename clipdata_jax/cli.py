@@ -34,6 +34,10 @@ _COMMANDS = {
         config.Select,
         "clipdata select scores --rule 'top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)' --out subset.npy",
     ),
+    "norm-sim-d": _Command(
+        config.NormSimD,
+        "clipdata norm-sim-d metadata --survivors best30.npy --fraction 0.2 --steps 500 --out subset.npy",
+    ),
     "reshard": _Command(config.Reshard, "clipdata reshard pool --subset subset.npy --out selected"),
     "report": _Command(
         config.Report, "clipdata report scores --subset subset.npy --tars pool --out report.html"

@@ -10,6 +10,7 @@ import dataclasses
 from clipdata_jax.config.base import OnBad as OnBad
 from clipdata_jax.config.base import Workers as Workers
 from clipdata_jax.config.embedding import Embed as Embed
+from clipdata_jax.config.norm_sim_d import NormSimD as NormSimD
 from clipdata_jax.config.scoring import NegClipLoss as NegClipLoss
 from clipdata_jax.config.scoring import NormSim as NormSim
 from clipdata_jax.config.scoring import Score as Score
@@ -29,6 +30,7 @@ class Run:
     embed: Embed | None = None
     score: Score | None = None
     select: Select | None = None
+    norm_sim_d: NormSimD | None = None
     reshard: Reshard | None = None
     report: Report | None = None
     train: Train | None = None

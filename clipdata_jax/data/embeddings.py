@@ -51,22 +51,33 @@ def read_shard(shard: Shard, tag: str) -> Embeddings:
       InputError: a file is damaged, lacks the tag or the uid column, or the rows don't agree.
     """
     uid = read_uids(shard)
-    images = read_array(shard.images, f"{tag}_img")
-    texts = read_array(shard.texts, f"{tag}_txt")
-    for path, emb in ((shard.images, images), (shard.texts, texts)):
-        if emb.ndim != 2 or emb.dtype.kind != "f":
-            raise InputError(
-                f"{path}: holds {emb.dtype}{list(emb.shape)}, expected floats of shape (rows, dim)"
-            )
-        if len(emb) != shard.rows:
-            raise InputError(
-                f"{path}: {len(emb)} rows, but {shard.metadata} has {shard.rows}; write both again"
-            )
+    images, texts = (
+        _read_rows(shard, shard.images, f"{tag}_img"),
+        _read_rows(shard, shard.texts, f"{tag}_txt"),
+    )
     if images.shape != texts.shape:
         raise InputError(
             f"{shard.images}: pictures are {images.shape}, captions {texts.shape}; write both again"
         )
     return Embeddings(uid, images, texts)
+
+
+def read_images(shard: Shard, tag: str) -> np.ndarray:
+    """A shard's picture embeddings of one model: shape (n, d), the dtype on disk.
+
+    Raises:
+      InputError: the file is damaged, lacks the tag, or has other rows than the metadata.
+    """
+    return _read_rows(shard, shard.images, f"{tag}_img")
+
+
+def _read_rows(shard: Shard, path: str, name: str) -> np.ndarray:
+    emb = read_array(path, name)
+    if emb.ndim != 2 or emb.dtype.kind != "f":
+        raise InputError(f"{path}: holds {emb.dtype}{list(emb.shape)}, expected floats of shape (rows, dim)")
+    if len(emb) != shard.rows:
+        raise InputError(f"{path}: {len(emb)} rows, but {shard.metadata} has {shard.rows}; write both again")
+    return emb
 
 
 def read_uids(shard: Shard) -> np.ndarray:

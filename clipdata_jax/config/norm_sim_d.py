@@ -1,0 +1,58 @@
+"""Options of `norm-sim-d`: the selection that needs no target."""
+
+from __future__ import annotations
+
+import dataclasses
+from decimal import Decimal
+from typing import Annotated, Literal
+
+import tyro
+
+from clipdata_jax.config.base import File, Folder, OnBad, require, require_positive
+from clipdata_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormSimD:
+    """Cuts a subset by NormSim_2-D, without a target: drops, step by step, what is least like the rest.
+
+    Every step scores the pairs that are left by f'Sf, S being the second moment of their own picture embeddings,
+    and drops the lowest. Give the pairs that a first rule kept (`select`) as --survivors.
+    """
+
+    pool: tyro.conf.Positional[Folder]
+    """Folder of metadata shards (parquet beside npz, as DataComp's), or a clip-retrieval embedding folder."""
+    out: File
+    """The .npy file to write: uids as u8,u8, sorted, unique. Work files lie beside it until it is done."""
+    survivors: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """A .npy file of uids to start from, usually what `select` kept by negCLIPLoss; default: the whole pool."""
+    fraction: float | None = None
+    """Share of the pool (not of the survivors) to keep: 0.2. Give this or --count."""
+    count: int | None = None
+    """Number of pairs to keep."""
+    steps: int = 500
+    """Steps to drop the others in; equal steps, rounded up, so that the last ones may have less or nothing to do."""
+    init: Literal["pool", "survivors"] = "pool"
+    """Whose second moment the first step uses: the whole pool's, as the paper's authors do, or the survivors'."""
+    tag: str | None = None
+    """Which model's embeddings, where the pool has several, e.g. b32 or l14."""
+    normalize: bool = False
+    """Scale embedding rows that are not of unit norm instead of leaving them out."""
+    max_bad_rows: float = 0.01
+    """Share of rows that may be left out (not finite, zero, not unit) before the run stops."""
+    on_bad: OnBad = "stop"
+    """A broken shard: "stop" with a message, or "skip" it and list it in the manifest."""
+
+    def __post_init__(self) -> None:
+        if (self.fraction is None) == (self.count is None):
+            raise InputError("how much to keep: give either --fraction or --count")
+        if self.fraction is not None:
+            require(0 < self.fraction < 1, "fraction", self.fraction, "a share above 0 and below 1")
+        if self.count is not None:
+            require_positive(self, "count")
+        require_positive(self, "steps")
+        require(0 <= self.max_bad_rows <= 1, "max_bad_rows", self.max_bad_rows, "a share between 0 and 1")
+
+    def keep(self, pairs: int) -> int:
+        """How many pairs to keep of a pool of so many: a share is rounded down."""
+        return self.count if self.count is not None else int(Decimal(str(self.fraction)) * pairs)

@@ -1,0 +1,220 @@
+"""`clipdata norm-sim-d`: a pool's embeddings in, a subset by NormSim_2-D out; restartable after every step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax.config import NormSimD
+from clipdata_jax.data import files, uids
+from clipdata_jax.data.embeddings import BAD_REASONS
+from clipdata_jax.data.pool import Pool, open_pool
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import manifest, progress, work
+from clipdata_jax.pipeline.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
+from clipdata_jax.pipeline.norm_sim_d_steps import Rows, State, rows_scored, take_step
+from clipdata_jax.selection import ranking
+
+TRACE = "trace.jsonl"
+_WORK, _STATE = "work", "state.npz"
+
+
+def run(options: NormSimD) -> dict[str, Any]:
+    """Selects, writes the subset, its manifest and the trace of the steps beside it; returns the manifest.
+
+    A run that was stopped goes on after its last step when the same command is given again.
+
+    Raises:
+      InputError: bad input, or `out` holds something else.
+    """
+    _check_out(options.out)
+    pool = open_pool(options.pool, on_bad=options.on_bad)
+    if not len(pool):
+        raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
+    tag = pool.tag(options.tag)
+    survivors = None if options.survivors is None else _read_survivors(options.survivors)
+    plan = manifest.describe(
+        "norm-sim-d",
+        options,
+        inputs=[] if options.survivors is None else [options.survivors],
+        pool=[path for shard in pool.shards for path in shard_files(shard)],
+        devices=True,
+        tag=tag,
+        pairs=len(pool),
+        has_uids=pool.has_uids,
+        unreadable=list(pool.unreadable),
+        keep=options.keep(len(pool)),
+    )
+    content = _finished(options.out, plan)
+    if content is None:
+        output = work.open_output(f"{options.out}.{_WORK}", plan=plan, units=[UNIT])
+        facts = _prepare(output, pool, tag, options, survivors)
+        rows = open_rows(output, facts["pool_rows"])
+        keep = plan["keep"]
+        state = _select(output, rows, keep, _check_steps(options, facts["rows"], keep), options.out)
+        content = _write(options.out, plan, facts, rows, state)
+    _remove(f"{options.out}.{_WORK}")
+    print(_text(content, options))
+    return content
+
+
+def _check_out(out: str) -> None:
+    if not out.endswith(".npy"):
+        raise InputError(f"--out is {out!r}, expected a file name that ends in .npy")
+    if not files.is_local(out):
+        raise InputError(
+            f"--out is {out!r}, expected a local path: the embeddings are mapped from a file beside it"
+        )
+
+
+def _finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the same selection, done before; what else is there stays."""
+    if not files.exists(out):
+        return None
+    advice = "choose another --out, or delete it"
+    try:
+        before = json.loads(files.read_bytes(f"{out}.{manifest.NAME}"))
+        pool = before["pool_files"]
+        whole = before["outputs"][out] == manifest.file_entry(out)
+    except (InputError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}") from error
+    was = {name: before.get(name) for name in plan}
+    now = json.loads(manifest.to_json(plan))
+    if was != now:
+        difference = work.first_difference(was, now)
+        raise InputError(f"{out}: already holds another run's subset ({difference}); {advice}")
+    changed = [entry["name"] for entry in pool if files.size(entry["name"]) != entry["bytes"]]
+    if changed or not whole:
+        raise InputError(f"{changed[0] if changed else out}: was changed since {out} was made; {advice}")
+    return before
+
+
+def _read_survivors(path: str) -> np.ndarray:
+    survivors = uids.read_subset(path)
+    if not len(survivors):
+        raise InputError(f"{path}: the subset is empty, so there is nothing to select from")
+    return survivors
+
+
+def _prepare(
+    output: work.Output, pool: Pool, tag: str, options: NormSimD, survivors: np.ndarray | None
+) -> dict[str, Any]:
+    """Reads the rows unless that is done; returns what there is to say of them."""
+    receipt = output.receipt(UNIT)
+    if receipt is None:
+        # Steps that were taken on other rows mean nothing any more.
+        _remove(output.path(_STATE))
+        members, missing = len(pool), 0
+        if survivors is not None and options.survivors is not None:
+            skip = options.on_bad == "skip"
+            members, missing = count_members(pool, survivors, options.survivors, skip=skip)
+        _check_steps(options, members, options.keep(len(pool)))
+        reader = Reader(pool, tag, options, survivors)
+        reader.facts |= {"missing_survivors": missing}
+        reader.write(output)
+        receipt = output.receipt(UNIT)
+    if receipt is None:
+        raise InputError(f"{options.pool}: its files change while they are read; give the command again")
+    # Without their times: a manifest depends on no clock.
+    entries = [{key: entry[key] for key in ("name", "bytes", "digest")} for entry in receipt["inputs"]]
+    return {**receipt["facts"], "pool_files": entries}
+
+
+def _check_steps(options: NormSimD, rows: int, keep: int) -> int:
+    """How many rows a step drops: those to drop over the steps, rounded up.
+
+    Raises:
+      InputError: there are fewer rows than to keep, or fewer to drop than steps.
+    """
+    source = "the pool's rows" if options.survivors is None else f"the survivors in {options.survivors}"
+    told = f"--count {options.count:,}" if options.fraction is None else f"--fraction {options.fraction:g}"
+    if not keep:
+        raise InputError(f"{told} of the pool keeps no pair; raise it")
+    if keep >= rows:
+        raise InputError(
+            f"{told} keeps {progress.counted(keep, 'pair')}, but {source} are {rows:,} with usable embeddings;"
+            " keep fewer than that"
+        )
+    if options.steps > rows - keep:
+        raise InputError(
+            f"--steps is {options.steps:,}, but from {rows:,} to {keep:,} pairs there are only {rows - keep:,} to drop;"
+            " take fewer steps"
+        )
+    return -(-(rows - keep) // options.steps)
+
+
+def _select(output: work.Output, rows: Rows, keep: int, drop: int, out: str) -> State:
+    """Takes the steps that are left, and writes state and trace after each."""
+    path = output.path(_STATE)
+    state = State.from_bytes(files.read_bytes(path)) if files.exists(path) else State.start(rows)
+    total = sum(rows_scored(int(state.alive.sum()), keep, drop))
+    last = -(-(len(rows.uid) - keep) // drop)
+    with progress.bar(total=total, unit="row", name="norm-sim-d") as bar:
+        while state.trace[-1]["rows"] > keep:
+            bar.set_postfix_str(f"step {state.step + 1} of {last}", refresh=False)
+            state = take_step(rows, state, keep=keep, drop=drop, scored=bar.update)
+            files.write_bytes(path, state.to_bytes())
+            _write_trace(out, state)
+    _write_trace(out, state)
+    return state
+
+
+def _write_trace(out: str, state: State) -> None:
+    lines = "".join(json.dumps(line) + "\n" for line in state.trace)
+    files.write_bytes(f"{out}.{TRACE}", lines.encode())
+
+
+def _write(out: str, plan: dict[str, Any], facts: dict[str, Any], rows: Rows, state: State) -> dict[str, Any]:
+    chosen = np.array(rows.uid[state.alive])
+    kept = uids.sort_unique(chosen)
+    uids.write_subset(out, kept)
+    counts = {"kept": len(chosen), "uids": len(kept), "repeats": ranking.count_repeats(np.array(rows.uid))}
+    content = {
+        **plan,
+        **facts,
+        **counts,
+        "steps_taken": state.step,
+        "trace": [state.trace[0], state.trace[-1]],
+    }
+    manifest.write_beside(out, content)
+    return content
+
+
+def _remove(path: str) -> None:
+    if files.exists(path):
+        fs, inner = files.filesystem(path)
+        fs.rm(inner, recursive=True)
+
+
+def _text(content: dict[str, Any], options: NormSimD) -> str:
+    kept, pairs, rows, steps = (content[name] for name in ("kept", "pairs", "rows", "steps_taken"))
+    share = f"{kept / pairs:.2%}".replace("%", " %")
+    start = "pairs with usable embeddings" if options.survivors is None else "survivors"
+    first, last = (line["eigenvalues"][0] for line in content["trace"])
+    lines = [
+        f"kept {kept:,} of {pairs:,} pairs ({share}): {options.out}",
+        f"from {rows:,} {start}, in {progress.counted(steps, 'step')} of {-(-(rows - kept) // steps):,} pairs",
+        f"the second moment's leading direction holds {first:.1%} of it at the start, {last:.1%} at the end;"
+        f" every step: {options.out}.{TRACE}",
+    ]
+    masked = [
+        f"{content['masked'][reason]:,} {reason}"
+        for reason in BAD_REASONS.values()
+        if content["masked"][reason]
+    ]
+    if masked:
+        listed = ", ".join(masked)
+        lines.append(f"left out, bad picture embeddings: {listed}; listed in {options.out}.{manifest.NAME}")
+    skipped = [*content["unreadable"], *(entry["reason"] for entry in content["skipped"])]
+    if skipped:
+        lines.append(f"skipped {progress.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
+    if content["missing_survivors"]:
+        lines.append(f"{content['missing_survivors']:,} survivors are not in the shards that can be read")
+    if content["repeats"]:
+        lines.append(
+            f"{content['repeats']:,} pairs repeat the uid of another; the subset holds each uid once:"
+            f" {content['uids']:,}"
+        )
+    return "\n".join(lines)

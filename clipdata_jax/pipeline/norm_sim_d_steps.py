@@ -1,0 +1,163 @@
+"""The steps of NormSim_2-D over rows on disk: score what is left, drop the lowest, take them out of S.
+
+Nothing that decides which rows stay depends on how many devices there are, or on a restart: scores are computed
+in blocks of one shape, each by one device; S is summed block by block in float64 on the host.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax import parallel
+from clipdata_jax.selection import ranking
+
+BLOCK = 8_192  # rows that a device, or the host's sum, takes at a time: 8 MiB of float16 at d = 512
+_EIGENVALUES = 8  # that a line of the trace has
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows to choose from.
+
+    Attributes:
+      emb: shape (n, d), float16, unit rows; usually mapped from a file.
+      uid: shape (n,), u8,u8; among equal scores the lower uid stays.
+      first_moment: shape (d, d), float64: what the first step scores by, already divided by its number of rows.
+      moment: shape (d, d), float64: F'F of all rows.
+    """
+
+    emb: np.ndarray
+    uid: np.ndarray
+    first_moment: np.ndarray
+    moment: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Where a selection stands after a step.
+
+    Attributes:
+      step: steps done.
+      alive: shape (n,), bool: the rows that are left.
+      moment: shape (d, d), float64: F'F of these.
+      trace: a line per step: step, rows (left), dropped, threshold (the lowest score that stays), and the leading
+        eigenvalues of S of the rows left, which sum to 1 in all.
+    """
+
+    step: int
+    alive: np.ndarray
+    moment: np.ndarray
+    trace: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def start(cls, rows: Rows) -> State:
+        """All rows are left."""
+        line = _line(0, len(rows.uid), 0, None, rows.moment)
+        return cls(0, np.ones(len(rows.uid), bool), rows.moment, (line,))
+
+    def to_bytes(self) -> bytes:
+        """The state as a .npz file."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            step=np.int64(self.step),
+            rows=np.int64(len(self.alive)),
+            alive=np.packbits(self.alive),
+            moment=self.moment,
+            trace=np.frombuffer(json.dumps(self.trace).encode(), np.uint8),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> State:
+        """The state in a .npz file."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            alive = np.unpackbits(file["alive"], count=int(file["rows"])).astype(bool)
+            trace = tuple(json.loads(file["trace"].tobytes()))
+            return cls(int(file["step"]), alive, file["moment"], trace)
+
+
+def rows_scored(rows: int, keep: int, drop: int) -> Iterator[int]:
+    """How many rows each step scores."""
+    while rows > keep:
+        yield rows
+        rows = max(keep, rows - drop)
+
+
+def take_step(
+    rows: Rows, state: State, *, keep: int, drop: int, scored: Callable[[int], object] = lambda rows: None
+) -> State:
+    """Scores the rows that are left by f'Sf and drops the `drop` lowest, or as many as leave `keep` of them.
+
+        S = F'F / rows,   S <- S less the rows dropped
+
+    NormSim_2-D of Wang et al. 2024, arXiv:2405.19547. Of equal scores the lower uid stays, then the earlier row.
+
+    Args:
+      rows: all rows.
+      state: the state before.
+      keep: rows that stay at the end.
+      drop: rows that a step drops.
+      scored: called with the number of rows that were scored since it was called last.
+    """
+    index = np.flatnonzero(state.alive)
+    moment = state.moment / len(index) if state.step else rows.first_moment
+    order = np.full(len(state.alive), np.inf, np.float32)
+    for block, score in _score_blocks(rows.emb, index, moment):
+        order[block] = -score
+        scored(len(block))
+    stays = max(keep, len(index) - drop)
+    alive = ranking.first([order, rows.uid["f0"], rows.uid["f1"]], stays, state.alive)
+    dropped = np.flatnonzero(state.alive & ~alive)
+    left = state.moment - sum_moment(rows.emb, dropped)
+    threshold = float(f"{-order[alive].max():.9g}")
+    line = _line(state.step + 1, stays, len(dropped), threshold, left)
+    return State(state.step + 1, alive, left, (*state.trace, line))
+
+
+def _score_blocks(
+    emb: np.ndarray, index: np.ndarray, moment: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows of a block, their f'Sf), in order; blocks of one shape are dealt to this process's devices."""
+    import jax
+
+    from clipdata_jax import scores
+
+    devices = jax.local_devices()
+    placed = [jax.device_put(moment.astype(np.float32), device) for device in devices]
+    waiting: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
+    for number, start in enumerate(range(0, len(index), BLOCK)):
+        block, turn = index[start : start + BLOCK], number % len(devices)
+        images = jax.device_put(parallel.pad_rows(emb[block], BLOCK), devices[turn])
+        waiting.append((block, scores.vas(images, placed[turn])))
+        if len(waiting) > 2 * len(devices):  # bounds the queue of blocks
+            block, score = waiting.popleft()
+            yield block, np.asarray(score)[: len(block)]
+    for block, score in waiting:
+        yield block, np.asarray(score)[: len(block)]
+
+
+def sum_moment(emb: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """F'F of some rows, float64 (d, d), block by block in their order.
+
+    On the host: in all steps together every row is summed once and taken out once, little beside the scoring;
+    and in float64 500 subtractions leave no error that a float32 score could see.
+    """
+    total = np.zeros((emb.shape[1], emb.shape[1]))
+    for start in range(0, len(index), BLOCK):
+        block = emb[index[start : start + BLOCK]].astype(np.float64)
+        total += block.T @ block
+    return total
+
+
+def _line(step: int, rows: int, dropped: int, threshold: float | None, moment: np.ndarray) -> dict[str, Any]:
+    leading = np.linalg.eigvalsh(moment / rows)[::-1][:_EIGENVALUES]
+    shown = [float(f"{value:.6g}") for value in leading]
+    return {"step": step, "rows": rows, "dropped": dropped, "threshold": threshold, "eigenvalues": shown}
