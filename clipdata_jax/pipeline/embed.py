@@ -22,11 +22,11 @@ from clipdata_jax.config import Embed
 from clipdata_jax.data import sources, tars
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, progress, targets, work
-from clipdata_jax.pipeline.embedded import Batch, Shard
-from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
+from clipdata_jax.pipeline.embedded import Batch, Gathered, Shard
+from clipdata_jax.pipeline.samples import Bad, decoded_samples
 
 # Batches that wait for the devices while one is there: more would only pile up in memory.
-_AHEAD = 2
+_AHEAD = 1
 
 
 def run(options: Embed) -> dict[str, Any] | None:
@@ -166,12 +166,12 @@ class _Embedding:
         options = self._options
         shard = Shard(source, [model.tag for model in self._models], with_texts=not options.images_only)
         try:
-            for batch, share in self._batches(source, shard):
+            for gathered in self._gathered(source, shard):
                 while len(self._waiting) > _AHEAD:
                     self._waiting.popleft().result()
-                embedded = self._device.submit(self._embed, batch, share)
+                embedded = self._device.submit(self._embed, gathered)
                 self._waiting.append(embedded)
-                shard.add(batch, embedded)
+                shard.add(gathered, embedded)
             if not len(shard):
                 what = "a picture" if options.images_only else "a picture and a caption"
                 raise InputError(f"{source.path}: holds no sample with {what}")
@@ -181,8 +181,8 @@ class _Embedding:
             shard.skipped = str(error)
         return shard
 
-    def _batches(self, source: sources.Source, shard: Shard) -> Iterator[tuple[list[Decoded], float]]:
-        """Batches of good samples, each with the share of the source that it and the bad ones before it are."""
+    def _gathered(self, source: sources.Source, shard: Shard) -> Iterator[Gathered]:
+        """The good samples in batches; the shard takes note of the others."""
         shares: collections.deque[float] = collections.deque()
 
         def noted() -> Iterator[tars.Sample]:
@@ -200,28 +200,28 @@ class _Embedding:
             shared_names=self._shared_names,
         )
         rows = self._models[0].encoder.rows
-        batch: list[Decoded] = []
-        passed = share = 0.0
+        gathered, passed = Gathered(rows), 0.0
         for sample in samples:
-            share += shares.popleft()
+            gathered.share += shares.popleft()
             if isinstance(sample, Bad):
                 shard.leave_out(sample)
                 continue
-            batch.append(sample)
-            if len(batch) == rows:
-                yield batch, share
-                passed += share
-                batch, share = [], 0.0
-        if batch:
-            yield batch, 1 - passed
+            gathered.add(sample)
+            if len(gathered) == rows:
+                yield gathered
+                passed += gathered.share
+                gathered = Gathered(rows)
+        if len(gathered):
+            gathered.share = 1 - passed
+            yield gathered
 
-    def _embed(self, batch: list[Decoded], share: float) -> list[Batch]:
-        captions = None if self._options.images_only else [sample.caption for sample in batch]
-        pixels = [np.stack([sample.pixels[i] for sample in batch]) for i in range(len(self._transforms))]
+    def _embed(self, gathered: Gathered) -> list[Batch]:
+        captions = None if self._options.images_only else gathered.captions()
         found = [
-            model.embed(pixels[self._transforms.index(model.transform)], captions) for model in self._models
+            model.embed(gathered.pixels(self._transforms.index(model.transform)), captions)
+            for model in self._models
         ]
-        self._tally.add(len(batch), share)
+        self._tally.add(len(gathered), gathered.share)
         return found
 
     def _write(self, name: str, shard: Shard, start: float) -> None:

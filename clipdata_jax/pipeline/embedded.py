@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float16, Float32
+from jaxtyping import Float16, Float32, UInt8
 
 from clipdata_jax.data import embeddings, uids
 from clipdata_jax.data.sources import Source
@@ -29,6 +29,41 @@ class Batch:
     cosines: Float32[np.ndarray, " b"] | None
 
 
+class Gathered:
+    """Samples on their way to the devices: pixels side by side, the rest as columns of the metadata.
+
+    Args:
+      rows: how many there may be.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._pixels: list[UInt8[np.ndarray, "rows height width 3"]] = []
+        self.samples: list[tuple[str, str, str, int, int]] = []
+        """uid, key, caption, width, height."""
+        self.share = 0.0
+        """About how much of the source they are, and what was left out before them."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def add(self, sample: Decoded) -> None:
+        """Takes a copy of a sample."""
+        if not self._pixels:
+            self._pixels = [np.empty((self._rows, *one.shape), one.dtype) for one in sample.pixels]
+        for array, one in zip(self._pixels, sample.pixels, strict=True):
+            array[len(self)] = one
+        self.samples.append((sample.uid, sample.key, sample.caption, sample.width, sample.height))
+
+    def pixels(self, transform: int) -> UInt8[np.ndarray, "n height width 3"]:
+        """What a transform made of the pictures."""
+        return self._pixels[transform][: len(self)]
+
+    def captions(self) -> list[str]:
+        """The captions."""
+        return [caption for _, _, caption, _, _ in self.samples]
+
+
 class Shard:
     """A metadata shard in the making; holds float16 embeddings and captions, no pictures.
 
@@ -40,7 +75,7 @@ class Shard:
 
     def __init__(self, source: Source, tags: Sequence[str], *, with_texts: bool) -> None:
         self._source, self._tags, self._with_texts = source, tags, with_texts
-        self._samples: list[tuple[str, str, str, int, int]] = []  # uid, key, caption, width, height
+        self._samples: list[tuple[str, str, str, int, int]] = []
         self._batches: list[Future[list[Batch]]] = []
         self._bad: list[Bad] = []
         self.skipped = ""
@@ -49,9 +84,9 @@ class Shard:
     def __len__(self) -> int:
         return 0 if self.skipped else len(self._samples)
 
-    def add(self, batch: Sequence[Decoded], embedded: Future[list[Batch]]) -> None:
+    def add(self, gathered: Gathered, embedded: Future[list[Batch]]) -> None:
         """Takes the next samples, whose embeddings may not be there yet."""
-        self._samples += [(item.uid, item.key, item.caption, item.width, item.height) for item in batch]
+        self._samples += gathered.samples
         self._batches.append(embedded)
 
     def leave_out(self, bad: Bad) -> None:
