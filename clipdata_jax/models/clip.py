@@ -8,11 +8,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from clipdata_jax.models.clip_config import CLIPConfig, TextConfig, VisionConfig
-from clipdata_jax.models.transformer import AttentionPool, Builder, matmul_precision
+from clipdata_jax.models.transformer import AttentionPool, Builder, matmul_precision, through
 
 _SMALLEST = 1.2e-38  # just above the least normal float32
 
@@ -40,9 +42,8 @@ class VisionTower(nnx.Module):
             x_bld = self._embed(pixels.astype(self.dtype))
             if self.pre_norm is not None:
                 x_bld = self.pre_norm(x_bld)
-            for layer in self.layers:
-                x_bld = layer(x_bld)
-            pooled_bd = self._pool(x_bld)
+            first_b = jnp.zeros_like(x_bld[:, 0, 0], jnp.int32) if self.config.pool == "class" else None
+            pooled_bd = self._pool(through(self.layers, x_bld, only_b=first_b))
         if self.projection is None:
             return pooled_bd.astype(jnp.float32)
         with matmul_precision(jnp.float32):
@@ -89,19 +90,17 @@ class TextTower(nnx.Module):
             # An id outside the vocabulary gives NaN, not some other token: jit can't raise on it.
             x_bld = jnp.take(self.token[...].astype(self.dtype), ids, axis=0, mode="fill")
             x_bld = x_bld + self.position[: ids.shape[1]].astype(self.dtype)
-            for layer in self.layers:
-                x_bld = layer(x_bld)
             # A norm acts on each position alone, so only the one that is read needs it.
-            pooled_bd = self.post_norm(self._pool(x_bld, ids))
+            pooled_bd = self.post_norm(through(self.layers, x_bld, only_b=self._read_at(ids))[:, 0])
         with matmul_precision(jnp.float32):
             return self.projection(pooled_bd)
 
-    def _pool(self, x_bld: Float[Array, "b l d"], ids: Int[Array, "b l"]) -> Float[Array, "b d"]:
+    def _read_at(self, ids: Int[Array, "b l"]) -> Int[Array, " b"]:
+        """The position that a caption is read at."""
         if self.config.pool != "end":
-            return x_bld[:, 0 if self.config.pool == "first" else -1]
+            return jnp.full_like(ids[:, 0], 0 if self.config.pool == "first" else ids.shape[1] - 1)
         end = self.config.eos_token_id
-        end_b = jnp.argmax(ids if end is None else ids == end, axis=1)
-        return jnp.take_along_axis(x_bld, end_b[:, None, None], axis=1)[:, 0]
+        return jnp.argmax(ids if end is None else ids == end, axis=1).astype(jnp.int32)
 
 
 class CLIP(nnx.Module):
@@ -163,7 +162,7 @@ class CLIP(nnx.Module):
             pixels = (pixels.astype(jnp.float32) / 255 - mean) / std
         elif not jnp.issubdtype(pixels.dtype, jnp.floating):
             raise ValueError(f"pixels are {pixels.dtype}, expected uint8 or an already normalised float")
-        return _finish(self.vision(pixels), normalize)
+        return _finish(_encode(self.vision, pixels), normalize)
 
     def encode_text(self, ids: Int[Array, "b l"], *, normalize: bool = True) -> Float[Array, "b embed_dim"]:
         """Embeds captions.
@@ -185,7 +184,21 @@ class CLIP(nnx.Module):
             raise ValueError(f"ids have shape {ids.shape}, expected (n, 1 to {longest}): the context length")
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(f"ids are {ids.dtype}, expected int32")
-        return _finish(self.text(ids.astype(jnp.int32)), normalize)
+        return _finish(_encode(self.text, ids.astype(jnp.int32)), normalize)
+
+
+def _encode(tower: VisionTower | TextTower, rows: Shaped[Array, ...]) -> Float[Array, "b d"]:
+    """The tower on rows that may be sharded over a mesh of explicit axes, whose rules its reshapes don't meet."""
+    sharding = jax.typeof(rows).sharding
+    if not sharding.mesh.explicit_axes:
+        return tower(rows)
+    structure, state = nnx.split(tower)
+    automatic = jax.sharding.auto_axes(
+        lambda state, rows: nnx.merge(structure, state)(rows),
+        axes=sharding.mesh.explicit_axes,
+        out_sharding=NamedSharding(sharding.mesh, P(sharding.spec[0], None)),
+    )
+    return automatic(state, rows)
 
 
 def _finish(emb_bd: Float[Array, "b d"], normalize: bool) -> Float[Array, "b d"]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from clipdata_jax.models.clip_config import TowerConfig
 
@@ -95,16 +95,26 @@ class Attention(nnx.Module):
         self.out = build.linear(width, width, std=_residual_std(config))
 
     def __call__(
-        self, x_bld: Float[Array, "b l d"], *, query_bld: Float[Array, "b m d"] | None = None
+        self,
+        x_bld: Float[Array, "b l d"],
+        *,
+        query_bmd: Float[Array, "b m d"] | None = None,
+        seen_b: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b m d"]:
-        """Mixes x for each of its own positions or, if given, for each query."""
-        asked_bld = x_bld if query_bld is None else query_bld
+        """Mixes x for each of its own positions or, if given, for each query.
+
+        A query sees the first `seen_b` positions of its row, all where that is None: `causal` is about x's own.
+        """
+        asked_bmd = x_bld if query_bmd is None else query_bmd
         q_bmhk, k_blhk, v_blhk = (
             dense(rows).reshape(*rows.shape[:2], self.heads, -1)
-            for dense, rows in ((self.q, asked_bld), (self.k, x_bld), (self.v, x_bld))
+            for dense, rows in ((self.q, asked_bmd), (self.k, x_bld), (self.v, x_bld))
         )
-        mixed = jax.nn.dot_product_attention(q_bmhk, k_blhk, v_blhk, is_causal=self.causal)
-        return self.out(mixed.reshape(asked_bld.shape))
+        causal = self.causal and query_bmd is None
+        mixed = jax.nn.dot_product_attention(
+            q_bmhk, k_blhk, v_blhk, is_causal=causal, key_value_seq_lengths=seen_b
+        )
+        return self.out(mixed.reshape(asked_bmd.shape))
 
 
 class MLP(nnx.Module):
@@ -131,9 +141,33 @@ class Block(nnx.Module):
         self.mlp = MLP(config, build)
         self.scale2 = None if scale is None else build.constant(scale, config.width)
 
-    def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        x_bld = x_bld + _scaled(self.attention(self.norm1(x_bld)), self.scale1)
-        return x_bld + _scaled(self.mlp(self.norm2(x_bld)), self.scale2)
+    def __call__(
+        self, x_bld: Float[Array, "b l d"], *, only_b: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b m d"]:
+        """The layer's output at every position or, if given, at one position of each row alone: (b, 1, d)."""
+        normed_bld = self.norm1(x_bld)
+        if only_b is None:
+            mixed_bmd = self.attention(normed_bld)
+        else:
+            x_bld, query_b1d = (_at(rows_bld, only_b) for rows_bld in (x_bld, normed_bld))
+            seen_b = only_b + 1 if self.attention.causal else None
+            mixed_bmd = self.attention(normed_bld, query_bmd=query_b1d, seen_b=seen_b)
+        x_bmd = x_bld + _scaled(mixed_bmd, self.scale1)
+        return x_bmd + _scaled(self.mlp(self.norm2(x_bmd)), self.scale2)
+
+
+def through(
+    layers: nnx.List[Block], x_bld: Float[Array, "b l d"], *, only_b: Int[Array, " b"] | None = None
+) -> Float[Array, "b m d"]:
+    """x through the layers; with `only_b`, only that position of each row comes out: (b, 1, d).
+
+    Nothing reads what the last layer makes of the other positions, and only its keys and values need them: at
+    CLIP's widths that leaves out five sixths of its products.
+    """
+    *early, last = layers
+    for layer in early:
+        x_bld = layer(x_bld)
+    return last(x_bld, only_b=only_b)
 
 
 class AttentionPool(nnx.Module):
@@ -147,8 +181,12 @@ class AttentionPool(nnx.Module):
 
     def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b d"]:
         query_b1d = jnp.broadcast_to(self.probe[...].astype(x_bld.dtype), (x_bld.shape[0], 1, x_bld.shape[2]))
-        pooled_b1d = self.attention(x_bld, query_bld=query_b1d)
+        pooled_b1d = self.attention(x_bld, query_bmd=query_b1d)
         return (pooled_b1d + self.mlp(self.norm(pooled_b1d)))[:, 0]
+
+
+def _at(x_bld: Float[Array, "b l d"], position_b: Int[Array, " b"]) -> Float[Array, "b 1 d"]:
+    return jnp.take_along_axis(x_bld, position_b[:, None, None], axis=1)
 
 
 def _scaled(x_bld: Float[Array, "b l d"], scale: nnx.Param[Array] | None) -> Float[Array, "b l d"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +12,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec as P
+from support.towers import SIGLIP, SMALL, captions, jit, pictures
 
-from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig, load_clip
+from clipdata_jax.models import CLIP, CLIPConfig, load_clip
+from clipdata_jax.models.transformer import Block, Builder
 
 MODELS = [
     "hf_clip_quickgelu",
@@ -24,30 +24,6 @@ MODELS = [
     "open_clip_gelu",
     "open_clip_quickgelu",
 ]
-# One layer a tower: compiling is what takes time here, and layers are alike.
-SMALL = CLIPConfig(
-    vision=VisionConfig(width=32, layers=1, heads=2, mlp_width=64, image_size=16, patch_size=8),
-    text=TextConfig(
-        width=24, layers=1, heads=2, mlp_width=48, vocab_size=40, context_length=8, eos_token_id=39
-    ),
-    embed_dim=16,
-    image_mean=(0.1, 0.2, 0.3),
-    image_std=(0.5, 0.25, 2.0),
-)
-# 16 pixels hold two patches of 7, and two pixels are left over.
-SIGLIP = CLIPConfig(
-    vision=dataclasses.replace(SMALL.vision, width=16, pool="attention", patch_size=7),
-    text=dataclasses.replace(SMALL.text, causal=False, pool="last", projection_bias=True),
-    embed_dim=16,
-    logit_bias_init=-10.0,
-)
-
-
-# Compiling is what takes time here. Parity is tested with the default options; elsewhere code need not be fast.
-jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
-)
 image_of = jit(CLIP.encode_image, static_argnames="normalize")
 text_of = jit(CLIP.encode_text, static_argnames="normalize")
 
@@ -55,16 +31,6 @@ text_of = jit(CLIP.encode_text, static_argnames="normalize")
 @pytest.fixture(scope="module")
 def small() -> CLIP:
     return CLIP(SMALL, rngs=nnx.Rngs(0))
-
-
-def pictures(n: int, *, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, 16, 16, 3), np.uint8)
-
-
-def captions(n: int, *, seed: int = 0) -> np.ndarray:
-    ids = np.random.default_rng(seed).integers(1, 38, (n, 8), np.int32)
-    ids[:, 0], ids[np.arange(n), 2 + np.arange(n) % 6] = 38, 39
-    return ids
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -128,20 +94,6 @@ def test_ways_of_calling_under_jit_agree(small: CLIP):
         np.testing.assert_allclose(got_text, text, atol=1e-6)
 
 
-def test_rows_sharded_over_eight_devices_give_the_same(small: CLIP):
-    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    rows, everywhere = jax.NamedSharding(mesh, P("data")), jax.NamedSharding(mesh, P())
-    model = jax.device_put(small, everywhere)
-    pixels, ids = jax.device_put((pictures(16), captions(16)), rows)
-    image, text = jit(lambda m, p, t: (m.encode_image(p), m.encode_text(t)))(model, pixels, ids)
-    assert image.sharding.is_equivalent_to(rows, 2)
-    assert text.sharding.is_equivalent_to(rows, 2)
-    want = [image_of(small, four) for four in np.split(pictures(16), 4)]
-    np.testing.assert_allclose(image, np.concatenate(want), atol=1e-6)
-    want = [text_of(small, four) for four in np.split(captions(16), 4)]
-    np.testing.assert_allclose(text, np.concatenate(want), atol=1e-6)
-
-
 def test_normalize_false_gives_the_projection_itself(small: CLIP):
     raw = np.asarray(text_of(small, captions(4), normalize=False))
     assert not np.allclose(np.linalg.norm(raw, axis=1), 1, atol=1e-2)
@@ -167,6 +119,15 @@ def test_the_two_end_token_rules_read_different_tokens(filled: Callable[[CLIPCon
     np.testing.assert_allclose(text_of(highest, ids), text_of(first, ids), atol=1e-6)
     np.testing.assert_allclose(text_of(low_end, ids), text_of(low_end, cut), atol=1e-6)
     assert not np.allclose(text_of(low_end, ids), text_of(first, ids), atol=1e-3)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_layer_gives_the_same_at_one_position_alone(causal: bool):
+    build = Builder(rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
+    block = Block(dataclasses.replace(SMALL.text, layer_scale_init=0.5), build, causal=causal)
+    x_bld, at_b = np.random.default_rng(0).normal(size=(3, 8, 24)).astype(np.float32), np.array([0, 3, 7])
+    alone_b1d = block(x_bld, only_b=jnp.asarray(at_b, jnp.int32))
+    np.testing.assert_allclose(alone_b1d[:, 0], block(x_bld)[np.arange(3), at_b], atol=1e-6)
 
 
 def test_siglip_reads_whole_patches_and_every_token(filled: Callable[[CLIPConfig], CLIP]):
