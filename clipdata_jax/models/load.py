@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -21,9 +22,13 @@ _CHUNK = 1 << 20
 
 
 def load_clip(
-    path: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None
+    path: str | Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> CLIP:
-    """Reads a CLIP or SigLIP checkpoint.
+    """Reads a CLIP or SigLIP checkpoint, one tensor at a time, from the mapped file to the devices.
 
     Args:
       path: a folder, or the name of a repository on the Hugging Face hub, "owner/name". Its layout is either
@@ -32,9 +37,11 @@ def load_clip(
         (`open_clip_config.json`, `open_clip_model.safetensors`); in a folder with both, the former.
       dtype: what the towers compute in.
       param_dtype: what the parameters are kept in; default `dtype`. Embeddings are float32 in any case.
+      sharding: where the parameters go, all of them: `NamedSharding(mesh, PartitionSpec())` puts a copy on
+        every device of a mesh. None: the default device.
 
     Returns:
-      The model, on the default device.
+      The model.
 
     Raises:
       InputError: a file is missing, broken, a pickle, of another kind of model, has settings that no tower
@@ -49,6 +56,7 @@ def load_clip(
         param_dtype=dtype if param_dtype is None else param_dtype,
         table=layout.table(),
         config_name=layout.config_file.name,
+        sharding=sharding,
     )
 
 

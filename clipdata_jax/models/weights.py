@@ -33,8 +33,11 @@ def load_weights(
     param_dtype: DTypeLike,
     table: Table,
     config_name: str,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> CLIP:
     """Makes a model of safetensors files, tensor by tensor: they are mapped, never read as a whole.
+
+    The host holds one tensor at a time, beside what the devices hold where they are the host.
 
     Args:
       files: the files of the weights; what is no safetensors file (an index) is passed over.
@@ -43,9 +46,10 @@ def load_weights(
       param_dtype: what the parameters are kept in.
       table: which tensor goes where.
       config_name: where the shape is from, for messages.
+      sharding: where each parameter goes; None: the default device.
 
     Returns:
-      The model, its parameters on the default device.
+      The model, its parameters where `sharding` puts them.
 
     Raises:
       InputError: a file is no safetensors file, a tensor has another shape, or (one error that lists all)
@@ -62,7 +66,7 @@ def load_weights(
         for path, variable in nnx.to_flat_state(empty):
             name, rule = sources[_dotted(path)]
             array = _read(names[name], opened[names[name]], name, rule, variable.shape, config_name)
-            state.append((path, variable.replace(_put(array, variable.dtype))))
+            state.append((path, variable.replace(_put(array, variable.dtype, sharding))))
     return nnx.merge(structure, nnx.from_flat_state(state))
 
 
@@ -101,9 +105,9 @@ def save_clip(model: CLIP, folder: str | Path, *, dtype: Literal["float32", "flo
     write_json(folder / CONFIG, content)
 
 
-def _put(array: np.ndarray, dtype: DTypeLike) -> Array:
+def _put(array: np.ndarray, dtype: DTypeLike, sharding: jax.sharding.Sharding | None) -> Array:
     # Waiting frees the copy on the host before the next tensor is read.
-    return jax.block_until_ready(jnp.asarray(array.astype(dtype, copy=False)))
+    return jax.block_until_ready(jax.device_put(array.astype(dtype, copy=False), sharding))
 
 
 def _open(file: Path, stack: contextlib.ExitStack) -> Any:
