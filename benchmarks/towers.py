@@ -2,14 +2,15 @@
 
     python benchmarks/towers.py [--rounds 5] [--batch 32]
 
-One JSON line a figure. What bounds a tower is the rate of float32 products: the first lines say how many operations
+One JSON line a figure. What bounds a tower is the rate of float32 products: a line a tower says how many operations
 one has and how long they take at the rate of a plain product; the work of the last layer that no output reads is
-counted, though only PyTorch does it. Needs the extra `bench` and transformers. Weights are random.
+counted, though only PyTorch does it. Needs the extra `bench`. Weights are random.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -20,7 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from _timing import PRODUCT_GFLOP, alternate, anonymous_memory, median_ratio, plain_product, report
+from _timing import (
+    PRODUCT_GFLOP,
+    alternate,
+    anonymous_memory,
+    median_ratio,
+    peak_memory,
+    plain_product,
+    report,
+)
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -80,18 +89,17 @@ def our_calls(model: models.CLIP, *inputs: np.ndarray) -> dict[str, Callable[[],
 
 
 def load(folder: str) -> models.CLIP:
-    """The model on a mesh of all devices, and what the host's memory grew by."""
+    """The model on a mesh of all devices; reports what this process's memory grew by meanwhile."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
+    loaded: list[models.CLIP] = []
+    gc.collect()
+    peak_memory(lambda: None)  # gives back what was freed
     before = anonymous_memory()
-    model = models.load_clip(folder, sharding=NamedSharding(mesh, P()))
-    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
-    report(
-        "load",
-        devices=jax.device_count(),
-        parameters_mb=parameters / 1e6,
-        memory_growth_mb=(anonymous_memory() - before) / 1e6,
-    )
-    return model
+    peak = peak_memory(lambda: loaded.append(models.load_clip(folder, sharding=NamedSharding(mesh, P()))))
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
+    growth = peak - before
+    report("load", devices=mesh.size, parameters_mb=parameters / 1e6, memory_growth_mb=growth / 1e6)
+    return loaded[0]
 
 
 def main() -> None:
