@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from clipdata_jax.config.base import (
+    IDENTIFIER,
     NONE,
     Folder,
     OnBad,
@@ -87,15 +88,32 @@ class NormSim:
     """NormSim: the p-norm of a picture's cosines with a set of target pictures."""
 
     target: Annotated[tuple[str, ...], NONE] = ()
-    """Target picture embeddings, NAME=PATH: a .npy (rows, dim), a .npz, or what `embed --images-only` wrote."""
+    """Targets, NAME=PATH: picture embeddings (a .npy of (rows, dim), a .npz, what `embed --images-only` wrote), or
+    pictures: a folder, tars, or tfds:name/split."""
+    target_model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
+    """The pool's model, to embed targets of pictures with."""
+    target_cache: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
+    """Where embeddings of targets of pictures are kept, by content; default ~/.cache/clipdata/targets."""
+    union: Annotated[str | None, tyro.conf.arg(metavar="NAME"), NONE] = None
+    """Name of a further column: NormSim to all targets taken as one."""
     p: tuple[float, ...] = (math.inf,)
     """The norms to compute, each a column: inf (nearest target), 2 (second moment), any number of at least 1."""
+    signed: bool = False
+    """For p = inf: the largest cosine, rather than the largest absolute one."""
+    nearest: bool = False
+    """For p = inf: a further column norm_sim_inf_NAME_row with the number of the nearest target picture."""
 
     def __post_init__(self) -> None:
         for p in self.p:
             require(p >= 1, "p", p, "a number of at least 1, or inf")
         names = [split_assignment(text, "target")[0] for text in self.target]
         require(len(set(names)) == len(names), "target", self.target, "each name once")
+        if self.union is not None:
+            good = bool(IDENTIFIER.fullmatch(self.union)) and self.union not in names
+            require(good, "union", self.union, "a plain word that is no target's name")
+        for name in ("signed", "nearest"):
+            if getattr(self, name):
+                require(math.inf in self.p, "p", self.p, f"inf among them, for which --{name} is")
 
     def targets(self) -> dict[str, str]:
         """Name -> path."""
@@ -120,6 +138,10 @@ class Score:
     """Seed of the random divisions."""
     normalize: bool = False
     """Scale embedding rows that are not of unit norm instead of masking them out."""
+    where: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
+    """Score only the pairs of a subset (`select` wrote it); the others get null. For scores of single pairs."""
+    force: bool = False
+    """Score even where a target is of another model than the pool."""
     max_bad_rows: float = 0.01
     """Share of rows that may be masked (not finite, zero, not unit) before the run stops."""
     on_bad: OnBad = "stop"
@@ -130,6 +152,10 @@ class Score:
         require(0 <= self.max_bad_rows <= 1, "max_bad_rows", self.max_bad_rows, "a share between 0 and 1")
         if "norm_sim" in self.scores and not self.norm_sim.target:
             raise InputError("--scores norm_sim needs a target: add --target NAME=PATH")
+        if self.where is not None and "neg_clip_loss" in self.chosen():
+            raise InputError(
+                "--where would take negCLIPLoss its negatives: it is for scores of single pairs, --scores norm_sim"
+            )
 
     def chosen(self) -> tuple[str, ...]:
         """The scores to compute."""

@@ -49,9 +49,16 @@ def is_folder(path: str) -> bool:
 
 
 def size(path: str) -> int:
-    """The size of a file in bytes."""
+    """The size of a file in bytes.
+
+    Raises:
+      InputError: there is no such file.
+    """
     fs, inner = filesystem(path)
-    return int(fs.size(inner))
+    try:
+        return int(fs.size(inner))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
 
 
 def list_names(folder: str) -> list[str]:

@@ -108,7 +108,15 @@ def write_beside(path: str, content: dict[str, Any]) -> None:
 
 def read(folder: str) -> dict[str, Any]:
     """The manifest of a folder, {} if it has none or an unreadable one (folders by other tools have none)."""
-    path = files.join(folder, NAME)
+    return _read(files.join(folder, NAME))
+
+
+def read_beside(path: str) -> dict[str, Any]:
+    """The manifest of an output that is one file, {} if it has none or an unreadable one."""
+    return _read(f"{path}.{NAME}")
+
+
+def _read(path: str) -> dict[str, Any]:
     if not files.exists(path):
         return {}
     try:

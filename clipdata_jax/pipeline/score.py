@@ -10,12 +10,11 @@ import numpy as np
 
 from clipdata_jax import parallel
 from clipdata_jax.config import NegClipLoss, Score
-from clipdata_jax.data import embeddings, files, tables, uids
+from clipdata_jax.data import embeddings, tables, uids
 from clipdata_jax.data import pool as pools
 from clipdata_jax.data.pool import Pool, Shard
-from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import groups, manifest, progress, shard_division, work
+from clipdata_jax.pipeline import groups, manifest, progress, shard_division, target_sets, work
 from clipdata_jax.pipeline.score_columns import SCORES, Columns, Inputs, neg_clip_loss_columns
 from clipdata_jax.pipeline.score_units import Unit, list_bad, read_ahead, shard_files
 
@@ -34,11 +33,9 @@ def run(options: Score) -> dict[str, Any] | None:
     if not len(pool):
         raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
-    made_by = _made_by(options.pool, tag)
+    made_by = target_sets.made_by_model(options.pool, tag)
     temperatures, source = _temperatures(options, made_by)
-    targets = {
-        name: read_target(path, tag, dim=_dim(pool, tag)) for name, path in options.norm_sim.targets().items()
-    }
+    targets, target_files = target_sets.open_targets(options, tag=tag, dim=_dim(pool, tag), made_by=made_by)
     inputs = Inputs(options, tag, temperatures, targets)
     makers = [SCORES[name](inputs) for name in options.chosen()]
     units = _plan_units(pool, options.neg_clip_loss)
@@ -46,7 +43,7 @@ def run(options: Score) -> dict[str, Any] | None:
     plan = manifest.describe(
         "score",
         options,
-        inputs=_target_files(options),
+        inputs=[*target_files, *([options.where] if options.where else [])],
         pool=[path for shard in pool.shards for path in shard_files(shard)],
         devices=True,
         tag=tag,
@@ -102,13 +99,6 @@ def _score_units(
             bar.update(len(unit.uid))
 
 
-def _made_by(folder: str, tag: str) -> dict[str, Any]:
-    """What the manifest of the embeddings says of the model, {} if it says nothing that we understand."""
-    models = manifest.read(folder).get("models")
-    found = models.get(tag) if isinstance(models, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
 def _temperatures(options: Score, made_by: dict[str, Any]) -> tuple[tuple[float, ...], str]:
     """The temperatures and where they are from: the options, the manifest of the embeddings, or nowhere."""
     given = options.neg_clip_loss.temperatures()
@@ -117,13 +107,6 @@ def _temperatures(options: Score, made_by: dict[str, Any]) -> tuple[tuple[float,
     if "temperature" in made_by:
         return (float(made_by["temperature"]),), "manifest"
     return (DEFAULT_TEMPERATURE,), "assumed"
-
-
-def _target_files(options: Score) -> list[str]:
-    found = []
-    for path in options.norm_sim.targets().values():
-        found += files.list_folder(path, ".npz") if files.is_folder(path) else [path]
-    return found
 
 
 def _dim(pool: Pool, tag: str) -> int:
@@ -179,7 +162,7 @@ def _parts(unit: Unit, columns: dict[str, np.ndarray]) -> dict[str, bytes]:
         rows = slice(start, start + shard.rows)
         start += shard.rows
         part = {name: values[rows] for name, values in columns.items()}
-        parts[f"{shard.name}.parquet"] = tables.part_bytes(unit.uid[rows], part, ~unit.good[rows])
+        parts[f"{shard.name}.parquet"] = tables.part_bytes(unit.uid[rows], part, ~unit.wanted[rows])
     return parts
 
 
@@ -189,6 +172,7 @@ def _facts(unit: Unit) -> dict[str, Any]:
     ordered = uids.sort_unique(unit.uid)
     return {
         "rows": len(unit.uid),
+        "scored": int(unit.wanted.sum()),
         "masked": {reason: int((bad == code).sum()) for code, reason in embeddings.BAD_REASONS.items()},
         "masked_rows": listed[:_LISTED],
         "skipped": [{"shard": name, "reason": reason} for name, reason in unit.skipped.items()],
@@ -208,6 +192,7 @@ def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
         masked.update(fact["masked"])
     return {
         "rows": sum(fact["rows"] for fact in facts),
+        "scored": sum(fact["scored"] for fact in facts),
         "masked": dict(masked),
         "masked_rows": [row for fact in facts for row in fact["masked_rows"]],
         "skipped": [entry for fact in facts for entry in fact["skipped"]],
@@ -239,6 +224,8 @@ def _print_summary(result: dict[str, Any] | None, options: Score) -> None:
     if len(temperatures) * len(result["groups"]["sizes"]) > 1 and "neg_clip_loss" in options.chosen():
         named = neg_clip_loss_columns(options.neg_clip_loss, result["tag"], temperatures)
         lines.append(f"Columns of negCLIPLoss: {', '.join(named)}")
+    if options.where is not None:
+        lines.append(f"--where left {result['scored']:,} pairs to score; the others are null")
     if not result["has_uids"]:
         lines.append(
             "The metadata has no 'uid' column: uids are made of file name and row, which no tar knows"

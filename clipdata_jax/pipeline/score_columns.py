@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from clipdata_jax.config import NegClipLoss, Score
 from clipdata_jax.config.scoring import in_thousandths
 from clipdata_jax.pipeline import group_scores, groups, shard_division
 from clipdata_jax.pipeline.group_scores import Job, Pairs
+from clipdata_jax.pipeline.norm_sim_targets import norm_of_union, norm_sim_scorer
 from clipdata_jax.pipeline.score_units import Unit
 
 _BLOCK = 8_192  # rows that a device takes at a time for scores that look at one pair
@@ -42,7 +44,7 @@ class Inputs:
     targets: dict[str, np.ndarray]
 
 
-def _by_rows(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+def _by_rows(function: Callable[..., Any], *arrays: np.ndarray) -> Any:
     """A row-wise score in blocks of one shape, dealt to this process's devices: the same bits on any number."""
     import jax
 
@@ -52,16 +54,34 @@ def _by_rows(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
         block = [parallel.pad_rows(array[start : start + _BLOCK], _BLOCK) for array in arrays]
         waiting.append(function(*jax.device_put(block, devices[index % len(devices)])))
         if index >= 2 * len(devices):  # bounds the queue of converted blocks
-            waiting[index - 2 * len(devices)].block_until_ready()
-    return np.concatenate([np.asarray(part) for part in waiting] or [np.empty(0, np.float32)])[
-        : len(arrays[0])
-    ]
+            jax.block_until_ready(waiting[index - 2 * len(devices)])
+    rows = len(arrays[0])
+    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts])[:rows], *waiting)
+
+
+def _of_wanted(unit: Unit, function: Callable[..., Any], *arrays: np.ndarray) -> Any:
+    """A row-wise score of the unit's wanted rows; 0 in the others, which become null."""
+    import jax
+
+    wanted = unit.wanted
+    if wanted.all():
+        return _by_rows(function, *arrays)
+    rows = np.flatnonzero(wanted)
+    # At least one row is computed, so that there is something to tell dtypes from.
+    found = _by_rows(function, *(array[rows if len(rows) else [0]] for array in arrays))
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        whole = np.zeros(len(wanted), values.dtype)
+        whole[rows] = values[: len(rows)]
+        return whole
+
+    return jax.tree.map(spread, found)
 
 
 def _clip_score_columns(inputs: Inputs) -> Columns:
     from clipdata_jax import scores
 
-    return lambda unit: {"clip_score": _by_rows(scores.clip_score, unit.images, unit.texts)}
+    return lambda unit: {"clip_score": _of_wanted(unit, scores.clip_score, unit.images, unit.texts)}
 
 
 def _neg_clip_loss_columns(inputs: Inputs) -> Columns:
@@ -122,27 +142,22 @@ def neg_clip_loss_columns(settings: NegClipLoss, tag: str, temperatures: Sequenc
 
 
 def _norm_sim_columns(inputs: Inputs) -> Columns:
-    import jax
-
-    from clipdata_jax import scores
-
-    targets = inputs.targets
-
-    # One copy of each target a device, put there once.
-    placed = {
-        device: {name: jax.device_put(target, device) for name, target in targets.items()}
-        for device in jax.local_devices()
-    }
+    settings = inputs.options.norm_sim
+    scorers = {name: norm_sim_scorer(target, settings) for name, target in inputs.targets.items()}
 
     def columns(unit: Unit) -> dict[str, np.ndarray]:
         result = {}
-        for name in targets:
-            for p in inputs.options.norm_sim.p:
-
-                def score(images: Any, name: str = name, p: float = p) -> Any:
-                    return scores.norm_sim(images, placed[next(iter(images.devices()))][name], p=p)
-
-                result[norm_sim_column(p, name)] = _by_rows(score, unit.images)
+        for p in settings.p:
+            found = []
+            for name, scorer in scorers.items():
+                column = norm_sim_column(p, name)
+                score, row = _of_wanted(unit, functools.partial(scorer, p=p), unit.images)
+                result[column] = score
+                if row is not None:
+                    result[f"{column}_row"] = row
+                found.append(score)
+            if settings.union is not None:
+                result[norm_sim_column(p, settings.union)] = norm_of_union(found, p)
         return result
 
     return columns

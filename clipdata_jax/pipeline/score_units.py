@@ -32,6 +32,7 @@ class Unit:
       images: shape (n, d), the dtype on disk; zeros in masked rows.
       texts: likewise.
       good: shape (n,), bool: False for masked rows.
+      wanted: shape (n,), bool: the good rows that `--where` leaves to score.
       bad: per shard why rows are masked, a code of `data.embeddings.BAD_REASONS`; 255 for a skipped shard.
       skipped: shard name -> why it could not be read.
       digests: name, size and digest of the files read.
@@ -42,7 +43,7 @@ class Unit:
         self.shards, self.first_row = shards, first_row
         self.uid = np.empty(0, uids.DTYPE)
         self.images = self.texts = np.empty((0, 0), np.float16)
-        self.good = np.empty(0, bool)
+        self.good = self.wanted = np.empty(0, bool)
         self.bad: list[np.ndarray] = []
         self.skipped: dict[str, str] = {}
         self.digests: list[dict[str, Any]] = []
@@ -53,17 +54,20 @@ def read_ahead(
     queue: Iterator[tuple[tuple[Shard, ...], int]], tag: str, dim: int, options: Score
 ) -> Iterator[Unit]:
     """Reads the next unit while the devices work on this one: two units are in memory, no more."""
+    subset = None if options.where is None else uids.read_subset(options.where)
     pending: collections.deque[Future[Unit]] = collections.deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         for shards, first_row in queue:
-            pending.append(reader.submit(_read_unit, shards, first_row, tag, dim, options))
+            pending.append(reader.submit(_read_unit, shards, first_row, tag, dim, options, subset))
             if len(pending) > 1:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _read_unit(shards: tuple[Shard, ...], first_row: int, tag: str, dim: int, options: Score) -> Unit:
+def _read_unit(
+    shards: tuple[Shard, ...], first_row: int, tag: str, dim: int, options: Score, subset: np.ndarray | None
+) -> Unit:
     start = time.monotonic()
     unit = Unit(shards, first_row)
     read: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
@@ -94,7 +98,9 @@ def _read_unit(shards: tuple[Shard, ...], first_row: int, tag: str, dim: int, op
         np.concatenate([np.zeros((len(r[0]), dim), like.dtype) if r[i] is None else r[i] for r in read])
         for i in (1, 2)
     )
-    unit.good = np.concatenate(unit.bad) == 0
+    unit.good = unit.wanted = np.concatenate(unit.bad) == 0
+    if subset is not None:
+        unit.wanted = unit.good & (uids.find(subset, unit.uid) >= 0)
     # A masked row's numbers reach no sum, but NaN times zero would.
     if not unit.good.all():
         unit.images, unit.texts = unit.images.copy(), unit.texts.copy()

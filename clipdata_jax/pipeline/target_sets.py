@@ -1,0 +1,117 @@
+"""The target sets of NormSim: embeddings that are there, or pictures that are embedded on the way, once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax.config import Embed, Score
+from clipdata_jax.data import files, sources
+from clipdata_jax.data.targets import read_target
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import embed, manifest
+
+
+def open_targets(
+    options: Score, *, tag: str, dim: int, made_by: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The embeddings of all targets, and the files they are in.
+
+    Args:
+      options: of the command.
+      tag: the pool's model.
+      dim: the pool's dimension.
+      made_by: what the pool's manifest says of its model, {} if nothing.
+
+    Raises:
+      InputError: a target is missing, empty, no unit rows, of another dimension or model than the pool's, or is
+        of pictures and no checkpoint is given to embed them with.
+    """
+    targets: dict[str, np.ndarray] = {}
+    read: list[str] = []
+    for name, path in options.norm_sim.targets().items():
+        if not is_embedded(path):
+            path = _embedded(name, path, options, tag, made_by)
+        _check_model(path, tag, made_by, options)
+        targets[name] = read_target(path, tag, dim=dim)
+        read += files.list_folder(path, ".npz") if files.is_folder(path) else [path]
+    return targets, read
+
+
+def is_embedded(path: str) -> bool:
+    """Whether a target is embeddings, not pictures: a .npy or .npz, or a folder of such."""
+    if path.endswith((".npy", ".npz")):
+        return True
+    return files.is_folder(path) and bool(files.list_folder(path, ".npz"))
+
+
+def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str, Any]) -> str:
+    """The file with the embeddings of a target's pictures, made now if it isn't there."""
+    checkpoint = options.norm_sim.target_model
+    if checkpoint is None:
+        raise InputError(
+            f"--target {name}={path}: holds pictures, no embeddings; name the pool's model to embed them with,"
+            " --target-model CHECKPOINT"
+        )
+    from clipdata_jax import models
+
+    digest = models.checkpoint_digest(checkpoint)
+    if made_by.get("digest", digest) != digest and not options.force:
+        raise InputError(
+            f"--target-model {checkpoint}: is another model than the pool's, {made_by.get('name')}; name that, or add"
+            " --force"
+        )
+    out = files.join(_cache(options), f"{name}-{_key(path, digest)}.npz")
+    print(f"Target {name}: {path}, embeddings in {out}")
+    if not files.exists(out) and options.workers.worker is not None:
+        raise InputError(
+            f"--target {name}={path}: isn't embedded yet, and each worker would do it; first run clipdata embed {path}"
+            f" --images-only --model {tag}={checkpoint} --out {out}"
+        )
+    embed.run(
+        Embed(
+            sources=(path,),
+            model=(f"{tag}={checkpoint}",),
+            images_only=True,
+            out=out,
+            on_bad=options.on_bad,
+        )
+    )
+    return out
+
+
+def _key(path: str, digest: str) -> str:
+    """Tells targets apart by what they hold: names and sizes of their files, and the model."""
+    found = sources.find_sources([path], images_only=True)
+    tars = [[tar, files.size(tar)] for source in found.units.values() for tar in source.inputs]
+    content = json.dumps([digest, found.facts, tars], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _cache(options: Score) -> str:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return options.norm_sim.target_cache or os.path.join(home, "clipdata", "targets")
+
+
+def _check_model(path: str, tag: str, made_by: dict[str, Any], options: Score) -> None:
+    of_target = made_by_model(path, tag).get("digest")
+    of_pool = made_by.get("digest")
+    if of_target is None or of_pool is None or of_target == of_pool or options.force:
+        return  # other tools' embeddings don't say
+    raise InputError(
+        f"{path}: the target is of another model than the pool ({made_by_model(path, tag).get('name')}, not"
+        f" {made_by.get('name')}); embed both with the same one, or add --force"
+    )
+
+
+def made_by_model(path: str, tag: str) -> dict[str, Any]:
+    """What the manifest of embeddings, in a folder or beside a file, says of a model; {} if it says nothing."""
+    content = manifest.read_beside(path) if re.search(r"\.np[yz]$", path) else manifest.read(path)
+    models = content.get("models")
+    found = models.get(tag) if isinstance(models, dict) else None
+    return found if isinstance(found, dict) else {}
