@@ -50,10 +50,14 @@ def run(options: NormSimD) -> dict[str, Any]:
     content = _finished(options.out, plan)
     if content is None:
         output = work.open_output(f"{options.out}.{_WORK}", plan=plan, units=[UNIT])
-        facts = _prepare(output, pool, tag, options, survivors)
+        try:
+            facts = _prepare(output, pool, tag, options, survivors)
+            drop = _check_steps(options, facts["rows"], plan["keep"])
+        except InputError:
+            _remove(output.folder)  # no step is lost, and other options may be tried
+            raise
         rows = open_rows(output, facts["pool_rows"])
-        keep = plan["keep"]
-        state = _select(output, rows, keep, _check_steps(options, facts["rows"], keep), options.out)
+        state = _select(output, rows, plan["keep"], drop, options.out)
         content = _write(options.out, plan, facts, rows, state)
     _remove(f"{options.out}.{_WORK}")
     print(_text(content, options))

@@ -1,7 +1,8 @@
 """The steps of NormSim_2-D over rows on disk: score what is left, drop the lowest, take them out of S.
 
 Nothing that decides which rows stay depends on how many devices there are, or on a restart: scores are computed
-in blocks of one shape, each by one device; S is summed block by block in float64 on the host.
+in blocks of one shape, each by one device; S is summed block by block in float64 on the host. Memory: about 40 bytes
+a row, and some blocks; the embeddings stay in their file, and rows that were dropped are not looked at again.
 """
 
 from __future__ import annotations

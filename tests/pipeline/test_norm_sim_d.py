@@ -192,6 +192,12 @@ def test_bad_rows_are_never_selected_and_are_counted(tmp_path, clipdata):
     edit_npz(tmp_path / "pool/00000000.npz", b32_img=img)
     command = ["norm-sim-d", "pool", "--fraction", 0.5, "--steps", 5, "--out", "s.npy"]
     assert refused(clipdata(*command), "more than --max-bad-rows 0.01 allows", "row 3, not finite")
+    # What was begun in vain is in nobody's way.
+    scaled = clipdata(*command[:-1], "n.npy", "--normalize", "--max-bad-rows", 0.02)
+    assert scaled.returncode == 0 and "1 not finite, 1 zero;" in scaled.stdout
+    assert refused(
+        clipdata(*command, "--max-bad-rows", 0.05, "--steps", 50, "--fraction", 0.5), "from 97 to 50 pairs"
+    )
     done = clipdata(*command, "--max-bad-rows", 0.05)
     assert done.returncode == 0, done.stderr
     assert "1 not finite, 1 zero, 1 not of unit norm" in done.stdout and "from 97 pairs" in done.stdout
