@@ -30,6 +30,10 @@ def damage_rows(pool: Path) -> None:
     )
 
 
+def other_text_dimension(pool: Path) -> None:
+    edit_npz(pool / "00000001.npz", b32_txt=np.zeros((30, 16), np.float16))
+
+
 def drop_uid_column(pool: Path) -> None:
     path = pool / "00000001.parquet"
     pq.write_table(pq.read_table(path).drop(["uid"]), path)
@@ -58,6 +62,7 @@ def empty(pool: Path) -> None:
     ("damage", "words"),
     [
         (damage_rows, ["00000001.npz: 29 rows, but", "00000001.parquet has 30"]),
+        (other_text_dimension, ["00000001.npz: pictures are (30, 32), captions (30, 16)"]),
         (drop_uid_column, ["00000001.parquet: column 'uid' is missing; it has text"]),
         (bad_uid, ["00000001.parquet: row 0: the uid is 'zzzz", "expected 32 hex digits"]),
         (other_dimension, ["00000001.npz: embeddings of dimension 16, but the pool's first have 32"]),

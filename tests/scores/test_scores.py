@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from scores.formulas import log_sum, unit_pairs
+from scores.formulas import deal, log_sum, unit_pairs
 from scores.formulas import neg_clip_loss as formula
 
 import clipdata_jax as cj
@@ -24,6 +24,20 @@ def reference() -> dict[str, np.ndarray]:
     path = Path(__file__).parents[1] / "golden" / "reference_scores.npz"
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
+
+
+@pytest.mark.parametrize("t", [0.005, 0.01, 0.07, 0.2, 1.0])
+def test_divisions_of_real_looking_pairs_are_the_formula(reference, t):
+    f, g = reference["img"], reference["txt"]
+    dealt = deal(0, 3, 4, 20)
+    sums = np.zeros((2, 1000))
+    for batches in dealt:
+        batch = np.repeat(batches, 50)
+        logits = np.where(batch[:, None] == batch, f.astype(float) @ g.astype(float).T / t, -np.inf)
+        sums += [np.logaddexp.reduce(logits, axis=axis) / 3 for axis in (1, 0)]
+    want = np.einsum("bd,bd->b", f.astype(float), g.astype(float)) - t / 2 * sums.sum(axis=0)
+    got = cj.neg_clip_loss_divisions(f, g, dealt, temperature=t)
+    np.testing.assert_allclose(got, want, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("t", ["0.01", "0.07"])
@@ -68,6 +82,9 @@ def adversarial() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "a duplicate at 1, the rest at 0.3": (twin_f, twin_g),
         "mixed scales": (mixed_f, mixed_g),
         "perfect match elsewhere": (f, np.roll(f, 16, axis=0)),
+        "one far, as text": (far_g, far_f),
+        "a duplicate at 1, as text": (twin_g, twin_f),
+        "mixed scales, as text": (mixed_g, mixed_f),  # a picture's best cosine is -0.9, another's is 1
     }
 
 
