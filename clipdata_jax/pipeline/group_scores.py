@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from clipdata_jax import parallel
+from clipdata_jax.config.base import as_tuple
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -27,7 +28,7 @@ class Job(NamedTuple):
     rows: np.ndarray
     slots: np.ndarray
     size: int
-    batch_of_cell: np.ndarray
+    batch_of_cell: np.ndarray | tuple[np.ndarray, ...]
 
 
 class Pairs(NamedTuple):
@@ -73,7 +74,8 @@ def program(mesh: Mesh) -> Any:
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(own, own, own, own, shared), out_specs=own)
     def statistics(images: Any, texts: Any, good: Any, dealt: Any, temperature: Any) -> Any:
-        found = scores.neg_clip_loss_statistics(images, texts, dealt[0], temperature=temperature, mask=good)
+        dealt = jax.tree.map(lambda of_devices: of_devices[0], dealt)
+        found = scores.neg_clip_loss_statistics(images, texts, dealt, temperature=temperature, mask=good)
         return jax.tree.map(lambda field: field[None], found)
 
     return statistics
@@ -91,8 +93,8 @@ def _rounds(jobs: Iterable[Job], devices: int) -> Iterator[list[Job]]:
         yield together
 
 
-def _shape(job: Job) -> tuple[int, ...]:
-    return job.size, *job.batch_of_cell.shape
+def _shape(job: Job) -> tuple[Any, ...]:
+    return job.size, *(array.shape for array in as_tuple(job.batch_of_cell))
 
 
 def _place(jobs: list[Job], pairs: Pairs, mesh: Mesh) -> list[Any]:
@@ -109,7 +111,9 @@ def _place(jobs: list[Job], pairs: Pairs, mesh: Mesh) -> list[Any]:
         return jax.make_array_from_single_device_arrays(shape, sharding, on_devices)
 
     laid = [spread([_lay(array[job.rows], job.slots, job.size) for job in jobs]) for array in pairs]
-    return [*laid, spread([job.batch_of_cell[None] for job in jobs])]
+    dealt = zip(*(as_tuple(job.batch_of_cell) for job in jobs), strict=True)
+    placed = tuple(spread([array[None] for array in arrays]) for arrays in dealt)
+    return [*laid, placed if isinstance(jobs[0].batch_of_cell, tuple) else placed[0]]
 
 
 def _lay(rows: np.ndarray, slots: np.ndarray, size: int) -> np.ndarray:

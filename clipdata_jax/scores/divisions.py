@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def _cell_log_sums(
 def neg_clip_loss_divisions(
     image_emb: Float[Array, "b d"],
     text_emb: Float[Array, "b d"],
-    batch_of_cell: Int[Array, "*sizes k cells"],
+    batch_of_cell: Int[Array, "*sizes k cells"] | Sequence[Int[Array, "_ cells"]],
     *,
     temperature: float | Float[Array, "*temperatures"] = 0.01,
     mask: Bool[Array, " b"] | None = None,
@@ -97,7 +98,8 @@ def neg_clip_loss_divisions(
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
       text_emb: g, unit-norm rows, shape (b, d); row i is the caption of picture i.
       batch_of_cell: shape (K, cells), any integer dtype: the batch of each cell in each division; or
-        (sizes, K, cells), K divisions for each of several batch sizes.
+        (sizes, K, cells), K divisions for each of several batch sizes; or a sequence of (K, cells), which is
+        such an axis where K differs.
       temperature: t > 0, traced; or shape (temperatures,), each > 0.
       mask: shape (b,), False for rows that count nowhere; they score -inf.
 
@@ -109,13 +111,13 @@ def neg_clip_loss_divisions(
       ValueError: wrong shapes, the cells do not divide b, or a Python temperature is not above 0.
     """
     _check_divisions(image_emb, text_emb, batch_of_cell, temperature, mask)
-    return _score(image_emb, text_emb, jnp.asarray(batch_of_cell), temperature, mask)
+    return _score(image_emb, text_emb, _as_arrays(batch_of_cell), temperature, mask)
 
 
 def neg_clip_loss_statistics(
     image_emb: Float[Array, "b d"],
     text_emb: Float[Array, "b d"],
-    batch_of_cell: Int[Array, "*sizes k cells"],
+    batch_of_cell: Int[Array, "*sizes k cells"] | Sequence[Int[Array, "_ cells"]],
     *,
     temperature: float | Float[Array, "*temperatures"] = 0.01,
     mask: Bool[Array, " b"] | None = None,
@@ -145,7 +147,7 @@ def neg_clip_loss_statistics(
       ValueError: wrong shapes, the cells do not divide b, or a Python temperature is not above 0.
     """
     _check_divisions(image_emb, text_emb, batch_of_cell, temperature, mask)
-    return _statistics(image_emb, text_emb, jnp.asarray(batch_of_cell), temperature, mask)
+    return _statistics(image_emb, text_emb, _as_arrays(batch_of_cell), temperature, mask)
 
 
 @jax.jit
@@ -155,11 +157,16 @@ def _score(*args: Array) -> Array:
 
 @jax.jit
 def _statistics(
-    image_emb: Array, text_emb: Array, batch_of_cell: Array, temperature: Array, mask: Array | None
+    image_emb: Array,
+    text_emb: Array,
+    batch_of_cell: Array | tuple[Array, ...],
+    temperature: Array,
+    mask: Array | None,
 ) -> NegClipLossStatistics:
-    cells = batch_of_cell.shape[-1]
+    several = batch_of_cell if isinstance(batch_of_cell, tuple) else (batch_of_cell,)
+    sizes = (len(several),) if isinstance(batch_of_cell, tuple) else batch_of_cell.shape[:-2]
+    cells = several[0].shape[-1]
     temperature = jnp.asarray(temperature, jnp.float32)
-    batch_skc = batch_of_cell.reshape(-1, *batch_of_cell.shape[-2:])
     temperatures = temperature.reshape(-1)
     tables = log_sum_tables(image_emb, text_emb, mask, cells=cells, temperatures=temperatures)
     # A cell at a time: XLA makes a product of it, with float32 copies of what it takes.
@@ -179,27 +186,47 @@ def _statistics(
             error_b = jnp.where(mask, error_b, jnp.nan)
             return NegClipLossStatistics(score_b, error_b, sums.row, sums.col)
 
-        return jax.lax.map(of_size, batch_skc)
+        found = [jax.lax.map(of_size, one.reshape(-1, *one.shape[-2:])) for one in several]
+        return found[0] if len(found) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
     statistics = jax.lax.map(at, (temperatures, *tables))
-    shape = (*temperature.shape, *batch_of_cell.shape[:-2], len(image_emb))
+    shape = (*temperature.shape, *sizes, len(image_emb))
     return NegClipLossStatistics(*(array.reshape(shape) for array in statistics))
 
 
+def _as_arrays(batch_of_cell: Array | Sequence[Array]) -> Array | tuple[Array, ...]:
+    listed = isinstance(batch_of_cell, Sequence)
+    return tuple(map(jnp.asarray, batch_of_cell)) if listed else jnp.asarray(batch_of_cell)
+
+
 def _check_divisions(
-    image_emb: Array, text_emb: Array, batch_of_cell: Array, temperature: float | Array, mask: Array | None
+    image_emb: Array,
+    text_emb: Array,
+    batch_of_cell: Array | Sequence[Array],
+    temperature: float | Array,
+    mask: Array | None,
 ) -> None:
     check_pairs(image_emb, text_emb)
     check_mask(mask, image_emb.shape[0])
     check_temperature(temperature)
     if jnp.ndim(temperature) > 1 or 0 in jnp.shape(temperature):
         raise ValueError(f"temperature is of shape {jnp.shape(temperature)}, expected () or (temperatures,)")
-    shape, dtype = batch_of_cell.shape, batch_of_cell.dtype
-    if len(shape) not in (2, 3) or 0 in shape or not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(
-            f"batch_of_cell is {dtype}{list(shape)}, expected int (K, cells) or (sizes, K, cells)"
-        )
-    _check_cells(image_emb, shape[-1])
+    several: list[Any] = [batch_of_cell]
+    axes: tuple[int, ...] = (2, 3)
+    expected = "int (K, cells) or (sizes, K, cells)"
+    if isinstance(batch_of_cell, Sequence):
+        several, axes, expected = list(batch_of_cell), (2,), "a sequence of int (K, cells)"
+    if not several:
+        raise ValueError(f"batch_of_cell is empty, expected {expected}")
+    for one in several:
+        shape = one.shape
+        if len(shape) not in axes or 0 in shape or not jnp.issubdtype(one.dtype, jnp.integer):
+            raise ValueError(f"batch_of_cell is {one.dtype}{list(shape)}, expected {expected}")
+        if shape[-1] != several[0].shape[-1]:
+            raise ValueError(
+                f"batch_of_cell has {several[0].shape[-1]} and {shape[-1]} cells, expected one number"
+            )
+    _check_cells(image_emb, several[0].shape[-1])
 
 
 def _check_cells(image_emb: Array, cells: int) -> None:

@@ -87,6 +87,17 @@ def test_several_temperatures_and_sizes_are_those_one_by_one():
                 np.testing.assert_allclose(many[i, j], one, atol=1e-6, rtol=1e-5)
 
 
+def test_divisions_of_different_number_are_those_one_by_one():
+    f, g = unit_pairs(4, 48, 16)
+    several = [deal(0, 5, 2, 12), deal(0, 5, 2, 12)[:1], deal(1, 3, 6, 12)]
+    together = neg_clip_loss_statistics(f, g, several, temperature=np.array([0.01, 0.1], np.float32))
+    assert {array.shape for array in together} == {(2, 3, 48)}
+    for index, dealt in enumerate(several):
+        alone = neg_clip_loss_statistics(f, g, dealt, temperature=0.1)
+        for one, many in zip(alone, together, strict=True):
+            np.testing.assert_allclose(many[1, index], one, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("b", [2049, 4096])
 def test_more_rows_than_a_tile_holds(b):
     f, g = unit_pairs(b, b, 4)
@@ -158,6 +169,9 @@ def test_several_groups_under_vmap():
         (np.zeros((2, 4), int), np.ones((2, 2)), "temperature is of shape"),
         (np.zeros((2, 4), int), np.ones(0), "temperature is of shape"),
         (np.zeros((2, 3), int), 0.01, "don't divide into 3 cells"),
+        ([], 0.01, "batch_of_cell is empty"),
+        ([np.zeros((1, 2, 4), int)], 0.01, "expected a sequence of int"),
+        ([np.zeros((2, 4), int), np.zeros((2, 8), int)], 0.01, "has 4 and 8 cells"),
     ],
 )
 def test_bad_divisions_are_named(dealt, temperature, words):
