@@ -30,6 +30,9 @@ _COMMANDS = {
         config.Score,
         "clipdata score metadata --target in1k=imagenet.npy --out scores",
     ),
+    "sensitivity": _Command(
+        config.Sensitivity, "clipdata sensitivity metadata --fraction 0.3 --out sensitivity.html"
+    ),
     "select": _Command(
         config.Select,
         "clipdata select scores --rule 'top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)' --out subset.npy",

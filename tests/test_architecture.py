@@ -97,7 +97,19 @@ print(xla_bridge.backends_are_initialized())"""
 
 
 @pytest.mark.parametrize(
-    "command", ["embed", "score", "select", "norm-sim-d", "reshard", "report", "train", "evaluate", "demo"]
+    "command",
+    [
+        "embed",
+        "score",
+        "sensitivity",
+        "select",
+        "norm-sim-d",
+        "reshard",
+        "report",
+        "train",
+        "evaluate",
+        "demo",
+    ],  # fmt: skip
 )
 def test_help_reads_like_documentation_and_loads_no_jax(command):
     code = f"""

@@ -18,6 +18,7 @@ from clipdata_jax.config.scoring import ScoreName as ScoreName
 from clipdata_jax.config.selecting import Report as Report
 from clipdata_jax.config.selecting import Reshard as Reshard
 from clipdata_jax.config.selecting import Select as Select
+from clipdata_jax.config.sensitivity import Sensitivity as Sensitivity
 from clipdata_jax.config.training import Demo as Demo
 from clipdata_jax.config.training import Evaluate as Evaluate
 from clipdata_jax.config.training import Train as Train
@@ -29,6 +30,7 @@ class Run:
 
     embed: Embed | None = None
     score: Score | None = None
+    sensitivity: Sensitivity | None = None
     select: Select | None = None
     norm_sim_d: NormSimD | None = None
     reshard: Reshard | None = None

@@ -28,7 +28,7 @@ Temperatures = Annotated[
     float | tuple[float, ...] | None,
     tyro.conf.arg(metavar="FLOAT [FLOAT ...]", help_behavior_hint="(default: none)"),
 ]
-_MOST_RATIO = 16  # of one pass's largest |B| to its smallest: more would take more cells than memory bears
+MOST_RATIO = 16  # of one pass's largest |B| to its smallest: more would take more cells than memory bears
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class NegClipLoss:
         require(len(named) == len(temperatures), "temperature", self.temperature, "each temperature once")
         require(self.division in get_args(Division), "division", self.division, '"group" or "shard"')
         if self.division == "group":
-            fits = max(sizes) <= _MOST_RATIO * min(sizes)
-            least = f"sizes within a factor of {_MOST_RATIO}, which share a pass; score others by themselves"
+            fits = max(sizes) <= MOST_RATIO * min(sizes)
+            least = f"sizes within a factor of {MOST_RATIO}, which share a pass; score others by themselves"
             require(fits, "batch_size", self.batch_size, least)
         if self.mix_shards is not None:
             require_positive(self, "mix_shards")

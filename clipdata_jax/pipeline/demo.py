@@ -7,7 +7,7 @@ import importlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from clipdata_jax import config
 from clipdata_jax.data import files, uids
 from clipdata_jax.demo import pool as drawn
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest
+from clipdata_jax.pipeline import manifest, progress
 
 MODEL = str(Path(__file__).parents[1] / "demo" / "model")
 _KINDS = ("sound", "shuffled", "generic", "boilerplate", "text_picture", "blank", "duplicate")
@@ -171,18 +171,7 @@ def _table(table: dict[str, Any]) -> str:
     rows = [head] + [
         [name, f"{row['kept']:,}", *(f"{row[kind]:.1%}" for kind in _KINDS)] for name, row in table.items()
     ]
-    return "What the kept pairs are, by the truth recorded when they were drawn:\n" + _align(rows)
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "What the kept pairs are, by the truth recorded when they were drawn:\n" + progress.table(rows)
 
 
 def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dict[str, str]) -> None:
@@ -200,7 +189,7 @@ def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dic
         rows.append([column, *(f"{np.mean(cell):.1%} ± {np.std(cell, ddof=1):.1%}" for cell in cells)])
     print(
         f"\nModels trained for {options.train_steps} steps of 128 pairs, by what they were trained on: mean and"
-        f" standard deviation over {len(_TRAIN_SEEDS)} seeds\n{_align(rows)}"
+        f" standard deviation over {len(_TRAIN_SEEDS)} seeds\n{progress.table(rows)}"
     )
 
 

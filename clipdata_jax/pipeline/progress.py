@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -17,6 +18,18 @@ def bar(*, total: int, unit: str, name: str) -> Any:
     return tqdm(
         total=total, unit=unit, unit_scale=True, desc=name, mininterval=0.2 if live else 10.0, leave=True
     )
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first being the head, in columns: the first column to the left, others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def counted(number: int, noun: str) -> str:

@@ -14,11 +14,10 @@ from clipdata_jax.data import embeddings, tables, uids
 from clipdata_jax.data import pool as pools
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import groups, manifest, progress, shard_division, target_sets, work
+from clipdata_jax.pipeline import groups, manifest, progress, score_inputs, shard_division, target_sets, work
 from clipdata_jax.pipeline.score_columns import SCORES, Columns, Inputs, neg_clip_loss_columns
 from clipdata_jax.pipeline.score_units import Unit, list_bad, read_ahead, shard_files
 
-DEFAULT_TEMPERATURE = 0.01
 _LISTED = 20  # bad rows that the manifest names, a part
 
 
@@ -34,8 +33,9 @@ def run(options: Score) -> dict[str, Any] | None:
         raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
     made_by = target_sets.made_by_model(options.pool, tag)
-    temperatures, source = _temperatures(options, made_by)
-    targets, target_files = target_sets.open_targets(options, tag=tag, dim=_dim(pool, tag), made_by=made_by)
+    temperatures, source = score_inputs.temperatures(options.neg_clip_loss.temperatures(), made_by)
+    dim = score_inputs.dimension(pool, tag)
+    targets, target_files = target_sets.open_targets(options, tag=tag, dim=dim, made_by=made_by)
     inputs = Inputs(options, tag, temperatures, targets)
     makers = [SCORES[name](inputs) for name in options.chosen()]
     units = _plan_units(pool, options.neg_clip_loss)
@@ -76,7 +76,7 @@ def _score_units(
     rows = {name: sum(shard.rows for shard in unit) for name, unit in by_name.items()}
     first_rows = dict(zip(rows, np.cumsum([0, *rows.values()]).tolist(), strict=False))
     todo = output.remaining(share)
-    dim = _dim(pool, tag)
+    dim = score_inputs.dimension(pool, tag)
     bad_rows = sum(_count_bad(receipt["facts"]) for name in by_name if (receipt := output.receipt(name)))
     with progress.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar:
         queue = ((by_name[name], first_rows[name]) for name in todo)
@@ -97,26 +97,6 @@ def _score_units(
                 compute_seconds=round(time.monotonic() - start, 3),
             )
             bar.update(len(unit.uid))
-
-
-def _temperatures(options: Score, made_by: dict[str, Any]) -> tuple[tuple[float, ...], str]:
-    """The temperatures and where they are from: the options, the manifest of the embeddings, or nowhere."""
-    given = options.neg_clip_loss.temperatures()
-    if given is not None:
-        return given, "options"
-    if "temperature" in made_by:
-        return (float(made_by["temperature"]),), "manifest"
-    return (DEFAULT_TEMPERATURE,), "assumed"
-
-
-def _dim(pool: Pool, tag: str) -> int:
-    """The dimension of the pool's embeddings: that of the first shard that can be read."""
-    for shard in pool.shards:
-        try:
-            return embeddings.embedding_shape(shard.images, f"{tag}_img")[1]
-        except InputError as error:
-            last = error
-    raise last
 
 
 def _plan_units(pool: Pool, options: NegClipLoss) -> list[tuple[Shard, ...]]:

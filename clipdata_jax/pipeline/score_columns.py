@@ -44,7 +44,7 @@ class Inputs:
     targets: dict[str, np.ndarray]
 
 
-def _by_rows(function: Callable[..., Any], *arrays: np.ndarray) -> Any:
+def by_rows(function: Callable[..., Any], *arrays: np.ndarray) -> Any:
     """A row-wise score in blocks of one shape, dealt to this process's devices: the same bits on any number."""
     import jax
 
@@ -65,10 +65,10 @@ def _of_wanted(unit: Unit, function: Callable[..., Any], *arrays: np.ndarray) ->
 
     wanted = unit.wanted
     if wanted.all():
-        return _by_rows(function, *arrays)
+        return by_rows(function, *arrays)
     rows = np.flatnonzero(wanted)
     # At least one row is computed, so that there is something to tell dtypes from.
-    found = _by_rows(function, *(array[rows if len(rows) else [0]] for array in arrays))
+    found = by_rows(function, *(array[rows if len(rows) else [0]] for array in arrays))
 
     def spread(values: np.ndarray) -> np.ndarray:
         whole = np.zeros(len(wanted), values.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.config import Score
+from clipdata_jax.config import Score, Sensitivity
 from clipdata_jax.data import embeddings, uids
 from clipdata_jax.data.pool import Shard
 from clipdata_jax.errors import InputError
@@ -51,10 +51,11 @@ class Unit:
 
 
 def read_ahead(
-    queue: Iterator[tuple[tuple[Shard, ...], int]], tag: str, dim: int, options: Score
+    queue: Iterator[tuple[tuple[Shard, ...], int]], tag: str, dim: int, options: Score | Sensitivity
 ) -> Iterator[Unit]:
     """Reads the next unit while the devices work on this one: two units are in memory, no more."""
-    subset = None if options.where is None else uids.read_subset(options.where)
+    where = options.where if isinstance(options, Score) else None
+    subset = None if where is None else uids.read_subset(where)
     pending: collections.deque[Future[Unit]] = collections.deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         for shards, first_row in queue:
@@ -66,7 +67,12 @@ def read_ahead(
 
 
 def _read_unit(
-    shards: tuple[Shard, ...], first_row: int, tag: str, dim: int, options: Score, subset: np.ndarray | None
+    shards: tuple[Shard, ...],
+    first_row: int,
+    tag: str,
+    dim: int,
+    options: Score | Sensitivity,
+    subset: np.ndarray | None,
 ) -> Unit:
     start = time.monotonic()
     unit = Unit(shards, first_row)

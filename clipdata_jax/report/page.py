@@ -73,7 +73,7 @@ def render(contents: Contents, about: About, pairs: Mapping[int, Pair] | None = 
       HTML, the same for the same arguments.
     """
     cards = {} if pairs is None else {row: _card(contents, row, pairs.get(row)) for row in contents.scores}
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         contents=contents,
         about=about,
         cards=cards,
@@ -106,8 +106,9 @@ def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Where the pages' templates are: everything printed is escaped, and shown with nothing hidden in it."""
+    made = jinja2.Environment(
         loader=jinja2.FunctionLoader(
             lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")
         ),
@@ -117,11 +118,11 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters.update(
+    made.filters.update(
         count=text.count, compact=text.compact, percent=text.percent, top=text.top, value=text.value
     )
-    environment.globals.update(label=columns.label)
-    return environment
+    made.globals.update(label=columns.label)
+    return made
 
 
 def _finalize(value: Any) -> Any:

@@ -1,0 +1,282 @@
+"""`clipdata sensitivity`: a sample of a pool in, a page that says which settings of negCLIPLoss matter out."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax.config import Sensitivity
+from clipdata_jax.data import files
+from clipdata_jax.data import pool as pools
+from clipdata_jax.data.pool import Pool
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import groups, manifest, progress, score_inputs, target_sets
+from clipdata_jax.pipeline import sensitivity_scores as trials
+from clipdata_jax.pipeline.group_scores import Pairs
+from clipdata_jax.pipeline.score_columns import by_rows
+from clipdata_jax.pipeline.score_units import read_ahead, shard_files
+from clipdata_jax.pipeline.sensitivity_scores import Figures, Plan, Setting
+from clipdata_jax.report import sensitivity_page
+
+_LARGEST_BATCH = 32_768
+_SHARED = 0.3  # of a pair's others may be the same under both seeds, which takes a sixth off what flips
+_AXES = {
+    "repeats": ("K", "--repeats", "Random divisions into batches that are averaged. They cost nothing."),
+    "group": (
+        "m",
+        "--group",
+        "Batches' worth of distinct pairs that each pair is compared with. The cost grows with it.",
+    ),
+    "batch_size": (
+        "|B|",
+        "--batch-size",
+        "Pairs in one batch: how many others a pair is held against. All are made of the same groups, of m times the"
+        " largest.",
+    ),
+    "temperature": (
+        "t",
+        "--temperature",
+        "The teacher's temperature: the smaller, the more only the nearest others count. It is the model's own,"
+        " to be changed for a reason only.",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """Pairs to try settings on: their embeddings and uids, and how many were left out as no unit vectors."""
+
+    pairs: Pairs
+    uid: np.ndarray
+    left_out: int
+
+
+def run(options: Sensitivity) -> dict[Setting, Figures]:
+    """Writes the page, `.csv` and `.json` of the same name, and the page's manifest; returns the figures.
+
+    Memory: the sample's embeddings, and one float32 a pair for each setting and seed.
+
+    Raises:
+      InputError: bad input, or a sample too small to select from.
+    """
+    if files.is_folder(options.out):
+        raise InputError(f"{options.out}: is a folder; --out names the .html file to write")
+    pool = pools.open_pool(options.pool, on_bad=options.on_bad)
+    tag = pool.tag(options.tag)
+    model = target_sets.made_by_model(options.pool, tag)
+    (first, *_), source = score_inputs.temperatures(options.temperature or None, model)
+    temperatures = options.temperature or (first, first / 2, first * 2)
+    sizes = options.batch_size or _default_sizes(len(pool))
+    sample = _read_sample(pool, tag, options, options.groups * max(options.group) * max(sizes))
+    rows = len(sample.uid)
+    count = int(options.fraction * rows)
+    if not count:
+        raise InputError(
+            f"{options.pool}: {rows} pairs are too few to select --fraction {options.fraction:g}"
+        )
+    made = trials.plan(
+        repeats=options.repeats, group=options.group, batch_sizes=sizes, temperatures=temperatures, rows=rows
+    )
+    found = _measure(made, sample, options, count)
+    advice = trials.advise(made, found, rows=rows, tolerance=options.tolerance)
+    notes = _notes(made, sample, pool, options, source)
+    described = manifest.describe(
+        "sensitivity",
+        options,
+        pool=[path for shard in pool.shards for path in shard_files(shard)],
+        devices=True,
+        tag=tag,
+        temperature=first,
+        temperature_from=source,
+        sampled=rows,
+        pairs=len(pool),
+    )
+    _write(options, made, found, advice, notes, described)
+    print(_told(made, found, advice, notes, options, rows, len(pool)))
+    return found
+
+
+def _default_sizes(rows: int) -> tuple[int, ...]:
+    """32,768 and its half and quarter; on a small pool such that it holds about four of the largest."""
+    largest = _LARGEST_BATCH
+    while largest > 1 and largest * 4 > rows:
+        largest //= 2
+    return tuple(size for size in (largest, largest // 2, largest // 4) if size >= min(largest, 8))
+
+
+def _read_sample(pool: Pool, tag: str, options: Sensitivity, wanted: int) -> _Sample:
+    """About as many pairs as wanted, drawn by hash from evenly spaced units of the pool."""
+    dim = score_inputs.dimension(pool, tag)
+    units = groups.plan_units(pool.shards, -(-wanted // options.groups))
+    chosen = sorted({(2 * i + 1) * len(units) // (2 * options.groups) for i in range(options.groups)})
+    part = min(1.0, wanted / sum(shard.rows for index in chosen for shard in units[index]))
+    taken: list[tuple[Pairs, np.ndarray]] = []
+    left_out = 0
+    queue = ((units[index], 0) for index in chosen)
+    with progress.bar(total=len(chosen), unit="unit", name="read") as bar:
+        for unit in read_ahead(queue, tag, dim, options):
+            quota = max(1, round(part * len(unit.uid)))
+            drawn = np.sort(groups.hash_order(unit.uid, options.seed)[:quota])
+            rows = drawn[unit.good[drawn]]
+            left_out += len(drawn) - len(rows)
+            taken.append((Pairs(unit.images[rows], unit.texts[rows], unit.good[rows]), unit.uid[rows]))
+            bar.update(1)
+    pairs = Pairs(*(np.concatenate(arrays) for arrays in zip(*(pairs for pairs, _ in taken), strict=True)))
+    return _Sample(pairs, np.concatenate([uid for _, uid in taken]), left_out)
+
+
+def _measure(made: Plan, sample: _Sample, options: Sensitivity, count: int) -> dict[Setting, Figures]:
+    from clipdata_jax import scores
+
+    settings = made.settings()
+    total = 2 * len(sample.uid) * sum({setting.group for setting in settings})
+    with progress.bar(total=total, unit="pair", name="score") as bar:
+        first, second = (
+            trials.score(settings, sample.pairs, sample.uid, seed=seed, done=bar.update)
+            for seed in (options.seed, options.seed + 1)
+        )
+    clip_score = by_rows(scores.clip_score, sample.pairs.images, sample.pairs.texts)
+    return trials.measure((first, second), made.finest, clip_score=clip_score, uid=sample.uid, count=count)
+
+
+def _notes(made: Plan, sample: _Sample, pool: Pool, options: Sensitivity, source: str) -> list[str]:
+    notes = []
+    largest = made.base.batch_size
+    if largest > len(pool):
+        notes.append(f"--batch-size {largest:,} is more than the pool has: it is one batch.")
+    elif not options.batch_size and largest < _LARGEST_BATCH:
+        notes.append(
+            f"The pool is small, so |B| goes up to {largest:,} here. Scored with a --batch-size of more than two thirds"
+            " of the pool it is one batch, and nothing is left to chance."
+        )
+    if source == "assumed":
+        notes.append(f"Temperature {made.base.temperature:g} is assumed: the embeddings name none.")
+    held = [setting.group for setting in made.axes["group"]]
+    if lacking := sorted(set(options.group) - set(held)):
+        notes.append(
+            f"m = {', '.join(map(str, lacking))} takes more than the {len(sample.uid):,} pairs there are."
+        )
+    shared = held[-1] * largest / len(sample.uid)
+    if len(sample.uid) < len(pool) and shared > _SHARED:
+        notes.append(
+            f"At m = {held[-1]} both seeds compare a pair with {trials.percent(min(shared, 1))} of the same others, so"
+            " chance is understated there: a larger --groups reads a larger sample."
+        )
+    if sample.left_out:
+        notes.append(
+            f"{progress.counted(sample.left_out, 'row')} left out: no unit vectors, or a skipped shard."
+        )
+    return notes
+
+
+def _describe(setting: Setting) -> str:
+    k, m, size, t = map(_label, setting)
+    return f"K = {k}, m = {m}, |B| = {size}, t = {t}"
+
+
+def _label(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _write(
+    options: Sensitivity,
+    made: Plan,
+    found: Mapping[Setting, Figures],
+    advice: str,
+    notes: Sequence[str],
+    described: dict[str, Any],
+) -> None:
+    axes = []
+    for name, settings in made.axes.items():
+        along = [
+            sensitivity_page.Row(_label(getattr(one, name)), one == made.base, *found[one])
+            for one in settings
+        ]
+        axes.append(sensitivity_page.Axis(*_AXES[name], along))
+    facts = {**described["options"], "tag": described["tag"], **described["versions"]}
+    told = sensitivity_page.Page(
+        pool=options.pool,
+        advice=advice.replace(" %", "\u202f%"),
+        base=_describe(made.base),
+        finest=_describe(made.finest),
+        fraction=options.fraction,
+        sampled=described["sampled"],
+        pairs=described["pairs"],
+        axes=axes,
+        notes=notes,
+        facts=[(name, str(value)) for name, value in facts.items()],
+    )
+    rows = [{**setting._asdict(), **figures._asdict()} for setting, figures in found.items()]
+    content = {
+        "advice": advice,
+        "base": made.base._asdict(),
+        "finest": made.finest._asdict(),
+        "fraction": options.fraction,
+        "sampled": described["sampled"],
+        "settings": rows,
+    }
+    stem = os.path.splitext(options.out)[0]
+    files.write_bytes(f"{stem}.json", manifest.to_json(_plain(content)))
+    files.write_bytes(f"{stem}.csv", _csv(rows))
+    files.write_bytes(options.out, sensitivity_page.render(told).encode())
+    manifest.write_beside(options.out, described)
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """Figures that are not there (a correlation of equal scores) as null: JSON has no NaN."""
+    settings = [
+        {name: None if value != value else value for name, value in row.items()}
+        for row in content["settings"]
+    ]
+    return {**content, "settings": settings}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _told(
+    made: Plan,
+    found: Mapping[Setting, Figures],
+    advice: str,
+    notes: Sequence[str],
+    options: Sensitivity,
+    sampled: int,
+    pairs: int,
+) -> str:
+    rows = [
+        ["varied", "flips between seeds", "differs from finest", "Spearman, CLIPScore", "overlap, CLIPScore"]
+    ]
+    for name, settings in made.axes.items():
+        for one in settings:
+            figures = found[one]
+            rows.append(
+                [
+                    f"{_AXES[name][0]} = {_label(getattr(one, name))}{' *' if one == made.base else ''}",
+                    trials.percent(figures.flips_between_seeds),
+                    trials.percent(figures.flips_from_finest),
+                    f"{figures.spearman_clip_score:.3f}",
+                    trials.percent(figures.overlap_clip_score),
+                ]
+            )
+    lines = [
+        f"The top {options.fraction:g} of {sampled:,} of {pairs:,} pairs, varied about {_describe(made.base)} (*);"
+        f" finest: {_describe(made.finest)}",
+        "",
+        progress.table(rows),
+        "",
+        *notes,
+        advice,
+        f"The page: {options.out}, its figures beside it as .csv and .json",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,183 @@
+"""The real `clipdata sensitivity`: its figures are those of `score`, and what it says of K is what the paper says."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.pools import edit_npz, make_pool, unit_rows
+
+from clipdata_jax.data import tables
+from clipdata_jax.pipeline import sensitivity_scores as trials
+from clipdata_jax.pipeline.sensitivity_scores import Figures, Setting
+
+SMALL = ("--batch-size", 16, 32, "--repeats", 1, 3, "--group", 1, 2, "--temperature", 0.2, 0.1)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    return make_pool(tmp_path / "pool", [100, 60, 96])
+
+
+def settings_of(path: Path) -> dict[Setting, Figures]:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        Setting(
+            int(row["repeats"]), int(row["group"]), int(row["batch_size"]), float(row["temperature"])
+        ): Figures(*(float(row[name]) for name in Figures._fields))
+        for row in rows
+    }
+
+
+def test_its_figures_are_those_of_what_score_makes(tmp_path, pool, clipdata):
+    flags = ("--out", "s.html", "--fraction", 0.25, "--groups", 4)
+    done = clipdata("sensitivity", "pool", *SMALL, *flags)
+    assert done.returncode == 0, done.stderr
+    found = settings_of(tmp_path / "s.csv")
+    base = Setting(3, 2, 32, 0.2)
+    varied = (base._replace(repeats=1), base._replace(group=1), base._replace(batch_size=16))
+    assert set(found) == {base, *varied, base._replace(temperature=0.1)}
+    scores = {}
+    for seed in (0, 1):
+        out = f"out{seed}"
+        score = ("--mix-shards", 3, "--repeats", 3, "--group", 2, "--seed", seed)
+        sizes = ("--batch-size", 16, 32, "--temperature", 0.1, 0.2)
+        assert clipdata("score", "pool", "--out", out, *score, *sizes).returncode == 0
+        table = tables.open_tables([str(tmp_path / out)])
+        for name, values in table.read(list(table.columns))[1].items():
+            scores[seed, name] = values
+    for setting in (base, varied[2], base._replace(temperature=0.1)):
+        name = f"neg_clip_loss_b32_t{setting.temperature * 1000:g}_b{setting.batch_size}"
+        top = {key: set(np.argsort(-values)[:64].tolist()) for key, values in scores.items()}
+        one, other, clip = top[0, name], top[1, name], top[0, "clip_score"]
+        finest = [top[seed, "neg_clip_loss_b32_t200_b32"] for seed in (0, 1)]
+        ranks = {key: np.argsort(np.argsort(values)) for key, values in scores.items()}
+        spearman = [np.corrcoef(ranks[seed, name], ranks[0, "clip_score"])[0, 1] for seed in (0, 1)]
+        want = Figures(
+            float(np.mean(spearman)),
+            (len(one & clip) + len(other & clip)) / 128,
+            1 - len(one & other) / 64,
+            1 - (len(one & finest[1]) + len(other & finest[0])) / 128,
+        )
+        np.testing.assert_allclose(found[setting], want, atol=1e-6)
+    told = json.loads((tmp_path / "s.json").read_text())
+    assert told["sampled"] == 256 and len(told["settings"]) == 5
+    assert told["advice"] in done.stdout
+    page = (tmp_path / "s.html").read_text()
+    assert told["advice"].replace(" %", "\u202f%") in page and page.count("<svg viewBox") == 8
+    assert "<script" not in page and "K = 3 *" in done.stdout
+    assert json.loads((tmp_path / "s.html.manifest.json").read_text())["sampled"] == 256
+
+
+def test_a_big_pool_is_sampled_and_bad_rows_are_left_out(tmp_path, pool, clipdata):
+    few = ("--batch-size", 16, "--repeats", 2, "--group", 2, "--temperature", 0.2)
+    done = clipdata("sensitivity", "pool", *few, "--groups", 2, "--out", "s.html")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "s.json").read_text())["sampled"] == 64
+    assert "both seeds compare a pair with 50.0 % of the same others" in done.stdout
+    img = pool["img"][:100].copy()
+    img[3] = np.nan
+    edit_npz(tmp_path / "pool" / "00000000.npz", b32_img=img)
+    done = clipdata("sensitivity", "pool", *few, "--groups", 100, "--out", "s.html")
+    assert json.loads((tmp_path / "s.json").read_text())["sampled"] == 255
+    assert "1 row left out: no unit vectors" in done.stdout
+
+
+def test_a_pool_of_one_batch_leaves_nothing_to_chance(tmp_path, pool, clipdata):
+    done = clipdata("sensitivity", "pool", "--batch-size", 300, "--temperature", 0.1, "--out", "s.html")
+    assert done.returncode == 0, done.stderr
+    assert "--batch-size 300 is more than the pool has" in done.stdout
+    assert "one batch of |B| = 300: nothing is left to chance" in done.stdout
+    assert all(figures.flips_between_seeds == 0 for figures in settings_of(tmp_path / "s.csv").values())
+
+
+def test_the_advice_is_the_least_m_that_leaves_little_to_chance():
+    made = trials.plan(repeats=[5], group=[1, 2, 4, 8], batch_sizes=[10], temperatures=[0.1], rows=60)
+    assert made.base == Setting(5, 4, 10, 0.1) and made.finest == made.base
+    assert [setting.group for setting in made.axes["group"]] == [1, 2, 4]
+    flips = {1: 0.03, 2: 0.008, 4: 0.0004}
+    found = {one: Figures(0.5, 0.5, flips[one.group], 0.0) for one in made.axes["group"]}
+    told = trials.advise(made, found, rows=60, tolerance=0.01)
+    assert told == "m = 2 is enough here: 0.8 % of the selection would flip with another seed."
+    assert "m = 4 is enough here: 0.04 %" in trials.advise(made, found, rows=60, tolerance=0.001)
+    told = trials.advise(made, found, rows=60, tolerance=0.0001)
+    assert told.startswith(
+        "Even m = 4 leaves 0.04 % of the selection to chance, more than --tolerance 0.0001:"
+    )
+    assert "larger --batch-size" in told
+    assert "larger --group" in trials.advise(made, found, rows=80, tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--fraction", "0"], "--fraction is 0.0, expected a share above 0 and below 1"),
+        (["--fraction", "0.001"], "256 pairs are too few to select --fraction 0.001"),
+        (["--repeats", "5", "0"], "--repeats is 0, expected a whole number of at least 1"),
+        (["--group", "0"], "--group is 0"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--batch-size", "8", "256"], "expected sizes within a factor of 16"),
+        (["--groups", "0"], "--groups is 0"),
+        (["--temperature", "nan"], "--temperature is nan"),
+        (["--tolerance", "2"], "--tolerance is 2.0, expected a share between 0 and 1"),
+        (["--tag", "l14"], "no embeddings tagged 'l14'; name one with --tag: b32"),
+        (["--out", "pool"], "pool: is a folder; --out names the .html file to write"),
+    ],
+)
+def test_bad_flags_are_one_clear_sentence(tmp_path, pool, clipdata, flags, words):
+    done = clipdata("sensitivity", "pool", "--out", "s.html", *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert words in " ".join(done.stderr.split()), done.stderr
+    assert not (tmp_path / "s.html").exists()
+
+
+def assert_stable_from_five_divisions(found: dict[Setting, Figures], batch_size: int) -> None:
+    """The paper's statement: what K = 5 gives is nearly what more divisions give, K = 1 is not."""
+    of = {one.repeats: figures for one, figures in found.items() if one.batch_size == batch_size}
+    few, most = of[1], of[20]
+    gap, chance = most.spearman_clip_score - few.spearman_clip_score, few.flips_between_seeds
+    assert gap > 0 and chance > most.flips_between_seeds
+    for repeats in (5, 10):
+        assert abs(of[repeats].spearman_clip_score - most.spearman_clip_score) < 0.3 * gap
+        more = of[repeats].flips_between_seeds - most.flips_between_seeds
+        assert more < 0.5 * (chance - most.flips_between_seeds)
+
+
+STABLE = ("--repeats", 1, 5, 10, 20, "--group", 4, "--out", "s.html")
+
+
+@pytest.mark.parametrize("batch_size", [128, 256])
+def test_real_pairs_are_stable_from_five_divisions(tmp_path, shared, clipdata, batch_size):
+    folder = shared("data/flickr8k_val1000")
+    for name, side in (("img_emb", "img"), ("text_emb", "txt")):
+        (tmp_path / "pool" / name).mkdir(parents=True)
+        emb = np.load(folder / f"tinyclip_{side}.npy")
+        np.save(tmp_path / "pool" / name / f"{name}_0.npy", emb)
+    (tmp_path / "pool" / "metadata").mkdir()
+    pq.write_table(pa.table({"caption": ["c"] * 1000}), tmp_path / "pool" / "metadata" / "metadata_0.parquet")
+    done = clipdata("sensitivity", "pool", "--batch-size", batch_size, "--temperature", 0.01, *STABLE)
+    assert done.returncode == 0, done.stderr
+    assert_stable_from_five_divisions(settings_of(tmp_path / "s.csv"), batch_size)
+
+
+def test_spoiled_pairs_are_stable_from_five_divisions(tmp_path, clipdata):
+    """Pictures of 60 topics, half of them with the caption of another picture."""
+    random = np.random.default_rng(0)
+    topic = unit_rows(random, 60, 32)[random.integers(0, 60, 2400)]
+    img, txt = (topic + 0.8 * unit_rows(random, 2400, 32) for _ in range(2))
+    txt[:1200] = np.roll(txt[:1200], 1, axis=0)
+    emb = {
+        f"b32_{side}": x / np.linalg.norm(x, axis=1, keepdims=True)
+        for side, x in (("img", img), ("txt", txt))
+    }
+    make_pool(tmp_path / "pool", [2400])
+    edit_npz(tmp_path / "pool" / "00000000.npz", **{name: x.astype(np.float16) for name, x in emb.items()})
+    done = clipdata("sensitivity", "pool", "--batch-size", 256, "--temperature", 0.05, *STABLE)
+    assert done.returncode == 0, done.stderr
+    assert_stable_from_five_divisions(settings_of(tmp_path / "s.csv"), 256)
