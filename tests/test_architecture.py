@@ -98,18 +98,7 @@ print(xla_bridge.backends_are_initialized())"""
 
 @pytest.mark.parametrize(
     "command",
-    [
-        "embed",
-        "score",
-        "sensitivity",
-        "select",
-        "norm-sim-d",
-        "reshard",
-        "report",
-        "train",
-        "evaluate",
-        "demo",
-    ],  # fmt: skip
+    "embed score sensitivity select norm-sim-d reshard report train evaluate demo".split(),
 )
 def test_help_reads_like_documentation_and_loads_no_jax(command):
     code = f"""
