@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import clipdata_jax
+from clipdata_jax import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clipdata_jax"
@@ -96,10 +97,7 @@ print(xla_bridge.backends_are_initialized())"""
     assert run_python(code) == "False\n"
 
 
-@pytest.mark.parametrize(
-    "command",
-    "embed score sensitivity select norm-sim-d reshard report train evaluate demo".split(),
-)
+@pytest.mark.parametrize("command", list(cli._COMMANDS))
 def test_help_reads_like_documentation_and_loads_no_jax(command):
     code = f"""
 import sys
