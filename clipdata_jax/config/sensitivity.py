@@ -55,6 +55,7 @@ class Sensitivity:
     """A broken shard: "stop" with a message, or "skip" it."""
 
     def __post_init__(self) -> None:
+        require(self.out.endswith(".html"), "out", self.out, "the name of an .html file")
         for name in ("repeats", "group"):
             require_some(self, name, f"number for --{name}")
         require_positive(self, "repeats", "group", "batch_size", "groups")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -21,31 +16,11 @@ from clipdata_jax.pipeline import sensitivity_scores as trials
 from clipdata_jax.pipeline.group_scores import Pairs
 from clipdata_jax.pipeline.score_columns import by_rows
 from clipdata_jax.pipeline.score_units import read_ahead, shard_files
+from clipdata_jax.pipeline.sensitivity_output import Result, as_text, write
 from clipdata_jax.pipeline.sensitivity_scores import Figures, Plan, Setting
-from clipdata_jax.report import sensitivity_page
 
 _LARGEST_BATCH = 32_768
 _SHARED = 0.3  # of a pair's others may be the same under both seeds, which takes a sixth off what flips
-_AXES = {
-    "repeats": ("K", "--repeats", "Random divisions into batches that are averaged. They cost nothing."),
-    "group": (
-        "m",
-        "--group",
-        "Batches' worth of distinct pairs that each pair is compared with. The cost grows with it.",
-    ),
-    "batch_size": (
-        "|B|",
-        "--batch-size",
-        "Pairs in one batch: how many others a pair is held against. All are made of the same groups, of m times the"
-        " largest.",
-    ),
-    "temperature": (
-        "t",
-        "--temperature",
-        "The teacher's temperature: the smaller, the more only the nearest others count. It is the model's own,"
-        " to be changed for a reason only.",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +40,7 @@ def run(options: Sensitivity) -> dict[Setting, Figures]:
     Raises:
       InputError: bad input, or a sample too small to select from.
     """
-    if files.is_folder(options.out):
-        raise InputError(f"{options.out}: is a folder; --out names the .html file to write")
-    pool = pools.open_pool(options.pool, on_bad=options.on_bad)
+    pool = _open_pool(options)
     tag = pool.tag(options.tag)
     model = target_sets.made_by_model(options.pool, tag)
     (first, *_), source = score_inputs.temperatures(options.temperature or None, model)
@@ -84,8 +57,15 @@ def run(options: Sensitivity) -> dict[Setting, Figures]:
         repeats=options.repeats, group=options.group, batch_sizes=sizes, temperatures=temperatures, rows=rows
     )
     found = _measure(made, sample, options, count)
-    advice = trials.advise(made, found, rows=rows, tolerance=options.tolerance)
-    notes = _notes(made, sample, pool, options, source)
+    result = Result(
+        options,
+        made,
+        found,
+        advice=trials.advise(made, found, rows=rows, tolerance=options.tolerance),
+        notes=_notes(made, sample, pool, options, source),
+        sampled=rows,
+        pairs=len(pool),
+    )
     described = manifest.describe(
         "sensitivity",
         options,
@@ -95,11 +75,19 @@ def run(options: Sensitivity) -> dict[Setting, Figures]:
         temperature=first,
         temperature_from=source,
         sampled=rows,
-        pairs=len(pool),
     )
-    _write(options, made, found, advice, notes, described)
-    print(_told(made, found, advice, notes, options, rows, len(pool)))
+    write(result, described)
+    print(as_text(result))
     return found
+
+
+def _open_pool(options: Sensitivity) -> Pool:
+    if files.is_folder(options.out):
+        raise InputError(f"{options.out}: is a folder; --out names the .html file to write")
+    pool = pools.open_pool(options.pool, on_bad=options.on_bad)
+    if not len(pool):
+        raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
+    return pool
 
 
 def _default_sizes(rows: int) -> tuple[int, ...]:
@@ -173,110 +161,3 @@ def _notes(made: Plan, sample: _Sample, pool: Pool, options: Sensitivity, source
             f"{progress.counted(sample.left_out, 'row')} left out: no unit vectors, or a skipped shard."
         )
     return notes
-
-
-def _describe(setting: Setting) -> str:
-    k, m, size, t = map(_label, setting)
-    return f"K = {k}, m = {m}, |B| = {size}, t = {t}"
-
-
-def _label(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _write(
-    options: Sensitivity,
-    made: Plan,
-    found: Mapping[Setting, Figures],
-    advice: str,
-    notes: Sequence[str],
-    described: dict[str, Any],
-) -> None:
-    axes = []
-    for name, settings in made.axes.items():
-        along = [
-            sensitivity_page.Row(_label(getattr(one, name)), one == made.base, *found[one])
-            for one in settings
-        ]
-        axes.append(sensitivity_page.Axis(*_AXES[name], along))
-    facts = {**described["options"], "tag": described["tag"], **described["versions"]}
-    told = sensitivity_page.Page(
-        pool=options.pool,
-        advice=advice.replace(" %", "\u202f%"),
-        base=_describe(made.base),
-        finest=_describe(made.finest),
-        fraction=options.fraction,
-        sampled=described["sampled"],
-        pairs=described["pairs"],
-        axes=axes,
-        notes=notes,
-        facts=[(name, str(value)) for name, value in facts.items()],
-    )
-    rows = [{**setting._asdict(), **figures._asdict()} for setting, figures in found.items()]
-    content = {
-        "advice": advice,
-        "base": made.base._asdict(),
-        "finest": made.finest._asdict(),
-        "fraction": options.fraction,
-        "sampled": described["sampled"],
-        "settings": rows,
-    }
-    stem = os.path.splitext(options.out)[0]
-    files.write_bytes(f"{stem}.json", manifest.to_json(_plain(content)))
-    files.write_bytes(f"{stem}.csv", _csv(rows))
-    files.write_bytes(options.out, sensitivity_page.render(told).encode())
-    manifest.write_beside(options.out, described)
-
-
-def _plain(content: dict[str, Any]) -> dict[str, Any]:
-    """Figures that are not there (a correlation of equal scores) as null: JSON has no NaN."""
-    settings = [
-        {name: None if value != value else value for name, value in row.items()}
-        for row in content["settings"]
-    ]
-    return {**content, "settings": settings}
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def _told(
-    made: Plan,
-    found: Mapping[Setting, Figures],
-    advice: str,
-    notes: Sequence[str],
-    options: Sensitivity,
-    sampled: int,
-    pairs: int,
-) -> str:
-    rows = [
-        ["varied", "flips between seeds", "differs from finest", "Spearman, CLIPScore", "overlap, CLIPScore"]
-    ]
-    for name, settings in made.axes.items():
-        for one in settings:
-            figures = found[one]
-            rows.append(
-                [
-                    f"{_AXES[name][0]} = {_label(getattr(one, name))}{' *' if one == made.base else ''}",
-                    trials.percent(figures.flips_between_seeds),
-                    trials.percent(figures.flips_from_finest),
-                    f"{figures.spearman_clip_score:.3f}",
-                    trials.percent(figures.overlap_clip_score),
-                ]
-            )
-    lines = [
-        f"The top {options.fraction:g} of {sampled:,} of {pairs:,} pairs, varied about {_describe(made.base)} (*);"
-        f" finest: {_describe(made.finest)}",
-        "",
-        progress.table(rows),
-        "",
-        *notes,
-        advice,
-        f"The page: {options.out}, its figures beside it as .csv and .json",
-    ]
-    return "\n".join(lines)

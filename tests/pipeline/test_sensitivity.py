@@ -127,7 +127,7 @@ def test_the_advice_is_the_least_m_that_leaves_little_to_chance():
         (["--temperature", "nan"], "--temperature is nan"),
         (["--tolerance", "2"], "--tolerance is 2.0, expected a share between 0 and 1"),
         (["--tag", "l14"], "no embeddings tagged 'l14'; name one with --tag: b32"),
-        (["--out", "pool"], "pool: is a folder; --out names the .html file to write"),
+        (["--out", "s.csv"], "--out is 's.csv', expected the name of an .html file"),
     ],
 )
 def test_bad_flags_are_one_clear_sentence(tmp_path, pool, clipdata, flags, words):
