@@ -85,6 +85,15 @@ def test_two_processes_score_as_one_does(tmp_path, clipdata):
     ).read_bytes()
 
 
+def test_two_processes_select_as_one_does(tmp_path, clipdata):
+    make_pool(tmp_path / "pool", [9_000, 12_000], dim=8)
+    flags = ["norm-sim-d", "pool", "--fraction", "0.2", "--steps", "5", "--out"]
+    assert clipdata(*flags, "one.npy").returncode == 0
+    run_two(["-m", "clipdata_jax.cli", *flags, "two.npy"], tmp_path)
+    for suffix in ("npy", "npy.trace.jsonl"):
+        assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+
+
 PROGRAM = """
 import sys
 from clipdata_jax import parallel

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from clipdata_jax.config.base import File, Folder, OnBad, require, require_positive
+from clipdata_jax.config.base import File, Folder, OnBad, Workers, require, require_positive
 from clipdata_jax.errors import InputError
 
 
@@ -42,6 +42,7 @@ class NormSimD:
     """Share of rows that may be left out (not finite, zero, not unit) before the run stops."""
     on_bad: OnBad = "stop"
     """A broken shard: "stop" with a message, or "skip" it and list it in the manifest."""
+    workers: Workers = Workers()
 
     def __post_init__(self) -> None:
         if (self.fraction is None) == (self.count is None):
@@ -51,6 +52,8 @@ class NormSimD:
         if self.count is not None:
             require_positive(self, "count")
         require_positive(self, "steps")
+        if self.workers.worker is not None:
+            raise InputError("--worker: a step needs all processes at once; use --coordinator instead")
         require(0 <= self.max_bad_rows <= 1, "max_bad_rows", self.max_bad_rows, "a share between 0 and 1")
 
     def keep(self, pairs: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clipdata_jax import parallel
 from clipdata_jax.config import NormSimD
 from clipdata_jax.data import files, uids
 from clipdata_jax.data.embeddings import BAD_REASONS
@@ -21,8 +22,10 @@ TRACE = "trace.jsonl"
 _WORK, _STATE = "work", "state.npz"
 
 
-def run(options: NormSimD) -> dict[str, Any]:
-    """Selects, writes the subset, its manifest and the trace of the steps beside it; returns the manifest.
+def run(options: NormSimD) -> dict[str, Any] | None:
+    """Selects, writes the subset, its manifest and the trace of the steps beside it.
+
+    Returns the manifest, or None in processes other than the first, which alone writes; all must see its files.
 
     A run that was stopped goes on after its last step when the same command is given again.
 
@@ -30,6 +33,7 @@ def run(options: NormSimD) -> dict[str, Any]:
       InputError: bad input, or `out` holds something else.
     """
     _check_out(options.out)
+    share = parallel.start(options.workers)
     pool = open_pool(options.pool, on_bad=options.on_bad)
     if not len(pool):
         raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
@@ -49,16 +53,14 @@ def run(options: NormSimD) -> dict[str, Any]:
     )
     content = _finished(options.out, plan)
     if content is None:
-        output = work.open_output(f"{options.out}.{_WORK}", plan=plan, units=[UNIT])
-        try:
-            facts = _prepare(output, pool, tag, options, survivors)
-            drop = _check_steps(options, facts["rows"], plan["keep"])
-        except InputError:
-            _remove(output.folder)  # no step is lost, and other options may be tried
-            raise
+        output, facts, drop = _prepare(options, pool, tag, plan, survivors, share)
         rows = open_rows(output, facts["pool_rows"])
-        state = _select(output, rows, plan["keep"], drop, options.out)
+        state = _select(output, rows, plan["keep"], drop, options.out, share)
+        if share.index:
+            return None
         content = _write(options.out, plan, facts, rows, state)
+    if share.index:
+        return None
     _remove(f"{options.out}.{_WORK}")
     print(_text(content, options))
     return content
@@ -103,24 +105,64 @@ def _read_survivors(path: str) -> np.ndarray:
 
 
 def _prepare(
+    options: NormSimD,
+    pool: Pool,
+    tag: str,
+    plan: dict[str, Any],
+    survivors: np.ndarray | None,
+    share: parallel.Share,
+) -> tuple[work.Output, dict[str, Any], int]:
+    """The working folder with the rows in it, what there is to say of them, and how many a step drops."""
+    folder = f"{options.out}.{_WORK}"
+    if share.index:
+        _wait(share)
+        output = work.open_output(folder, plan=plan, units=[UNIT])
+    else:
+        output = work.open_output(folder, plan=plan, units=[UNIT])
+        try:
+            _read_rows(output, pool, tag, options, survivors)
+            _check_steps(options, _facts(output)["rows"], plan["keep"])
+        except InputError:
+            _remove(folder)  # no step is lost, and other options may be tried
+            raise
+        _wait(share)
+    facts = _facts(output)
+    return output, facts, _check_steps(options, facts["rows"], plan["keep"])
+
+
+def _wait(share: parallel.Share) -> None:
+    """Until the first process has read the rows."""
+    if share.count > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("the rows are read")
+
+
+def _read_rows(
     output: work.Output, pool: Pool, tag: str, options: NormSimD, survivors: np.ndarray | None
-) -> dict[str, Any]:
-    """Reads the rows unless that is done; returns what there is to say of them."""
+) -> None:
+    """Reads the rows into the working folder, unless that is done."""
+    if output.receipt(UNIT) is not None:
+        return
+    # Steps that were taken on other rows mean nothing any more.
+    _remove(output.path(_STATE))
+    members, missing = len(pool), 0
+    if survivors is not None and options.survivors is not None:
+        skip = options.on_bad == "skip"
+        members, missing = count_members(pool, survivors, options.survivors, skip=skip)
+    _check_steps(options, members, options.keep(len(pool)))
+    reader = Reader(pool, tag, options, survivors)
+    reader.facts |= {"missing_survivors": missing}
+    reader.write(output)
+
+
+def _facts(output: work.Output) -> dict[str, Any]:
+    """What the manifest keeps of the rows."""
     receipt = output.receipt(UNIT)
     if receipt is None:
-        # Steps that were taken on other rows mean nothing any more.
-        _remove(output.path(_STATE))
-        members, missing = len(pool), 0
-        if survivors is not None and options.survivors is not None:
-            skip = options.on_bad == "skip"
-            members, missing = count_members(pool, survivors, options.survivors, skip=skip)
-        _check_steps(options, members, options.keep(len(pool)))
-        reader = Reader(pool, tag, options, survivors)
-        reader.facts |= {"missing_survivors": missing}
-        reader.write(output)
-        receipt = output.receipt(UNIT)
-    if receipt is None:
-        raise InputError(f"{options.pool}: its files change while they are read; give the command again")
+        raise InputError(
+            f"{output.folder}: the pool's files change while they are read; give the command again"
+        )
     # Without their times: a manifest depends on no clock.
     entries = [{key: entry[key] for key in ("name", "bytes", "digest")} for entry in receipt["inputs"]]
     return {**receipt["facts"], "pool_files": entries}
@@ -149,19 +191,21 @@ def _check_steps(options: NormSimD, rows: int, keep: int) -> int:
     return -(-(rows - keep) // options.steps)
 
 
-def _select(output: work.Output, rows: Rows, keep: int, drop: int, out: str) -> State:
-    """Takes the steps that are left, and writes state and trace after each."""
+def _select(output: work.Output, rows: Rows, keep: int, drop: int, out: str, share: parallel.Share) -> State:
+    """Takes the steps that are left; the first process writes state and trace after each."""
     path = output.path(_STATE)
     state = State.from_bytes(files.read_bytes(path)) if files.exists(path) else State.start(rows)
-    total = sum(rows_scored(int(state.alive.sum()), keep, drop))
+    total = sum(rows_scored(int(state.alive.sum()), keep, drop)) // share.count
     last = -(-(len(rows.uid) - keep) // drop)
     with progress.bar(total=total, unit="row", name="norm-sim-d") as bar:
         while state.trace[-1]["rows"] > keep:
             bar.set_postfix_str(f"step {state.step + 1} of {last}", refresh=False)
-            state = take_step(rows, state, keep=keep, drop=drop, scored=bar.update)
-            files.write_bytes(path, state.to_bytes())
-            _write_trace(out, state)
-    _write_trace(out, state)
+            state = take_step(rows, state, keep=keep, drop=drop, share=share, scored=bar.update)
+            if not share.index:
+                files.write_bytes(path, state.to_bytes())
+                _write_trace(out, state)
+    if not share.index:
+        _write_trace(out, state)
     return state
 
 

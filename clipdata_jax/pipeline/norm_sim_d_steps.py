@@ -1,8 +1,8 @@
 """The steps of NormSim_2-D over rows on disk: score what is left, drop the lowest, take them out of S.
 
-Nothing that decides which rows stay depends on how many devices there are, or on a restart: scores are computed
-in blocks of one shape, each by one device; S is summed block by block in float64 on the host. Memory: about 40 bytes
-a row, and some blocks; the embeddings stay in their file, and rows that were dropped are not looked at again.
+Nothing that decides which rows stay depends on how many devices or processes there are, or on a restart: scores are
+computed in blocks of one shape, each by one device; S is summed block by block in float64 on the host. Memory: about
+40 bytes a row, and some blocks; the embeddings stay in their file, and rows that were dropped are not looked at again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from clipdata_jax.selection import ranking
 
 BLOCK = 8_192  # rows that a device, or the host's sum, takes at a time: 8 MiB of float16 at d = 512
 _EIGENVALUES = 8  # that a line of the trace has
+_ALONE = parallel.Share()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,13 @@ def rows_scored(rows: int, keep: int, drop: int) -> Iterator[int]:
 
 
 def take_step(
-    rows: Rows, state: State, *, keep: int, drop: int, scored: Callable[[int], object] = lambda rows: None
+    rows: Rows,
+    state: State,
+    *,
+    keep: int,
+    drop: int,
+    share: parallel.Share = _ALONE,
+    scored: Callable[[int], object] = lambda rows: None,
 ) -> State:
     """Scores the rows that are left by f'Sf and drops the `drop` lowest, or as many as leave `keep` of them.
 
@@ -106,14 +113,13 @@ def take_step(
       state: the state before.
       keep: rows that stay at the end.
       drop: rows that a step drops.
-      scored: called with the number of rows that were scored since it was called last.
+      share: the blocks that this process scores; all processes of a run take the step together.
+      scored: called with the number of rows that this process scored since it was called last.
     """
     index = np.flatnonzero(state.alive)
     moment = state.moment / len(index) if state.step else rows.first_moment
     order = np.full(len(state.alive), np.inf, np.float32)
-    for block, score in _score_blocks(rows.emb, index, moment):
-        order[block] = -score
-        scored(len(block))
+    order[index] = -_score(rows.emb, index, moment, share, scored)
     stays = max(keep, len(index) - drop)
     alive = ranking.first([order, rows.uid["f0"], rows.uid["f1"]], stays, state.alive)
     dropped = np.flatnonzero(state.alive & ~alive)
@@ -123,26 +129,43 @@ def take_step(
     return State(state.step + 1, alive, left, (*state.trace, line))
 
 
-def _score_blocks(
-    emb: np.ndarray, index: np.ndarray, moment: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows of a block, their f'Sf), in order; blocks of one shape are dealt to this process's devices."""
+def _score(
+    emb: np.ndarray,
+    index: np.ndarray,
+    moment: np.ndarray,
+    share: parallel.Share,
+    scored: Callable[[int], object],
+) -> np.ndarray:
+    """f'Sf of some rows, in every process; each process scores every n-th block."""
+    count = -(-len(index) // BLOCK)
+    own = [index[n * BLOCK : (n + 1) * BLOCK] for n in range(share.index, count, share.count)]
+    found = np.zeros((-(-count // share.count), BLOCK), np.float32)
+    for slot, score in enumerate(_score_blocks(emb, own, moment)):
+        found[slot] = score
+        scored(len(own[slot]))
+    if share.count > 1:
+        from jax.experimental import multihost_utils
+
+        found = np.asarray(multihost_utils.process_allgather(found)).swapaxes(0, 1)
+    return found.reshape(-1)[: len(index)]
+
+
+def _score_blocks(emb: np.ndarray, blocks: Sequence[np.ndarray], moment: np.ndarray) -> Iterator[np.ndarray]:
+    """f'Sf of each block of rows, padded to one shape, in order; the blocks are dealt to this process's devices."""
     import jax
 
     from clipdata_jax import scores
 
     devices = jax.local_devices()
     placed = [jax.device_put(moment.astype(np.float32), device) for device in devices]
-    waiting: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
-    for number, start in enumerate(range(0, len(index), BLOCK)):
-        block, turn = index[start : start + BLOCK], number % len(devices)
+    waiting: collections.deque[Any] = collections.deque()
+    for number, block in enumerate(blocks):
+        turn = number % len(devices)
         images = jax.device_put(parallel.pad_rows(emb[block], BLOCK), devices[turn])
-        waiting.append((block, scores.vas(images, placed[turn])))
+        waiting.append(scores.vas(images, placed[turn]))
         if len(waiting) > 2 * len(devices):  # bounds the queue of blocks
-            block, score = waiting.popleft()
-            yield block, np.asarray(score)[: len(block)]
-    for block, score in waiting:
-        yield block, np.asarray(score)[: len(block)]
+            yield np.asarray(waiting.popleft())
+    yield from map(np.asarray, waiting)
 
 
 def sum_moment(emb: np.ndarray, index: np.ndarray) -> np.ndarray:
