@@ -56,9 +56,7 @@ def run(options: NormSimD) -> dict[str, Any] | None:
         output, facts, drop = _prepare(options, pool, tag, plan, survivors, share)
         rows = open_rows(output, facts["pool_rows"])
         state = _select(output, rows, plan["keep"], drop, options.out, share)
-        if share.index:
-            return None
-        content = _write(options.out, plan, facts, rows, state)
+        content = {} if share.index else _write(options.out, plan, facts, rows, state)
     if share.index:
         return None
     _remove(f"{options.out}.{_WORK}")
