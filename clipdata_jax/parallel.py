@@ -74,6 +74,13 @@ def local_mesh() -> Mesh:
     return data_mesh(jax.local_devices())
 
 
+def replicated() -> jax.NamedSharding:
+    """On every device of this process, whole: where a model's parameters belong."""
+    import jax
+
+    return jax.NamedSharding(local_mesh(), jax.P())
+
+
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
     """The array with rows of zeros added at the end, so that it has `rows` of them.
 

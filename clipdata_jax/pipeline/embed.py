@@ -76,7 +76,7 @@ class _Model:
         from clipdata_jax import models
 
         self.tag, self._checkpoint, self._options = tag, checkpoint, options
-        self._model = models.load_clip(checkpoint, dtype=options.dtype)
+        self._model = models.load_clip(checkpoint, dtype=options.dtype, sharding=parallel.replicated())
         self.facts = {
             "name": os.path.basename(os.path.normpath(checkpoint)),
             "digest": models.checkpoint_digest(checkpoint),

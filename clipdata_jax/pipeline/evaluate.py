@@ -99,7 +99,7 @@ class _Reader:
         from clipdata_jax import models
         from clipdata_jax.pipeline.encode import Encoder
 
-        model = models.load_clip(options.model)
+        model = models.load_clip(options.model, sharding=parallel.replicated())
         self.skipped: list[str] = []
         self._options = options
         self._tokenizer = models.load_tokenizer(options.model)
