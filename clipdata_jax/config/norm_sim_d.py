@@ -21,7 +21,7 @@ class NormSimD:
     """
 
     pool: tyro.conf.Positional[Folder]
-    """Folder of metadata shards (parquet beside npz, as DataComp's), or a clip-retrieval embedding folder."""
+    """Folder of metadata shards (parquet beside npz, as DataComp's; pictures alone will do), or clip-retrieval's."""
     out: File
     """The .npy file to write: uids as u8,u8, sorted, unique. Work files lie beside it until it is done."""
     survivors: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None

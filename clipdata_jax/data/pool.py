@@ -70,12 +70,13 @@ class Pool:
         return wanted
 
 
-def open_pool(folder: str, *, on_bad: OnBad = "stop") -> Pool:
+def open_pool(folder: str, *, on_bad: OnBad = "stop", texts: bool = True) -> Pool:
     """Finds a pool's shards; reads the parquet footers and the names in the first npz, no embeddings.
 
     Args:
       folder: of metadata shards, or clip-retrieval's.
       on_bad: "skip" leaves shards whose footer can't be read out of the pool, named in `Pool.unreadable`.
+      texts: whether metadata shards must hold caption embeddings beside those of the pictures.
 
     Raises:
       InputError: no such folder, nothing in it, a parquet file without its embeddings or the reverse.
@@ -101,7 +102,7 @@ def open_pool(folder: str, *, on_bad: OnBad = "stop") -> Pool:
         raise InputError(f"{folder}: {alone[0]}{has} has no {alone[0]}{lacks} beside it; add or remove it")
     found = [(name, metadata[name], arrays[name], arrays[name]) for name in sorted(metadata)]
     shards, unreadable = _read_footers(found, on_bad)
-    return Pool(folder, shards, _first_tags(shards), unreadable=unreadable)
+    return Pool(folder, shards, _first_tags(shards, texts), unreadable=unreadable)
 
 
 def _read_footers(
@@ -120,11 +121,11 @@ def _read_footers(
     return tuple(shards), tuple(unreadable)
 
 
-def _first_tags(shards: tuple[Shard, ...]) -> tuple[str, ...]:
+def _first_tags(shards: tuple[Shard, ...], texts: bool) -> tuple[str, ...]:
     """The tags of the first shard that can be read; the others are looked at when it is their turn."""
     for shard in shards:
         try:
-            return _tags(shard.images)
+            return _tags(shard.images, texts)
         except InputError as error:
             last = error
     raise last
@@ -168,16 +169,18 @@ def _column_names(path: str) -> list[str]:
         return list(pq.ParquetFile(file).schema_arrow.names)
 
 
-def _tags(path: str) -> tuple[str, ...]:
+def _tags(path: str, texts: bool) -> tuple[str, ...]:
     with files.open_read(path) as file:
         try:
             names = {name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()}
         except (zipfile.BadZipFile, OSError) as error:
             raise InputError(f"{path}: not a .npz file, or cut short ({error}); write it again") from error
     tags = sorted(name.removesuffix("_img") for name in names if name.endswith("_img"))
-    tags = [tag for tag in tags if f"{tag}_txt" in names]
+    if texts:
+        tags = [tag for tag in tags if f"{tag}_txt" in names]
     if not tags:
+        expected = "<tag>_img and <tag>_txt" if texts else "<tag>_img"
         raise InputError(
-            f"{path}: holds {', '.join(sorted(names)) or 'nothing'}; expected <tag>_img and <tag>_txt, e.g. b32_img"
+            f"{path}: holds {', '.join(sorted(names)) or 'nothing'}; expected {expected}, e.g. b32_img"
         )
     return tuple(tags)

@@ -34,7 +34,7 @@ def run(options: NormSimD) -> dict[str, Any] | None:
     """
     _check_out(options.out)
     share = parallel.start(options.workers)
-    pool = open_pool(options.pool, on_bad=options.on_bad)
+    pool = open_pool(options.pool, on_bad=options.on_bad, texts=False)
     if not len(pool):
         raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)

@@ -261,6 +261,19 @@ def test_bad_input(tmp_path, clipdata, arguments, words):
     assert not (tmp_path / "s.npy").exists()
 
 
+def test_pictures_need_no_captions(tmp_path, clipdata):
+    made = skewed(tmp_path / "pool")
+    command = ["norm-sim-d", "pool", "--fraction", 0.3, "--steps", 5, "--out"]
+    assert clipdata(*command, "with.npy").returncode == 0
+    for index, img in enumerate(np.split(made["img"], [40, 65])):
+        np.savez(tmp_path / f"pool/{index:08d}.npz", b32_img=img)
+    assert clipdata(*command, "without.npy").returncode == 0
+    assert (tmp_path / "with.npy").read_bytes() == (tmp_path / "without.npy").read_bytes()
+    for index in range(3):
+        np.savez(tmp_path / f"pool/{index:08d}.npz", b32=img)
+    assert refused(clipdata(*command, "other.npy"), "holds b32; expected <tag>_img, e.g. b32_img")
+
+
 def test_a_broken_shard_stops_or_is_skipped(tmp_path, clipdata):
     made = skewed(tmp_path / "pool")
     cut_short(tmp_path / "pool")
