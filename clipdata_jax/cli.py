@@ -41,6 +41,7 @@ _COMMANDS = {
         config.NormSimD,
         "clipdata norm-sim-d metadata --survivors best30.npy --fraction 0.2 --steps 500 --out subset.npy",
     ),
+    "uids": _Command(config.Uids, "clipdata uids union mine.npy dfn.npy hype.npy --out all.npy"),
     "reshard": _Command(config.Reshard, "clipdata reshard pool --subset subset.npy --out selected"),
     "report": _Command(
         config.Report, "clipdata report scores --subset subset.npy --tars pool --out report.html"

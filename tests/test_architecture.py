@@ -114,6 +114,18 @@ assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
     )
 
 
+def test_sets_of_uids_need_no_jax(tmp_path):
+    code = f"""
+import sys
+from clipdata_jax.cli import main
+with open({str(tmp_path / "a.txt")!r}, "w") as file: file.write("0" * 32)
+assert main(["uids", "union", {str(tmp_path / "a.txt")!r}, "--out", {str(tmp_path / "b.npy")!r}]) == 0
+assert main(["uids", "verify", {str(tmp_path / "b.npy")!r}]) == 0
+assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
+"""
+    assert "good: 1 uid, sorted, unique" in run_python(code)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

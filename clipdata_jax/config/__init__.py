@@ -22,6 +22,7 @@ from clipdata_jax.config.sensitivity import Sensitivity as Sensitivity
 from clipdata_jax.config.training import Demo as Demo
 from clipdata_jax.config.training import Evaluate as Evaluate
 from clipdata_jax.config.training import Train as Train
+from clipdata_jax.config.uid_sets import Uids as Uids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Run:
     sensitivity: Sensitivity | None = None
     select: Select | None = None
     norm_sim_d: NormSimD | None = None
+    uids: Uids | None = None
     reshard: Reshard | None = None
     report: Report | None = None
     train: Train | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 
 DTYPE = np.dtype("u8,u8")
+_HEX = re.compile(r"[0-9a-fA-F]{32}")
 
 
 def uid_of(tar_name: str, key: str) -> str:
@@ -29,20 +31,18 @@ def uid_of(tar_name: str, key: str) -> str:
 
 def is_uid(text: object) -> bool:
     """Whether a value is 32 hex digits."""
-    return (
-        isinstance(text, str)
-        and len(text) == 32
-        and text.isascii()
-        and _hex_values(np.frombuffer(text.encode(), np.uint8)).min() >= 0
-    )
+    return isinstance(text, str) and _HEX.fullmatch(text) is not None
 
 
-def from_hex(column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str = "uid") -> np.ndarray:
+def from_hex(
+    column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str = "uid", first_row: int = 0
+) -> np.ndarray:
     """Turns uids written as 32 hex digits into a `u8,u8` array.
 
     Args:
       column: n uids.
       source: what to name in an error, usually the file.
+      first_row: the number of the column's first row in that file.
 
     Returns:
       shape (n,), dtype u8,u8: field f0 holds the first 16 digits, f1 the last 16.
@@ -61,35 +61,43 @@ def from_hex(column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str = "
             f"{source}: the uid column is {column.type}, expected text of 32 hex digits"
         ) from error
     if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        row = first_row + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         raise InputError(f"{source}: row {row}: the uid is missing, expected 32 hex digits")
-    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
-    wrong = np.flatnonzero(np.diff(offsets) != 32)
-    if len(column) and not len(wrong):
-        text = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-        digits = _hex_values(text).reshape(-1, 32)
-        wrong = np.flatnonzero(digits.min(axis=1) < 0)
-    if len(wrong):
-        row = int(wrong[0])
-        found = column[row].as_py()[:60].decode("utf-8", "replace")
-        raise InputError(f"{source}: row {row}: the uid is {found!r}, expected 32 hex digits")
     if not len(column):
         return np.empty(0, DTYPE)
-    packed = (digits[:, ::2] << 4 | digits[:, 1::2]).astype(np.uint8)
-    halves = np.ascontiguousarray(packed).view(">u8").astype(np.uint64)
-    return join_halves(halves[:, 0], halves[:, 1])
+    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+    packed = None
+    if (np.diff(offsets) == 32).all():
+        packed = packed_hex(bytes(column.buffers()[2][offsets[0] : offsets[-1]]))
+    if packed is None or len(packed) != 16 * len(column):
+        wrong = (row for row, uid in enumerate(column.to_pylist()) if not is_uid(uid.decode("latin-1")))
+        row = next(wrong)
+        found = column[row].as_py()[:60].decode("utf-8", "replace")
+        raise InputError(f"{source}: row {first_row + row}: the uid is {found!r}, expected 32 hex digits")
+    return from_bytes(packed)
 
 
-def _hex_values(text: np.ndarray) -> np.ndarray:
-    table = np.full(256, -1, np.int16)
-    for digits in (b"0123456789abcdef", b"0123456789ABCDEF"):
-        table[np.frombuffer(digits, np.uint8)] = np.arange(16)
-    return table[text]
+def packed_hex(text: bytes) -> bytes | None:
+    """The bytes that hex digits stand for, white space left out; None where there is anything else."""
+    try:
+        return bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        return None
 
 
 def to_hex(uids: np.ndarray) -> list[str]:
     """The uids of a `u8,u8` array as 32 hex digits each."""
-    return [f"{int(high):016x}{int(low):016x}" for high, low in uids]
+    return to_bytes(uids).hex("\n", 16).split("\n") if len(uids) else []
+
+
+def from_bytes(packed: bytes) -> np.ndarray:
+    """uids of 16 bytes each, the most significant first, as a `u8,u8` array."""
+    return np.frombuffer(packed, ">u8").astype(np.uint64).view(DTYPE)
+
+
+def to_bytes(uids: np.ndarray) -> bytes:
+    """The uids of a `u8,u8` array as 16 bytes each, the most significant first."""
+    return np.ascontiguousarray(uids).view(np.uint64).astype(">u8").tobytes()
 
 
 def join_halves(high: np.ndarray, low: np.ndarray) -> np.ndarray:
@@ -99,34 +107,82 @@ def join_halves(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return joined
 
 
+def sort(uids: np.ndarray) -> np.ndarray:
+    """The uids in lexicographic order, repeats and all.
+
+    Whole rows are slow to compare, and an argsort is several times slower than a sort of plain numbers. So what is
+    sorted are the top bits of the first halves, with each row's number in place of the low bits; rows that agree in
+    those top bits, hardly any among hashes, are put in order afterwards.
+    """
+    low = np.uint64(max(len(uids) - 1, 0).bit_length())
+    keys = uids["f0"] >> low << low
+    keys |= np.arange(len(uids), dtype=np.uint64)
+    keys.sort()
+    same = keys[1:] >> low == keys[:-1] >> low
+    keys &= (np.uint64(1) << low) - np.uint64(1)
+    ordered = np.take(uids, keys.view(np.int64))
+    if same.any():
+        tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        rows = ordered[tied]
+        ordered[tied] = rows[np.lexsort((rows["f1"], rows["f0"]))]
+    return ordered
+
+
+def first_of_each(ordered: np.ndarray) -> np.ndarray:
+    """For sorted uids, shape (n,), bool: whether a row is the first that holds its uid."""
+    first = np.ones(len(ordered), bool)
+    high, low = ordered["f0"], ordered["f1"]
+    np.not_equal(high[1:], high[:-1], out=first[1:])
+    first[1:] |= low[1:] != low[:-1]
+    return first
+
+
+def unique(ordered: np.ndarray) -> np.ndarray:
+    """Sorted uids, each once."""
+    first = first_of_each(ordered)
+    return ordered if first.all() else ordered[first]
+
+
 def sort_unique(uids: np.ndarray) -> np.ndarray:
     """The uids in lexicographic order, each once."""
-    ordered = uids[np.argsort(uids["f0"])]
-    # Different uids hardly ever share a half, and sorting by one is several times faster.
-    if (ordered["f0"][1:] == ordered["f0"][:-1]).any():
-        ordered = uids[np.lexsort((uids["f1"], uids["f0"]))]
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
+    return unique(sort(uids))
 
 
-def find(sorted_uids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The position of every wanted uid in a sorted unique array, -1 where it is not there.
+class Index:
+    """Where uids are in a sorted unique array.
 
     Args:
       sorted_uids: shape (n,), u8,u8, sorted and unique.
-      wanted: shape (m,), u8,u8, in any order.
-
-    Returns:
-      shape (m,), int64.
     """
-    if not len(sorted_uids) or not len(wanted):
-        return np.full(len(wanted), -1, np.int64)
-    # Two uint64 searches are many times faster than one over structured elements.
-    first = np.searchsorted(sorted_uids["f0"], wanted["f0"])
-    at = np.minimum(first, len(sorted_uids) - 1)
-    clash = (sorted_uids["f0"][at] == wanted["f0"]) & (sorted_uids["f1"][at] != wanted["f1"])
-    if clash.any():
-        at[clash] = np.minimum(np.searchsorted(sorted_uids, wanted[clash]), len(sorted_uids) - 1)
-    return np.where(sorted_uids[at] == wanted, at, -1)
+
+    def __init__(self, sorted_uids: np.ndarray) -> None:
+        self._uids = sorted_uids
+        # A search in every second word would copy them each time.
+        self._high = np.ascontiguousarray(sorted_uids["f0"])
+
+    def find(self, wanted: np.ndarray) -> np.ndarray:
+        """The position of every wanted uid, -1 where it is not there.
+
+        Args:
+          wanted: shape (m,), u8,u8, in any order.
+
+        Returns:
+          shape (m,), int64.
+        """
+        if not len(self._uids) or not len(wanted):
+            return np.full(len(wanted), -1, np.int64)
+        # Two uint64 searches are many times faster than one over structured elements.
+        first = np.searchsorted(self._high, np.ascontiguousarray(wanted["f0"]))
+        at = np.minimum(first, len(self._uids) - 1)
+        clash = (self._high[at] == wanted["f0"]) & (self._uids["f1"][at] != wanted["f1"])
+        if clash.any():
+            at[clash] = np.minimum(np.searchsorted(self._uids, wanted[clash]), len(self._uids) - 1)
+        return np.where(self._uids[at] == wanted, at, -1)
+
+
+def find(sorted_uids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The position of every wanted uid in a sorted unique array, -1 where it is not there (`Index.find`)."""
+    return Index(sorted_uids).find(wanted)
 
 
 def write_subset(path: str, uids: np.ndarray) -> None:

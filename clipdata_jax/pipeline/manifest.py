@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from clipdata_jax.data import files, runs
+from clipdata_jax.errors import InputError
 
 NAME = runs.MANIFEST
 _PACKAGES = ("clipdata_jax", "jax", "jaxlib", "flax", "numpy", "pyarrow", "pillow", "transformers")
@@ -104,6 +105,40 @@ def to_json(content: Any) -> bytes:
 def write_beside(path: str, content: dict[str, Any]) -> None:
     """Writes the manifest of an output that is one file: `<file>.manifest.json`."""
     files.write_bytes(f"{path}.{NAME}", to_json({**content, "outputs": {path: file_entry(path)}}))
+
+
+def refuse_other_run(out: str, plan: dict[str, Any], *names: str) -> None:
+    """Makes sure that a file is not there yet, or is what the same run wrote: that may be written again.
+
+    Args:
+      out: the file.
+      plan: of this run.
+      names: what must be as it was, as the plan names it: "command", "options.rule".
+
+    Raises:
+      InputError: another run wrote it, or nobody knows who did.
+    """
+    if not files.exists(out):
+        return
+    beside = f"{out}.{NAME}"
+    advice = "choose another --out, or delete it"
+    try:
+        before = json.loads(files.read_bytes(beside)) if files.exists(beside) else {}
+        was = {name: _field(before, name) for name in names}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}") from error
+    for name, old in was.items():
+        if old != (new := _field(plan, name)):
+            what = name.rpartition(".")[2]
+            raise InputError(
+                f"{out}: already holds another run's result ({what} was {old!r}, now {new!r}); {advice}"
+            )
+
+
+def _field(content: Any, name: str) -> Any:
+    for part in name.split("."):
+        content = content[part]
+    return content
 
 
 def read(folder: str) -> dict[str, Any]:

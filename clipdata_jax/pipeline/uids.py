@@ -1,0 +1,204 @@
+"""`clipdata uids`: union, intersection, difference, overlaps, conversion and checks of subset files. Imports no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax import config
+from clipdata_jax.data import files, uid_files, uid_sets
+from clipdata_jax.data.uid_files import Source
+from clipdata_jax.data.uids import to_hex
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import manifest
+from clipdata_jax.pipeline.progress import counted
+
+_EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """What a file of uids holds.
+
+    Attributes:
+      path: the file, or folder.
+      rows: uids in it.
+      repeats: of these, uids beyond the first of their kind.
+      is_sorted: whether they lie there in order.
+    """
+
+    path: str
+    rows: int
+    repeats: int
+    is_sorted: bool
+
+    @classmethod
+    def of(cls, source: Source) -> File:
+        """The facts of an open file."""
+        return cls(source.path, len(source.rows), source.repeats, source.order.unsorted_at is None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What became of the files.
+
+    Attributes:
+      files: what they hold, in the order given.
+      written: uids written, None where nothing is written.
+      overlap: for `stats`, what the files have in common, else None.
+    """
+
+    files: tuple[File, ...]
+    written: int | None = None
+    overlap: uid_sets.Overlap | None = None
+
+
+def run(options: config.Uids) -> Summary:
+    """Does the operation, prints what came of it, and writes the result with its manifest beside it.
+
+    Raises:
+      InputError: a file can't be read; `out` holds something else; `verify` found something.
+    """
+    plan: dict[str, Any] = {}
+    if options.out is not None:
+        plan = manifest.describe("uids", options)
+        names = ("operation", "files", "multiset", "halves")
+        manifest.refuse_other_run(options.out, plan, "command", *(f"options.{name}" for name in names))
+    for path in options.files if options.operation != "verify" else ():
+        if not files.exists(path):
+            raise InputError(f"{path}: no such file or folder; check the path")
+    with tempfile.TemporaryDirectory(prefix="clipdata-uids-") as scratch:
+        if options.operation == "verify":
+            return _verify(options, scratch)
+        # Digests cost about as much as merging; another thread has time for them.
+        with ThreadPoolExecutor(1) as background:
+            entries = [background.submit(manifest.file_entry, path) for path in options.files if plan]
+            sources = [uid_files.open_source(path, scratch) for path in options.files]
+            holds = tuple(map(File.of, sources))
+            if options.operation == "stats":
+                summary = Summary(holds, overlap=_overlap(sources, options.multiset))
+                print(_table(summary, options.multiset))
+                return summary
+            summary = Summary(holds, written=_write(options, sources))
+            plan["inputs"] = [entry.result() for entry in entries]
+    facts = {"files": [dataclasses.asdict(one) for one in holds], "uids": summary.written}
+    manifest.write_beside(options.out or "", {**plan, **facts})
+    print(_text(options, summary))
+    return summary
+
+
+def _write(options: config.Uids, sources: Sequence[Source]) -> int:
+    operation: uid_sets.Operation = "union"
+    if options.operation in ("intersect", "minus"):
+        operation = options.operation
+    combine = functools.partial(uid_sets.combine, operation, multiset=options.multiset)
+    return uid_files.write(options.out or "", _over_parts(combine, sources), halves=options.halves)
+
+
+def _over_parts(function: Any, sources: Sequence[Source]) -> Iterator[Any]:
+    return uid_sets.in_threads(function, uid_sets.parts([source.rows for source in sources]))
+
+
+def _overlap(sources: Sequence[Source], multiset: bool) -> uid_sets.Overlap:
+    both, in_any, in_all = np.zeros((len(sources),) * 2, np.int64), 0, 0
+    for part in _over_parts(functools.partial(uid_sets.overlap, multiset=multiset), sources):
+        both, in_any, in_all = both + part.both, in_any + part.any, in_all + part.all
+    return uid_sets.Overlap(both, in_any, in_all)
+
+
+def _verify(options: config.Uids, scratch: str) -> Summary:
+    pool = None if options.pool is None else uid_files.open_source(options.pool, scratch)
+    found, holds = [], []
+    for path in options.files:
+        try:
+            source = uid_files.open_source(path, scratch)
+        except InputError as error:
+            found.append(str(error))
+            continue
+        holds.append(File.of(source))
+        wrong = list(_findings(source, pool, options.multiset))
+        found += [f"{path}: {'; '.join(wrong)}"] if wrong else []
+        if not wrong:
+            unique = "" if source.repeats else ", unique"
+            member = "" if pool is None else f", all in {options.pool}"
+            print(f"{path}: good: {counted(len(source.rows), 'uid')}, sorted{unique}{member}")
+    if found:
+        raise InputError(". ".join(found) + ". `clipdata uids convert` writes a file anew, sorted and unique")
+    return Summary(tuple(holds))
+
+
+def _findings(source: Source, pool: Source | None, multiset: bool) -> Iterator[str]:
+    if source.form:
+        yield f"holds {source.form}, expected uids of dtype u8,u8 in one dimension"
+    if source.order.unsorted_at is not None:
+        row = source.order.unsorted_at
+        yield f"not sorted: row {row:,} is smaller than row {row - 1:,}"
+    if source.repeats and not multiset:
+        at = source.order.repeated_at
+        first = "" if at is None else f", the first in row {at:,}"
+        yield f"{counted(source.repeats, 'row')} {'repeats' if source.repeats == 1 else 'repeat'} a uid{first}"
+    if pool is not None:
+        minus = functools.partial(uid_sets.combine, "minus")
+        strange, examples = 0, list[str]()
+        for part in _over_parts(minus, [source, pool]):
+            strange += len(part)
+            examples += to_hex(part[: _EXAMPLES - len(examples)])
+        if strange:
+            yield f"{counted(strange, 'uid')} not in {pool.path}, e.g. {', '.join(examples)}"
+
+
+def _text(options: config.Uids, summary: Summary) -> str:
+    lines = [_file_text(one, options.multiset) for one in summary.files]
+    written = summary.written or 0
+    word = "copy" if options.operation == "convert" else options.operation
+    lines.append(f"{word}: {counted(written, 'uid')}{_share(options, summary)}: {options.out}")
+    return "\n".join(lines)
+
+
+def _share(options: config.Uids, summary: Summary) -> str:
+    whole = summary.files[0].rows - (0 if options.multiset else summary.files[0].repeats)
+    if options.operation not in ("intersect", "minus") or not whole:
+        return ""
+    return f", {_percent((summary.written or 0) / whole)} of {summary.files[0].path}"
+
+
+def _file_text(one: File, multiset: bool) -> str:
+    text = f"{one.path}: {counted(one.rows, 'uid')}"
+    if one.repeats:
+        kept = "kept" if multiset else "left out (--multiset keeps them)"
+        text += f", {counted(one.repeats, 'repeat')} {kept}"
+    return text + ("" if one.is_sorted else ", not in order: sorted")
+
+
+def _table(summary: Summary, multiset: bool) -> str:
+    """Sizes, then uids in common of each two files, as numbers and as shares of the row's file."""
+    if summary.overlap is None:
+        raise AssertionError("no overlap")
+    both, names = summary.overlap.both, [f"[{i}]" for i in range(1, len(summary.files) + 1)]
+    lines = [f"{'':>5} {'rows':>14} {'uids':>14} {'repeats':>14}   file"]
+    for name, one in zip(names, summary.files, strict=True):
+        order = "" if one.is_sorted else " (not sorted)"
+        numbers = f"{one.rows:>14,} {one.rows - one.repeats:>14,} {one.repeats:>14,}"
+        lines.append(f"{name:>5} {numbers}   {one.path}{order}")
+    if len(names) > 1:
+        what = "with repeats (the fewer of the two)" if multiset else "each once"
+        lines += ["", f"in both, {what}; and as a share of the row's file"]
+        lines.append(" ".join([f"{'':>5}", *(f"{name:>24}" for name in names)]))
+        for i, name in enumerate(names):
+            shares = (f"{n:,} {_percent(n / both[i, i]) if both[i, i] else '-':>9}" for n in both[i])
+            lines.append(" ".join([f"{name:>5}", *(f"{share:>24}" for share in shares)]))
+        lines += [
+            "",
+            f"{summary.overlap.any:,} different uids in any of them, {summary.overlap.all:,} in all",
+        ]
+    return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}".replace("%", " %")
