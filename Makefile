@@ -32,7 +32,7 @@ $(VENV)/.installed-demo: $(VENV)/bin/python setup.cfg constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/bin/python setup.cfg constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tfds]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tfds,filters]'
 	touch $@ $(VENV)/.installed-demo
 
 install: $(VENV)/.installed-test

@@ -37,6 +37,10 @@ _COMMANDS = {
         config.Select,
         "clipdata select scores --rule 'top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)' --out subset.npy",
     ),
+    "filter": _Command(
+        config.Filter,
+        "clipdata filter metadata --preset clip_score --arch l14 --fraction 0.3 --out subset.npy",
+    ),
     "norm-sim-d": _Command(
         config.NormSimD,
         "clipdata norm-sim-d metadata --survivors best30.npy --fraction 0.2 --steps 500 --out subset.npy",

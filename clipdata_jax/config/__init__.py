@@ -10,6 +10,7 @@ import dataclasses
 from clipdata_jax.config.base import OnBad as OnBad
 from clipdata_jax.config.base import Workers as Workers
 from clipdata_jax.config.embedding import Embed as Embed
+from clipdata_jax.config.filtering import Filter as Filter
 from clipdata_jax.config.norm_sim_d import NormSimD as NormSimD
 from clipdata_jax.config.scoring import NegClipLoss as NegClipLoss
 from clipdata_jax.config.scoring import NormSim as NormSim
@@ -33,6 +34,7 @@ class Run:
     score: Score | None = None
     sensitivity: Sensitivity | None = None
     select: Select | None = None
+    filter: Filter | None = None
     norm_sim_d: NormSimD | None = None
     uids: Uids | None = None
     reshard: Reshard | None = None

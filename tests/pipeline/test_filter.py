@@ -1,0 +1,195 @@
+"""The real `clipdata filter` against DataComp's rules stated a pair at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support import metadata_pools as made
+
+from clipdata_jax.data import uids
+from clipdata_jax.errors import InputError
+from clipdata_jax.selection import languages
+
+
+def run(clipdata, preset, *more):
+    """The uids that the command keeps, in order, and what it prints."""
+    out = Path("subset.npy")
+    done = clipdata("filter", "metadata", "--preset", preset, *more, "--out", out)
+    assert done.returncode == 0, done.stderr
+    written = np.load(out, allow_pickle=False)
+    assert written.dtype == np.dtype("u8,u8")
+    out.unlink()
+    return uids.to_hex(written), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("preset", "keep"),
+    [
+        ("no_filter", lambda row: True),
+        ("basic_filter", made.basic),
+        (
+            "laion2b",
+            lambda row: (
+                row["text"] is not None and made.is_english(row["text"]) and made.reaches(row, "b32", 0.28)
+            ),
+        ),
+    ],
+)
+def test_a_preset_keeps_what_its_rule_says(tmp_path, clipdata, preset, keep):
+    pairs = made.rows()
+    made.write(tmp_path / "metadata", pairs)
+    kept, _ = run(clipdata, preset)
+    assert kept == made.subset(pairs, keep) and kept
+
+
+def test_the_bounds_of_the_basic_filter(tmp_path, clipdata):
+    """Each pair by itself, so that a rule that is wrong in two ways can't hide."""
+    good = {"text": "the house is old", "original_width": 200, "original_height": 600}
+    cases = [
+        (good, True),
+        ({**good, "original_width": 199}, False),
+        ({**good, "original_height": 601}, False),
+        ({**good, "text": "a b cd"}, made.is_english("a b cd")),
+        ({**good, "text": "a b c"}, False),
+        ({**good, "text": "the house"}, False),
+        ({**good, "text": None}, False),
+        ({**good, "text": "das Haus ist sehr alt und klein"}, False),
+    ]
+    pairs = [{**row, "uid": f"{index:032x}"} for index, (row, _) in enumerate(cases)]
+    made.write(tmp_path / "metadata", pairs)
+    kept, text = run(clipdata, "basic_filter")
+    assert kept == [row["uid"] for row, (_, want) in zip(pairs, cases, strict=True) if want]
+    assert "text: 1 pair without a value" in text and "lid.176.ftz" in text
+
+
+@pytest.mark.parametrize("arch", ["b32", "l14"])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.29, 0.3, 0.5, 0.81, 0.9, 1])
+def test_a_fraction_keeps_the_pair_after_it_and_all_ties(tmp_path, clipdata, arch, share):
+    pairs = made.rows()
+    made.write(tmp_path / "metadata", pairs)
+    kept, text = run(clipdata, "clip_score", "--arch", arch, "--fraction", share)
+    want = made.fraction(pairs, arch, share)
+    assert kept == made.subset(want)
+    assert f"{len(want):,} reach the bound" in text
+
+
+def test_a_fraction_of_different_scores_keeps_one_more_than_asked(tmp_path, clipdata):
+    pairs = [{"uid": f"{index:032x}", "clip_l14_similarity_score": index / 100} for index in range(100)]
+    made.write(tmp_path / "metadata", pairs)
+    # int(100 * 0.29) is 28 in floating point, in DataComp's code as here.
+    kept, text = run(clipdata, "clip_score", "--arch", "l14", "--fraction", "0.29")
+    assert kept == [row["uid"] for row in pairs[-29:]]
+    assert "28 pairs are 0.29 of the pool and 29 reach the bound" in text and "one more" in text
+
+
+@pytest.mark.parametrize("threshold", [0.28, 0.25, 0.250001, -1, 2])
+def test_a_threshold_is_met_in_the_columns_precision(tmp_path, clipdata, threshold):
+    pairs = made.rows()
+    made.write(tmp_path / "metadata", pairs)
+    for arch in ("b32", "l14"):
+        kept, _ = run(clipdata, "clip_score", "--arch", arch, "--threshold", threshold)
+        assert kept == made.subset(pairs, lambda row, arch=arch: made.reaches(row, arch, threshold))
+
+
+def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
+    pairs = made.rows()
+    made.write(tmp_path / "metadata", pairs)
+    written = []
+    for _ in range(2):
+        assert clipdata("filter", "metadata", "--preset", "basic_filter", "--out", "s.npy").returncode == 0
+        written.append((tmp_path / "s.npy.manifest.json").read_bytes())
+    assert written[0] == written[1]
+    content = json.loads(written[0])
+    assert (content["command"], content["pairs"]) == ("filter", len(pairs))
+    assert content["kept"] == len(made.subset(pairs, made.basic)) == content["steps"][-1]["kept"]
+    assert content["without_value"]["original_width"] == len(made.CAPTIONS)
+    assert content["without_value"]["text"] == len(made.SIZES)
+    assert content["inputs"][0]["name"].endswith("lid.176.ftz")
+    assert sum(part["pairs"] for part in content["pool_files"]) == len(pairs)
+    done = clipdata("filter", "metadata", "--preset", "no_filter", "--out", "s.npy")
+    assert done.returncode == 2 and "already holds another run's subset (options.preset was" in done.stderr
+    (tmp_path / "s.npy.manifest.json").unlink()
+    done = clipdata("filter", "metadata", "--preset", "basic_filter", "--out", "s.npy")
+    assert done.returncode == 2 and "no manifest says what it holds" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("metadata --preset clip_score --fraction 0.3", "--arch is None"),
+        ("metadata --preset clip_score --arch b32", "--fraction is None"),
+        ("metadata --preset clip_score --arch b32 --fraction 0.3 --threshold 0.2", "one of the two"),
+        ("metadata --preset clip_score --arch b32 --fraction 1.5", "--fraction is 1.5"),
+        ("metadata --preset laion2b --threshold 0.3", "--threshold is 0.3"),
+        ("metadata --preset best_filter", "basic_filter"),
+        (
+            "metadata --preset clip_score --arch h14 --fraction 0.3",
+            "'clip_h14_similarity_score' is missing; it has",
+        ),
+        ("metadata --preset basic_filter --lid-model none.bin", "none.bin: no such file"),
+        ("metadata --preset basic_filter --lid-model metadata/00000000.parquet", "no model of fastText"),
+        ("nowhere --preset no_filter", "nowhere: no such folder"),
+        ("empty --preset no_filter", "empty: holds nothing; expected metadata"),
+        ("none --preset no_filter", "holds no pairs"),
+        ("odd --preset basic_filter", "column 'text' holds int64, expected text"),
+        ("odd --preset clip_score --arch b32 --threshold 0", "holds string, expected numbers"),
+        ("broken --preset no_filter", "not a parquet file"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, clipdata, arguments, words):
+    made.write(tmp_path / "metadata", made.rows()[:20])
+    made.write(tmp_path / "none", [])
+    for folder in ("empty", "odd", "broken"):
+        (tmp_path / folder).mkdir()
+    odd = {
+        "uid": ["0" * 32],
+        "text": [3],
+        "original_width": [3],
+        "original_height": [3],
+        "clip_b32_similarity_score": ["a"],
+    }
+    pq.write_table(pa.table(odd), tmp_path / "odd" / "0.parquet")
+    (tmp_path / "broken" / "0.parquet").write_bytes(b"PAR1 nothing PAR1")
+    done = clipdata("filter", *arguments.split(), "--out", "s.npy")
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "s.npy").exists()
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    languages._load.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(languages.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(InputError, match=r"clipdata_jax\[filters\].*--lid-model"):
+            languages.Languages()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fasttext", None)
+        with pytest.raises(InputError, match=r"fastText.*not installed.*clipdata_jax\[filters\]"):
+            languages.Languages()
+
+
+def test_languages_of_real_alt_texts(shared):
+    table = pq.read_table(shared("data/alt_texts") / "alt_texts_10000.parquet", columns=["TEXT"])
+    found = languages.Languages().are_english(table["TEXT"].to_numpy()[:2000])
+    assert 0.8 < found.mean() < 0.95
+
+
+def test_filtering_metadata_imports_no_jax(tmp_path):
+    made.write(tmp_path / "metadata", made.rows())
+    code = (
+        "import sys\nfrom clipdata_jax import cli\n"
+        "assert cli.main(['filter', 'metadata', '--preset', 'basic_filter', '--out', 's.npy']) == 0\n"
+        "assert not {'jax', 'flax', 'torch', 'nltk'} & set(sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        check=False, env={"PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
