@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax.config import Filter
-from clipdata_jax.data import files, metadata, uids
+from clipdata_jax.data import metadata, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, work
+from clipdata_jax.pipeline import manifest, progress
 from clipdata_jax.selection import datacomp
 from clipdata_jax.selection.languages import Languages
 from clipdata_jax.selection.rules import Step
 
-_SMALL_MODEL = "languages are told by lid.176.ftz, the small form of DataComp's lid.176.bin: captions near the bound may differ"
+_SMALL_MODEL = (
+    "languages are told by lid.176.ftz, the small form of DataComp's lid.176.bin: some captions differ"
+)
 _FASTTEXT = "languages are told by fastText's lid.176, where DataComp's laion2b used gcld3"
 
 
@@ -48,7 +50,7 @@ def run(options: Filter) -> dict[str, Any]:
     parts = metadata.list_parts(options.metadata)
     pairs = sum(part.rows for part in parts)
     plan = manifest.describe("filter", options, pool=[part.path for part in parts], pairs=pairs)
-    _refuse_other_run(options.out, plan)
+    manifest.refuse_other_run(options.out, plan, "command", *(f"options.{name}" for name in plan["options"]))
     if not pairs:
         raise InputError(
             f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
@@ -131,21 +133,6 @@ def _apply(
         for one, seen, stay in zip(conditions, left[:-1], left[1:], strict=True)
     ]
     return np.concatenate(kept), steps, nulls
-
-
-def _refuse_other_run(out: str, plan: dict[str, Any]) -> None:
-    """The same selection may be written again; anything else that is there stays."""
-    if not files.exists(out):
-        return
-    advice = "choose another --out, or delete it"
-    before = manifest.read_beside(out)
-    if "command" not in before:
-        raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}")
-    same = ("command", "options", "pool")
-    was, now = ({name: content.get(name) for name in same} for content in (before, plan))
-    if was != now:
-        difference = work.first_difference(was, now)
-        raise InputError(f"{out}: already holds another run's subset ({difference}); {advice}")
 
 
 def _text(content: dict[str, Any], out: str) -> str:

@@ -114,7 +114,7 @@ def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
     assert content["inputs"][0]["name"].endswith("lid.176.ftz")
     assert sum(part["pairs"] for part in content["pool_files"]) == len(pairs)
     done = clipdata("filter", "metadata", "--preset", "no_filter", "--out", "s.npy")
-    assert done.returncode == 2 and "already holds another run's subset (options.preset was" in done.stderr
+    assert done.returncode == 2 and "already holds another run's result (preset was" in done.stderr
     (tmp_path / "s.npy.manifest.json").unlink()
     done = clipdata("filter", "metadata", "--preset", "basic_filter", "--out", "s.npy")
     assert done.returncode == 2 and "no manifest says what it holds" in done.stderr

@@ -10,7 +10,6 @@ from clipdata_jax.selection import captions
 
 # What the tokenizers tell apart: white space of both kinds, ends of lines, letters of one and more bytes.
 PIECES = st.lists(
-    
     st.sampled_from([" ", "\n", "\t", "\0", "\v", "\r", "\u00a0", "\u2003", "\x1c", "a", "é", "日", "🏠"])
 )
 
