@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import tyro
 
@@ -14,9 +15,16 @@ from clipdata_jax.config.base import (
     SomeTars,
     Tars,
     Workers,
+    require,
     require_positive,
     require_some,
 )
+from clipdata_jax.errors import InputError
+
+Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="(default: none)")]
+MaybeFile = Annotated[
+    str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(needed without --explain)")
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,11 +35,24 @@ class Select:
     """Score tables (folders that `score` wrote) of one pool; several join by part name and position."""
     rule: str
     """What to keep, e.g. "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"."""
-    out: File
+    out: MaybeFile = None
     """The .npy file to write: uids as u8,u8, sorted, unique."""
+    columns: Files = ()
+    """More columns for the rule, joined by uid: parquet (uid, or uid_hi and uid_lo, and columns of numbers), or .npy
+    of dtype u8,u8,f4 (uids and scores, a column of the file's name)."""
+    explain: bool = False
+    """Prints how many pairs every step keeps, and writes nothing."""
+    memory_gb: float = 1.0
+    """GiB of columns to keep in memory; what is beyond is read again for every pass. Changes no result."""
 
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
+        require(self.memory_gb >= 0, "memory_gb", self.memory_gb, "0 or more")
+        if self.out is None and not self.explain:
+            raise InputError(
+                "--out is missing: name the .npy file to write, or ask with --explain what is kept"
+            )
+        require((self.out or ".npy").endswith(".npy"), "out", self.out, "a file name that ends in .npy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -79,25 +79,43 @@ class ScoreTable:
                 raise InputError(
                     f"unknown column {name!r}; the score table has {', '.join(sorted(self.columns))}"
                 )
-        by_folder: dict[str, list[str]] = {self.folders[0]: []}
-        for name in names:
-            by_folder.setdefault(self.columns[name], []).append(name)
-        found: dict[str, np.ndarray] = {}
-        uid: np.ndarray | None = None
-        for folder, wanted in by_folder.items():
-            path = files.join(folder, f"{part}.parquet")
-            table = _read(path, [*_UID_COLUMNS, *wanted])
-            these = uids.join_halves(*(table[name].to_numpy() for name in _UID_COLUMNS))
-            if uid is not None and not np.array_equal(uid, these):
+        self.check_uids(part, names)
+        return self.read_uids(part), {name: self.read_column(part, name) for name in names}
+
+    def read_uids(self, part: str) -> np.ndarray:
+        """One part's uids (u8,u8)."""
+        return self._uids(part, self.folders[0])
+
+    def read_column(self, part: str, name: str) -> np.ndarray:
+        """One column of a part as float32, null being NaN; that the tables agree on the uids is `check_uids`."""
+        scores = self._read(part, self.columns[name], [name])[name].to_numpy()
+        return scores.astype(np.float32, copy=False)
+
+    def check_uids(self, part: str, names: Sequence[str]) -> None:
+        """Makes sure that the tables that hold some columns have the uids of the first table.
+
+        Raises:
+          InputError: one hasn't.
+        """
+        others = {self.columns[name] for name in names} - {self.folders[0]}
+        for folder in sorted(others):
+            if not np.array_equal(self.read_uids(part), self._uids(part, folder)):
+                path = files.join(folder, f"{part}.parquet")
                 raise InputError(
                     f"{path}: its uids differ from those of {self.folders[0]}: not scores of one pool"
                 )
-            uid = these
-            for name in wanted:
-                found[name] = table[name].to_numpy().astype(np.float32)
-        if uid is None:  # by_folder always holds the first folder
-            raise AssertionError(part)
-        return uid, {name: found[name] for name in names}
+
+    def _uids(self, part: str, folder: str) -> np.ndarray:
+        table = self._read(part, folder, list(_UID_COLUMNS))
+        return uids.join_halves(*(table[name].to_numpy() for name in _UID_COLUMNS))
+
+    def _read(self, part: str, folder: str, names: list[str]) -> pa.Table:
+        path = files.join(folder, f"{part}.parquet")
+        with files.open_read(path) as file:
+            try:
+                return pq.read_table(file, columns=names)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise InputError(f"{path}: can't be read ({error}); score that shard again") from error
 
     def read(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The whole table in part order: uids (n,) and the named columns (n,) float32, null being NaN."""
@@ -178,11 +196,3 @@ def _footer(path: str) -> tuple[int, list[str]]:
                     f"{path}: column {name!r} is missing: this is no score table; run `clipdata score` first"
                 )
         return footer.metadata.num_rows, [name for name in schema.names if name not in _UID_COLUMNS]
-
-
-def _read(path: str, names: list[str]) -> pa.Table:
-    with files.open_read(path) as file:
-        try:
-            return pq.read_table(file, columns=names)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: can't be read ({error}); score that shard again") from error

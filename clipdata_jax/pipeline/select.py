@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from clipdata_jax import config
-from clipdata_jax.data import files, tables, uids
+from clipdata_jax.data import files, joined, tables
+from clipdata_jax.data.sorting import UidSorter
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
-from clipdata_jax.selection import parsing, ranking, rules
+from clipdata_jax.selection import parsing, rules
+from clipdata_jax.selection.evaluation import Evaluation
+from clipdata_jax.selection.tables import Tables
+from clipdata_jax.selection.work import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,96 +26,158 @@ class Summary:
       rule: the rule's text.
       pairs: pairs in the score tables.
       kept: pairs that the rule keeps.
-      uids: distinct uids of these, as written.
+      uids: distinct uids of these, as written; kept, where nothing is written.
       steps: what every part of the rule kept, in the order of evaluation.
-      without_score: column -> {"null", "infinite"} -> pairs that for this reason the column never selects.
-      repeats: pairs of the pool that repeat another pair's uid.
+      without_score: column or expression -> {"null", "infinite"} -> pairs that it for this reason never selects.
+      joined: file of columns -> {"rows", "not_in_the_pool"} -> its rows, and those that belong to no pair.
     """
 
     rule: str
     pairs: int
     kept: int
     uids: int
-    steps: tuple[rules.Step, ...]
+    steps: tuple[Step, ...]
     without_score: dict[str, dict[str, int]]
-    repeats: int
+    joined: dict[str, dict[str, int]]
 
     def facts(self) -> dict[str, Any]:
         """The summary as the manifest keeps it."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "repeats": self.kept - self.uids}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """What is selected from: names and row counts; no score was read yet."""
+
+    table: tables.ScoreTable
+    sources: tuple[joined.Source, ...]
+    rule: rules.Rule
+
+    def paths(self) -> list[str]:
+        """The files that decide what is kept."""
+        parts = [
+            files.join(folder, f"{part}.parquet")
+            for folder in self.table.folders
+            for part in self.table.parts
+        ]
+        return [*parts, *(part for source in self.sources for part in source.parts), *self.rule.files()]
 
 
 def run(options: config.Select) -> Summary:
     """Selects by the rule, writes the subset and its manifest, and prints what was kept.
 
     Raises:
-      InputError: a table or the rule is wrong, or `out` holds something else.
+      InputError: a table, a file of columns or the rule is wrong, the rule keeps nothing, or `out` holds
+        something else.
     """
-    if not options.out.endswith(".npy"):
-        raise InputError(f"--out is {options.out!r}, expected a file name that ends in .npy")
-    table = tables.open_tables(options.scores)
-    rule = parsing.parse(options.rule, table.columns)
-    table.refuse_shared(rule.columns())
-    parts = [files.join(folder, f"{part}.parquet") for folder in table.folders for part in table.parts]
-    plan = manifest.describe("select", options, inputs=[*parts, *_there(rule)], rule=str(rule))
-    _refuse_other_run(options.out, plan)
-    if not len(table):
-        raise InputError(
-            f"{options.scores[0]}: the score table holds no pairs, so there is nothing to select from"
+    inputs = _open(options)
+    if options.out is None or options.explain:
+        summary = _select(inputs, options, None)
+        print(_text(summary, None))
+        return summary
+    _refuse_other_run(options.out, options, str(inputs.rule))
+    with ThreadPoolExecutor(1) as beside:  # digests take as long as the selection
+        plan = beside.submit(
+            manifest.describe, "select", options, inputs=inputs.paths(), rule=str(inputs.rule)
         )
-    uid, columns = table.read(rule.columns())
-    mask, steps = rule.trace(columns, uid)
-    kept = uids.sort_unique(uid[mask])
-    uids.write_subset(options.out, kept)
-    summary = Summary(
-        rule=str(rule),
-        pairs=len(uid),
-        kept=int(mask.sum()),
-        uids=len(kept),
-        steps=tuple(steps),
-        without_score={name: _without_score(values) for name, values in columns.items()},
-        repeats=ranking.count_repeats(uid),
-    )
-    manifest.write_beside(options.out, {**plan, **summary.facts()})
+        summary = _select(inputs, options, options.out)
+    manifest.write_beside(options.out, {**plan.result(), **summary.facts()})
     print(_text(summary, options.out))
     return summary
 
 
-def _there(rule: rules.Rule) -> tuple[str, ...]:
+def _open(options: config.Select) -> _Inputs:
+    table = tables.open_tables(options.scores)
+    sources = joined.open_columns(options.columns, table.columns)
+    rule = parsing.parse(options.rule, [*table.columns, *(name for one in sources for name in one.names)])
+    table.refuse_shared(rule.columns())
     for path in rule.files():
         if not files.exists(path):
             raise InputError(f"{path}: no such file, but the rule takes uids from it; check the path")
-    return rule.files()
+    if not len(table):
+        raise InputError(
+            f"{options.scores[0]}: the score table holds no pairs, so there is nothing to select from"
+        )
+    return _Inputs(table, sources, rule)
 
 
-def _refuse_other_run(out: str, plan: dict[str, Any]) -> None:
+def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary:
+    names = inputs.rule.columns()
+    by_column: dict[str, joined.Joined] = {}
+    from_files: dict[str, joined.Joined] = {}
+    for source in inputs.sources:
+        if wanted := [name for name in source.names if name in names]:
+            from_files[source.path] = source.read(wanted)
+            by_column |= dict.fromkeys(wanted, from_files[source.path])
+    with Tables(inputs.table, names, by_column, options.memory_gb * 2**30) as pool:
+        evaluation, sorter, kept = Evaluation(inputs.rule, pool), UidSorter(pool.scratch), 0
+        for block, mask in evaluation:
+            here = int(mask.sum())
+            kept += here
+            if here and out is not None:
+                sorter.add(block.uid[mask])
+        summary = Summary(
+            rule=str(inputs.rule),
+            pairs=len(inputs.table),
+            kept=kept,
+            uids=kept,
+            steps=tuple(evaluation.steps),
+            without_score=evaluation.without_score,
+            joined={path: one.facts() for path, one in from_files.items()},
+        )
+        if out is None:
+            return summary
+        if not kept:
+            raise InputError(f"the rule keeps nothing, so no subset is written; see where\n{_table(summary)}")
+        return dataclasses.replace(summary, uids=sorter.write(out))
+
+
+def _refuse_other_run(out: str, options: config.Select, rule: str) -> None:
     """The same selection may be written again; anything else that is there stays."""
     if not files.exists(out):
         return
     beside = f"{out}.{manifest.NAME}"
     advice = "choose another --out, or delete it"
+    now = {"command": "select", "rule": rule}
+    chosen = {
+        name: [path.rstrip("/") or path for path in getattr(options, name)] for name in ("scores", "columns")
+    }
     try:
         before = json.loads(files.read_bytes(beside)) if files.exists(beside) else {}
-        was = [before["command"], before["rule"], before["options"]["scores"]]
-    except (ValueError, KeyError, TypeError) as error:
+        was = {name: before[name] for name in now} | {
+            name: before["options"].get(name, []) for name in chosen
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}") from error
-    for name, old, new in zip(
-        ("command", "rule", "scores"), was, ("select", plan["rule"], plan["options"]["scores"])
-    ):
-        if old != new:
+    for name, new in {**now, **chosen}.items():
+        if was[name] != new:
             raise InputError(
-                f"{out}: already holds another run's subset ({name} was {old!r}, now {new!r}); {advice}"
+                f"{out}: already holds another run's subset ({name} was {was[name]!r}, now {new!r}); {advice}"
             )
 
 
-def _without_score(values: np.ndarray) -> dict[str, int]:
-    return {"null": int(np.isnan(values).sum()), "infinite": int(np.isinf(values).sum())}
-
-
-def _text(summary: Summary, out: str) -> str:
+def _text(summary: Summary, out: str | None) -> str:
     share = f"{summary.kept / summary.pairs:.2%}".replace("%", " %")
-    lines = [f"kept {summary.kept:,} of {summary.pairs:,} pairs ({share}): {out}"]
-    lines.append(f"{'looked at':>14} {'kept':>14}   step")
+    where = "nothing is written" if out is None else out
+    lines = [f"kept {summary.kept:,} of {summary.pairs:,} pairs ({share}): {where}", _table(summary)]
+    for path, counts in summary.joined.items():
+        if counts["not_in_the_pool"]:
+            lines.append(
+                f"{path}: {counts['not_in_the_pool']:,} of its {counts['rows']:,} rows are of no pair of the pool"
+            )
+    if summary.kept > summary.uids:
+        repeats = summary.kept - summary.uids
+        lines.append(
+            f"{repeats:,} of them repeat the uid of another; the subset holds each uid once: {summary.uids:,}"
+        )
+    if not summary.kept:
+        lines.append("the rule keeps nothing")
+    return "\n".join(lines)
+
+
+def _table(summary: Summary) -> str:
+    """What every step kept, and what couldn't be kept for want of a score."""
+    lines = [f"{'looked at':>14} {'kept':>14}   step"]
     for step in summary.steps:
         short = f"   ({step.asked:,} asked for)" if step.asked is not None and step.kept < step.asked else ""
         lines.append(f"{step.seen:>14,} {step.kept:>14,}   {step.rule}{short}")
@@ -120,12 +185,6 @@ def _text(summary: Summary, out: str) -> str:
         if any(counts.values()):
             lines.append(
                 f"{name}: {counts['null']:,} pairs have no score and {counts['infinite']:,} an infinite one;"
-                " the column selects none of them"
+                " it selects none of them"
             )
-    if summary.repeats:
-        lines.append(
-            f"{summary.repeats:,} pairs repeat the uid of another; the subset holds each uid once: {summary.uids:,}"
-        )
-    if not summary.kept:
-        lines.append("the rule keeps nothing: the subset is empty")
     return "\n".join(lines)

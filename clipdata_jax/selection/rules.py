@@ -13,44 +13,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from clipdata_jax.data import uids as uid_sets
 from clipdata_jax.errors import InputError
+from clipdata_jax.selection import evaluation
+from clipdata_jax.selection.pools import Arrays, Block
+from clipdata_jax.selection.search import Search
+from clipdata_jax.selection.work import FilterWork, FirstWork, PairWork, Step, ThenWork, Work
 
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """What one part of a rule did.
-
-    Attributes:
-      rule: its text.
-      seen: pairs it looked at: the whole pool, or the survivors of what stands left of `>>`.
-      kept: pairs it kept of them.
-      asked: pairs it was to keep, for `top` and `bottom`; more than `kept` where too few have a score.
-    """
-
-    rule: str
-    seen: int
-    kept: int
-    asked: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Pool:
-    """What rules are applied to.
-
-    Attributes:
-      columns: name -> scores, shape (n,), any float or integer dtype; NaN is null.
-      uid: shape (n,), u8,u8.
-      rows: pairs in the whole pool, of which fractions are taken; n, or more where some were left out.
-    """
-
-    columns: Mapping[str, np.ndarray]
-    uid: np.ndarray
-    rows: int
+if TYPE_CHECKING:
+    from clipdata_jax.selection.values import Value
 
 
 class Rule:
@@ -112,25 +87,60 @@ class Rule:
                 raise InputError(unknown_column(name, columns))
             if columns[name].shape != uid.shape:
                 raise ValueError(f"column {name!r} has shape {columns[name].shape}, the uids {uid.shape}")
-        steps: list[Step] = []
-        mask = self.apply(Pool(columns, uid, rows), np.ones(len(uid), bool), steps)
-        return mask, steps
+        with Arrays(columns, uid, rows) as pool:
+            work = evaluation.Evaluation(self, pool)
+            masks = [mask for _, mask in work]
+        return np.concatenate(masks), work.steps
 
     def columns(self) -> tuple[str, ...]:
         """The names of the columns that the rule looks at, each once, in order of appearance."""
-        return tuple(dict.fromkeys(name for part in self.parts() for name in part.columns()))
+        return tuple(dict.fromkeys(name for value in self.values() for name in value.columns()))
 
     def files(self) -> tuple[str, ...]:
         """The files of uids that the rule reads, each once."""
         return tuple(dict.fromkeys(path for part in self.parts() for path in part.files()))
 
+    def values(self) -> tuple[Value, ...]:
+        """The scores that the rule looks at, each once, in order of appearance."""
+        return tuple(dict.fromkeys(value for part in self.parts() for value in part.values()))
+
     def parts(self) -> tuple[Rule, ...]:
         """The rules that this rule is put together from."""
         return ()
 
-    def apply(self, pool: Pool, among: np.ndarray, steps: list[Step]) -> np.ndarray:
-        """Which of the rows in `among` the rule keeps, shape (n,), bool; appends to `steps`."""
+    def start(self, rows: int) -> Work:
+        """The rule at work on a pool of so many rows."""
         raise NotImplementedError
+
+
+class Filter(Rule):
+    """A rule that looks at each pair alone."""
+
+    def mask(self, block: Block) -> np.ndarray:
+        """Which of a block's rows it keeps, shape (rows,), bool."""
+        raise NotImplementedError
+
+    def start(self, rows: int) -> Work:
+        return FilterWork(str(self), self.mask)
+
+
+class First(Rule):
+    """A rule that keeps the first pairs of an order; ties go to the smaller uid."""
+
+    asks: ClassVar[bool] = True
+    """Whether keeping fewer than the rule says is worth a word."""
+
+    def keys(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """What a block's rows are ordered by, uint32 or uint64, smaller first, and the rows that have such a key."""
+        raise NotImplementedError
+
+    def count(self, rows: int, seen: int) -> int:
+        """How many to keep: of a pool of so many rows, of which the rule looks at so many."""
+        raise NotImplementedError
+
+    def start(self, rows: int) -> Work:
+        search = Search(rows, lambda seen: self.count(rows, seen))
+        return FirstWork(str(self), self.keys, search, self.asks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +154,8 @@ class _Pair(Rule):
     def parts(self) -> tuple[Rule, ...]:
         return (self.left, self.right)
 
-    def apply(self, pool: Pool, among: np.ndarray, steps: list[Step]) -> np.ndarray:
-        mask = self.combine(self.left.apply(pool, among, steps), self.right.apply(pool, among, steps))
-        steps.append(Step(str(self), int(among.sum()), int(mask.sum())))
-        return mask
+    def start(self, rows: int) -> Work:
+        return PairWork(str(self), self.combine, self.left.start(rows), self.right.start(rows))
 
     def combine(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """What is kept, from what either rule keeps of the same pairs."""
@@ -168,8 +176,8 @@ class Then(_Pair):
 
     sign, binding = ">>", 3
 
-    def apply(self, pool: Pool, among: np.ndarray, steps: list[Step]) -> np.ndarray:
-        return self.right.apply(pool, self.left.apply(pool, among, steps), steps)
+    def start(self, rows: int) -> Work:
+        return ThenWork(self.left.start(rows), self.right.start(rows))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from clipdata_jax import config
+from clipdata_jax import config, selection
 from clipdata_jax.data import tables, uids
 from clipdata_jax.pipeline import select
 
@@ -105,14 +107,14 @@ def test_nulls_infinities_and_repeated_uids_are_counted_and_said(tmp_path, capsy
     (tmp_path / "scores/0.parquet").write_bytes(tables.part_bytes(uid, {"a": values}, null))
     out = str(tmp_path / "s.npy")
     found = select.run(config.Select(scores=(str(tmp_path / "scores"),), rule="top(a, 1)", out=out))
-    assert (found.pairs, found.kept, found.uids, found.repeats) == (100, 92, 87, 5)
+    assert (found.pairs, found.kept, found.uids, found.facts()["repeats"]) == (100, 92, 87, 5)
     assert found.without_score == {"a": {"null": 5, "infinite": 3}}
     assert capsys.readouterr().out.splitlines() == [
         f"kept 92 of 100 pairs (92.00 %): {out}",
         "     looked at           kept   step",
         "           100             92   top(a, 1)   (100 asked for)",
-        "a: 5 pairs have no score and 3 an infinite one; the column selects none of them",
-        "5 pairs repeat the uid of another; the subset holds each uid once: 87",
+        "a: 5 pairs have no score and 3 an infinite one; it selects none of them",
+        "5 of them repeat the uid of another; the subset holds each uid once: 87",
     ]
 
 
@@ -126,12 +128,82 @@ def test_subsets_are_inputs_too(tmp_path, clipdata):
     assert "seen.npy" in [entry["name"] for entry in content["inputs"]]
 
 
-def test_an_empty_subset_is_said(tmp_path, clipdata):
+def test_a_rule_that_keeps_nothing_is_refused_and_shows_where(tmp_path, clipdata):
     make_table(tmp_path / "scores")
-    done = clipdata("select", "scores", "--rule", "neg_clip_loss > 1000", "--out", "s.npy")
+    rule = "top(norm_sim_inf, 0.3) >> (neg_clip_loss > 1000)"
+    done = clipdata("select", "scores", "--rule", rule, "--out", "s.npy")
+    assert refused(done, "the rule keeps nothing, so no subset is written")
+    assert done.stderr.splitlines()[-2:] == [
+        "           100             30   top(norm_sim_inf, 0.3)",
+        "            30              0   (neg_clip_loss > 1000)",
+    ]
+    assert not list(tmp_path.glob("s.npy*"))
+    done = clipdata("select", "scores", "--rule", rule, "--explain")
+    assert done.returncode == 0 and "the rule keeps nothing" in done.stdout
+
+
+def test_explain_says_what_is_kept_and_writes_nothing(tmp_path, clipdata):
+    make_table(tmp_path / "scores")
+    before = sorted(tmp_path.rglob("*"))
+    done = clipdata("select", "scores", "--rule", RULE, "--explain")
+    assert done.returncode == 0, done.stderr
+    written = clipdata("select", "scores", "--rule", RULE, "--out", "new.npy").stdout
+    assert done.stdout == written.replace(": new.npy", ": nothing is written")
+    done = clipdata("select", "scores", "--rule", RULE, "--out", "s.npy", "--explain")
     assert done.returncode == 0
-    assert "the rule keeps nothing" in done.stdout
-    assert len(uids.read_subset(str(tmp_path / "s.npy"))) == 0
+    assert sorted(tmp_path.rglob("*")) == sorted(
+        [*before, tmp_path / "new.npy", tmp_path / "new.npy.manifest.json"]
+    )
+    assert refused(clipdata("select", "scores", "--rule", RULE), "--out is missing", "--explain")
+
+
+def test_columns_of_others_join_by_uid(tmp_path, clipdata):
+    uid, columns = make_table(tmp_path / "scores")
+    rng = np.random.default_rng(5)
+    order, strangers = rng.permutation(100)[:90], np.array([(1, 1), (1, 2), (2, 1)], uids.DTYPE)
+    hype = rng.normal(size=93).astype(np.float32)
+    names = uids.to_hex(np.concatenate([uid[order], strangers]))
+    pq.write_table(pa.table({"uid": names, "text": ["x"] * 93, "hype": hype}), tmp_path / "hype.parquet")
+    aesthetic = np.zeros(100, "u8,u8,f4")
+    aesthetic["f0"], aesthetic["f1"], aesthetic["f2"] = uid["f0"], uid["f1"], rng.normal(size=100)
+    np.save(tmp_path / "aesthetic.npy", aesthetic[::-1])
+    whole = np.full(100, np.nan, np.float32)
+    whole[order] = hype[:90]
+    rule = "top(rank(hype) + 0.5 * rank(neg_clip_loss), 0.3) >> (aesthetic > 0)"
+    files = ("hype.parquet", "aesthetic.npy")
+    done = clipdata("select", "scores", "--rule", rule, "--out", "s.npy", "--columns", *files)
+    assert done.returncode == 0, done.stderr
+    want = selection.parse(rule).keep({**columns, "hype": whole, "aesthetic": aesthetic["f2"]}, uid)
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), np.sort(uid[want]))
+    assert "hype.parquet: 3 of its 93 rows are of no pair of the pool" in done.stdout
+    assert "hype: 10 pairs have no score and 0 an infinite one" in done.stdout
+    content = json.loads((tmp_path / "s.npy.manifest.json").read_text())
+    assert content["joined"]["aesthetic.npy"] == {"rows": 100, "not_in_the_pool": 0}
+    assert set(files) <= {entry["name"] for entry in content["inputs"]}
+    again = clipdata("select", "scores", "--rule", rule, "--out", "s.npy", "--columns", *files[::-1])
+    assert refused(again, "another run's subset (columns was")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RULE,
+        "top(rank(neg_clip_loss) - norm_sim_inf, 0.29) | bottom(norm_sim_inf, 0.1)",
+        "sample(neg_clip_loss, 0.5, temperature=0.5) >> at_most(20) - uids('seen.npy')",
+    ],
+)
+def test_files_and_memory_change_nothing(tmp_path, clipdata, monkeypatch, rule):
+    uid, columns = make_table(tmp_path / "scores")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/0.parquet").write_bytes(tables.part_bytes(uid, columns))
+    uids.write_subset(str(tmp_path / "seen.npy"), uid[::9])
+    assert clipdata("select", "scores", "--rule", rule, "--out", "parts.npy").returncode == 0
+    assert clipdata("select", "one", "--rule", rule, "--out", "one.npy").returncode == 0
+    monkeypatch.setattr("clipdata_jax.selection.search._COLLECT", 1)
+    done = clipdata("select", "scores", "--rule", rule, "--out", "streamed.npy", "--memory-gb", 0)
+    assert done.returncode == 0, done.stderr
+    kept = (tmp_path / "parts.npy").read_bytes()
+    assert kept == (tmp_path / "one.npy").read_bytes() == (tmp_path / "streamed.npy").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,35 @@ CASES = [
     ("tpo(a, 0.3)", "tpo", "did you mean top?"),
     ("a.top(a, 0.3)", "a.top", "unknown function"),
     ("top(a, 0.3) @ top(b, 0.2)", "top(a, 0.3) @ top(b, 0.2)", "this is no rule"),
-    ("top(a, 0.3) and top(b, 0.2)", "top(a, 0.3) and top(b, 0.2)", "not by and, or and not"),
-    ("not top(a, 0.3)", "not top(a, 0.3)", "not by and, or and not"),
+    ("top(a, 0.3) and top(b, 0.2)", "and", "write & for and"),
+    ("top(a, 0.3) or top(b, 0.2)", "or", "write | for or"),
+    ("top(a, 0.3) AND top(b, 0.2)", "AND", "write & for and"),
+    ("top(a, 0.3) then top(b, 0.2)", "then", "write >> for then"),
+    ("not top(a, 0.3)", "not", "write - for and not"),
+    ("top(a, 10%)", "10%", "0.1 for 10%"),
+    ("top(a, 2.5 % ) >> top(b, 0.1)", "2.5 %", "0.025 for 2.5%"),
+    ("top(a, '10%')", "'10%'", "0.1 for 10%"),
+    ("top(a, 10%3)", "10%3", "0.1 for 10%"),
+    ("a + b", "a + b", "scores alone are no rule: expected top(a + b, 0.3)"),
+    ("rank(a) + 0.5 * rank(zz)", "zz", "unknown column"),
+    ("rank(a)", "rank(a)", "scores alone are no rule"),
+    ("top(a, 0.3) - b", "b", "a column alone is no rule"),
+    ("top(a, 0.3) + top(b, 0.2)", "top(a, 0.3) + top(b, 0.2)", "this is no rule"),
+    ("top(top(a, 0.3), 0.2)", "top(a, 0.3)", "rank(column), or arithmetic"),
+    ("top(a ** 2, 0.3)", "a ** 2", "the arithmetic is +, -, * and /"),
+    ("top(rank(a, b), 0.3)", "rank(a, b)", "rank takes one"),
+    ("top(rank(0.5), 0.3)", "0.5", "expected a column, or an expression"),
+    ("top(rnak(a), 0.3)", "rnak", "did you mean rank?"),
+    ("at_most(0.5)", "0.5", "a whole number"),
+    ("at_most(0)", "0", "at least 1"),
+    ("at_most(a, 5)", "at_most(a, 5)", "takes a number of pairs"),
+    ("sample(a)", "sample(a)", "takes a column and an amount"),
+    ("sample(a, 1.5)", "1.5", "a whole number of pairs"),
+    ("sample(a, 0)", "0", "above 0 and at most 1"),
+    ("sample(a, 0.2, temperature=0)", "0", "must be above 0"),
+    ("sample(a, 0.2, temperature=b)", "b", "expected a number"),
+    ("sample(a, 0.2, seed=0.5)", "0.5", "a whole number"),
+    ("sample(a, 0.2, sed=1)", "1", "only temperature=, seed="),
     ("a >= 0.2 & top(b, 0.2)", "a >= 0.2 & top(b, 0.2)", "comparisons stand in parentheses"),
     ("0.2 <= a <= 0.3", "0.2 <= a <= 0.3", "one comparison at a time"),
     ("(1 < 2)", "1 < 2", "one side of a comparison must be a column"),
@@ -80,6 +107,8 @@ def test_warnings_of_python_are_mistakes_here():
 def test_depth_is_bounded():
     with pytest.raises(InputError, match=r"nested too deeply|can't be read"):
         parse("(" * 5000 + "top(a, 0.3)" + ")" * 5000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        parse("top(" + " + ".join(["a"] * 5000) + ", 0.3)")
     with pytest.raises(InputError, match="nested too deeply"):
         parse(" & ".join(["top(a, 0.3)"] * 5000))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,27 +14,54 @@ from support import plain_rules
 from clipdata_jax import selection
 from clipdata_jax.data import uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.selection import bottom, column, conditions, parse, rules, top
+from clipdata_jax.selection import (
+    bottom,
+    column,
+    conditions,
+    evaluation,
+    parse,
+    pools,
+    rules,
+    search,
+    top,
+    values,
+)
 
 SCORES = [-np.inf, np.inf, np.nan, -0.0, 0.0, 0.25, 0.3, 0.3, 1.0, -2.5, 1e-30]
 FRACTIONS = ["0.29", "0.58", "0.3", "0.07", "1", "0.1", "0.999", "1e-3", "0.5", "0.141592653589793238462643"]
 names = st.sampled_from(["a", "b", "c"])
-columns_st = st.builds(conditions.Column, names)
-tops = st.builds(
-    conditions.Top,
+columns_st = st.builds(values.Column, names)
+numbers = st.sampled_from(["0.3", "-2.5", "0", "1e-30", "2"]).map(lambda text: values.Constant(Decimal(text)))
+values_st = st.recursive(
     columns_st,
-    st.sampled_from(FRACTIONS).map(Decimal),
-    st.sampled_from(["pool", "kept"]),
-    st.booleans(),
+    lambda inner: (
+        st.builds(values.Arithmetic, inner | numbers, st.sampled_from("+-*/"), inner)
+        | st.builds(values.Arithmetic, inner, st.sampled_from("+-*/"), inner | numbers)
+        | st.builds(values.Rank, inner)
+        | st.builds(values.Negative, inner)
+    ),
+    max_leaves=3,
 )
-compares = st.builds(
-    conditions.Compare,
-    columns_st,
-    st.sampled_from(list(plain_rules.SIGNS)),
-    columns_st | st.sampled_from(["0.3", "-2.5", "0", "1e-30", "1e60"]).map(Decimal),
+fractions = st.sampled_from(FRACTIONS).map(Decimal)
+ofs = st.sampled_from(["pool", "kept"])
+leaves = st.one_of(
+    st.builds(conditions.Top, values_st, fractions, ofs, st.booleans()),
+    st.builds(conditions.AtMost, st.integers(1, 30)),
+    st.builds(
+        conditions.Sample,
+        values_st | numbers,
+        fractions | st.integers(2, 30).map(Decimal),
+        st.sampled_from(["1", "0.1", "30"]).map(Decimal),
+        st.integers(0, 3),
+        ofs,
+    ),
+    st.builds(values.Compare, values_st, st.sampled_from(list(plain_rules.SIGNS)), values_st | numbers),
+    st.builds(
+        values.Compare, columns_st, st.sampled_from([">", "<"]), st.just(values.Constant(Decimal("1e60")))
+    ),
 )
 rule_st = st.recursive(
-    tops | compares,
+    leaves,
     lambda inner: st.builds(
         lambda kind, a, b: kind(a, b),
         st.sampled_from([rules.Then, rules.And, rules.Or, rules.Minus]),
@@ -45,7 +73,7 @@ rule_st = st.recursive(
 
 
 @st.composite
-def pools(draw):
+def made_pools(draw):
     rows = draw(st.lists(st.tuples(*[st.sampled_from(SCORES)] * 3), max_size=30))
     halves = st.integers(0, 2) | st.integers(0, 2**64 - 1)
     uid = [draw(st.tuples(halves, halves)) for _ in rows]
@@ -60,12 +88,40 @@ def made_pool(rows, seed=0):
 
 
 @settings(max_examples=300, deadline=None)
-@given(rule=rule_st, pool=pools())
+@given(rule=rule_st, pool=made_pools())
 def test_every_rule_keeps_what_its_plain_statement_keeps(rule, pool):
     mask, steps = rule.trace(*pool)
     assert set(np.flatnonzero(mask)) == plain_rules.keep(rule, *pool)
     assert steps[-1].kept == mask.sum()
     assert all(step.kept <= step.seen <= len(pool[1]) for step in steps)
+
+
+class Parts(pools.Pool):
+    """A pool in parts of given sizes, which keeps nothing in memory."""
+
+    def __init__(self, columns, uid, cuts):
+        bounds = [0, *sorted(cuts), len(uid)]
+        self.slices = [slice(*bounds[i : i + 2]) for i in range(len(bounds) - 1)]
+        super().__init__([s.stop - s.start for s in self.slices], memory=0)
+        self.columns, self.uids = columns, uid
+
+    def read(self, index, name):
+        return self.columns[name][self.slices[index]]
+
+    def read_uid(self, index):
+        return self.uids[self.slices[index]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(rule=rule_st, pool=made_pools(), data=st.data(), collect=st.integers(0, 4))
+def test_parts_and_memory_change_nothing(rule, pool, data, collect):
+    columns, uid = pool
+    cuts = data.draw(st.lists(st.integers(0, len(uid)), max_size=4))
+    with mock.patch.object(search, "_COLLECT", collect), Parts(columns, uid, cuts) as parts:
+        work = evaluation.Evaluation(rule, parts)
+        masks = [mask for _, mask in work]
+    assert set(np.flatnonzero(np.concatenate(masks))) == plain_rules.keep(rule, *pool)
+    assert work.steps == rule.trace(*pool)[1]
 
 
 @settings(max_examples=300, deadline=None)
@@ -75,7 +131,7 @@ def test_the_text_of_a_rule_is_the_rule(rule):
 
 
 @settings(max_examples=100, deadline=None)
-@given(rule=rule_st, pool=pools(), seed=st.integers(0, 9))
+@given(rule=rule_st, pool=made_pools(), seed=st.integers(0, 9))
 def test_the_order_of_the_rows_changes_nothing(rule, pool, seed):
     columns, uid = pool
     order = np.random.default_rng(seed).permutation(len(uid))
@@ -223,6 +279,14 @@ def test_wrong_arrays_and_names_are_refused():
         top("a", 0.1).keep(columns, np.arange(10))
     with pytest.raises(ValueError, match="rows is 9"):
         top("a", 0.1).keep(columns, uid, 9)
+    with pytest.raises(InputError, match=r"1\.5, but must be a fraction"):
+        selection.sample("a", 1.5)
+    with pytest.raises(InputError, match="temperature is 0"):
+        selection.sample("a", 0.5, temperature=0)
+    with pytest.raises(InputError, match="at least 1"):
+        selection.at_most(0)
+    with pytest.raises(InputError, match="the same for every pair"):
+        top(values.value(1), 0.5)
     with pytest.raises(InputError, match="no column name"):
         column("not a word")
     with pytest.raises(InputError, match="of='all'"):

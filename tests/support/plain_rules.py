@@ -8,7 +8,8 @@ from decimal import Decimal
 
 import numpy as np
 
-from clipdata_jax.selection import conditions, rules
+from clipdata_jax.data import hashing
+from clipdata_jax.selection import conditions, rules, values
 
 SIGNS = {
     ">=": operator.ge,
@@ -18,6 +19,45 @@ SIGNS = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+
+def scores(value, columns, rows):
+    """The scores of all rows as a list; None is null or not finite."""
+    match value:
+        case values.Column(name):
+            return [score.item() if math.isfinite(score) else None for score in columns[name]]
+        case values.Constant(number):
+            return [float(number)] * rows
+        case values.Negative(by):
+            return [None if score is None else -score for score in scores(by, columns, rows)]
+        case values.Rank(by):
+            of = scores(by, columns, rows)
+            there = [score for score in of if score is not None]
+            return [
+                None
+                if x is None
+                else (sum(y < x for y in there) + (sum(y == x for y in there) + 1) / 2) / len(there)
+                for x in of
+            ]
+        case values.Arithmetic(left, sign, right):
+            sides = zip(scores(left, columns, rows), scores(right, columns, rows), strict=True)
+            return [calculated(sign, *pair) for pair in sides]
+    raise AssertionError(value)
+
+
+def calculated(sign, left, right):
+    if left is None or right is None or (sign == "/" and right == 0):
+        return None
+    result = ARITHMETIC[sign](left, right)
+    return result if math.isfinite(result) else None
+
+
+def first(order, amount, of, among, uid):
+    """The first rows by (score, uid, row); `order` maps the rows that have a score to it, smaller first."""
+    numerator, denominator = Decimal(amount).as_integer_ratio()
+    count = numerator if amount > 1 else numerator * (len(uid) if of == "pool" else len(among)) // denominator
+    return set(sorted(order, key=lambda i: (order[i], tuple(map(int, uid[i])), i))[:count])
 
 
 def keep(rule, columns, uid, among=None):
@@ -33,23 +73,27 @@ def keep(rule, columns, uid, among=None):
         case rules.Minus(left, right):
             return keep(left, columns, uid, among) - keep(right, columns, uid, among)
         case conditions.Top(by, fraction, of, highest):
-            values = columns[by.name]
-            numerator, denominator = Decimal(fraction).as_integer_ratio()
-            count = numerator * (len(uid) if of == "pool" else len(among)) // denominator
-            scored = [i for i in among if math.isfinite(values[i])]
+            found = scores(by, columns, len(uid))
             sign = -1 if highest else 1
-            scored.sort(key=lambda i: (sign * float(values[i]), tuple(map(int, uid[i])), i))
-            return set(scored[:count])
-        case conditions.Compare(left, sign, right):
-            a = columns[left.name]
-            b = columns[right.name] if isinstance(right, conditions.Column) else None
-            with np.errstate(over="ignore"):
-                number = None if b is not None else np.float32(right)
-            return {
-                i
-                for i in among
-                if math.isfinite(a[i])
-                and (b is None or math.isfinite(b[i]))
-                and SIGNS[sign](a[i], number if b is None else b[i])
-            }
+            return first(
+                {i: sign * found[i] for i in among if found[i] is not None}, fraction, of, among, uid
+            )
+        case conditions.AtMost(number):
+            order = {i: hashing.mix(conditions._AT_MOST, *map(int, uid[i])).item() for i in among}
+            return set(sorted(order, key=lambda i: (order[i], tuple(map(int, uid[i])), i))[:number])
+        case conditions.Sample(by, amount, temperature, seed, of):
+            found = scores(by, columns, len(uid))
+            order = {}
+            for i in among:
+                if found[i] is not None:
+                    word = hashing.mix(conditions._SAMPLE, seed, *map(int, uid[i])).item()
+                    uniform = (2 * (word >> 12) + 1) / 2**53
+                    order[i] = -(found[i] / float(temperature) - np.log(-np.log(np.float64(uniform))))
+            return first(order, amount, of, among, uid)
+        case values.Compare(left, sign, right):
+            a, b = (scores(side, columns, len(uid)) for side in (left, right))
+            if isinstance(left, values.Column) and isinstance(right, values.Constant):
+                with np.errstate(over="ignore"):
+                    b = [np.float32(right.number).item()] * len(uid)
+            return {i for i in among if a[i] is not None and b[i] is not None and SIGNS[sign](a[i], b[i])}
     raise AssertionError(rule)

@@ -1,0 +1,194 @@
+"""Columns that join a pool by uid: scores of others, in parquet or npy files, in any order."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipdata_jax.data import files, uids
+from clipdata_jax.errors import InputError
+
+_HALVES = ("uid_hi", "uid_lo")
+
+
+class Joined:
+    """Columns by uid, held in memory: 20 bytes a row and 4 more for each further column.
+
+    Attributes:
+      path: the file they came from.
+      columns: name -> scores, float32, in the order of the sorted uids; NaN is null.
+    """
+
+    def __init__(self, path: str, uid: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
+        order = np.lexsort((uid["f1"], uid["f0"]))
+        self.path, self._uid = path, uid[order]
+        self.columns = {name: values.astype(np.float32)[order] for name, values in columns.items()}
+        twice = np.flatnonzero(self._uid[1:] == self._uid[:-1])
+        if len(twice):
+            text, row = uids.to_hex(self._uid[twice[:1]])[0], order[twice[0] + 1]
+            raise InputError(f"{path}: row {row}: uid {text} is there before; a uid may have one row only")
+        self._met = np.zeros(len(uid), bool)
+
+    def of(self, uid: np.ndarray, name: str) -> np.ndarray:
+        """The scores of some pairs, float32; null where the file has no row for them."""
+        at = uids.find(self._uid, uid)
+        self._met[at[at >= 0]] = True
+        scores = np.full(len(uid), np.nan, np.float32)
+        scores[at >= 0] = self.columns[name][at[at >= 0]]
+        return scores
+
+    def facts(self) -> dict[str, int]:
+        """Rows of the file, and how many of them belong to no pair that was asked for."""
+        return {"rows": len(self._met), "not_in_the_pool": int((~self._met).sum())}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file of columns, of which only the names were read.
+
+    Attributes:
+      path: a parquet file, a folder of them, or a npy file.
+      parts: the files.
+      names: the columns: all of a parquet file that hold numbers; a npy file's one score has the file's name.
+    """
+
+    path: str
+    parts: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def read(self, names: Sequence[str]) -> Joined:
+        """Reads some of the columns.
+
+        Raises:
+          InputError: the file can't be read, a uid is no uid, or there twice.
+        """
+        read = _read_npy if self.path.endswith(".npy") else _read_parquet
+        found = [read(part, names) for part in self.parts]
+        uid = np.concatenate([part[0] for part in found])
+        return Joined(
+            self.path, uid, {name: np.concatenate([part[1][name] for part in found]) for name in names}
+        )
+
+
+def open_columns(paths: Sequence[str], taken: Collection[str]) -> tuple[Source, ...]:
+    """Looks what columns some files hold.
+
+    A parquet file has a column `uid` of 32 hex digits, or `uid_hi` and `uid_lo`, and columns of numbers; a npy file
+    is structured: two uint64 fields, the uid's halves, and one of numbers.
+
+    Args:
+      paths: parquet files, folders of them, npy files.
+      taken: names that are taken.
+
+    Raises:
+      InputError: a file is missing or no such file, holds no column, or a column whose name is taken.
+    """
+    held_by = dict.fromkeys(taken, "the score tables")
+    sources = []
+    for path in paths:
+        parts = tuple(files.list_folder(path, ".parquet")) if files.is_folder(path) else (path,)
+        if not parts:
+            raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column uid")
+        names = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts)
+        for name in names:
+            if name in held_by:
+                raise InputError(
+                    f"{path}: column {name!r} is in {held_by[name]} too; rename it in one of them"
+                )
+            held_by[name] = path
+        sources.append(Source(path, parts, names))
+    return tuple(sources)
+
+
+def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
+    names: tuple[str, ...] = ()
+    for path in parts:
+        with files.open_read(path) as file:
+            try:
+                schema = pq.ParquetFile(file).schema_arrow
+            except (pa.ArrowInvalid, OSError) as error:
+                raise InputError(
+                    f"{path}: not a parquet file ({error}); --columns takes parquet and npy"
+                ) from error
+        if "uid" not in schema.names and not set(_HALVES) <= set(schema.names):
+            raise InputError(
+                f"{path}: has no column uid, nor uid_hi and uid_lo, by which its rows could be joined; it has"
+                f" {', '.join(schema.names)}"
+            )
+        numbers = [field.name for field in schema if _is_number(field.type) and field.name not in _HALVES]
+        here = tuple(name for name in numbers if name.isidentifier())
+        if not here:
+            raise InputError(f"{path}: has no column of numbers beside the uid whose name is a plain word")
+        if names and here != names:
+            raise InputError(
+                f"{path}: its columns of numbers are {', '.join(here)}, before {', '.join(names)}"
+            )
+        names = here
+    return names
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+
+def _read_parquet(path: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    with files.open_read(path) as file:
+        try:
+            there = pq.ParquetFile(file).schema_arrow.names
+            uid_columns = list(_HALVES) if set(_HALVES) <= set(there) else ["uid"]
+            table = pq.read_table(file, columns=[*uid_columns, *names])
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path}: can't be read ({error})") from error
+    if uid_columns == ["uid"]:
+        uid = uids.from_hex(table["uid"], path)
+    else:
+        for name in _HALVES:
+            if table[name].null_count or table[name].type != pa.uint64():
+                raise InputError(
+                    f"{path}: column {name} is {table[name].type}, expected uint64 without nulls"
+                )
+        uid = uids.join_halves(*(table[name].to_numpy() for name in _HALVES))
+    return uid, {name: table[name].to_numpy().astype(np.float32) for name in names}
+
+
+def _npy_names(path: str) -> tuple[str, ...]:
+    stem = os.path.basename(path).removesuffix(".npy")
+    if not stem.isidentifier():
+        raise InputError(f"{path}: its column would be named {stem!r}; rename the file to a plain word")
+    _load_npy(path, header_only=True)
+    return (stem,)
+
+
+def _read_npy(path: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    array = _load_npy(path)
+    high, low, score = array.dtype.names or ()
+    return uids.join_halves(array[high], array[low]), {name: array[score] for name in names}
+
+
+def _load_npy(path: str, *, header_only: bool = False) -> np.ndarray:
+    with files.open_read(path) as file:
+        try:
+            if header_only:
+                version = np.lib.format.read_magic(file)
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                array = np.empty(0, read(file)[2])
+            else:
+                array = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: not a .npy file ({error})") from error
+    kinds = [array.dtype[name] for name in array.dtype.names or ()]
+    if array.ndim != 1 or len(kinds) != 3 or kinds[:2] != [np.uint64] * 2 or kinds[2].kind not in "fiu":
+        raise InputError(
+            f"{path}: holds {array.dtype}, expected uids and scores of dtype u8,u8,f4 in one dimension"
+        )
+    return array
