@@ -195,15 +195,6 @@ def test_integer_and_float64_columns():
     assert (column("a") > 0.3).keep({"a": close}, uid).tolist() == [False, True, False, False]
 
 
-def test_a_number_means_the_float32_that_is_stored_for_it():
-    uid = np.zeros(1, uids.DTYPE)
-    columns = {"a": np.array([0.3], np.float32)}
-    assert column("a").equals(0.3).keep(columns, uid).all()
-    assert not column("a").differs(0.3).keep(columns, uid).any()
-    assert not (column("a") > 0.3).keep(columns, uid).any()
-    assert (column("a") < 1e300).keep(columns, uid).all()
-
-
 def test_objects_and_text_are_the_same_rules():
     assert top("a", 0.3) >> bottom("b", 0.20, of="kept") == parse('top(a, 0.3) >> bottom(b, 0.2, of="kept")')
     assert (column("a") >= 0.25) & (column("b") < column("a")) == parse("(a >= 0.25) & (b < a)")

@@ -76,3 +76,12 @@ def test_a_sample_follows_its_weights():
     assert selection.sample(1, 100).keep({}, uid).sum() == 100
     cold = selection.sample("a", 20_000, temperature="1e-3").keep(columns, uid)
     assert (cold == top("a", 0.5).keep(columns, uid)).all()
+
+
+def test_a_number_means_the_float32_that_is_stored_for_it():
+    uid = np.zeros(1, uids.DTYPE)
+    columns = {"a": np.array([0.3], np.float32)}
+    assert column("a").equals(0.3).keep(columns, uid).all()
+    assert not column("a").differs(0.3).keep(columns, uid).any()
+    assert not (column("a") > 0.3).keep(columns, uid).any()
+    assert (column("a") < 1e300).keep(columns, uid).all()
