@@ -18,7 +18,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, progress
 from clipdata_jax.selection import datacomp
 from clipdata_jax.selection.languages import Languages
-from clipdata_jax.selection.rules import Step
+from clipdata_jax.selection.work import Step
 
 _SMALL_MODEL = (
     "languages are told by lid.176.ftz, the small form of DataComp's lid.176.bin: some captions differ"
