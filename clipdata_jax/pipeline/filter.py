@@ -16,7 +16,7 @@ from clipdata_jax.config import Filter
 from clipdata_jax.data import metadata, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, progress
-from clipdata_jax.selection import datacomp
+from clipdata_jax.selection import datacomp, synsets
 from clipdata_jax.selection.languages import Languages
 from clipdata_jax.selection.work import Step
 
@@ -88,13 +88,28 @@ def _open_preset(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
     notes = (_SMALL_MODEL,) if languages.is_small else ()
     if name == "laion2b":
         return Preset(datacomp.laion2b(languages), (languages.path,), (_FASTTEXT, *notes))
+    if name == "text_based":
+        return _by_text(options, languages, notes)
     return Preset(datacomp.basic_filter(languages), (languages.path,), notes)
 
 
 _COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "basic_filter": (("text",), ("original_width", "original_height")),
     "laion2b": (("text",), (datacomp.similarity("b32"),)),
+    "text_based": (("text",), ()),
 }
+
+
+def _by_text(options: Filter, languages: Languages, notes: tuple[str, ...]) -> Preset:
+    path = options.synsets or ""
+    offsets, wordnet = synsets.read_synsets(path), synsets.WordNet(options.wordnet)
+    if missing := len(offsets - wordnet.nouns):
+        what = f"{missing:,} of the {progress.counted(len(offsets), 'synset')} in {path} are no nouns of {wordnet.path}"
+        if 2 * missing > len(offsets):
+            raise InputError(f"{what}; they are of different versions of WordNet: ImageNet's ids are of 3.0")
+        notes = (*notes, what)
+    conditions = datacomp.text_based(languages, synsets.Namer(wordnet, offsets))
+    return Preset(conditions, (languages.path, path, wordnet.path), notes)
 
 
 def _by_score(options: Filter, parts: Sequence[metadata.Part]) -> Preset:

@@ -14,6 +14,7 @@ import numpy as np
 from clipdata_jax.data.metadata import Columns
 from clipdata_jax.selection.captions import count_characters, count_tokens, count_words
 from clipdata_jax.selection.languages import Languages
+from clipdata_jax.selection.synsets import Namer
 
 LAION2B_SCORE = 0.28
 
@@ -71,6 +72,12 @@ def clip_score(arch: str, threshold: float) -> tuple[Condition, ...]:
 def laion2b(languages: Languages) -> tuple[Condition, ...]:
     """English, and B/32 CLIPScore of at least 0.28; DataComp told languages with gcld3 here, we with fastText."""
     return (*clip_score("b32", LAION2B_SCORE), english(languages))
+
+
+def text_based(languages: Languages, namer: Namer) -> tuple[Condition, ...]:
+    """English, and a word whose first sense in WordNet is one of given synsets."""
+    named = Condition("caption that names a synset", ("text",), namer.have_names)
+    return (named, english(languages))
 
 
 def image_captions(languages: Languages) -> tuple[Condition, ...]:

@@ -1,0 +1,170 @@
+"""Captions that name one of given WordNet synsets, by each word's first sense.
+
+Miller 1995, "WordNet: a lexical database for English". The database is read from its own files, `index.*` and `*.exc`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from clipdata_jax.data import files
+from clipdata_jax.errors import InputError
+
+# In the order in which a word's senses are looked up.
+_PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
+# WordNet's rules of detachment (morphy): an inflected word's ending -> the base form's.
+_ENDINGS: dict[str, tuple[tuple[str, str], ...]] = {
+    "noun": (
+        ("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
+        ("men", "man"), ("ies", "y"),
+    ),
+    "verb": (
+        ("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""),
+    ),
+    "adj": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
+    "adv": (),
+}  # fmt: skip
+_SYNSET = re.compile(r"[nvasr]?(\d{8})(?!\d)")
+_WORDS_REMEMBERED = 1 << 20
+
+
+class WordNet:
+    """The first sense of every word.
+
+    Attributes:
+      path: the database's folder or .zip.
+      nouns: the offsets of all synsets of nouns.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        """Reads the database.
+
+        Args:
+          path: its folder, or a .zip of it as NLTK keeps it; default: where NLTK puts what it downloads.
+
+        Raises:
+          InputError: there is none, or it is something else.
+        """
+        self.path = find_wordnet() if path is None else path
+        self._first: dict[str, dict[str, int]] = {}
+        self._exceptions: dict[str, dict[str, list[str]]] = {}
+        self.nouns: set[int] = set()
+        for part in _PARTS_OF_SPEECH:
+            self._read_index(part)
+            lines = (line.split() for line in self._lines(f"{part}.exc"))
+            self._exceptions[part] = {words[0]: words[1:] for words in lines if words}
+
+    def first_sense(self, word: str) -> int | None:
+        """The offset of a word's first synset: as a noun, else as a verb, adjective or adverb; None if unknown."""
+        word = word.lower()
+        for part in _PARTS_OF_SPEECH:
+            first, bases = self._first[part], self._exceptions[part].get(word)
+            if bases is None:
+                bases = [word[: -len(old)] + new for old, new in _ENDINGS[part] if word.endswith(old)]
+            for form in (word, *bases):
+                if form in first:
+                    return first[form]
+        return None
+
+    def _read_index(self, part: str) -> None:
+        found = self._first[part] = {}
+        for number, line in enumerate(self._lines(f"index.{part}"), 1):
+            if line.startswith(" "):  # the licence
+                continue
+            try:
+                # lemma, part of speech, synsets, pointers, the pointers' signs, senses, tagged senses, offsets
+                fields = line.split()
+                senses = [int(offset) for offset in fields[6 + int(fields[3]) :]]
+                found[fields[0]] = senses[0]
+            except (ValueError, IndexError) as error:
+                raise InputError(
+                    f"{self.path}: index.{part}, line {number}: {line[:60]!r} is no entry of WordNet's index"
+                ) from error
+            if part == "noun":
+                self.nouns.update(senses)
+
+    def _lines(self, name: str) -> list[str]:
+        inside = (
+            f"zip://wordnet/{name}::{self.path}"
+            if self.path.endswith(".zip")
+            else files.join(self.path, name)
+        )
+        if not (files.exists(self.path) and files.exists(inside)):
+            raise InputError(
+                f"{self.path}: holds no {name}; expected WordNet's database, the folder of index.noun, noun.exc, ..."
+            )
+        return files.read_bytes(inside).decode("utf-8", "replace").splitlines()
+
+
+def find_wordnet() -> str:
+    """The WordNet that NLTK downloaded, a folder or .zip.
+
+    Raises:
+      InputError: there is none in any of NLTK's places.
+    """
+    home = os.path.join(os.path.expanduser("~"), "nltk_data")
+    system = [os.path.join(root, "nltk_data") for root in _roots()]
+    for data in [*os.environ.get("NLTK_DATA", "").split(os.pathsep), home, *system]:
+        for name in ("wordnet", "wordnet.zip"):
+            path = os.path.join(data, "corpora", name)
+            if data and os.path.exists(path):
+                return path
+    raise InputError(
+        "WordNet is not here: where there is a network, python -m nltk.downloader wordnet (package nltk) puts it in"
+        f" {home}; or give the folder of WordNet 3.0's database as --wordnet"
+    )
+
+
+def _roots() -> list[str]:
+    return [
+        sys.prefix,
+        os.path.join(sys.prefix, "share"),
+        os.path.join(sys.prefix, "lib"),
+        *("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib"),
+    ]
+
+
+def read_synsets(path: str) -> frozenset[int]:
+    """The offsets in a file of WordNet ids, one a line: n02084071, and what follows a space is not looked at.
+
+    Raises:
+      InputError: no such file, no ids in it, or a line that begins with none.
+    """
+    found = set()
+    for number, line in enumerate(files.read_bytes(path).decode("utf-8", "replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        match = _SYNSET.match(line.strip())
+        if match is None:
+            raise InputError(
+                f"{path}: line {number} is {line[:60]!r}, expected a WordNet id such as n02084071"
+            )
+        found.add(int(match[1]))
+    if not found:
+        raise InputError(f"{path}: holds no ids; expected a WordNet id such as n02084071 a line")
+    return frozenset(found)
+
+
+class Namer:
+    """Tells which captions have a word whose first sense is one of given synsets.
+
+    Words are what stands between white space, with the signs that cling to them; offsets alone are compared, not
+    parts of speech: both as in DataComp.
+    """
+
+    def __init__(self, wordnet: WordNet, synsets: frozenset[int]) -> None:
+        # The same words come again and again, but a pool has too many different ones to keep.
+        self._is_named = functools.lru_cache(_WORDS_REMEMBERED)(
+            lambda word: wordnet.first_sense(word) in synsets
+        )
+
+    def have_names(self, captions: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Which captions (n,) name a synset: bool (n,)."""
+        named = (any(map(self._is_named, text.split())) for text in captions)
+        return np.fromiter(named, bool, len(captions))
