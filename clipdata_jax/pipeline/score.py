@@ -24,6 +24,9 @@ _LISTED = 20  # bad rows that the manifest names, a part
 def run(options: Score) -> dict[str, Any] | None:
     """Scores a pool; returns the manifest, or None while other workers' units are missing.
 
+    Memory: the embeddings of two units, one being read while the other is scored. A unit is a shard, or the
+    `--mix-shards` shards whose pairs are dealt to its groups, or small shards that together fill a group.
+
     Raises:
       InputError: bad input; what was finished is kept, and the same command goes on from there.
     """

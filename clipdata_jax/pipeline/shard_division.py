@@ -73,13 +73,15 @@ def _batches(orders: np.ndarray, batch_size: int) -> Iterator[Job]:
 
 
 def _standard_error(square: np.ndarray, met: np.ndarray, repeats: int) -> np.ndarray:
-    """As `scores.division_sums` has it, every pair being a cell of its own."""
+    """SE^2 = spread (1/K + q / (1 - q)), q being the share of the file's other pairs that a batch has.
+
+    As in `scores.division_sums`, every pair being a cell of its own: one that has no other pair, and no variance.
+    """
     n = square.shape[1]
     if repeats < 2:
         return np.full(square.shape, np.nan)
-    others = np.maximum(met / repeats, 1)  # a batch of one has no other, and its score no spread
-    q = others / (n - 1)
-    return np.sqrt(square / (repeats - 1) * (1 / repeats + (1 + q * others) / (others * (1 - q))))
+    q = met / (repeats * (n - 1))
+    return np.sqrt(square / (repeats - 1) * (1 / repeats + q / (1 - q)))
 
 
 def describe(units: Sequence[int], *, batch_sizes: Sequence[int]) -> dict[str, Any]:
