@@ -61,7 +61,7 @@ def run(options: Sensitivity) -> dict[Setting, Figures]:
         options,
         made,
         found,
-        advice=trials.advise(made, found, rows=rows, tolerance=options.tolerance),
+        advice=trials.advise(made, found, rows=rows, pairs=len(pool), tolerance=options.tolerance),
         notes=_notes(made, sample, pool, options, source),
         sampled=rows,
         pairs=len(pool),

@@ -190,8 +190,16 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean((a - a.mean()) * (b - b.mean())) / spread) if spread > 0 else float("nan")
 
 
-def advise(made: Plan, found: Mapping[Setting, Figures], *, rows: int, tolerance: float) -> str:
-    """One sentence: which m is enough, in that no more of the selection than the tolerance is left to chance."""
+def advise(made: Plan, found: Mapping[Setting, Figures], *, rows: int, pairs: int, tolerance: float) -> str:
+    """One sentence: which m is enough, in that no more of the selection than the tolerance is left to chance.
+
+    Args:
+      made: the settings.
+      found: their figures.
+      rows: pairs in the sample.
+      pairs: pairs in the pool, from which `score` could take a larger group.
+      tolerance: share of the selection that may be left to chance.
+    """
     if round(rows / made.base.batch_size) <= 1:
         return (
             f"The {rows:,} pairs are one batch of |B| = {made.base.batch_size:,}: nothing is left to chance, and"
@@ -202,7 +210,7 @@ def advise(made: Plan, found: Mapping[Setting, Figures], *, rows: int, tolerance
     if enough is not None:
         return f"m = {enough[0]} is enough here: {percent(enough[1])} of the selection would flip with another seed."
     most, flips = along[-1]
-    more = "a larger --group" if most * made.base.batch_size * 2 <= rows else "a larger --batch-size"
+    more = "a larger --group" if most * made.base.batch_size * 2 <= pairs else "a larger --batch-size"
     return (
         f"Even m = {most} leaves {percent(flips)} of the selection to chance, more than --tolerance {tolerance:g}:"
         f" give score {more}."

@@ -103,15 +103,15 @@ def test_the_advice_is_the_least_m_that_leaves_little_to_chance():
     assert [setting.group for setting in made.axes["group"]] == [1, 2, 4]
     flips = {1: 0.03, 2: 0.008, 4: 0.0004}
     found = {one: Figures(0.5, 0.5, flips[one.group], 0.0) for one in made.axes["group"]}
-    told = trials.advise(made, found, rows=60, tolerance=0.01)
+    told = trials.advise(made, found, rows=60, pairs=60, tolerance=0.01)
     assert told == "m = 2 is enough here: 0.8 % of the selection would flip with another seed."
-    assert "m = 4 is enough here: 0.04 %" in trials.advise(made, found, rows=60, tolerance=0.001)
-    told = trials.advise(made, found, rows=60, tolerance=0.0001)
+    assert "m = 4 is enough here: 0.04 %" in trials.advise(made, found, rows=60, pairs=60, tolerance=0.001)
+    told = trials.advise(made, found, rows=60, pairs=60, tolerance=0.0001)
     assert told.startswith(
         "Even m = 4 leaves 0.04 % of the selection to chance, more than --tolerance 0.0001:"
     )
     assert "larger --batch-size" in told
-    assert "larger --group" in trials.advise(made, found, rows=80, tolerance=0)
+    assert "larger --group" in trials.advise(made, found, rows=60, pairs=80, tolerance=0)
 
 
 @pytest.mark.parametrize(
