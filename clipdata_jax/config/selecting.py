@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from clipdata_jax.config.base import (
+    NONE,
     File,
     Folder,
     OnBad,
@@ -57,7 +58,11 @@ class Select:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reshard:
-    """Writes tars that hold only the selected pairs, their members byte for byte as they were."""
+    """Writes tars that hold only the selected pairs, their members byte for byte as they were, headers and all.
+
+    A uid that the subset file names n times is written n times, under the keys key, key-1, key-2 and so on. Samples
+    of the subset that no tar holds are counted: of a pool downloaded later, some pictures are gone.
+    """
 
     tars: tyro.conf.Positional[SomeTars]
     """The pool's webdataset tars: files, folders of tars, "{000..099}.tar" or "*.tar" patterns."""
@@ -65,12 +70,22 @@ class Reshard:
     """The .npy file of selected uids (`select` writes it; DataComp's subset files work too)."""
     out: Folder
     """Folder to write the tars to."""
+    samples_per_tar: Annotated[int | None, NONE] = None
+    """Repack: tars of that many samples each, in the pool's order, instead of one for each of the pool's tars."""
+    tars_per_unit: int = 32
+    """With --samples-per-tar: so many of the pool's tars after one another are repacked together and written or
+    resumed as one; only the last tar of each such unit may hold fewer samples."""
     on_bad: OnBad = "stop"
     """A broken tar: "stop" with a message, or "skip" it and list it in the manifest."""
+    dry_run: bool = False
+    """Only count what would be kept; write nothing."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
         require_some(self, "tars", "tar or folder of tars")
+        require_positive(self, "tars_per_unit")
+        if self.samples_per_tar is not None:
+            require_positive(self, "samples_per_tar")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

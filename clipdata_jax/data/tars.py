@@ -7,11 +7,12 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from clipdata_jax.data import files, runs
 from clipdata_jax.errors import InputError
 
+T = TypeVar("T")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -67,27 +68,42 @@ def read_tar(path: str) -> Iterator[Sample]:
       InputError: the file is no tar or is cut short; a key comes back after another sample began
         (webdataset readers would split such a sample in two); a member is repeated within a sample.
     """
+    for key, members, names in grouped(path, read_members(path)):
+        yield Sample(key, members, names)
+
+
+def grouped(
+    path: str, members: Iterable[tuple[str, T]]
+) -> Iterator[tuple[str, dict[str, T], dict[str, str]]]:
+    """Puts the members of a tar, whatever stands for each, together to samples: (key, ext -> it, ext -> name).
+
+    Raises:
+      InputError: a key comes back after another sample began, or a member is repeated within a sample.
+    """
     seen: set[str] = set()
     key = ""
-    members: dict[str, bytes] = {}
+    found: dict[str, T] = {}
     names: dict[str, str] = {}
-    for name, data in read_members(path):
-        member_key, extension = split_name(name)
+    for name, member in members:
+        member_key, extension = key, name[len(key) + 1 :]
+        if not name.startswith(f"{key}.") or "/" in extension:
+            member_key, extension = split_name(name)
+        extension = extension.lower()
         if member_key != key:
-            if members:
-                yield Sample(key, members, names)
+            if found:
+                yield key, found, names
             if member_key in seen:
                 raise InputError(
                     f"{path}: the members of key {member_key!r} are not next to each other"
                     f" (found {name!r} after another sample); sort the tar by name"
                 )
             seen.add(member_key)
-            key, members, names = member_key, {}, {}
-        if extension in members:
+            key, found, names = member_key, {}, {}
+        if extension in found:
             raise InputError(f"{path}: key {key!r} has two members .{extension}; rename or remove one")
-        members[extension], names[extension] = data, name
-    if members:
-        yield Sample(key, members, names)
+        found[extension], names[extension] = member, name
+    if found:
+        yield key, found, names
 
 
 def read_members(path: str) -> Iterator[tuple[str, bytes]]:
@@ -100,30 +116,40 @@ def read_members(path: str) -> Iterator[tuple[str, bytes]]:
       InputError: the file is no tar, or is cut short, or a link leads out of it.
     """
     with files.open_read(path) as file:
-        try:
-            # Streaming mode ("r|") would take the zeros of a cut-off header for the end of the tar.
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                end = file.seek(0, io.SEEK_END)
-                for info in tar:
-                    if info.name.rpartition("/")[2].startswith("."):
-                        continue
-                    if info.issym() or info.islnk():
-                        yield from _read_link(path, tar, info)
-                        continue
-                    if not info.isfile():
-                        continue
+        for info, data in walk(path, file):
+            if data is None:
+                file.seek(info.offset_data)
+                data = file.read(info.size)
+            yield info.name, data
+
+
+def walk(path: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
+    """The files of an open tar in order; a link within the tar with the bytes it leads to. `read_members` has more."""
+    try:
+        # Streaming mode ("r|") would take the zeros of a cut-off header for the end of the tar.
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            end = file.seek(0, io.SEEK_END)
+            for info in tar:
+                if info.name.rpartition("/")[2].startswith("."):
+                    continue
+                if info.issym() or info.islnk():
+                    yield from _read_link(path, tar, info)
+                elif info.issparse():
+                    raise tarfile.ReadError(f"{info.name!r} is stored as a sparse file")
+                elif info.isfile():
                     if info.offset_data + info.size > end:
                         raise tarfile.ReadError("unexpected end of data")
-                    file.seek(info.offset_data)
-                    yield info.name, file.read(info.size)
-                if file.seek(0, io.SEEK_END) < tar.offset or _lacks_end(file, tar.offset):
-                    raise tarfile.ReadError("unexpected end of data")
-        except (tarfile.TarError, EOFError) as error:
-            raise InputError(f"{path}: damaged or not a tar ({error}); download or write it again") from error
+                    yield info, None
+            if file.seek(0, io.SEEK_END) < tar.offset or _lacks_end(file, tar.offset):
+                raise tarfile.ReadError("unexpected end of data")
+    except (tarfile.TarError, EOFError) as error:
+        raise InputError(f"{path}: damaged or not a tar ({error}); download or write it again") from error
 
 
-def _read_link(path: str, tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[tuple[str, bytes]]:
-    """The name and bytes of a link; nothing for one to a folder. Only the tar itself is ever looked into."""
+def _read_link(
+    path: str, tar: tarfile.TarFile, info: tarfile.TarInfo
+) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """A link and its bytes; nothing for one to a folder. Only the tar itself is ever looked into."""
     try:
         target = tar.extractfile(info)
     except (KeyError, RecursionError) as error:
@@ -132,7 +158,7 @@ def _read_link(path: str, tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterat
             " itself (tar --dereference --hard-dereference)"
         ) from error
     if target is not None:
-        yield info.name, target.read()
+        yield info, target.read()
 
 
 def _lacks_end(file: BinaryIO, offset: int) -> bool:
@@ -151,9 +177,18 @@ def write_members(file: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
     """Writes members in order as a tar to an open file, one in memory at a time."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o644
-            tar.addfile(info, io.BytesIO(data))
+            tar.addfile(_info(name, len(data)), io.BytesIO(data))
+
+
+def header(name: str, size: int) -> bytes:
+    """The header that `write_members` gives a member."""
+    return _info(name, size).tobuf(tarfile.PAX_FORMAT, tarfile.ENCODING, "surrogateescape")
+
+
+def _info(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info
 
 
 def find_tars(patterns: Sequence[str]) -> list[str]:
@@ -166,12 +201,23 @@ def find_tars(patterns: Sequence[str]) -> list[str]:
     for path in files.expand(tuple(patterns)):
         if files.is_folder(path):
             runs.check_finished(path)
-        inside = files.list_folder(path, ".tar") if files.is_folder(path) else [path]
+            inside = [one for one in files.list_folder(path, ".tar") if not _is_hidden(one)]
+        elif _is_hidden(path) and path not in patterns:
+            continue
+        else:
+            inside = [path]
         if not inside:
             raise InputError(f"{path}: the folder holds no .tar file; expected webdataset tars")
         found += inside
+    if not found:
+        raise InputError(f"{', '.join(patterns)}: only hidden files match; expected webdataset tars")
     refuse_repeats(found)
     return found
+
+
+def _is_hidden(path: str) -> bool:
+    # macOS leaves a note `._0.tar` beside each file on foreign disks.
+    return path.rpartition("/")[2].startswith(".")
 
 
 def refuse_repeats(paths: Sequence[str]) -> None:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import bisect
 import collections
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from clipdata_jax.data import uids
+from clipdata_jax.data import threads, uids
 
 Operation = Literal["union", "intersect", "minus"]
-T = TypeVar("T")
 # Rows of a part: merging is fastest in the processor's cache.
 _PART = 1 << 16
 # Rows that are looked through, or dealt to buckets, at a time; and rows of a bucket, which is sorted in memory.
@@ -83,7 +80,7 @@ def sort_to(rows: np.ndarray, out: np.ndarray) -> None:
     def sort_bucket(span: tuple[int, int]) -> None:
         out[slice(*span)] = uids.sort(out[slice(*span)])
 
-    collections.deque(in_threads(sort_bucket, zip(ends - sizes, ends, strict=True)), maxlen=0)
+    collections.deque(threads.in_order(sort_bucket, zip(ends - sizes, ends, strict=True)), maxlen=0)
 
 
 def parts(arrays: Sequence[np.ndarray], rows: int = _PART) -> Iterator[list[np.ndarray]]:
@@ -183,25 +180,3 @@ def overlap(part: Sequence[np.ndarray], multiset: bool = False) -> Overlap:
     counts = _Merged.of(part, multiset).counts
     both = np.array([[np.minimum(one, other).sum() for other in counts] for one in counts], np.int64)
     return Overlap(both, len(counts[0]), int(np.count_nonzero(np.minimum.reduce(counts))))
-
-
-def in_threads(function: Callable[[Any], T], items: Iterable[Any], threads: int = 0) -> Iterator[T]:
-    """The function's results in order, a few worked out ahead; NumPy lets go of the interpreter's lock.
-
-    Args:
-      function: what to apply.
-      items: to what.
-      threads: 0 means one a core.
-    """
-    threads = threads or os.cpu_count() or 1
-    pending: collections.deque[Future[T]] = collections.deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="uids")
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 4 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

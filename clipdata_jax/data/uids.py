@@ -197,6 +197,21 @@ def read_subset(path: str) -> np.ndarray:
     Raises:
       InputError: not a .npy file, or not of dtype u8,u8.
     """
+    return sort_unique(_read(path))
+
+
+def read_multiset(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a subset file whose repeats mean something: the uids, sorted and unique, and how often each is there.
+
+    Raises:
+      InputError: not a .npy file, or not of dtype u8,u8.
+    """
+    ordered = sort(_read(path))
+    starts = np.flatnonzero(first_of_each(ordered))
+    return ordered[starts], np.diff(np.append(starts, len(ordered)))
+
+
+def _read(path: str) -> np.ndarray:
     with files.open_read(path) as file:
         try:
             uids = np.load(file, allow_pickle=False)
@@ -205,4 +220,4 @@ def read_subset(path: str) -> np.ndarray:
     if not isinstance(uids, np.ndarray) or uids.ndim != 1 or uids.dtype != DTYPE:
         found = getattr(uids, "dtype", type(uids).__name__)
         raise InputError(f"{path}: holds {found}, expected uids of dtype u8,u8 in one dimension")
-    return sort_unique(uids)
+    return uids

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import config
-from clipdata_jax.data import files, uid_files, uid_sets
+from clipdata_jax.data import files, threads, uid_files, uid_sets
 from clipdata_jax.data.uid_files import Source
 from clipdata_jax.data.uids import to_hex
 from clipdata_jax.errors import InputError
@@ -102,7 +102,7 @@ def _write(options: config.Uids, sources: Sequence[Source]) -> int:
 
 
 def _over_parts(function: Any, sources: Sequence[Source]) -> Iterator[Any]:
-    return uid_sets.in_threads(function, uid_sets.parts([source.rows for source in sources]))
+    return threads.in_order(function, uid_sets.parts([source.rows for source in sources]))
 
 
 def _overlap(sources: Sequence[Source], multiset: bool) -> uid_sets.Overlap:

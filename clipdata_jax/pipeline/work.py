@@ -121,7 +121,9 @@ def _is_unchanged(entry: dict[str, Any]) -> bool:
     name = entry["name"]
     if not files.exists(name):
         return False
-    return runs.stamp(name) == entry["stamp"] or manifest.file_entry(name)["digest"] == entry["digest"]
+    if runs.stamp(name) == entry["stamp"]:
+        return True
+    return "digest" in entry and manifest.file_entry(name)["digest"] == entry["digest"]
 
 
 def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> Output:

@@ -106,9 +106,3 @@ def test_order_is_looked_at_across_blocks(values, in_order):
     falls = [row for row, (one, other) in enumerate(pairs, 1) if other < one]
     same = [row for row, (one, other) in enumerate(pairs, 1) if other == one]
     assert got == (falls[0] if falls else None, len(same), same[0] if same else None)
-
-
-def test_threads_keep_the_order():
-    assert list(uid_sets.in_threads(lambda x: x * x, range(50), threads=3)) == [x * x for x in range(50)]
-    with pytest.raises(ZeroDivisionError):
-        list(uid_sets.in_threads(lambda x: 1 // x, [1, 0, 2]))

@@ -78,7 +78,10 @@ def test_tars_hold_the_selected_samples_byte_for_byte(tmp_path, pool, clipdata):
     assert [sample.key for sample in tars.read_tar(f"{tmp_path}/out/001.tar")] == ["a/00012"]
     held = np.load(tmp_path / "out/uids/000.npy", allow_pickle=False)
     assert uids.to_hex(held) == [uid_number(index) for index in (0, 3, 6, 9)]
-    assert done.stdout == "kept 5 of 23 samples in 3 tars; 2 tars written: out\n"
+    assert done.stdout == (
+        "kept 5 of 23 samples in 3 tars; 2 tars written: out\nfound 5 of 5 selected uids (100.00 %)\n"
+    )
+    assert json.loads((tmp_path / "out/sizes.json").read_bytes()) == {"000.tar": 4, "001.tar": 1}
 
 
 def test_the_manifest_counts_every_tar_and_is_deterministic(tmp_path, pool, clipdata):
@@ -108,8 +111,11 @@ def test_missing_and_repeated_uids_are_counted(tmp_path, capsys):
     assert found.missing_examples == (uid_number(77), uid_number(78))
     assert len(members(out / "1.tar")) == 6
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == f"2 of 5 selected uids are in no tar, e.g. {uid_number(77)}, {uid_number(78)}"
-    assert lines[2] == "2 samples repeat the uid of another; all are kept"
+    assert lines[1] == "2 samples repeat the uid of another; all are kept"
+    examples = f"{uid_number(77)}, {uid_number(78)}"
+    assert lines[2:] == [f"found 3 of 5 selected uids (60.00 %); 2 are in no tar, e.g. {examples}"]
+    content = json.loads((out / "manifest.json").read_bytes())
+    assert (content["found"], content["found_share"], content["missing"]) == (3, 0.6, 2)
 
 
 def test_samples_without_uid_go_by_tar_and_key(tmp_path):
@@ -155,7 +161,7 @@ def test_workers_share_the_tars_and_the_last_one_writes_the_manifest(tmp_path, p
     alone = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "alone")
     first = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--worker", "1/2")
     assert alone.returncode == first.returncode == 0
-    assert first.stdout == "out: this process's 1 tars are done; others are still to come\n"
+    assert first.stdout == "out: this process's 1 units are done; others are still to come\n"
     assert not (tmp_path / "out/manifest.json").exists()
     last = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--worker", "0/2")
     assert last.stdout == alone.stdout.replace("alone", "out")
@@ -176,8 +182,8 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
     content = json.loads((tmp_path / "out/manifest.json").read_text())
     assert content["per_tar"]["001"] == {} and len(content["skipped_tars"]) == 1
     assert "001.tar: damaged" in content["skipped_tars"][0]
-    last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("skipped 1 tars and 0 samples") and "001.tar: damaged" in last
+    told = done.stdout.strip().splitlines()[-2]
+    assert told.startswith("skipped 1 tars and 0 samples") and "001.tar: damaged" in told
     (pool / "001.tar").write_bytes(whole)
     done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out")
     assert done.returncode == 0 and "skipped" not in done.stdout
@@ -249,34 +255,6 @@ def test_wrong_inputs_and_outputs(tmp_path, pool, clipdata):
         clipdata("reshard", "pool", "--subset", "s.npy", "--out", "good"), "inputs[s.npy].digest was"
     )
     assert members(tmp_path / "good/000.tar") == kept(pool / "000.tar", (0, 3, 6, 9))
-
-
-def test_one_sample_at_a_time(tmp_path, monkeypatch):
-    tars.write_tar(f"{tmp_path}/0.tar", samples(0, 30))
-    subset = write_subset(tmp_path / "s.npy", [uid_number(index) for index in range(30)])
-    ahead, read_tar = [0], tars.read_tar
-
-    def counted(path):
-        for sample in read_tar(path):
-            ahead[0] += 1
-            assert ahead[0] <= 2
-            yield sample
-
-    write_members = tars.write_members
-
-    def watched(file, content):
-        def passed():
-            for name, data in content:
-                if name.endswith(".json"):
-                    ahead[0] -= 1
-                yield name, data
-
-        write_members(file, passed())
-
-    monkeypatch.setattr(tars, "read_tar", counted)
-    monkeypatch.setattr(tars, "write_members", watched)
-    found = reshard.run(config.Reshard(tars=(f"{tmp_path}/0.tar",), subset=subset, out=f"{tmp_path}/out"))
-    assert found.kept == 30
 
 
 def test_resharding_imports_no_jax(tmp_path, pool):

@@ -1,0 +1,138 @@
+"""`clipdata reshard` against plain copying of exactly the bytes that it keeps.
+
+    python benchmarks/reshard.py [--rounds 5] [--tars 3] [--samples 10000] [--kilobytes 50] [--folder FOLDER]
+
+Tars as pools have them: a picture's bytes, a caption, a json with uid, url and sizes. One JSON line a figure, medians
+of turns taken in one run, all tars in the page cache. Two peers copy the kept runs of bytes, known beforehand, from
+mapped memory to one file a tar: one thread, and as many as `reshard` uses. Both sides end with the files on
+the disk (fsync); `reshard` finds out what to keep, digests what it wrote, and writes receipts and manifest besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from _timing import alternate, median_ratio, report
+
+from clipdata_jax import config
+from clipdata_jax.data import files, tar_index, tars, threads, uids
+from clipdata_jax.pipeline import reshard
+
+
+def members(number: int, samples: int, kilobytes: int) -> Iterator[tuple[str, bytes]]:
+    rng = np.random.default_rng(number)
+    noise = rng.bytes(2048 * kilobytes)
+    for i in range(samples):
+        key = f"{number:05d}{i:04d}"
+        size, start = rng.integers(512 * kilobytes, 1536 * kilobytes), rng.integers(0, 512 * kilobytes)
+        fields = {
+            "uid": rng.bytes(16).hex(),
+            "url": f"https://pictures.example/{rng.bytes(24).hex()}.jpg",
+            "caption": f"picture {i} of tar {number}",
+            "width": 500,
+            "height": 375,
+            "original_width": 1000,
+            "original_height": 750,
+            "key": key,
+            "status": "success",
+            "error_message": None,
+            "exif": "{}",
+        }
+        yield f"{key}.jpg", noise[start : start + size]
+        yield f"{key}.txt", fields["caption"].encode()
+        yield f"{key}.json", json.dumps(fields).encode()
+
+
+def make_pool(folder: Path, options: argparse.Namespace) -> tuple[list[str], np.ndarray]:
+    """The tars, and the uids of all samples."""
+    paths, found = [], []
+    for number in range(options.tars):
+        path = str(folder / "pool" / f"{number:05d}.tar")
+        tars.write_tar(path, members(number, options.samples, options.kilobytes))
+        paths.append(path)
+        found += [json.loads(sample.members["json"])["uid"] for sample in tars.read_tar(path)]
+    return paths, uids.from_hex(found)
+
+
+def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
+    """Where the kept samples of a tar lie, neighbours joined."""
+    runs: list[tuple[int, int]] = []
+    texts = [json.loads(sample.members["json"])["uid"] for sample in tars.read_tar(path)]
+    with tar_index.opened(path) as tar:
+        index = tar_index.index(path, tar)
+    for (key, numbers), at in zip(index.samples(), uids.find(subset, uids.from_hex(texts)), strict=True):
+        if at >= 0:
+            members = index.sample(key, numbers).members
+            start, end = members[0].start, members[-1].data + -(-members[-1].size // 512) * 512
+            if runs and runs[-1][1] == start:
+                start = runs.pop()[0]
+            runs.append((start, end))
+    return runs
+
+
+def copy_runs(path: str, runs: Iterable[tuple[int, int]], out: str) -> None:
+    with tar_index.opened(path) as mapped, memoryview(mapped) as view, files.open_write(out) as target:
+        for start, end in runs:
+            with view[start:end] as run:
+                target.write(run)
+
+
+def measure(folder: Path, paths: list[str], subset: np.ndarray, share: float, rounds: int) -> None:
+    chosen = str(folder / "subset.npy")
+    uids.write_subset(chosen, subset)
+    runs = {path: kept_runs(path, subset) for path in paths}
+    size = sum(end - start for of_tar in runs.values() for start, end in of_tar)
+
+    def copy(count: int) -> Callable[[], None]:
+        def call() -> None:
+            def one(path: str) -> None:
+                copy_runs(path, runs[path], str(folder / "copied" / Path(path).name))
+
+            list(threads.in_order(one, paths, threads=count, ahead=1))
+            shutil.rmtree(folder / "copied")
+
+        return call
+
+    def ours() -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            reshard.run(config.Reshard(tars=tuple(paths), subset=chosen, out=str(folder / "out")))
+        shutil.rmtree(folder / "out")
+
+    seconds = alternate({"copying": copy(1), "copying in threads": copy(0), "reshard": ours}, rounds)
+    report("kept", share=share, megabytes=size / 1e6, runs=sum(map(len, runs.values())))
+    for name in seconds:
+        took = statistics.median(seconds[name])
+        report(name, share=share, seconds=took, megabytes_per_second=size / 1e6 / took)
+    for name in ("copying", "copying in threads"):
+        report(f"speed of reshard to {name}", share=share, ratio=median_ratio(seconds, name, "reshard"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tars", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--kilobytes", type=int, default=50)
+    parser.add_argument("--folder", help="where to make the tars; default: the folder for temporary files")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        paths, pool = make_pool(folder, options)
+        for share in (0.3, 1.0):
+            chosen = np.random.default_rng(0).random(len(pool)) < share
+            measure(folder, paths, uids.sort_unique(pool[chosen]), share, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Units of `clipdata reshard`: one of the pool's tars, or a few that are repacked. Imports no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from clipdata_jax import config
+from clipdata_jax.data import files, tar_index, tars, uids
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import samples, work
+
+
+class Subset:
+    """The selected uids.
+
+    Attributes:
+      uids: shape (n,), u8,u8, sorted, unique.
+      times: shape (n,), int64: how often each is to be written.
+      index: of `uids`.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Reads a subset file.
+
+        Raises:
+          InputError: it can't be read, or is empty.
+        """
+        self.uids, self.times = uids.read_multiset(path)
+        self.index = uids.Index(self.uids)
+        if not len(self.uids):
+            raise InputError(f"{path}: the subset is empty, so no tar would be written")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What of one or several tars is to be written.
+
+    Attributes:
+      samples: in order; a copy for each time that the subset names one.
+      at: for each of them, the position of its uid in the subset.
+      facts: for each tar, what the receipt keeps of it.
+    """
+
+    samples: list[tar_index.Sample]
+    at: np.ndarray
+    facts: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A unit of the work.
+
+    Attributes:
+      name: of the unit, and of the tar that it writes.
+      paths: its tars.
+      subset: what is selected.
+      shared_names: the file names that several tars of the run have.
+      options: of the command.
+    """
+
+    name: str
+    paths: Sequence[str]
+    subset: Subset
+    shared_names: Collection[str]
+    options: config.Reshard
+
+    def choose(self) -> Chosen:
+        """Looks through headers and `.json`s.
+
+        Raises:
+          InputError: a tar or a sample is broken, and on_bad is "stop".
+        """
+        found = [self._choose_from(path) for path in self.paths]
+        chosen = [sample for part in found for sample in part.samples]
+        at = np.concatenate([part.at for part in found])
+        return Chosen(chosen, at, [facts for part in found for facts in part.facts])
+
+    def _choose_from(self, path: str) -> Chosen:
+        # Sizes, and in the receipt times: a digest would mean to read all that isn't kept.
+        entry = {"name": path, "bytes": files.size(path)}
+        try:
+            with tar_index.opened(path) as tar:
+                return self._choose_among(path, tar, {"input": entry})
+        except InputError as error:
+            if self.options.on_bad == "stop":
+                raise InputError(f"{error} (or use --on-bad skip)") from error
+            return Chosen([], np.empty(0, np.int64), [{"input": entry, "skipped": str(error)}])
+
+    def _choose_among(self, path: str, tar: tar_index.Bytes, facts: dict[str, Any]) -> Chosen:
+        index = tar_index.index(path, tar)
+        good: list[tuple[str, dict[str, int]]] = []
+        texts: list[str] = []
+        skipped: list[dict[str, str]] = []
+        for key, members in index.samples():
+            fields = {"json": index.member(members["json"]).read(tar)} if "json" in members else {}
+            try:
+                uid = samples.sample_uid(path, tars.Sample(key, fields, {}), self.shared_names)
+            except InputError as error:
+                if self.options.on_bad == "stop":
+                    raise InputError(f"{path}: sample {key!r}: {error}") from error
+                skipped.append({"tar": path, "key": key, "reason": str(error)})
+                continue
+            good.append((key, members))
+            texts.append(uid)
+        at = self.subset.index.find(uids.from_hex(texts))
+        kept = np.flatnonzero(at >= 0)
+        kept = np.repeat(kept, self.subset.times[at[kept]])
+        counts = {"samples": len(good) + len(skipped), "kept": len(kept), "skipped_samples": skipped}
+        return Chosen([index.sample(*good[i]) for i in kept], at[kept], [{**facts, **counts}])
+
+    def write(self, output: work.Output) -> None:
+        """Writes the unit's tars, with the uids that each holds beside them, and the receipt.
+
+        Raises:
+          InputError: as `choose`, or the output can't be written.
+        """
+        start = time.monotonic()
+        chosen = self.choose()
+        parts: dict[str, Callable[[BinaryIO], None]] = {}
+        held: dict[str, int] = {}
+        for name, rows in self.outputs(len(chosen.samples)):
+            parts[f"{name}.tar"] = functools.partial(tar_index.write_samples, chosen=chosen.samples[rows])
+            parts[f"uids/{name}.npy"] = functools.partial(_write_uids, rows=self.subset.uids[chosen.at[rows]])
+            held[f"{name}.tar"] = len(chosen.at[rows])
+        inputs = [facts["input"] for facts in chosen.facts]
+        seconds = round(time.monotonic() - start, 3)
+        receipt = {"tars": chosen.facts, "sizes": held}
+        output.complete(self.name, parts, receipt, inputs=inputs, choosing=seconds)
+
+    def outputs(self, count: int) -> list[tuple[str, slice]]:
+        """The tars to write: name and rows."""
+        most = self.options.samples_per_tar
+        if most is None:
+            return [(self.name, slice(0, count))] if count else []
+        starts = range(0, count, most)
+        return [(f"{self.name}_{i:05d}", slice(start, start + most)) for i, start in enumerate(starts)]
+
+
+def _write_uids(file: BinaryIO, rows: np.ndarray) -> None:
+    np.save(file, rows, allow_pickle=False)
+
+
+def make_units(paths: Sequence[str], subset: Subset, options: config.Reshard) -> dict[str, Unit]:
+    """The units of a run, by name: each of the pool's tars, or with `samples_per_tar` so many after one another."""
+    shared = tars.shared_names(paths)
+    if options.samples_per_tar is None:
+        groups: dict[str, Sequence[str]] = {
+            name: [path] for name, path in zip(tars.unit_names(paths), paths, strict=True)
+        }
+    else:
+        size = options.tars_per_unit
+        groups = {
+            f"{i:05d}": paths[start : start + size] for i, start in enumerate(range(0, len(paths), size))
+        }
+    return {name: Unit(name, group, subset, shared, options) for name, group in groups.items()}

@@ -1,0 +1,150 @@
+"""Where samples lie in tars of every form, and tars copied from them block by block."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipdata_jax.data import files, tar_index, tars
+from clipdata_jax.errors import InputError
+
+MEMBERS = [("a/0.jpg", b"picture" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
+
+
+def write(path, members, kind=tarfile.PAX_FORMAT, **fields):
+    """A tar by tarfile; members are (name, bytes), or TarInfo for what has no bytes."""
+    with tarfile.open(path, "w", format=kind) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            for name, value in fields.items():
+                setattr(info, name, value)
+            tar.addfile(info, io.BytesIO(member[1]))
+    return str(path)
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+LINKS = [special("z.jpg", tarfile.SYMTYPE, "a/0.jpg"), special("z.txt", tarfile.LNKTYPE, "a/0.txt")]
+FORMS = {
+    "POSIX": ({}, MEMBERS, True),
+    "times of fractions": ({"mtime": 1.5}, MEMBERS, True),  # webdataset writes these, in extended headers
+    "old GNU": ({"kind": tarfile.GNU_FORMAT, "mtime": 3}, MEMBERS, True),
+    "ustar": ({"kind": tarfile.USTAR_FORMAT, "uname": "me"}, MEMBERS, True),
+    "a folder": ({}, [special("a", tarfile.DIRTYPE), *MEMBERS], True),
+    "hidden files": ({}, [("a/._0.jpg", b"note"), *MEMBERS, (".DS_Store", b"note")], True),
+    "long names, GNU": ({"kind": tarfile.GNU_FORMAT}, [(f"{'d' * 150}/0.jpg", b"x"), *MEMBERS], False),
+    "long names, POSIX": ({}, [(f"{'d' * 150}/0.jpg", b"x"), *MEMBERS], False),
+    "prefixed names": ({"kind": tarfile.USTAR_FORMAT}, [(f"{'d' * 99}/{'e' * 50}.jpg", b"x")], False),
+    "other letters": ({"mtime": 1.5}, [("é/0.jpg", b"x"), *MEMBERS], False),
+    "links": ({}, [*MEMBERS, *LINKS], False),
+}  # fmt: skip
+
+
+@pytest.fixture(params=FORMS.values(), ids=FORMS)
+def form(request, tmp_path):
+    fields, members, plain = request.param
+    return write(tmp_path / "t.tar", members, **fields), plain
+
+
+def found(path) -> list[tar_index.Sample]:
+    with tar_index.opened(path) as tar:
+        index = tar_index.index(path, tar)
+    return [index.sample(*sample) for sample in index.samples()]
+
+
+def test_samples_are_those_that_reading_gives(form):
+    path, plain = form
+    with tar_index.opened(path) as tar:
+        assert (tar_index._plain_index(path, tar) is not None) == plain
+        index = tar_index.index(path, tar)
+        got = [
+            (key, {ext: index.member(i).read(tar) for ext, i in members.items()})
+            for key, members in index.samples()
+        ]
+        assert [member.name for member in map(index.member, range(len(index.names)))] == index.names
+    assert got == [(sample.key, sample.members) for sample in tars.read_tar(path)]
+
+
+def test_what_is_written_reads_the_same(form, tmp_path):
+    path, _ = form
+    files.write_bytes(f"memory://{tmp_path}/t.tar", files.read_bytes(path))
+    for source in (path, f"memory://{tmp_path}/t.tar"):
+        with open(tmp_path / "out.tar", "wb") as out:
+            tar_index.write_samples(out, found(source))
+        assert list(tars.read_members(str(tmp_path / "out.tar"))) == list(tars.read_members(path))
+        assert (tmp_path / "out.tar").stat().st_size % tarfile.RECORDSIZE == 0
+
+
+def test_headers_travel_as_they_are(tmp_path):
+    path = write(tmp_path / "t.tar", MEMBERS, mtime=1.5, mode=0o600, uname="me")
+    with open(tmp_path / "out.tar", "wb") as out:
+        tar_index.write_samples(out, found(path)[1:])
+    with tarfile.open(tmp_path / "out.tar") as got, tarfile.open(path) as was:
+        assert [(info.name, info.mtime, info.mode, info.uname) for info in got] == [
+            (info.name, 1.5, 0o600, "me") for info in was.getmembers()[2:]
+        ]
+
+
+def test_a_key_that_comes_again_is_numbered(tmp_path):
+    first = found(write(tmp_path / "1.tar", [("a/0.jpg", b"1"), ("a/0.seg.png", b"2"), ("a/0-1.jpg", b"3")]))
+    second = found(write(tmp_path / "2.tar", [("a/0.jpg", b"4"), ("b.jpg", b"5")]))
+    with open(tmp_path / "out.tar", "wb") as out:
+        tar_index.write_samples(out, [first[0], first[0], *first, *second])
+    assert list(tars.read_members(str(tmp_path / "out.tar"))) == [
+        *[("a/0.jpg", b"1"), ("a/0.seg.png", b"2"), ("a/0-2.jpg", b"1"), ("a/0-2.seg.png", b"2")],
+        *[("a/0-3.jpg", b"1"), ("a/0-3.seg.png", b"2"), ("a/0-1.jpg", b"3")],
+        *[("a/0-4.jpg", b"4"), ("b.jpg", b"5")],
+    ]
+
+
+def outcome(path, index) -> object:
+    with tar_index.opened(path) as tar:
+        try:
+            return index(path, tar)
+        except InputError as error:
+            return str(error)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    path = write(
+        folder / "t.tar", [("0.jpg", b"x"), special("d", tarfile.DIRTYPE), ("0.txt", b"y")], mtime=2.5
+    )
+    return folder / "t.tar", (folder / "t.tar").read_bytes(), len(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    place=st.integers(0, 4607), value=st.sampled_from(b"\0 019x\x80LS"), cut=st.integers(0, 10240) | st.none()
+)
+def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused(small, place, value, cut):
+    path, content = small
+    damaged = bytearray(content)
+    damaged[place] = value
+    path.write_bytes(damaged[:cut])
+    with pytest.MonkeyPatch.context() as patch:
+        got = outcome(str(path), tar_index.index)
+        patch.setattr(tar_index, "_plain_index", lambda path, tar: None)
+        want = outcome(str(path), tar_index.index)
+    assert got == want
+
+
+def test_a_sparse_member_is_refused(tmp_path):
+    path = write(tmp_path / "t.tar", [special("0.jpg", tarfile.GNUTYPE_SPARSE)], tarfile.GNU_FORMAT)
+    with pytest.raises(
+        InputError, match=r"t\.tar: damaged or not a tar \('0\.jpg' is stored as a sparse file"
+    ):
+        found(path)
