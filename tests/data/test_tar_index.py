@@ -119,11 +119,9 @@ def outcome(path, index) -> object:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small")
-    path = write(
-        folder / "t.tar", [("0.jpg", b"x"), special("d", tarfile.DIRTYPE), ("0.txt", b"y")], mtime=2.5
-    )
-    return folder / "t.tar", (folder / "t.tar").read_bytes(), len(path)
+    path = tmp_path_factory.mktemp("small") / "t.tar"
+    write(path, [("0.jpg", b"x"), special("d", tarfile.DIRTYPE), ("0.txt", b"y")], mtime=2.5)
+    return path
 
 
 @settings(max_examples=300, deadline=None)
@@ -131,9 +129,9 @@ def small(tmp_path_factory):
     place=st.integers(0, 4607), value=st.sampled_from(b"\0 019x\x80LS"), cut=st.integers(0, 10240) | st.none()
 )
 def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused(small, place, value, cut):
-    path, content = small
-    damaged = bytearray(content)
+    damaged = bytearray(small.read_bytes())
     damaged[place] = value
+    path = small.with_name("damaged.tar")
     path.write_bytes(damaged[:cut])
     with pytest.MonkeyPatch.context() as patch:
         got = outcome(str(path), tar_index.index)
