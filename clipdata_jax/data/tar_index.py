@@ -201,8 +201,10 @@ def _plain_names(heads: list[bytes]) -> list[str] | None:
     pairs = (words & lanes).sum(axis=1) + (words >> np.uint64(8) & lanes).sum(axis=1)
     sums = pairs.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
     sums += 8 * ord(" ") - rows[:, 148:156].sum(axis=1, dtype=np.int64)
-    terminated = np.isin(rows[:, 135], (0, ord(" "))) & (rows[:, 345] == 0)
-    if not (terminated & (told == sums) & (digits >= 0).all(axis=1) & (digits < 8).all(axis=1)).all():
+    # Numbers end where tarfile would end them, and no prefix belongs to the name.
+    plain = np.isin(rows[:, [135, 154]], (0, ord(" "))).all(axis=1) & (rows[:, 345] == 0)
+    plain &= (rows[:, 154] == 0) | np.isin(rows[:, 155], (0, ord(" ")))
+    if not (plain & (told == sums) & (digits >= 0).all(axis=1) & (digits < 8).all(axis=1)).all():
         return None
     of_files = rows[np.isin(rows[:, 156], (ord("0"), 0)), :100]
     names = np.ascontiguousarray(of_files).view("S100")[:, 0].tolist()
