@@ -219,5 +219,5 @@ def advise(made: Plan, found: Mapping[Setting, Figures], *, rows: int, pairs: in
 
 def percent(share: float) -> str:
     """12.3 %, or 0.03 % where one decimal would hide it."""
-    shown = f"{share:.1%}" if share >= 0.001 or not share else f"{share * 100:.1g}%"
-    return shown.replace("%", " %")
+    shown = f"{100 * share:.1f}" if share >= 0.001 else f"{100 * share:.1g}"
+    return f"{shown.removesuffix('.0') if share >= 1 else shown} %"
