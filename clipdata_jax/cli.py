@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import os
 import runpy
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clipdata_jax import config
@@ -64,11 +67,31 @@ _COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 a failure of ours, 2 bad usage or input."""
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        with _terminable():
+            return _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:  # `clipdata ... | head` is no failure
         return 0
     finally:
         _flush()
+
+
+class _Terminated(KeyboardInterrupt):
+    """What SIGTERM, from a scheduler that takes the machine, becomes: a stop like Ctrl-C's, which tidies up."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no other may set what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _flush() -> None:
@@ -101,9 +124,9 @@ def _run(arguments: list[str]) -> int:
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
         print(f"clipdata {name}: {error}{told}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"clipdata {name}: stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
     return 0
 
 
