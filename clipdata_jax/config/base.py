@@ -58,13 +58,13 @@ def split_assignment(text: str, flag: str) -> tuple[str, str]:
 class Workers:
     """Which share of the work this process takes."""
 
-    worker: str | None = None
+    worker: Annotated[str | None, tyro.conf.arg(metavar="I/N"), NONE] = None
     """One of n independent processes, "i/n" with i from 0: each takes every n-th unit (Slurm arrays, spot machines)."""
-    coordinator: str | None = None
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT"), NONE] = None
     """host:port of process 0 of a `jax.distributed` run; "auto" on TPU pods, Slurm and GKE, where jax finds it."""
-    num_processes: int | None = None
+    num_processes: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
     """How many processes the `jax.distributed` run has."""
-    process_id: int | None = None
+    process_id: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
     """This process's index in it, from 0."""
 
     def __post_init__(self) -> None:

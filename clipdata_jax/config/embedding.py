@@ -33,11 +33,9 @@ class Embed:
     """
 
     sources: tyro.conf.Positional[Sources]
-    """Webdataset tars (files, folders, "{000..099}.tar", "*.tar"); a csv, tsv or parquet table of picture files and
-    captions, or its folder; tfds:name/split."""
+    """Tars (files, folders, "{000..099}.tar", "*.tar"), csv or parquet of pictures and captions, tfds:name/split."""
     model: Models
-    """Checkpoints to embed with in one pass: folders (CLIP or SigLIP, transformers' or open_clip's) or hub ids. TAG
-    names the columns: "<tag>_img", "<tag>_txt", "clip_<tag>_similarity_score"; it is "clip" if none is given."""
+    """CLIP or SigLIP checkpoints (transformers', open_clip's), all in one pass; TAG, else "clip", names the columns."""
     out: Output
     """Folder to write the metadata shards to; with --images-only also a single .npz, or .npy for one model."""
     images_only: bool = False
