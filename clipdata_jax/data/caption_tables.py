@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -40,13 +42,26 @@ class CaptionTable:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @functools.cached_property
+    def times(self) -> np.ndarray:
+        """Of each row, for which time the table has its picture: 1 the first."""
+        codes = self.pictures.combine_chunks().dictionary_encode(null_encoding="encode").indices.to_numpy()
+        order = np.argsort(codes, kind="stable")
+        first = np.flatnonzero(np.diff(codes[order], prepend=-1))
+        times = np.empty(len(codes), np.int64)
+        times[order] = np.arange(len(codes)) - np.repeat(first, np.diff(first, append=len(codes))) + 1
+        return times
+
     def facts(self) -> dict[str, Any]:
         """The table's name, size and digest, and the number of its rows."""
         size, digest = files.size(self.path), files.digest(self.path)
         return {"name": self.path, "bytes": size, "digest": digest, "pictures": len(self)}
 
     def samples(self, start: int, stop: int) -> Iterator[tars.Sample]:
-        """Rows as samples: the key is the picture's path, or the row's number where the path is null."""
+        """Rows as samples: the key is the picture's path, or the row's number where the path is null.
+
+        A picture's second row, with another caption, is another pair: its key is the path and "#2".
+        """
         folder = self.path.rpartition("/")[0]
         for row in range(start, stop):
             picture = self.pictures[row].as_py()
@@ -60,7 +75,8 @@ class CaptionTable:
                 yield tars.Sample(f"row {row}", members, {})
                 continue
             whole = picture.startswith("/") or "://" in picture or not folder
-            yield tars.PictureFile(picture, members, {}, picture if whole else files.join(folder, picture))
+            key = picture if self.times[row] == 1 else f"{picture}#{self.times[row]}"
+            yield tars.PictureFile(key, members, {}, picture if whole else files.join(folder, picture))
 
 
 def open_table(
@@ -95,12 +111,15 @@ def open_table(
 def _read_parquet(file: BinaryIO) -> pa.Table:
     # A column may hold the pictures themselves: only those of text are read.
     parquet = pq.ParquetFile(file)
-    texts = [
-        field.name
-        for field in parquet.schema_arrow
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    ]
-    return parquet.read(columns=texts)
+    texts = [field.name for field in parquet.schema_arrow if _is_text(field.type)]
+    table = parquet.read(columns=texts)
+    return table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):  # a category of pandas
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _read_csv(file: BinaryIO) -> pa.Table:

@@ -225,7 +225,8 @@ def _cut(whole: CaptionTable | TfdsSplit) -> list[Rows]:
 
 
 def _named(found: Sequence[tuple[str, Sequence[Source]]]) -> dict[str, Source]:
-    stems = tars.unit_names([re.sub(r"\.(csv|tsv|parquet)$", "", path, flags=re.I) for path, _ in found])
+    plain = [re.sub(r"\.(csv|tsv|parquet)$", "", path, flags=re.I) for path, _ in found]
+    stems = tars.unit_names([path.removeprefix(tfds_datasets.PREFIX) for path in plain])
     units: dict[str, Source] = {}
     for stem, (_, several) in zip(stems, found, strict=True):
         for number, source in enumerate(several):

@@ -227,9 +227,17 @@ def refuse_repeats(paths: Sequence[str]) -> None:
         raise InputError(f"{twice}: named twice; name each input once")
 
 
+def uid_name(path: str) -> str:
+    """What stands for a tar, or what else samples are from, in the uids of those that bring none: its file name.
+
+    For tfds:name/split, all of it: many datasets have a split "train", and nobody can rename one.
+    """
+    return path if path.startswith("tfds:") else path.rpartition("/")[2]
+
+
 def shared_names(paths: Sequence[str]) -> frozenset[str]:
     """The file names that several of the tars have: there, a uid made of tar name and key would mean two pairs."""
-    count = Counter(path.rpartition("/")[2] for path in paths)
+    count = Counter(map(uid_name, paths))
     return frozenset(name for name, times in count.items() if times > 1)
 
 

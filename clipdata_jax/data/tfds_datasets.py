@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from clipdata_jax.data import tars
@@ -45,12 +45,19 @@ class TfdsSplit:
     def samples(self, start: int, stop: int) -> Iterator[tars.Sample]:
         """Rows as samples; the key is the row's number, which stays as long as the dataset's version does."""
         for row in range(start, stop):
-            features = self.source[row]
+            try:
+                features = self.source[row]
+            except Exception as error:  # TFDS raises its own, its file systems' and its formats' errors
+                raise InputError(
+                    f"{self.path}: row {row} can't be read ({_reason(error)}); prepare the dataset again"
+                ) from error
             members = {"jpg": features[self.image]}
             if self.label is not None:
                 members["cls"] = str(int(features[self.label])).encode()
             if self.caption is not None:
                 found = features[self.caption]
+                if isinstance(found, dict):  # coco_captions has {"id": ..., "text": ...} of all captions
+                    found = found[_text_in(found)]
                 if isinstance(found, bytes):
                     members["txt"] = found
                 else:
@@ -90,13 +97,16 @@ def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
     except InputError:
         raise
     except Exception as error:  # TFDS raises its own, its file systems' and its formats' errors
-        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path}: TFDS can't give it in array_record form ({type(error).__name__}: {reason}); prepare it"
+            f"{path}: TFDS can't give it in array_record form ({_reason(error)}); prepare it"
             f" where there is a network, tfds build {name} --file_format=array_record, and set TFDS_DATA_DIR to its"
             " folder"
         ) from error
     return TfdsSplit(path, builder.info.full_name, source, image, label, caption)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _prepared(tfds: Any, name: str) -> Any:
@@ -113,10 +123,24 @@ def _features(tfds: Any, features: Any, path: str, need_caption: bool) -> tuple[
     image = "image" if "image" in images else images[0]
     labels = [n for n, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     label = "label" if "label" in labels else labels[0] if len(labels) == 1 else None
-    caption = next((name for name in _CAPTIONS if name in features), None) if need_caption else None
+    caption = next((n for n in _CAPTIONS if n in features and _is_text(tfds, features[n])), None)
     if need_caption and caption is None:
         raise InputError(
-            f"{path}: has no captions (a feature called {', '.join(_CAPTIONS)}) among its features"
+            f"{path}: has no captions (a feature of text called {', '.join(_CAPTIONS)}) among its features"
             f" ({', '.join(features)}); add --images-only to embed its pictures alone"
         )
-    return image, label, caption
+    return image, label, caption if need_caption else None
+
+
+def _is_text(tfds: Any, feature: Any) -> bool:
+    """Whether a feature is a text, some texts, or records that have one."""
+    if isinstance(feature, tfds.features.Sequence):
+        feature = feature.feature
+    if isinstance(feature, tfds.features.FeaturesDict):
+        name = _text_in(feature)
+        return name is not None and isinstance(feature[name], tfds.features.Text)
+    return isinstance(feature, tfds.features.Text)
+
+
+def _text_in(names: Container[str]) -> str | None:
+    return next((name for name in _CAPTIONS if name in names), None)

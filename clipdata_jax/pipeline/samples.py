@@ -176,7 +176,7 @@ def _fields(sample: tars.Sample) -> dict[str, Any]:
 
 def _uid(path: str, key: str, fields: dict[str, Any], shared_names: Collection[str]) -> str:
     if fields.get("uid") is None:
-        name = path.rpartition("/")[2]
+        name = tars.uid_name(path)
         if name in shared_names:
             raise InputError(
                 f"two inputs are called {name}, and it has no uid of its own: rename one of the two"

@@ -7,9 +7,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 
-def prepare(folder: Path, rows: Sequence[tuple[bytes, str | None, int]]) -> None:
-    """Prepares `tiny_pictures` with one split, train, of (picture, caption, class) rows; None: no captions."""
+
+def prepare(folder: Path, rows: Sequence[tuple[bytes, str | list[dict] | None, int]]) -> None:
+    """Prepares `tiny_pictures` with one split, train, of (picture, caption, class) rows.
+
+    A list of {"id": ..., "text": ...} as a caption gives captions as coco_captions has them; None gives none.
+    """
     import tensorflow_datasets as tfds
 
     with_captions = rows[0][1] is not None
@@ -24,7 +29,9 @@ def prepare(folder: Path, rows: Sequence[tuple[bytes, str | None, int]]) -> None
                 "label": tfds.features.ClassLabel(names=["even", "odd"]),
             }
             if with_captions:
-                features["caption"] = tfds.features.Text()
+                text = tfds.features.Text()
+                record = tfds.features.Sequence({"id": np.int64, "text": text})
+                features["caption"] = text if isinstance(rows[0][1], str) else record
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
