@@ -87,9 +87,8 @@ def in_thousandths(temperature: float) -> str:
 class NormSim:
     """NormSim: the p-norm of a picture's cosines with a set of target pictures."""
 
-    target: Annotated[tuple[str, ...], NONE] = ()
-    """Targets, NAME=PATH: picture embeddings (a .npy of (rows, dim), a .npz, what `embed --images-only` wrote), or
-    pictures: a folder, tars, or tfds:name/split."""
+    target: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=PATH..."), NONE] = ()
+    """Embeddings of target pictures (.npy, .npz, a folder of `embed`), or pictures: a folder, tars, tfds:name/split."""
     target_model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
     """The pool's model, to embed targets of pictures with."""
     target_cache: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
@@ -97,7 +96,7 @@ class NormSim:
     union: Annotated[str | None, tyro.conf.arg(metavar="NAME"), NONE] = None
     """Name of a further column: NormSim to all targets taken as one."""
     p: tuple[float, ...] = (math.inf,)
-    """The norms to compute, each a column: inf (nearest target), 2 (second moment), any number of at least 1."""
+    """The norms to compute, each a column: inf (nearest target), 2 (second moment), any number from 1 on."""
     signed: bool = False
     """For p = inf: the largest cosine, rather than the largest absolute one."""
     nearest: bool = False
@@ -105,7 +104,9 @@ class NormSim:
 
     def __post_init__(self) -> None:
         for p in self.p:
-            require(p >= 1, "p", p, "a number of at least 1, or inf")
+            require(1 <= p < 1e6 or p == math.inf, "p", p, "a number from 1 to 999,999, or inf")
+        # Six digits are in a column's name.
+        require(len({f"{p:g}" for p in self.p}) == len(self.p), "p", self.p, "each number once")
         names = [split_assignment(text, "target")[0] for text in self.target]
         require(len(set(names)) == len(names), "target", self.target, "each name once")
         if self.union is not None:
@@ -130,7 +131,7 @@ class Score:
     """Folder to write the score table to: one parquet part per shard, one row per pair."""
     scores: Annotated[tuple[ScoreName, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """Which scores; by default clip_score, neg_clip_loss, and norm_sim where a target is given."""
-    tag: str | None = None
+    tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
     """Which model's embeddings, where the pool has several, e.g. b32 or l14."""
     neg_clip_loss: NegClipLoss = NegClipLoss()
     norm_sim: NormSim = NormSim()

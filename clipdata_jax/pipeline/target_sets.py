@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax.config import Embed, Score
-from clipdata_jax.data import files, sources
+from clipdata_jax.data import files, runs, sources
 from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import embed, manifest
@@ -52,6 +52,7 @@ def is_embedded(path: str) -> bool:
 
 def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str, Any]) -> str:
     """The file with the embeddings of a target's pictures, made now if it isn't there."""
+    found = sources.find_sources([path], images_only=True)
     checkpoint = options.norm_sim.target_model
     if checkpoint is None:
         raise InputError(
@@ -66,9 +67,12 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
             f"--target-model {checkpoint}: is another model than the pool's, {made_by.get('name')}; name that, or add"
             " --force"
         )
-    out = files.join(_cache(options), f"{name}-{_key(path, digest)}.npz")
-    print(f"Target {name}: {path}, embeddings in {out}")
-    if not files.exists(out) and options.workers.worker is not None:
+    out = files.join(_cache(options), f"{name}-{_key(found, digest, tag)}.npz")
+    made_before = files.exists(out) and bool(manifest.read_beside(out))
+    print(f"Target {name}: {path}, embeddings in {out}{', made before' if made_before else ''}")
+    if made_before:
+        return out
+    if options.workers.worker is not None or options.workers.coordinator is not None:
         raise InputError(
             f"--target {name}={path}: isn't embedded yet, and each worker would do it; first run clipdata embed {path}"
             f" --images-only --model {tag}={checkpoint} --out {out}"
@@ -85,12 +89,12 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
     return out
 
 
-def _key(path: str, digest: str) -> str:
-    """Tells targets apart by what they hold: names and sizes of their files, and the model."""
-    found = sources.find_sources([path], images_only=True)
-    tars = [[tar, files.size(tar)] for source in found.units.values() for tar in source.inputs]
-    content = json.dumps([digest, found.facts, tars], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+def _key(found: sources.Sources, digest: str, tag: str) -> str:
+    """Tells embeddings apart: by names and sizes of pictures, sizes and times of tars, the model and what runs it."""
+    tars = [[tar, runs.stamp(tar)] for source in found.units.values() for tar in source.inputs]
+    made_with = manifest.describe("embed", Embed(sources=("",), model=("",), out=""), devices=True)
+    content = [digest, tag, found.facts, tars, made_with["versions"], made_with["hardware"]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _cache(options: Score) -> str:
@@ -111,7 +115,10 @@ def _check_model(path: str, tag: str, made_by: dict[str, Any], options: Score) -
 
 def made_by_model(path: str, tag: str) -> dict[str, Any]:
     """What the manifest of embeddings, in a folder or beside a file, says of a model; {} if it says nothing."""
-    content = manifest.read_beside(path) if re.search(r"\.np[yz]$", path) else manifest.read(path)
+    if re.search(r"\.np[yz]$", path):
+        content = manifest.read_beside(path) or manifest.read(path.rpartition("/")[0] or ".")
+    else:
+        content = manifest.read(path)
     models = content.get("models")
     found = models.get(tag) if isinstance(models, dict) else None
     return found if isinstance(found, dict) else {}

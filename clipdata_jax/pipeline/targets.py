@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from clipdata_jax.data import embeddings, files
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest
+from clipdata_jax.pipeline import manifest, work
 
 
 def is_file(out: str) -> bool:
@@ -24,32 +25,70 @@ def parts_folder(out: str) -> str:
 
 
 def finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a file that this very run has made before, else None."""
-    path = f"{out}.{manifest.NAME}"
-    if not (files.exists(out) and files.exists(path)):
+    """The manifest of a file that this very run has made before, of inputs that are still the same; else None.
+
+    Raises:
+      InputError: there is a file that another run made, or something else.
+    """
+    if not files.exists(out):
         return None
-    content = json.loads(files.read_bytes(path))
+    before = manifest.read_beside(out)
+    if not before and files.exists(parts_folder(out)):
+        return None  # stopped before its manifest was written
+    if not before or files.is_folder(out):
+        raise InputError(
+            f"{out}: is there, and not by a run of this command; choose another --out, or remove it"
+        )
     wanted = json.loads(manifest.to_json(plan))
     # The pool's sizes and digests came when its files were read.
-    same = all(content.get(key) == value for key, value in wanted.items() if key != "pool")
-    return content if same and [entry["name"] for entry in content["pool"]] == plan["pool"] else None
+    pool = before.get("pool", [])
+    found = {**{key: before.get(key) for key in wanted}, "pool": [entry["name"] for entry in pool]}
+    if found != wanted:
+        raise InputError(
+            f"{out}: already holds the results of another run ({work.first_difference(found, wanted)}); choose"
+            " another --out, or delete the file"
+        )
+    whole = [entry["bytes"] for entry in before["outputs"].values()] == [files.size(out)]
+    return before if whole and all(map(_is_unchanged, pool)) else None
 
 
-def gather(out: str, folder: str, result: dict[str, Any]) -> None:
-    """Makes one file of a finished run's parts, with its manifest beside it, and removes the parts.
+def _is_unchanged(entry: dict[str, Any]) -> bool:
+    name = entry["name"]
+    return files.size(name) == entry["bytes"] and files.digest(name) == entry["digest"]
+
+
+def finish(
+    out: str,
+    output: work.Output,
+    plan: dict[str, Any],
+    facts: Callable[[list[dict[str, Any]]], dict[str, Any]],
+) -> dict[str, Any] | None:
+    """Makes one file of a run's parts if all are there, with its manifest beside it, and removes the parts.
 
     Args:
       out: a .npz with `<tag>_img` for each model, or a .npy for the only one.
-      folder: the run's.
-      result: the run's manifest.
+      output: the parts.
+      plan: of the run.
+      facts: as for `work.Output.finish`.
+
+    Returns:
+      the manifest, or None while other processes' units are missing.
     """
     try:
-        _write_single(out, folder, result)
-        files.remove_folder(folder)
+        result = output.finish(facts)
+        if result is None:
+            # Either others' units are missing, or another worker was faster, and the parts are gone already.
+            return finished(out, plan)
+        _write_single(out, output.folder, result)
+        files.remove_folder(output.folder)
     except (InputError, OSError):
-        # Of two workers that finish at one time, the first may have done it all and removed the parts.
-        if files.exists(folder) or not files.exists(f"{out}.{manifest.NAME}"):
+        # Of workers that finish at one time, one may have removed what another was just reading.
+        result = finished(out, plan)
+        if result is None:
             raise
+        with contextlib.suppress(OSError):
+            files.remove_folder(output.folder)
+    return result
 
 
 def _write_single(out: str, folder: str, result: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ def test_a_target_of_pictures_is_embedded_once(tmp_path, checkpoint, clipdata):
     np.testing.assert_allclose(found[:4], 1, atol=2e-3)
     before = file.stat().st_mtime_ns
     done = clipdata(*flags, "--out", "again")
-    assert done.returncode == 0 and "Already complete" in done.stdout and file.stat().st_mtime_ns == before
+    assert done.returncode == 0 and "made before" in done.stdout and file.stat().st_mtime_ns == before
     (tmp_path / "pictures" / "9.jpg").write_bytes(jpeg(9))
     assert clipdata(*flags, "--out", "more").returncode == 0
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 2
@@ -122,10 +122,11 @@ def test_a_target_of_pictures_is_embedded_once(tmp_path, checkpoint, clipdata):
 def test_a_target_of_another_model_is_refused(tmp_path, checkpoint, other, clipdata):
     write_pairs(tmp_path / "0.tar", range(4))
     assert clipdata("embed", "0.tar", "--model", checkpoint, "--out", "meta").returncode == 0
-    for out in ("target", "target.npz"):
-        done = clipdata("embed", "0.tar", "--images-only", "--model", f"clip={other}", "--out", out)
-        assert done.returncode == 0, done.stderr
-        flags = ("score", "meta", "--target", f"t={out}", "--out", f"scores_{out}")
+    for out in ("target", "target.npz", "target/0.npz"):
+        if out != "target/0.npz":
+            done = clipdata("embed", "0.tar", "--images-only", "--model", f"clip={other}", "--out", out)
+            assert done.returncode == 0, done.stderr
+        flags = ("score", "meta", "--target", f"t={out}", "--out", f"scores_{out.replace('/', '_')}")
         done = clipdata(*flags)
         assert done.returncode == 2 and f"{out}: the target is of another model than the pool" in done.stderr
         assert clipdata(*flags, "--force").returncode == 0
@@ -144,6 +145,9 @@ def test_a_target_of_another_model_is_refused(tmp_path, checkpoint, other, clipd
             "--p is (2.0,), expected inf among them, for which --nearest is",
         ),
         ([*TARGETS, "--where", "missing.npy"], "missing.npy: no such file"),
+        (["--target", "t=nowhere"], "nowhere: no such file or folder"),
+        ([*TARGETS, "--p", "1e20"], "--p is 1e+20, expected a number from 1 to 999,999, or inf"),
+        ([*TARGETS, "--p", "1", "1.0000001"], "--p is (1.0, 1.0000001), expected each number once"),
     ],
 )
 def test_bad_flags_are_one_clear_sentence(made, clipdata, flags, words):
