@@ -20,6 +20,8 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 def filesystem(path: str) -> tuple[Any, str]:
     """The fsspec filesystem of a path, and the path in that filesystem's own form."""
+    if "\0" in path:
+        raise InputError(f"{path!r}: is no path, for the zero byte in it")
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
@@ -157,19 +159,26 @@ def open_read(path: str) -> Iterator[BinaryIO]:
     """Opens a file for reading bytes.
 
     Raises:
-      InputError: the file isn't there, is a folder, or may not be read.
+      InputError: the file isn't there, is a folder, may not be read, or its disk fails.
     """
     fs, inner = filesystem(path)
     try:
-        file = fs.open(inner, "rb")
+        with fs.open(inner, "rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except IsADirectoryError as error:
         raise InputError(f"{path}: is a folder where a file is expected") from error
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read it") from error
-    with file:
-        yield file
+    except OSError as error:
+        if error.errno is None:  # other packages say so that they can't make sense of a file
+            raise
+        raise InputError(f"{path}: can't be read ({_reason(error)}); check the path and its disk") from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 @contextlib.contextmanager
@@ -201,16 +210,11 @@ def open_write(path: str) -> Iterator[BinaryIO]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside)
     except OSError as error:
-        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or error.errno in (
-            28,
-            30,
-            122,
-        ):
-            reason = (error.strerror or str(error)).lower()
-            raise InputError(
-                f"{path}: can't be written ({reason}); what was finished before is kept"
-            ) from error
-        raise
+        if error.errno is None:
+            raise
+        raise InputError(
+            f"{path}: can't be written ({_reason(error)}); what was finished before is kept"
+        ) from error
 
 
 def write_bytes(path: str, data: bytes) -> None:

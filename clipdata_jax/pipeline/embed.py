@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import os
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,9 +63,8 @@ def run(options: Embed) -> dict[str, Any] | None:
         _Embedding(options, models, output, found.shared_names()).run(
             {name: found.units[name] for name in todo}
         )
-    result = output.finish(_summarise)
-    if result is not None and single:
-        targets.gather(options.out, folder, result)
+    finish = functools.partial(targets.finish, options.out, output, plan) if single else output.finish
+    result = finish(_summarise)
     _print_summary(result, options)
     return result
 
@@ -122,12 +122,17 @@ class _Tally:
     bar: Any
     start: float = dataclasses.field(default_factory=time.monotonic)
     pictures: int = 0
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
-    def add(self, pictures: int, share: float) -> None:
-        self.pictures += pictures
-        rate = self.pictures / max(time.monotonic() - self.start, 1e-3)
-        self.bar.set_postfix_str(f"{rate:,.{0 if rate >= 100 else 1}f} pictures/s", refresh=False)
-        self.bar.update(share)
+    def add(self, shard: Shard, pictures: int, share: float) -> None:
+        """Counts pictures, and what share of their unit they are: an estimate, so it never comes to more than 1."""
+        with self.lock:
+            self.pictures += pictures
+            rate = self.pictures / max(time.monotonic() - self.start, 1e-3)
+            self.bar.set_postfix_str(f"{rate:,.{0 if rate >= 100 else 1}f} pictures/s", refresh=False)
+            step = min(share, 1 - shard.shown)
+            shard.shown += step
+            self.bar.update(step)
 
 
 class _Embedding:
@@ -145,41 +150,54 @@ class _Embedding:
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._waiting: collections.deque[Future[list[Batch]]] = collections.deque()
+        self._writing: collections.deque[Future[None]] = collections.deque()
 
     def run(self, units: dict[str, sources.Source]) -> None:
         """Embeds units in order; what was finished before an error stays."""
-        writing: collections.deque[Future[None]] = collections.deque()
         noun = "tar" if all(isinstance(source, sources.Tar) for source in units.values()) else "part"
         with self._device, self._writer, progress.bar(total=len(units), unit=noun, name="embed") as bar:
             self._tally = _Tally(bar)
-            for name, source in units.items():
-                start = time.monotonic()
-                shard = self._fill(source)
-                writing.append(self._writer.submit(self._write, name, shard, start))
-                if len(writing) > 1:
-                    writing.popleft().result()
-            for done in writing:
-                done.result()
+            try:
+                for name, source in units.items():
+                    start = time.monotonic()
+                    shard = self._fill(source)
+                    self._writing.append(self._writer.submit(self._write, name, shard, start))
+                    if len(self._writing) > 1:
+                        self._writing.popleft().result()
+                for done in self._writing:
+                    done.result()
+            except KeyboardInterrupt:
+                # Whoever stops it waits for one batch; what is embedded already is still written.
+                self._device.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _fill(self, source: sources.Source) -> Shard:
-        """Sends a source's samples to the devices; if it is bad, and may be skipped, the shard says why."""
-        options = self._options
-        shard = Shard(source, [model.tag for model in self._models], with_texts=not options.images_only)
+        """Sends a source's samples to the devices."""
+        shard = Shard(source, [model.tag for model in self._models], with_texts=not self._options.images_only)
+        for gathered in self._usable(source, shard):
+            while len(self._waiting) > _AHEAD:
+                self._waiting.popleft().result()
+            if self._writing and self._writing[0].done():
+                self._writing.popleft().result()  # a full disk is told of now, not at the unit's end
+            embedded = self._device.submit(self._embed, shard, gathered)
+            self._waiting.append(embedded)
+            shard.add(gathered, embedded)
+        return shard
+
+    def _usable(self, source: sources.Source, shard: Shard) -> Iterator[Gathered]:
+        """The batches of a source; if it turns out bad, and may be skipped, they end there and the shard says why.
+
+        What goes wrong where they are used is not caught here: it is no fault of the source.
+        """
         try:
-            for gathered in self._gathered(source, shard):
-                while len(self._waiting) > _AHEAD:
-                    self._waiting.popleft().result()
-                embedded = self._device.submit(self._embed, gathered)
-                self._waiting.append(embedded)
-                shard.add(gathered, embedded)
+            yield from self._gathered(source, shard)
             if not len(shard):
-                what = "a picture" if options.images_only else "a picture and a caption"
+                what = "a picture" if self._options.images_only else "a picture and a caption"
                 raise InputError(f"{source.path}: holds no sample with {what}")
         except InputError as error:
-            if options.on_bad == "stop":
+            if self._options.on_bad == "stop":
                 raise
             shard.skipped = str(error)
-        return shard
 
     def _gathered(self, source: sources.Source, shard: Shard) -> Iterator[Gathered]:
         """The good samples in batches; the shard takes note of the others."""
@@ -200,7 +218,7 @@ class _Embedding:
             shared_names=self._shared_names,
         )
         rows = self._models[0].encoder.rows
-        gathered, passed = Gathered(rows), 0.0
+        gathered = Gathered(rows)
         for sample in samples:
             gathered.share += shares.popleft()
             if isinstance(sample, Bad):
@@ -209,29 +227,28 @@ class _Embedding:
             gathered.add(sample)
             if len(gathered) == rows:
                 yield gathered
-                passed += gathered.share
                 gathered = Gathered(rows)
         if len(gathered):
-            gathered.share = 1 - passed
             yield gathered
 
-    def _embed(self, gathered: Gathered) -> list[Batch]:
+    def _embed(self, shard: Shard, gathered: Gathered) -> list[Batch]:
         captions = None if self._options.images_only else gathered.captions()
         found = [
             model.embed(gathered.pixels(self._transforms.index(model.transform)), captions)
             for model in self._models
         ]
-        self._tally.add(len(gathered), gathered.share)
+        self._tally.add(shard, len(gathered), gathered.share)
         return found
 
     def _write(self, name: str, shard: Shard, start: float) -> None:
         parts: dict[str, Any] = {}
+        shard.wait()
         if not shard.skipped:
-            shard.wait()
             parts = {f"{name}.parquet": shard.parquet(), f"{name}.npz": shard.npz}
         done = shard.facts()
         seconds = round(time.monotonic() - start, 3)
         self._output.complete(name, parts, done, inputs=done["inputs"], pairs=len(shard), seconds=seconds)
+        self._tally.add(shard, 0, 1.0)
 
 
 def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -263,8 +280,9 @@ def _print_summary(result: dict[str, Any] | None, options: Embed) -> None:
         for sample in result["skipped_samples"]
     ]
     if skipped:
+        listed = f"{options.out}.{manifest.NAME}" if targets.is_file(options.out) else manifest.NAME
         print(
             f"Skipped {progress.counted(len(result['skipped_tars']), 'tar')} and"
-            f" {progress.counted(len(result['skipped_samples']), 'sample')}, listed in {manifest.NAME};"
+            f" {progress.counted(len(result['skipped_samples']), 'sample')}, listed in {listed};"
             f" the first: {skipped[0]}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO
@@ -14,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16, Float32, UInt8
 
-from clipdata_jax.data import embeddings, uids
+from clipdata_jax.data import embeddings, files, tars, uids
 from clipdata_jax.data.sources import Source
+from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
 from clipdata_jax.pipeline.samples import Bad, Decoded
 
@@ -80,6 +80,8 @@ class Shard:
         self._bad: list[Bad] = []
         self.skipped = ""
         """Why the source as a whole is left out, "" if it isn't."""
+        self.shown = 0.0
+        """How much of it the progress bar has counted, up to 1."""
 
     def __len__(self) -> int:
         return 0 if self.skipped else len(self._samples)
@@ -110,7 +112,7 @@ class Shard:
             "url": pa.nulls(len(uid), pa.string()),
             "original_width": pa.array(width, pa.int64()),
             "original_height": pa.array(height, pa.int64()),
-            "tar": pa.array([os.path.basename(self._source.path)] * len(uid), pa.string()),
+            "tar": pa.array([tars.uid_name(self._source.path)] * len(uid), pa.string()),
             "key": pa.array(key, pa.string()),
         }
         if self._with_texts:
@@ -142,5 +144,13 @@ class Shard:
             ],
             "skipped_tars": [self.skipped] if self.skipped else [],
             "repeated_uids": len(uid) - len(uids.sort_unique(uid)),
-            "inputs": [manifest.file_entry(path) for path in self._source.inputs],
+            "inputs": list(map(self._entry, self._source.inputs)),
         }
+
+    def _entry(self, path: str) -> dict[str, Any]:
+        try:
+            return manifest.file_entry(path)
+        except InputError:
+            if not self.skipped:
+                raise
+            return {"name": path, "bytes": files.size(path), "digest": None}  # skipped, for it can't be read

@@ -87,8 +87,9 @@ class Output:
             entries[name] = {"bytes": files.size(self.path(name)), "digest": files.digest(self.path(name))}
         stamped = [{**entry, "stamp": runs.stamp(entry["name"])} for entry in inputs]
         receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": stamped}
-        files.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), manifest.to_json(receipt))
+        # The receipt comes last: with it another process may find all done, and take the folder away.
         self.log({"unit": unit, **seconds})
+        files.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), manifest.to_json(receipt))
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest."""
@@ -121,9 +122,19 @@ def _is_unchanged(entry: dict[str, Any]) -> bool:
     name = entry["name"]
     if not files.exists(name):
         return False
+    if entry.get("digest", "") is None:  # it couldn't be read; one that now can be is as old as it was
+        return not _can_be_read(name)
     if runs.stamp(name) == entry["stamp"]:
         return True
     return "digest" in entry and manifest.file_entry(name)["digest"] == entry["digest"]
+
+
+def _can_be_read(path: str) -> bool:
+    try:
+        files.digest(path)
+    except InputError:
+        return False
+    return True
 
 
 def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> Output:

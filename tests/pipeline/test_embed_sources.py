@@ -171,3 +171,76 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, small, clipda
         assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes(), path.name
     assert {name: (tmp_path / "killed" / f"{name}.npz").stat().st_mtime_ns for name in done} == kept
     assert len(list((tmp_path / "whole").glob("*.npz"))) == 4
+
+
+def test_a_target_file_is_not_overwritten_and_follows_its_tars(tmp_path, small, clipdata):
+    write_pairs(tmp_path / "0.tar", range(4))
+    write_pairs(tmp_path / "1.tar", range(4, 8))
+    flags = ("--images-only", "--model", small, "--batch-size", 4, "--out", "target.npy")
+    assert clipdata("embed", "0.tar", *flags).returncode == 0
+    first = (tmp_path / "target.npy").read_bytes()
+    done = clipdata("embed", "1.tar", *flags)
+    assert done.returncode == 2 and "target.npy: already holds the results of another run" in done.stderr
+    assert (tmp_path / "target.npy").read_bytes() == first
+    write_pairs(tmp_path / "0.tar", range(8, 12))  # of the same size, and another
+    done = clipdata("embed", "0.tar", *flags)
+    assert done.returncode == 0 and "Embedded 4 pictures" in done.stdout, done.stderr
+    assert (tmp_path / "target.npy").read_bytes() != first
+    (tmp_path / "target.npy.manifest.json").unlink()
+    done = clipdata("embed", "0.tar", *flags)
+    assert done.returncode == 2 and "not by a run of this command" in done.stderr
+
+
+def test_a_worker_that_another_has_overtaken_finds_the_file_made(tmp_path, small, clipdata, monkeypatch):
+    from clipdata_jax.pipeline import targets
+
+    for tar in range(2):
+        write_pairs(tmp_path / f"{tar}.tar", range(4 * tar, 4 * tar + 4))
+    flags = ("embed", "0.tar", "1.tar", "--images-only", "--model", small, "--batch-size", 4)
+    assert clipdata(*flags, "--out", "alone.npz").returncode == 0
+    assert clipdata(*flags, "--out", "dealt.npz", "--worker", "0/2").returncode == 0
+    write, other = targets._write_single, []
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(targets, "_write_single", write)
+        # The other worker, which is as far, does it all while this one begins.
+        other.append(clipdata(*flags, "--out", "dealt.npz", "--worker", "0/2"))
+        write(*arguments)
+
+    monkeypatch.setattr(targets, "_write_single", overtaken)
+    done = clipdata(*flags, "--out", "dealt.npz", "--worker", "1/2")
+    assert [other[0].returncode, done.returncode] == [0, 0], done.stderr
+    assert (tmp_path / "dealt.npz").read_bytes() == (tmp_path / "alone.npz").read_bytes()
+    assert not (tmp_path / "dealt.npz.parts").exists()
+
+
+def test_several_captions_of_a_picture_are_several_pairs(tmp_path, small, clipdata):
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    (tmp_path / "b.jpg").write_bytes(jpeg(1))
+    (tmp_path / "t.csv").write_text("path,text\na.jpg,one\nb.jpg,two\na.jpg,three\n")
+    assert clipdata("embed", "t.csv", "--model", small, "--out", "out", "--batch-size", 4).returncode == 0
+    columns = pq.read_table(tmp_path / "out" / "t.parquet").to_pydict()
+    assert columns["key"] == ["a.jpg", "b.jpg", "a.jpg#2"] and len(set(columns["uid"])) == 3
+
+
+def test_paths_that_no_file_can_have_are_listed(tmp_path, small, clipdata):
+    import pyarrow as pa
+
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    names = pa.array(["a.jpg", "zero\0.jpg", "x" * 300, "/proc/self/mem", "no://scheme"])
+    table = pa.table({"path": names.dictionary_encode(), "text": ["a"] * 5})
+    pq.write_table(table, tmp_path / "t.parquet")
+    flags = ("--model", small, "--out", "out", "--batch-size", 4, "--on-bad", "skip")
+    done = clipdata("embed", "t.parquet", *flags)
+    assert done.returncode == 0 and "Skipped 0 tars and 4 samples" in done.stdout, done.stderr
+
+
+def test_a_tfds_dataset_with_records_of_captions(tmp_path, small, clipdata, monkeypatch):
+    captions = [{"id": 1, "text": "a café"}, {"id": 2, "text": "another"}]
+    prepare(tmp_path / "tfds", [(jpeg(seed), captions, 0) for seed in range(3)])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    source = "tfds:tiny_pictures/train"
+    done = clipdata("embed", source, "--model", small, "--out", "out", "--batch-size", 4)
+    assert done.returncode == 0, done.stderr
+    columns = pq.read_table(tmp_path / "out" / "train.parquet").to_pydict()
+    assert columns["text"] == ["a café"] * 3 and columns["tar"] == [source] * 3

@@ -1,0 +1,110 @@
+"""What goes wrong in `embed`'s threads, or stops it, is told and leaves a state to go on from."""
+
+import json
+import os
+import signal
+import threading
+
+import pytest
+from support.checkpoints import make_checkpoint
+from support.pictures import write_pairs
+
+from clipdata_jax.data import embeddings, files
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import embed, encode, progress
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def flags(tmp_path, small):
+    for tar in range(3):
+        write_pairs(tmp_path / f"{tar}.tar", range(4 * tar, 4 * tar + 4))
+    sources = [f"{tar}.tar" for tar in range(3)]
+    return ("embed", *sources, "--model", small, "--batch-size", 4, "--out", "out", "--on-bad", "skip")
+
+
+def failing(function, error, *, call):
+    calls = []
+
+    def fails(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise error
+        return function(*arguments, **named)
+
+    return fails
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_an_error_on_the_devices_is_not_taken_for_a_bad_tar(tmp_path, flags, clipdata, monkeypatch, call):
+    error = InputError("the devices' error")
+    with monkeypatch.context() as patched:
+        patched.setattr(encode.Encoder, "images", failing(encode.Encoder.images, error, call=call))
+        done = clipdata(*flags)
+    assert done.returncode == 2 and "the devices' error" in done.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert clipdata(*flags).returncode == 0
+    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert content["pairs"] == 12 and content["skipped_tars"] == []
+
+
+@pytest.mark.parametrize("number", [27, 28, 5])  # file too large, disk full, the disk fails
+def test_an_error_of_the_writer_is_one_sentence_and_leaves_no_half_file(
+    tmp_path, flags, clipdata, monkeypatch, number
+):
+    error = OSError(number, os.strerror(number))
+    monkeypatch.setattr(embeddings, "write_npz", failing(embeddings.write_npz, error, call=2))
+    done = clipdata(*flags)
+    reason = f"out/1.npz: can't be written ({os.strerror(number).lower()})"
+    assert done.returncode == 2 and reason in done.stderr, done.stderr
+    assert not list((tmp_path / "out").glob("**/.*")) and (tmp_path / "out" / "0.npz").exists()
+
+
+def test_a_tar_that_cannot_be_read_is_skipped_and_read_when_it_can(tmp_path, flags, clipdata, monkeypatch):
+    opened = files.LocalFileSystem.open
+
+    def refuse(self, path, *arguments, **named):
+        if str(path).endswith("1.tar"):
+            raise PermissionError(13, "Permission denied")
+        return opened(self, path, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.LocalFileSystem, "open", refuse)
+        done = clipdata(*flags)
+        assert done.returncode == 0 and "1.tar: no permission to read it" in done.stdout, done.stderr
+    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert content["pairs"] == 8 and content["pool"][1]["digest"] is None
+    assert clipdata(*flags).returncode == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["pairs"] == 12
+
+
+def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypatch):
+    write = embed._Embedding._write
+
+    def stopped(self, name, *arguments):
+        if name == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, name, *arguments)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(embed._Embedding, "_write", stopped)
+        done = clipdata(*flags)
+    assert done.returncode == 143 and "run the same command again to go on" in done.stderr
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("device", "write"))]
+    assert not list((tmp_path / "out").glob("**/.*")) and (tmp_path / "out" / "0.npz").exists()
+    assert clipdata(*flags).returncode == 0
+
+
+def test_the_bar_ends_at_the_number_of_tars(flags, clipdata, monkeypatch):
+    bars, make = [], progress.bar
+    monkeypatch.setattr(progress, "bar", lambda **named: bars.append(make(**named)) or bars[-1])
+    (flags_with_a_bad_tar := list(flags)).insert(1, "bad.tar")
+    files.write_bytes("bad.tar", b"no tar")
+    assert clipdata(*flags_with_a_bad_tar).returncode == 0
+    assert bars[0].n == pytest.approx(4)
