@@ -43,7 +43,7 @@ class Reader:
         """Writes the rows, their uids and their second moments as one unit of work.
 
         Raises:
-          InputError: a shard can't be read, survivors are missing, or too many rows are no unit vectors.
+          InputError: a shard can't be read, or too many rows are no unit vectors.
         """
         parts: dict[str, bytes | Callable[[BinaryIO], None]] = {
             _EMBEDDINGS: self._write_embeddings,
@@ -97,7 +97,7 @@ class Reader:
         self._pool_rows += int(good.sum())
         images = images.astype(np.float16, copy=False)
         self._add("pool", images, good)
-        if self._survivors is not None:
+        if self._survivors is not None and whole:  # else the two are one
             self._add("survivors", images, good & member)
         self._uid.append(uid[good & member])
         return images[good & member]
