@@ -3,9 +3,9 @@
     python benchmarks/reshard.py [--rounds 5] [--tars 3] [--samples 10000] [--kilobytes 50] [--folder FOLDER]
 
 Tars as pools have them: a picture's bytes, a caption, a json with uid, url and sizes. One JSON line a figure, medians
-of turns taken in one run, all tars in the page cache. Two peers copy the kept runs of bytes, known beforehand, from
-mapped memory to one file a tar: one thread, and as many as `reshard` uses. Both sides end with the files on
-the disk (fsync); `reshard` finds out what to keep, digests what it wrote, and writes receipts and manifest besides.
+of turns taken in one run, all tars in the page cache. Two peers copy the kept runs of bytes, known beforehand, to
+one file a tar: one thread, and as many as `reshard` uses. Both sides end with the files on
+the disk (fsync); `reshard` finds out what to keep, and writes receipts and manifest besides.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     texts = [json.loads(sample.members["json"])["uid"] for sample in tars.read_tar(path)]
     with tar_index.opened(path) as tar:
-        index = tar_index.index(path, tar)
+        index = tar_index.index(tar)
     for (key, numbers), at in zip(index.samples(), uids.find(subset, uids.from_hex(texts)), strict=True):
         if at >= 0:
             members = index.sample(key, numbers).members
@@ -80,10 +80,10 @@ def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
 
 
 def copy_runs(path: str, runs: Iterable[tuple[int, int]], out: str) -> None:
-    with tar_index.opened(path) as mapped, memoryview(mapped) as view, files.open_write(out) as target:
+    with tar_index.opened(path) as tar, files.open_write(out) as target:
         for start, end in runs:
-            with view[start:end] as run:
-                target.write(run)
+            for at in range(start, end, 1 << 20):
+                target.write(tar[at : min(at + (1 << 20), end)])
 
 
 def measure(folder: Path, paths: list[str], subset: np.ndarray, share: float, rounds: int) -> None:

@@ -77,6 +77,9 @@ class Reshard:
     resumed as one; only the last tar of each such unit may hold fewer samples."""
     on_bad: OnBad = "stop"
     """A broken tar: "stop" with a message, or "skip" it and list it in the manifest."""
+    digests: bool = False
+    """Take digests of all tars, read and written, for receipts and manifest: it means to read the pool whole, and
+    takes longer than the copying. Without it tars are told by size, and those of the pool by time of change."""
     dry_run: bool = False
     """Only count what would be kept; write nothing."""
     workers: Workers = Workers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, BinaryIO
@@ -13,7 +14,9 @@ import numpy as np
 from clipdata_jax import config
 from clipdata_jax.data import files, tar_index, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import samples, work
+from clipdata_jax.pipeline import manifest, samples, work
+
+_UID = re.compile(rb'"uid"\s*:\s*"([0-9a-fA-F]{32})"')
 
 
 class Subset:
@@ -82,8 +85,9 @@ class Unit:
         return Chosen(chosen, at, [facts for part in found for facts in part.facts])
 
     def _choose_from(self, path: str) -> Chosen:
-        # Sizes, and in the receipt times: a digest would mean to read all that isn't kept.
-        entry = {"name": path, "bytes": files.size(path)}
+        entry = (
+            manifest.file_entry(path) if self.options.digests else {"name": path, "bytes": files.size(path)}
+        )
         try:
             with tar_index.opened(path) as tar:
                 return self._choose_among(path, tar, {"input": entry})
@@ -93,14 +97,14 @@ class Unit:
             return Chosen([], np.empty(0, np.int64), [{"input": entry, "skipped": str(error)}])
 
     def _choose_among(self, path: str, tar: tar_index.Bytes, facts: dict[str, Any]) -> Chosen:
-        index = tar_index.index(path, tar)
+        index = tar_index.index(tar)
         good: list[tuple[str, dict[str, int]]] = []
         texts: list[str] = []
         skipped: list[dict[str, str]] = []
         for key, members in index.samples():
-            fields = {"json": index.member(members["json"]).read(tar)} if "json" in members else {}
+            json = index.read(members["json"], tar) if "json" in members else None
             try:
-                uid = samples.sample_uid(path, tars.Sample(key, fields, {}), self.shared_names)
+                uid = self._uid(path, key, json)
             except InputError as error:
                 if self.options.on_bad == "stop":
                     raise InputError(f"{path}: sample {key!r}: {error}") from error
@@ -113,6 +117,12 @@ class Unit:
         kept = np.repeat(kept, self.subset.times[at[kept]])
         counts = {"samples": len(good) + len(skipped), "kept": len(kept), "skipped_samples": skipped}
         return Chosen([index.sample(*good[i]) for i in kept], at[kept], [{**facts, **counts}])
+
+    def _uid(self, path: str, key: str, json: bytes | None) -> str:
+        if json is not None and (found := plain_uid(json)) is not None:
+            return found
+        fields = {} if json is None else {"json": json}
+        return samples.sample_uid(path, tars.Sample(key, fields, {}), self.shared_names)
 
     def write(self, output: work.Output) -> None:
         """Writes the unit's tars, with the uids that each holds beside them, and the receipt.
@@ -131,7 +141,8 @@ class Unit:
         inputs = [facts["input"] for facts in chosen.facts]
         seconds = round(time.monotonic() - start, 3)
         receipt = {"tars": chosen.facts, "sizes": held}
-        output.complete(self.name, parts, receipt, inputs=inputs, choosing=seconds)
+        large = () if self.options.digests else tuple(held)
+        output.complete(self.name, parts, receipt, inputs=inputs, undigested=large, choosing=seconds)
 
     def outputs(self, count: int) -> list[tuple[str, slice]]:
         """The tars to write: name and rows."""
@@ -140,6 +151,21 @@ class Unit:
             return [(self.name, slice(0, count))] if count else []
         starts = range(0, count, most)
         return [(f"{self.name}_{i:05d}", slice(start, start + most)) for i, start in enumerate(starts)]
+
+
+def plain_uid(json: bytes) -> str | None:
+    """The uid of a JSON object where it stands plainly at the top; else None, and the JSON must be parsed.
+
+    Nothing else of it matters here, and parsing all of it takes several times longer. Only one brace before it: the
+    object's own. No backslash before it: what looks like a key is no end of a longer one.
+    """
+    match = _UID.search(json)
+    if match is None or json.count(b'"uid"') > 1:
+        return None
+    before = json[: match.start()]
+    if before.count(b"{") != 1 or b"\\" in before:
+        return None
+    return match[1].decode().lower()
 
 
 def _write_uids(file: BinaryIO, rows: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from clipdata_jax import parallel
@@ -65,6 +65,7 @@ class Output:
         facts: dict[str, Any],
         *,
         inputs: Sequence[dict[str, Any]] = (),
+        undigested: Collection[str] = (),
         **seconds: Any,
     ) -> None:
         """Writes a unit's files and then its receipt.
@@ -75,16 +76,19 @@ class Output:
           facts: what the manifest sums up: counts, skipped rows; must not depend on time or machine load.
           inputs: the files that the unit was made of (`manifest.file_entry`): if one is changed later, mended
             after it was found broken for example, the unit is not done any more.
+          undigested: files whose digest would cost more than to write them; told by their size alone.
           seconds: times and rates, for `run.jsonl` only.
         """
-        entries = {}
+        entries: dict[str, dict[str, Any]] = {}
         for name, content in parts.items():
             with files.open_write(self.path(name)) as file:
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
                     content(file)
-            entries[name] = {"bytes": files.size(self.path(name)), "digest": files.digest(self.path(name))}
+            entries[name] = {"bytes": files.size(self.path(name))}
+            if name not in undigested:
+                entries[name]["digest"] = files.digest(self.path(name))
         stamped = [{**entry, "stamp": runs.stamp(entry["name"])} for entry in inputs]
         receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": stamped}
         # The receipt comes last: with it another process may find all done, and take the folder away.

@@ -60,15 +60,15 @@ def form(request, tmp_path):
 
 def found(path) -> list[tar_index.Sample]:
     with tar_index.opened(path) as tar:
-        index = tar_index.index(path, tar)
+        index = tar_index.index(tar)
     return [index.sample(*sample) for sample in index.samples()]
 
 
 def test_samples_are_those_that_reading_gives(form):
     path, plain = form
     with tar_index.opened(path) as tar:
-        assert (tar_index._plain_index(path, tar) is not None) == plain
-        index = tar_index.index(path, tar)
+        assert (tar_index._plain_index(tar) is not None) == plain
+        index = tar_index.index(tar)
         got = [
             (key, {ext: index.member(i).read(tar) for ext, i in members.items()})
             for key, members in index.samples()
@@ -109,10 +109,10 @@ def test_a_key_that_comes_again_is_numbered(tmp_path):
     ]
 
 
-def outcome(path, index) -> object:
+def outcome(path) -> object:
     with tar_index.opened(path) as tar:
         try:
-            return index(path, tar)
+            return tar_index.index(tar)
         except InputError as error:
             return str(error)
 
@@ -134,10 +134,18 @@ def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused(small, place, valu
     path = small.with_name("damaged.tar")
     path.write_bytes(damaged[:cut])
     with pytest.MonkeyPatch.context() as patch:
-        got = outcome(str(path), tar_index.index)
-        patch.setattr(tar_index, "_plain_index", lambda path, tar: None)
-        want = outcome(str(path), tar_index.index)
+        got = outcome(str(path))
+        patch.setattr(tar_index, "_plain_index", lambda tar: None)
+        want = outcome(str(path))
     assert got == want
+
+
+def test_a_tar_that_becomes_shorter_is_not_copied_half(tmp_path):
+    path = write(tmp_path / "t.tar", MEMBERS)
+    chosen = found(path)
+    (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:2000])
+    with open(tmp_path / "out.tar", "wb") as out, pytest.raises(InputError, match=r"t\.tar: became shorter"):
+        tar_index.write_samples(out, chosen)
 
 
 def test_a_sparse_member_is_refused(tmp_path):

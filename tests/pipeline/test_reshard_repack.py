@@ -6,11 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from webdataset import tariterators
 
 from clipdata_jax import config
 from clipdata_jax.data import files, tars, uids
-from clipdata_jax.pipeline import reshard
+from clipdata_jax.pipeline import reshard, reshard_units
 
 
 def uid_number(index: int) -> str:
@@ -142,6 +144,37 @@ def test_object_stores(tmp_path, pool):
         reshard.run(config.Reshard(tars=(base + folder,), subset=base + subset, out=base + out))
     for path in sorted((tmp_path / "out").rglob("*.tar")):
         assert files.read_bytes(f"memory://reshard/out/{path.name}") == path.read_bytes()
+
+
+def test_digests_of_the_tars_are_taken_when_asked_for(tmp_path, pool, clipdata):
+    for out, flags in (("without", ()), ("with", ("--digests",))):
+        assert clipdata("reshard", "pool", "--subset", "s.npy", "--out", out, *flags).returncode == 0
+    without, held = (
+        json.loads((tmp_path / out / "manifest.json").read_bytes()) for out in ("without", "with")
+    )
+    assert set(held["outputs"]["000.tar"]) == set(held["pool"][0]) - {"name"} == {"bytes", "digest"}
+    assert held["outputs"]["000.tar"]["digest"] == files.digest(str(tmp_path / "with/000.tar"))
+    assert set(without["outputs"]["000.tar"]) == {"bytes"} and set(without["pool"][0]) == {"name", "bytes"}
+    assert "digest" in without["outputs"]["uids/000.npy"]
+
+
+keys = st.sampled_from(["uid", 'x"uid', "a", "{", "\\", 'uid":"'])
+json_values = st.recursive(
+    st.text('{}"\\uid:, ', max_size=9) | st.just("0a" * 16) | st.integers(0, 9),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(keys, json_values, max_size=4), st.booleans())
+def test_a_uid_that_stands_plainly_is_the_one_that_parsing_gives(fields, spaced):
+    text = json.dumps(fields, indent=2 if spaced else None).encode()
+    found = reshard_units.plain_uid(text)
+    assert found is None or found == fields["uid"]
+    plain = {"key": "0001", "uid": "0A" * 16, **{key: value for key, value in fields.items() if key == "a"}}
+    assert reshard_units.plain_uid(json.dumps(plain).encode()) in ("0a" * 16, None)
+    assert reshard_units.plain_uid(b'{"key": "0001", "uid": "' + b"0A" * 16 + b'"}') == "0a" * 16
 
 
 @pytest.mark.parametrize("name", ["samples_per_tar", "tars_per_unit"])
