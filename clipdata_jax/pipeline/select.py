@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -75,13 +74,12 @@ def run(options: config.Select) -> Summary:
         summary = _select(inputs, options, None)
         print(_text(summary, None))
         return summary
-    _refuse_other_run(options.out, options, str(inputs.rule))
+    plan = manifest.describe("select", options, rule=str(inputs.rule))
+    manifest.refuse_other_run(options.out, plan, "command", "rule", "options.scores", "options.columns")
     with ThreadPoolExecutor(1) as beside:  # digests take as long as the selection
-        plan = beside.submit(
-            manifest.describe, "select", options, inputs=inputs.paths(), rule=str(inputs.rule)
-        )
+        entries = beside.submit(lambda: [manifest.file_entry(path) for path in inputs.paths()])
         summary = _select(inputs, options, options.out)
-    manifest.write_beside(options.out, {**plan.result(), **summary.facts()})
+    manifest.write_beside(options.out, {**plan, "inputs": entries.result(), **summary.facts()})
     print(_text(summary, options.out))
     return summary
 
@@ -130,30 +128,6 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary
         if not kept:
             raise InputError(f"the rule keeps nothing, so no subset is written; see where\n{_table(summary)}")
         return dataclasses.replace(summary, uids=sorter.write(out))
-
-
-def _refuse_other_run(out: str, options: config.Select, rule: str) -> None:
-    """The same selection may be written again; anything else that is there stays."""
-    if not files.exists(out):
-        return
-    beside = f"{out}.{manifest.NAME}"
-    advice = "choose another --out, or delete it"
-    now = {"command": "select", "rule": rule}
-    chosen = {
-        name: [path.rstrip("/") or path for path in getattr(options, name)] for name in ("scores", "columns")
-    }
-    try:
-        before = json.loads(files.read_bytes(beside)) if files.exists(beside) else {}
-        was = {name: before[name] for name in now} | {
-            name: before["options"].get(name, []) for name in chosen
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}") from error
-    for name, new in {**now, **chosen}.items():
-        if was[name] != new:
-            raise InputError(
-                f"{out}: already holds another run's subset ({name} was {was[name]!r}, now {new!r}); {advice}"
-            )
 
 
 def _text(summary: Summary, out: str | None) -> str:
