@@ -37,10 +37,13 @@ class Joined:
 
     def of(self, uid: np.ndarray, name: str) -> np.ndarray:
         """The scores of some pairs, float32; null where the file has no row for them."""
-        at = uids.find(self._uid, uid)
-        self._met[at[at >= 0]] = True
+        # In order, so that neighbours are looked for in the same place: several times faster than at random.
+        order = np.argsort(uid["f0"])
+        at = uids.find(self._uid, uid[order])
+        there = at >= 0
+        self._met[at[there]] = True
         scores = np.full(len(uid), np.nan, np.float32)
-        scores[at >= 0] = self.columns[name][at[at >= 0]]
+        scores[order[there]] = self.columns[name][at[there]]
         return scores
 
     def facts(self) -> dict[str, int]:

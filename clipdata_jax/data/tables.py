@@ -113,7 +113,7 @@ class ScoreTable:
         path = files.join(folder, f"{part}.parquet")
         with files.open_read(path) as file:
             try:
-                return pq.read_table(file, columns=names)
+                return pq.ParquetFile(file).read(columns=names)
             except (pa.ArrowInvalid, OSError) as error:
                 raise InputError(f"{path}: can't be read ({error}); score that shard again") from error
 

@@ -37,6 +37,12 @@ def _look_up(ordered: np.ndarray, scores: np.ndarray) -> np.ndarray:
     rows = np.flatnonzero(np.isfinite(scores))
     # In order, so that neighbours are looked for in the same place: several times faster than at random.
     rows = rows[np.argsort(scores[rows])]
-    below, up_to = (np.searchsorted(ordered, scores[rows], side) for side in ("left", "right"))
+    sought = scores[rows]
+    below = np.searchsorted(ordered, sought)
+    up_to = below + 1
+    # Most scores are there once; only for the others it takes another search how often.
+    tied = np.flatnonzero(up_to < len(ordered))
+    tied = tied[ordered[up_to[tied]] == sought[tied]]
+    up_to[tied] = np.searchsorted(ordered, sought[tied], "right")
     ranks[rows] = (below + up_to + 1) / (2 * max(len(ordered), 1))
     return ranks
