@@ -7,10 +7,19 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from clipdata_jax.config.base import NONE, File, Folder, require
+from clipdata_jax.config.base import NONE, File, Folder, require, require_positive
 
-Preset = Literal["no_filter", "basic_filter", "clip_score", "laion2b", "text_based"]
-_BY_SCORE = ("clip_score",)
+Preset = Literal[
+    "no_filter",
+    "basic_filter",
+    "clip_score",
+    "laion2b",
+    "text_based",
+    "image_based",
+    "image_based_intersect_clip_score",
+]
+_BY_SCORE = ("clip_score", "image_based_intersect_clip_score")
+_BY_IMAGE = ("image_based", "image_based_intersect_clip_score")
 _File = Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE]
 
 
@@ -24,10 +33,14 @@ class Filter:
     clip_score: pairs whose CLIPScore (--arch) is at least --threshold, or among the --fraction highest.
     laion2b: English captions, B/32 CLIPScore of at least 0.28.
     text_based: English captions with a word whose first sense in WordNet is one of --synsets.
+    image_based: English captions of more than 1 word and 5 characters; pictures whose nearest of --centroids, or of as
+    many --clusters found by k-means, is also the nearest of a --target picture.
+    image_based_intersect_clip_score: image_based and clip_score.
     """
 
     metadata: tyro.conf.Positional[Folder]
-    """Folder of DataComp's metadata: parquet files with uid, text, original_width, original_height, ..."""
+    """Folder of DataComp's metadata: parquet files with uid, text, original_width, original_height, ..., and for
+    image_based a .npz of embeddings beside each."""
     preset: Preset
     """Which filter."""
     out: File
@@ -47,6 +60,21 @@ class Filter:
     wordnet: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
     """text_based: WordNet 3.0's database (index.noun, noun.exc, ...); default: what NLTK downloaded."""
 
+    target: Annotated[str | None, tyro.conf.arg(metavar="PATH"), NONE] = None
+    """image_based: embeddings of pictures to be near (.npy, .npz or folder); DataComp: ImageNet-1k's training set."""
+    tag: str = "l14"
+    """image_based: the model, whose embeddings of the pool's pictures are <tag>_img."""
+    centroids: _File = None
+    """image_based: a .npy of centroids (k, dim), of any norm: inner products are compared, as in DataComp."""
+    clusters: Annotated[int | None, NONE] = None
+    """image_based: find so many centroids by k-means; DataComp: 100000. They are written beside --out."""
+    sample: int = 1_000_000
+    """k-means: draw about so many pairs of the pool, and cluster those whose captions pass; they stay in memory."""
+    steps: int = 20
+    """k-means: steps at most; it ends when no picture changes its cluster."""
+    seed: int = 0
+    """k-means: seed of the sample and of the first centroids."""
+
     def __post_init__(self) -> None:
         require(
             self.preset in get_args(Preset), "preset", self.preset, f"one of {', '.join(get_args(Preset))}"
@@ -59,6 +87,22 @@ class Filter:
             )
         else:
             self._refuse("synsets", "wordnet")
+        self._check_images()
+
+    @property
+    def by_image(self) -> bool:
+        """Whether the preset looks at the pictures' embeddings."""
+        return self.preset in _BY_IMAGE
+
+    def _check_images(self) -> None:
+        if not self.by_image:
+            return self._refuse("target", "centroids", "clusters")
+        require(bool(self.target), "target", self.target, f"embeddings with --preset {self.preset}")
+        one = (self.centroids is None) != (self.clusters is None)
+        require(one, "centroids", self.centroids, "a file, or else --clusters a number: one of the two")
+        if self.clusters is not None:
+            require(self.clusters >= 2, "clusters", self.clusters, "a whole number of at least 2")
+        require_positive(self, "sample", "steps")
 
     def _refuse(self, *names: str) -> None:
         for name in names:

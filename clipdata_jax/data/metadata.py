@@ -29,13 +29,20 @@ class Columns:
 
     Attributes:
       uid: shape (n,), u8,u8.
-      values: name -> shape (n,): str objects, or the numbers in the file's dtype.
+      values: name -> shape (n,): str objects, or the numbers in the file's dtype; embeddings (n, d).
       null: name -> shape (n,), bool: where there is no value, or none that is finite.
     """
 
     uid: np.ndarray
     values: dict[str, np.ndarray]
     null: dict[str, np.ndarray]
+
+    def take(self, rows: np.ndarray) -> Columns:
+        """Some of the rows."""
+        values, null = (
+            {name: array[rows] for name, array in held.items()} for held in (self.values, self.null)
+        )
+        return Columns(self.uid[rows], values, null)
 
 
 def list_parts(folder: str) -> tuple[Part, ...]:

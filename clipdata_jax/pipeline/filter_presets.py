@@ -1,0 +1,107 @@
+"""The presets of `filter`: which conditions they are of, what these need, and how they compare with DataComp's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax.config import Filter
+from clipdata_jax.data import metadata
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import progress
+from clipdata_jax.selection import datacomp, synsets
+from clipdata_jax.selection.languages import Languages
+
+_SMALL_MODEL = (
+    "languages are told by lid.176.ftz, the small form of DataComp's lid.176.bin: some captions differ"
+)
+_FASTTEXT = "languages are told by fastText's lid.176, where DataComp's laion2b used gcld3"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A filter, ready to be applied.
+
+    Attributes:
+      conditions: what a pair must meet, in order.
+      inputs: files it reads besides the metadata.
+      notes: what to say of how it compares with DataComp's own.
+      arrays: files of the pool that it reads besides the metadata.
+      facts: more for the manifest.
+      read: reads the columns of a part that the conditions look at.
+    """
+
+    conditions: tuple[datacomp.Condition, ...]
+    inputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    read: Callable[[metadata.Part, Sequence[str]], metadata.Columns] = metadata.read_columns
+
+
+def open_preset(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
+    """Checks the columns, loads the models and finds the bound that a fraction means.
+
+    Raises:
+      InputError: a column or a file is missing or holds something else.
+    """
+    name = options.preset
+    columns = _COLUMNS.get(name, ((), ()))
+    numbers = (datacomp.similarity(options.arch),) if options.arch else columns[1]
+    metadata.check_columns(parts, texts=columns[0], numbers=numbers, what=f"--preset {name}")
+    if name == "no_filter":
+        return Preset(())
+    if name == "clip_score":
+        return _by_score(options, parts)
+    languages = Languages(options.lid_model)
+    notes = (_SMALL_MODEL,) if languages.is_small else ()
+    if name == "laion2b":
+        return Preset(datacomp.laion2b(languages), (languages.path,), (_FASTTEXT, *notes))
+    if name == "text_based":
+        return _by_text(options, languages, notes)
+    if options.by_image:
+        from clipdata_jax.pipeline import filter_images  # which loads jax
+
+        captions = Preset(datacomp.image_captions(languages), (languages.path,), notes)
+        score = Preset(()) if options.arch is None else _by_score(options, parts)
+        return filter_images.open_preset(options, parts, captions, score)
+    return Preset(datacomp.basic_filter(languages), (languages.path,), notes)
+
+
+_COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "basic_filter": (("text",), ("original_width", "original_height")),
+    "laion2b": (("text",), (datacomp.similarity("b32"),)),
+    "text_based": (("text",), ()),
+    "image_based": (("text",), ()),
+    "image_based_intersect_clip_score": (("text",), ()),
+}
+
+
+def _by_text(options: Filter, languages: Languages, notes: tuple[str, ...]) -> Preset:
+    path = options.synsets or ""
+    offsets, wordnet = synsets.read_synsets(path), synsets.WordNet(options.wordnet)
+    if missing := len(offsets - wordnet.nouns):
+        what = f"{missing:,} of the {progress.counted(len(offsets), 'synset')} in {path} are no nouns of {wordnet.path}"
+        if 2 * missing > len(offsets):
+            raise InputError(f"{what}; they are of different versions of WordNet: ImageNet's ids are of 3.0")
+        notes = (*notes, what)
+    conditions = datacomp.text_based(languages, synsets.Namer(wordnet, offsets))
+    return Preset(conditions, (languages.path, path, wordnet.path), notes)
+
+
+def _by_score(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
+    arch = options.arch or ""
+    if options.threshold is not None:
+        return Preset(datacomp.clip_score(arch, options.threshold))
+    fraction = options.fraction or 1.0
+    scores = metadata.read_numbers(parts, datacomp.similarity(arch))
+    asked, bound = int(len(scores) * fraction), datacomp.score_bound(scores, fraction)
+    reach = int(((scores >= bound) & (scores > -np.inf)).sum())
+    note = (
+        f"{asked:,} pairs are {fraction:g} of the pool and {reach:,} reach the bound: as in DataComp's own code it is"
+        " the score after the highest, so one more is kept, and all ties; `select` with top() keeps no more than asked"
+    )
+    return Preset(datacomp.clip_score(arch, bound), notes=(note,))

@@ -1,0 +1,160 @@
+"""Spherical k-means of picture embeddings over this process's devices: seeding, steps, the same bits on any of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipdata_jax import parallel
+from clipdata_jax.data.hashing import mix
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import progress
+from clipdata_jax.scores import k_means
+
+BLOCK = 2048  # rows: what a device's rows are padded to a multiple of, so that products have one shape
+_ROUNDS = 256  # of seeding, where there are more clusters than that
+_PIECE = 16  # blocks a device that are assigned at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+    """What k-means found.
+
+    Attributes:
+      centroids: shape (k, d), float32, unit rows.
+      size: shape (k,), int32: rows of each.
+      cosines: the rows' mean cosine with their centroid before each step.
+    """
+
+    centroids: np.ndarray
+    size: np.ndarray
+    cosines: tuple[float, ...]
+
+
+def fit(emb: np.ndarray, clusters: int, *, seed: int, steps: int) -> Clusters:
+    """Clusters unit rows by cosine: k-means++ seeds, then Lloyd's steps until no row changes its cluster.
+
+    In memory are, on the devices together, the rows in their own dtype and 28 k d bytes on each.
+
+    Args:
+      emb: shape (n, d), float16 or float32, unit rows, n >= clusters.
+      clusters: k.
+      seed: of the seeding.
+      steps: at most.
+
+    Raises:
+      InputError: fewer different rows than clusters, or a cluster of more rows than can be summed.
+    """
+    mesh = parallel.local_mesh()
+    rows = _padded(len(emb), mesh)
+    placed = _spread(emb, rows, mesh)
+    mask = jnp.arange(rows) < len(emb)
+    centroids = place(_seed(emb, placed, clusters, seed, mesh))
+    before, cosines = None, []
+    with progress.bar(total=steps, unit="step", name="k-means") as bar:
+        for _ in range(steps):
+            step = k_means.lloyd_step(placed, mask, centroids, mesh=mesh)
+            size = np.asarray(step.size)
+            if size.max() > k_means.MOST_ROWS:
+                most = f"{k_means.MOST_ROWS:,}"
+                raise InputError(
+                    f"--clusters is {clusters}, and one has more than {most} rows: take more clusters"
+                )
+            cosines.append(float(np.asarray(step.score, np.float64).sum() / len(emb)))
+            now, centroids = np.asarray(step.cluster), step.centroids
+            bar.update(1)
+            if before is not None and np.array_equal(before, now):
+                break
+            before = now
+    return Clusters(np.asarray(centroids), size, tuple(cosines))
+
+
+def place(centroids: np.ndarray) -> jax.Array:
+    """Centroids on every device of this process, for `assign`."""
+    return jax.device_put(centroids, jax.NamedSharding(parallel.local_mesh(), jax.P()))
+
+
+def assign(emb: np.ndarray, centroids: jax.Array) -> np.ndarray:
+    """The nearest centroid of each row by inner product: int32 (n,).
+
+    Rows are dealt over the devices piece by piece, in few shapes; the next piece is under way while one is fetched.
+    """
+    mesh = parallel.local_mesh()
+    found: list[np.ndarray] = []
+    waiting: list[jax.Array] = []
+    start, least = 0, BLOCK * mesh.size
+    while start < len(emb):
+        doublings = ((len(emb) - start - 1) // least).bit_length()
+        side = least * min(_PIECE, 1 << doublings)
+        piece = _spread(emb[start : start + side], side, mesh)
+        waiting.append(k_means.assign_clusters(piece, centroids, mesh=mesh).row)
+        if len(waiting) > 1:
+            found.append(np.asarray(waiting.pop(0)))
+        start += side
+    return np.concatenate([np.empty(0, np.int32), *found, *map(np.asarray, waiting)])[: len(emb)]
+
+
+def _spread(rows: np.ndarray, side: int, mesh: jax.sharding.Mesh) -> jax.Array:
+    """Rows, and rows of zeros after them, dealt over the devices."""
+    return jax.device_put(parallel.pad_rows(rows, side), jax.NamedSharding(mesh, jax.P(parallel.AXIS)))
+
+
+def _padded(rows: int, mesh: jax.sharding.Mesh) -> int:
+    return max(1, -(-rows // (BLOCK * mesh.size))) * BLOCK * mesh.size
+
+
+def _seed(
+    emb: np.ndarray, placed: jax.Array, clusters: int, seed: int, mesh: jax.sharding.Mesh
+) -> np.ndarray:
+    """k rows, each drawn by its squared distance from those drawn before: k-means++.
+
+    Arthur and Vassilvitskii 2007. Up to 256 clusters one by one; more in up to 512 rounds, whose rows are drawn without
+    looking at each other, as in k-means|| (Bahmani et al. 2012).
+    """
+    a_round = max(1, clusters // _ROUNDS)
+    norms = _norms(emb)
+    chosen = [int(np.argmin(mix(seed, 0, np.arange(len(emb), dtype=np.uint64))))]
+    best = np.full(len(emb), -np.inf, np.float32)
+    new = chosen
+    with progress.bar(total=clusters, unit="seed", name="k-means++") as bar:
+        bar.update(1)
+        while len(chosen) < clusters:
+            # One shape in all rounds; a row that stands twice changes nothing.
+            latest = place(_unit(emb[np.resize(new, a_round)]))
+            found = k_means.assign_clusters(placed, latest, mesh=mesh).score
+            best = np.maximum(best, np.asarray(found)[: len(emb)] / norms)
+            new = _draw(best, chosen, min(a_round, clusters - len(chosen)), seed)
+            chosen += new
+            bar.update(len(new))
+    return _unit(emb[chosen])
+
+
+def _norms(emb: np.ndarray) -> np.ndarray:
+    """float16 rows are only about of unit norm."""
+    blocks = (emb[start : start + BLOCK].astype(np.float32) for start in range(0, len(emb), BLOCK))
+    return np.concatenate([np.sqrt(np.einsum("nd,nd->n", block, block)) for block in blocks])
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _draw(best: np.ndarray, chosen: list[int], count: int, seed: int) -> list[int]:
+    """Rows drawn without replacement by 2 - 2 best, the squared distance of unit rows, through hashes."""
+    distance = np.maximum(2 - 2 * best.astype(np.float64), 0)
+    distance[distance < 1e-5] = 0  # rounding, between rows that are the same
+    distance[chosen] = 0
+    rows = np.flatnonzero(distance)
+    if len(rows) < count:
+        raise InputError(
+            f"--clusters asks for more than the {len(chosen) + len(rows):,} different rows there are"
+        )
+    uniform = ((mix(seed, len(chosen), rows.astype(np.uint64)) >> np.uint64(11)) + 0.5) / 2.0**53
+    # The first of exponential clocks with these rates: each rings first by its share of the sum.
+    clock = -np.log(uniform) / distance[rows]
+    first = np.argpartition(clock, count - 1)[:count]
+    return rows[first[np.argsort(clock[first], kind="stable")]].tolist()
