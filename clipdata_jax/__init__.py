@@ -22,6 +22,8 @@ _HOME = {
     "norm_sim_moment": "scores",
     "second_moment": "scores",
     "vas": "scores",
+    "assign_clusters": "scores",
+    "lloyd_step": "scores",
     "CLIP": "models",
     "load_clip": "models",
     "load_tokenizer": "models",
