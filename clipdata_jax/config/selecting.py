@@ -39,8 +39,7 @@ class Select:
     out: MaybeFile = None
     """The .npy file to write: uids as u8,u8, sorted, unique."""
     columns: Files = ()
-    """More columns for the rule, joined by uid: parquet (uid, or uid_hi and uid_lo, and columns of numbers), or .npy
-    of dtype u8,u8,f4 (uids and scores, a column of the file's name)."""
+    """More columns for the rule, joined by uid: parquet with uid (or uid_hi, uid_lo) and numbers, .npy of u8,u8,f4."""
     explain: bool = False
     """Prints how many pairs every step keeps, and writes nothing."""
     memory_gb: float = 1.0

@@ -87,7 +87,7 @@ def made_pool(rows, seed=0):
     return {name: rng.normal(size=rows).astype(np.float32) for name in "ab"}, uid
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(rule=rule_st, pool=made_pools())
 def test_every_rule_keeps_what_its_plain_statement_keeps(rule, pool):
     mask, steps = rule.trace(*pool)
@@ -112,7 +112,7 @@ class Parts(pools.Pool):
         return self.uids[self.slices[index]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rule=rule_st, pool=made_pools(), data=st.data(), collect=st.integers(0, 4))
 def test_parts_and_memory_change_nothing(rule, pool, data, collect):
     columns, uid = pool
@@ -124,13 +124,13 @@ def test_parts_and_memory_change_nothing(rule, pool, data, collect):
     assert work.steps == rule.trace(*pool)[1]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(rule=rule_st)
 def test_the_text_of_a_rule_is_the_rule(rule):
     assert parse(str(rule)) == rule
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rule=rule_st, pool=made_pools(), seed=st.integers(0, 9))
 def test_the_order_of_the_rows_changes_nothing(rule, pool, seed):
     columns, uid = pool
