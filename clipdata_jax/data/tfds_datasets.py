@@ -89,10 +89,13 @@ def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
         raise InputError(f"{path}: expected tfds:name/split, as in tfds:cifar10/train")
     try:
         builder = _prepared(tfds, name)
-        image, label, caption = _features(tfds, builder.info.features, path, need_caption)
+        features = builder.info.features
+        image, label, caption = _features(tfds, features, path, need_caption)
         if not builder.info.splits[split].num_examples:
             raise InputError(f"{path}: the split is empty")
-        decoders = {image: tfds.decode.SkipDecoding()}
+        # Masks too: they would be decoded for nothing.
+        pictures = [n for n, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
         source = builder.as_data_source(split=split, decoders=decoders)
     except InputError:
         raise

@@ -15,9 +15,19 @@ def bar(*, total: int, unit: str, name: str) -> Any:
     notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
     tqdm = importlib.import_module("tqdm.notebook").tqdm if notebook else tqdms.tqdm
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(
-        total=total, unit=unit, unit_scale=True, desc=name, mininterval=0.2 if live else 10.0, leave=True
-    )
+    shown = {} if live else {"file": _Lines(), "mininterval": 10.0, "ncols": 100}
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=name, leave=True, **shown)
+
+
+class _Lines:
+    """Standard error for a bar in a log file: lines one below the other, not one written over and over."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -108,3 +108,10 @@ def test_the_bar_ends_at_the_number_of_tars(flags, clipdata, monkeypatch):
     files.write_bytes("bad.tar", b"no tar")
     assert clipdata(*flags_with_a_bad_tar).returncode == 0
     assert bars[0].n == pytest.approx(4)
+
+
+def test_a_log_file_gets_lines(flags, clipdata):
+    done = clipdata(*flags)
+    *bars, last = done.stderr.splitlines()
+    assert "\r" not in done.stderr and all(line.startswith("embed: ") for line in [*bars, last])
+    assert last.startswith("embed: 100%") and "pictures/s" in last

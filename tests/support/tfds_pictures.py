@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 
 def prepare(folder: Path, rows: Sequence[tuple[bytes, str | list[dict] | None, int]]) -> None:
@@ -26,6 +27,7 @@ def prepare(folder: Path, rows: Sequence[tuple[bytes, str | list[dict] | None, i
         def _info(self):
             features = {
                 "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
                 "label": tfds.features.ClassLabel(names=["even", "odd"]),
             }
             if with_captions:
@@ -39,7 +41,9 @@ def prepare(folder: Path, rows: Sequence[tuple[bytes, str | list[dict] | None, i
 
         def _generate_examples(self):
             for number, (picture, caption, label) in enumerate(rows):
-                row = {"image": io.BytesIO(picture), "label": label}
+                Image.new("L", (4, 4)).save(mask := io.BytesIO(), "PNG")
+                mask.seek(0)
+                row = {"image": io.BytesIO(picture), "mask": mask, "label": label}
                 yield number, {**row, "caption": caption} if with_captions else row
 
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
