@@ -8,6 +8,7 @@ so a unit with a receipt whose files are all there in the recorded size is done,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -98,7 +99,11 @@ class Output:
     def log(self, line: dict[str, Any]) -> None:
         """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest."""
         if files.is_local(self.folder):
-            with open(files.filesystem(self.path(_TIMES))[1], "a", encoding="utf-8") as file:
+            # A full disk stops the run where results are written; times are not worth it.
+            with (
+                contextlib.suppress(OSError),
+                open(files.filesystem(self.path(_TIMES))[1], "a", encoding="utf-8") as file,
+            ):
                 file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
 
     def finish(self, facts: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any] | None:

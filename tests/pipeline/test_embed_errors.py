@@ -115,3 +115,11 @@ def test_a_log_file_gets_lines(flags, clipdata):
     *bars, last = done.stderr.splitlines()
     assert "\r" not in done.stderr and all(line.startswith("embed: ") for line in [*bars, last])
     assert last.startswith("embed: 100%") and "pictures/s" in last
+
+
+def test_times_that_cannot_be_written_stop_nothing(tmp_path, flags, clipdata):
+    (tmp_path / "out").mkdir()
+    assert clipdata(*flags, "--worker", "0/3").returncode == 0
+    (tmp_path / "out" / "run.jsonl").unlink()
+    (tmp_path / "out" / "run.jsonl").symlink_to("/dev/full")  # every write to it: no space left
+    assert clipdata(*flags).returncode == 0
