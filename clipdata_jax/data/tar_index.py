@@ -176,18 +176,19 @@ def _plain_index(tar: Bytes) -> Index | None:
             return None
         at += size + -size % _BLOCK
         start = at
-    names = _plain_names(heads) if start == at else None
-    if names is None:
+    text = _plain_names(heads) if start == at else None
+    if text is None:
         return None
-    seen = [i for i, name in enumerate(names) if not name.rpartition("/")[2].startswith(".")]
-    if len(seen) < len(names):
+    names = text.split("\0")[:-1]
+    if "\0." in f"\0{text}" or "/." in text:
+        seen = [i for i, name in enumerate(names) if not name.rpartition("/")[2].startswith(".")]
         names = [names[i] for i in seen]
         starts, data, sizes = ([column[i] for i in seen] for column in (starts, data, sizes))
     return Index(tar.path, names, starts, data, sizes, {})
 
 
-def _plain_names(heads: list[bytes]) -> list[str] | None:
-    """The files' names in headers, or None if one of these is not plain or its checksum is wrong."""
+def _plain_names(heads: list[bytes]) -> str | None:
+    """The files' names in headers, a NUL after each; None if one of these is not plain or its checksum is wrong."""
     if not heads or len(heads[-1]) < _BLOCK:
         return None
     found: list[bytes] = []
@@ -200,7 +201,7 @@ def _plain_names(heads: list[bytes]) -> list[str] | None:
     joined = b"\0".join([*found, b""])
     if joined.count(b"\0") > len(found) or b"/\0" in joined:
         return None
-    return joined.decode(tarfile.ENCODING, "surrogateescape").split("\0")[:-1]
+    return joined.decode(tarfile.ENCODING, "surrogateescape")
 
 
 def _are_plain(rows: np.ndarray) -> bool:
