@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Literal, get_args
 
 import tyro
@@ -28,19 +29,24 @@ class Filter:
     """Keeps the pairs that one of DataComp's filters keeps, and writes their uids in its form.
 
     no_filter: every pair.
+
     basic_filter: English captions of more than 2 words and 5 characters; pictures whose smaller side has at least 200
     pixels and whose longer side is at most 3 times the smaller.
+
     clip_score: pairs whose CLIPScore (--arch) is at least --threshold, or among the --fraction highest.
+
     laion2b: English captions, B/32 CLIPScore of at least 0.28.
+
     text_based: English captions with a word whose first sense in WordNet is one of --synsets.
+
     image_based: English captions of more than 1 word and 5 characters; pictures whose nearest of --centroids, or of as
     many --clusters found by k-means, is also the nearest of a --target picture.
-    image_based_intersect_clip_score: image_based and clip_score.
+
+    image_based_intersect_clip_score: what image_based and clip_score keep.
     """
 
     metadata: tyro.conf.Positional[Folder]
-    """Folder of DataComp's metadata: parquet files with uid, text, original_width, original_height, ..., and for
-    image_based a .npz of embeddings beside each."""
+    """Folder of DataComp's metadata: parquet files with uid, text, ...; for image_based a .npz beside each."""
     preset: Preset
     """Which filter."""
     out: File
@@ -117,3 +123,5 @@ class Filter:
         require(one, "fraction", self.fraction, "a share, or else --threshold a score: one of the two")
         if self.fraction is not None:
             require(0 < self.fraction <= 1, "fraction", self.fraction, "a share above 0 and at most 1")
+        if self.threshold is not None:
+            require(math.isfinite(self.threshold), "threshold", self.threshold, "a finite number")

@@ -1,20 +1,22 @@
 """`clipdata filter`: a pool's metadata and one of DataComp's filters in, the sorted uids of the kept pairs out.
 
-Metadata is read one file at a time. In memory stay the uids kept, 16 bytes each, and for a --fraction, before that,
-one score a pair (4 bytes of a float column, 8 of a double); the image-based filters read one file of embeddings at a
-time too, and keep the sample that k-means clusters.
+Metadata is read one file at a time, and embeddings too. In memory stay, for a --fraction, one score a pair (4 bytes of
+a float column, 8 of a double) and a byte, and for k-means the sample. Uids kept go through a temporary file where they
+are more than 64 MiB.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from clipdata_jax.config import Filter
-from clipdata_jax.data import files, metadata, uids
+from clipdata_jax.data import files, metadata
+from clipdata_jax.data.sorting import UidSorter
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import filter_presets, manifest, progress
 from clipdata_jax.selection import datacomp
@@ -25,7 +27,7 @@ def run(options: Filter) -> dict[str, Any]:
     """Filters, writes the subset and its manifest, prints what was kept; returns the manifest.
 
     Raises:
-      InputError: the metadata, a model or an option is wrong, or `out` holds something else.
+      InputError: the metadata, a model or an option is wrong, nothing is kept, or `out` holds something else.
     """
     parts = metadata.list_parts(options.metadata)
     pairs = sum(part.rows for part in parts)
@@ -38,9 +40,12 @@ def run(options: Filter) -> dict[str, Any]:
             f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
         )
     preset = filter_presets.open_preset(options, parts)
-    kept, steps, nulls = _apply(preset, parts)
-    subset = uids.sort_unique(kept)
-    uids.write_subset(options.out, subset)
+    with tempfile.TemporaryDirectory(prefix="clipdata-filter-") as scratch:
+        sorter = UidSorter(lambda: scratch)
+        facts = _apply(preset, parts, sorter)
+        if not facts["kept"]:
+            raise InputError(f"the filter keeps nothing, so no subset is written; see where\n{_table(facts)}")
+        distinct = sorter.write(options.out)
     content = {
         **plan,
         "inputs": [manifest.file_entry(path) for path in preset.inputs],
@@ -49,10 +54,8 @@ def run(options: Filter) -> dict[str, Any]:
             *({"name": path, "bytes": files.size(path)} for path in preset.arrays),
         ],
         **preset.facts,
-        "kept": len(kept),
-        "uids": len(subset),
-        "steps": [dataclasses.asdict(step) for step in steps],
-        "without_value": nulls,
+        **facts,
+        "uids": distinct,
         "notes": list(preset.notes),
     }
     manifest.write_beside(options.out, content)
@@ -61,46 +64,50 @@ def run(options: Filter) -> dict[str, Any]:
 
 
 def _apply(
-    preset: filter_presets.Preset, parts: Sequence[metadata.Part]
-) -> tuple[np.ndarray, list[Step], dict[str, int]]:
-    """The uids kept, what each condition kept, and how many pairs lack a value of each column."""
+    preset: filter_presets.Preset, parts: Sequence[metadata.Part], sorter: UidSorter
+) -> dict[str, Any]:
+    """Hands on the uids kept; counts them, what each condition kept, and pairs that lack a value of each column."""
     conditions = preset.conditions
     names = list(dict.fromkeys(name for condition in conditions for name in condition.columns))
     left = np.zeros(len(conditions) + 1, np.int64)
     nulls = dict.fromkeys(names, 0)
-    kept = []
     with progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="filter") as bar:
         for part in parts:
             columns = preset.read(part, names)
             rows, counts = datacomp.apply(conditions, columns)
             left += [part.rows, *counts]
             nulls = {name: nulls[name] + int(columns.null[name].sum()) for name in names}
-            kept.append(columns.uid[rows])
+            sorter.add(columns.uid[rows])
             bar.update(part.rows)
     steps = [
         Step(one.text, int(seen), int(stay))
         for one, seen, stay in zip(conditions, left[:-1], left[1:], strict=True)
     ]
-    return np.concatenate(kept), steps, nulls
+    return {
+        "kept": int(left[-1]),
+        "steps": [dataclasses.asdict(step) for step in steps],
+        "without_value": nulls,
+    }
+
+
+def _table(facts: dict[str, Any]) -> str:
+    lines = [f"{'looked at':>14} {'kept':>14}   condition"] if facts["steps"] else []
+    lines += [f"{step['seen']:>14,} {step['kept']:>14,}   {step['rule']}" for step in facts["steps"]]
+    lines += [
+        f"{name}: {progress.counted(count, 'pair')} without a value; no condition on it holds for them"
+        for name, count in facts["without_value"].items()
+        if count
+    ]
+    return "\n".join(lines)
 
 
 def _text(content: dict[str, Any], out: str) -> str:
     share = f"{content['kept'] / content['pairs']:.2%}".replace("%", " %")
-    lines = [f"kept {content['kept']:,} of {content['pairs']:,} pairs ({share}): {out}"]
-    if content["steps"]:
-        lines.append(f"{'looked at':>14} {'kept':>14}   condition")
-    lines += [f"{step['seen']:>14,} {step['kept']:>14,}   {step['rule']}" for step in content["steps"]]
-    lines += [
-        f"{name}: {progress.counted(count, 'pair')} without a value; no condition on it holds for them"
-        for name, count in content["without_value"].items()
-        if count
-    ]
+    lines = [f"kept {content['kept']:,} of {content['pairs']:,} pairs ({share}): {out}", _table(content)]
     lines += [f"note: {note}" for note in content["notes"]]
     if content["uids"] < content["kept"]:
-        repeats = content["kept"] - content["uids"]
+        repeats = progress.counted(content["kept"] - content["uids"], "kept pair")
         lines.append(
-            f"{repeats:,} kept pairs repeat the uid of another; the subset holds each uid once: {content['uids']:,}"
+            f"{repeats} repeat the uid of another; the subset holds each uid once: {content['uids']:,}"
         )
-    if not content["kept"]:
-        lines.append("the filter keeps nothing: the subset is empty")
-    return "\n".join(lines)
+    return "\n".join(line for line in lines if line)

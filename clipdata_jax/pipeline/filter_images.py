@@ -52,7 +52,7 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], captions: Prese
         (*captions.inputs, *inputs, *_files(options.target or "")),
         (*score.notes, *captions.notes, note),
         tuple(reader.arrays.values()),
-        {**facts, "clusters": len(centroids), "target_clusters": int(near.wanted.sum())},
+        {**score.facts, **facts, "clusters": len(centroids), "target_clusters": int(near.wanted.sum())},
         reader.read,
     )
 

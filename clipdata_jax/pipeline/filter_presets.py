@@ -99,9 +99,10 @@ def _by_score(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
     fraction = options.fraction or 1.0
     scores = metadata.read_numbers(parts, datacomp.similarity(arch))
     asked, bound = int(len(scores) * fraction), datacomp.score_bound(scores, fraction)
-    reach = int(((scores >= bound) & (scores > -np.inf)).sum())
+    reach = int(np.count_nonzero(scores >= bound if bound > -np.inf else scores > bound))
     note = (
         f"{asked:,} pairs are {fraction:g} of the pool and {reach:,} reach the bound: as in DataComp's own code it is"
         " the score after the highest, so one more is kept, and all ties; `select` with top() keeps no more than asked"
     )
-    return Preset(datacomp.clip_score(arch, bound), notes=(note,))
+    facts = {"bound": bound} if bound > -np.inf else {}
+    return Preset(datacomp.clip_score(arch, bound), notes=(note,), facts=facts)

@@ -89,13 +89,45 @@ def test_a_fraction_of_different_scores_keeps_one_more_than_asked(tmp_path, clip
     assert "28 pairs are 0.29 of the pool and 29 reach the bound" in text and "one more" in text
 
 
-@pytest.mark.parametrize("threshold", [0.28, 0.25, 0.250001, -1, 2])
+@pytest.mark.parametrize("threshold", [0.28, 0.25, 0.250001, -1])
 def test_a_threshold_is_met_in_the_columns_precision(tmp_path, clipdata, threshold):
     pairs = made.rows()
     made.write(tmp_path / "metadata", pairs)
     for arch in ("b32", "l14"):
         kept, _ = run(clipdata, "clip_score", "--arch", arch, "--threshold", threshold)
         assert kept == made.subset(pairs, lambda row, arch=arch: made.reaches(row, arch, threshold))
+
+
+def test_a_filter_that_keeps_nothing_writes_nothing_and_says_where(tmp_path, clipdata):
+    made.write(tmp_path / "metadata", made.rows())
+    done = clipdata(
+        "filter", "metadata", "--preset", "clip_score", "--arch", "l14", "--threshold", 2, "--out", "s.npy"
+    )
+    assert done.returncode == 2 and "the filter keeps nothing" in done.stderr
+    assert "clip_l14_similarity_score of at least 2" in done.stderr and not (tmp_path / "s.npy").exists()
+
+
+def test_a_uid_is_kept_once(tmp_path, clipdata):
+    made.write(tmp_path / "metadata", made.rows()[:9] * 2)
+    kept, text = run(clipdata, "no_filter")
+    assert len(kept) == 9 and "9 kept pairs repeat the uid of another" in text
+
+
+def test_files_may_hold_columns_of_different_types(tmp_path, clipdata):
+    scores = [
+        pa.array([0.1, None, 0.5], pa.float64()),
+        pa.nulls(2),
+        pa.array([0.25, 0.75], pa.float16()),
+        pa.array([1, 0]),
+    ]
+    (tmp_path / "metadata").mkdir()
+    for part, column in enumerate(scores):
+        uid = [f"{10 * part + row:032x}" for row in range(len(column))]
+        table = pa.table({"uid": pa.array(uid, pa.large_string()), "clip_l14_similarity_score": column})
+        pq.write_table(table, tmp_path / "metadata" / f"{part}.parquet")
+    kept, text = run(clipdata, "clip_score", "--arch", "l14", "--fraction", "0.3")
+    assert [int(uid, 16) for uid in kept] == [2, 21, 30]
+    assert "clip_l14_similarity_score: 3 pairs without a value" in text and "at least 0.5" in text
 
 
 def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
@@ -127,6 +159,7 @@ def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
         ("metadata --preset clip_score --arch b32", "--fraction is None"),
         ("metadata --preset clip_score --arch b32 --fraction 0.3 --threshold 0.2", "one of the two"),
         ("metadata --preset clip_score --arch b32 --fraction 1.5", "--fraction is 1.5"),
+        ("metadata --preset clip_score --arch b32 --threshold nan", "--threshold is nan"),
         ("metadata --preset laion2b --threshold 0.3", "--threshold is 0.3"),
         ("metadata --preset laion2b --synsets ids.txt", "--synsets is 'ids.txt', expected nothing"),
         ("metadata --preset text_based", "--synsets is None"),
