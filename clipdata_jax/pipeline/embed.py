@@ -166,6 +166,7 @@ class _Embedding:
                         self._writing.popleft().result()
                 for done in self._writing:
                     done.result()
+                bar.n = round(bar.n, 6)  # of shares that round
             except KeyboardInterrupt:
                 # Whoever stops it waits for one batch; what is embedded already is still written.
                 self._device.shutdown(wait=False, cancel_futures=True)

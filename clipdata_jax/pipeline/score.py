@@ -10,7 +10,7 @@ import numpy as np
 
 from clipdata_jax import parallel
 from clipdata_jax.config import NegClipLoss, Score
-from clipdata_jax.data import embeddings, tables, uids
+from clipdata_jax.data import embeddings, files, tables, uids
 from clipdata_jax.data import pool as pools
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
@@ -38,6 +38,8 @@ def run(options: Score) -> dict[str, Any] | None:
     made_by = target_sets.made_by_model(options.pool, tag)
     temperatures, source = score_inputs.temperatures(options.neg_clip_loss.temperatures(), made_by)
     dim = score_inputs.dimension(pool, tag)
+    if options.where is not None:
+        files.size(options.where)  # a missing file is told of before targets are embedded
     targets, target_files = target_sets.open_targets(options, tag=tag, dim=dim, made_by=made_by)
     inputs = Inputs(options, tag, temperatures, targets)
     makers = [SCORES[name](inputs) for name in options.chosen()]

@@ -34,13 +34,15 @@ def open_targets(
     """
     targets: dict[str, np.ndarray] = {}
     read: list[str] = []
-    for name, path in options.norm_sim.targets().items():
+    paths = options.norm_sim.targets()
+    # What is wrong with embeddings is told before pictures are embedded, which takes long.
+    for name, path in sorted(paths.items(), key=lambda item: not is_embedded(item[1])):
         if not is_embedded(path):
             path = _embedded(name, path, options, tag, made_by)
         _check_model(path, tag, made_by, options)
         targets[name] = read_target(path, tag, dim=dim)
         read += files.list_folder(path, ".npz") if files.is_folder(path) else [path]
-    return targets, read
+    return {name: targets[name] for name in paths}, read
 
 
 def is_embedded(path: str) -> bool:
@@ -115,10 +117,11 @@ def _check_model(path: str, tag: str, made_by: dict[str, Any], options: Score) -
 
 def made_by_model(path: str, tag: str) -> dict[str, Any]:
     """What the manifest of embeddings, in a folder or beside a file, says of a model; {} if it says nothing."""
-    if re.search(r"\.np[yz]$", path):
-        content = manifest.read_beside(path) or manifest.read(path.rpartition("/")[0] or ".")
-    else:
-        content = manifest.read(path)
+    content = manifest.read_beside(path) if re.search(r"\.np[yz]$", path) else manifest.read(path)
+    if not content:  # it may be a shard of a folder
+        folder, _, name = path.rpartition("/")
+        whole = manifest.read(folder or ".")
+        content = whole if name in (whole.get("outputs") or {}) else {}
     models = content.get("models")
     found = models.get(tag) if isinstance(models, dict) else None
     return found if isinstance(found, dict) else {}

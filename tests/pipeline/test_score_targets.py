@@ -119,6 +119,24 @@ def test_a_target_of_pictures_is_embedded_once(tmp_path, checkpoint, clipdata):
     )
 
 
+@pytest.mark.parametrize("flags", [["b=missing.npy"], ["--where", "missing.npy"]])
+def test_what_is_missing_is_told_before_pictures_are_embedded(tmp_path, checkpoint, made, clipdata, flags):
+    write_pairs(tmp_path / "0.tar", range(2))
+    more = (
+        "--target-model",
+        checkpoint,
+        "--target-cache",
+        "cache",
+        "--scores",
+        "norm_sim",
+        "--out",
+        "scores",
+    )
+    done = clipdata("score", "pool", "--target", "a=0.tar", *flags, *more)
+    assert done.returncode == 2 and "missing.npy: no such file" in done.stderr, done.stderr
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_target_of_another_model_is_refused(tmp_path, checkpoint, other, clipdata):
     write_pairs(tmp_path / "0.tar", range(4))
     assert clipdata("embed", "0.tar", "--model", checkpoint, "--out", "meta").returncode == 0
