@@ -70,7 +70,8 @@ class Reshard:
     out: Folder
     """Folder to write the tars to."""
     samples_per_tar: Annotated[int | None, NONE] = None
-    """Repack: tars of that many samples each, in the pool's order, instead of one for each of the pool's tars."""
+    """Repack: tars of that many samples each, in the pool's order, instead of one for each of the pool's tars.
+    A uid made of tar name and key is lost with the name; the files in uids/ keep it."""
     tars_per_unit: int = 32
     """With --samples-per-tar: so many of the pool's tars after one another are repacked together and written or
     resumed as one; only the last tar of each such unit may hold fewer samples."""
