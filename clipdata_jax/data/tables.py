@@ -89,7 +89,9 @@ class ScoreTable:
     def read_column(self, part: str, name: str) -> np.ndarray:
         """One column of a part as float32, null being NaN; that the tables agree on the uids is `check_uids`."""
         scores = self._read(part, self.columns[name], [name])[name].to_numpy()
-        return scores.astype(np.float32, copy=False)
+        return scores.astype(
+            np.float32
+        )  # a copy: kept views would keep much more of Arrow's memory than they show
 
     def check_uids(self, part: str, names: Sequence[str]) -> None:
         """Makes sure that the tables that hold some columns have the uids of the first table.
