@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 
-PLAN, MANIFEST = "plan.json", "manifest.json"
+PLAN, MANIFEST, TRACE = "plan.json", "manifest.json", "trace.jsonl"
 
 
 def check_finished(folder: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from clipdata_jax import parallel
 from clipdata_jax.config import NormSimD
-from clipdata_jax.data import files, uids
+from clipdata_jax.data import files, runs, uids
 from clipdata_jax.data.embeddings import BAD_REASONS
 from clipdata_jax.data.pool import Pool, open_pool
 from clipdata_jax.errors import InputError
@@ -18,7 +18,6 @@ from clipdata_jax.pipeline.norm_sim_d_rows import UNIT, Reader, count_members, o
 from clipdata_jax.pipeline.norm_sim_d_steps import Rows, State, rows_scored, take_step
 from clipdata_jax.selection import ranking
 
-TRACE = "trace.jsonl"
 _WORK, _STATE = "work", "state.npz"
 
 
@@ -209,7 +208,7 @@ def _select(output: work.Output, rows: Rows, keep: int, drop: int, out: str, sha
 
 def _write_trace(out: str, state: State) -> None:
     lines = "".join(json.dumps(line) + "\n" for line in state.trace)
-    files.write_bytes(f"{out}.{TRACE}", lines.encode())
+    files.write_bytes(f"{out}.{runs.TRACE}", lines.encode())
 
 
 def _write(out: str, plan: dict[str, Any], facts: dict[str, Any], rows: Rows, state: State) -> dict[str, Any]:
@@ -243,7 +242,7 @@ def _text(content: dict[str, Any], options: NormSimD) -> str:
         f"kept {kept:,} of {pairs:,} pairs ({share}): {options.out}",
         f"from {rows:,} {start}, in {progress.counted(steps, 'step')} of {-(-(rows - kept) // steps):,} pairs",
         f"the second moment's leading direction holds {first:.1%} of it at the start, {last:.1%} at the end;"
-        f" every step: {options.out}.{TRACE}",
+        f" every step: {options.out}.{runs.TRACE}",
     ]
     masked = [
         f"{content['masked'][reason]:,} {reason}"

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import config
-from clipdata_jax.data import files, tables, tars, uids
+from clipdata_jax.data import files, runs, tables, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, progress, samples
 from clipdata_jax.report import contents, page, text, thumbnails
+from clipdata_jax.report.trace import TraceStep
 
 # Of what a manifest says, these are told elsewhere on the page or too long for it.
-_LEFT_OUT = ("inputs", "outputs", "pool", "units", "options", "versions", "rule", "steps")
+_LEFT_OUT = ("inputs", "outputs", "pool", "units", "options", "versions", "rule", "steps", "trace")
 _MOST_FACTS, _LONGEST_FACT, _LONGEST_RULE = 80, 300, 2_000
 
 
@@ -46,6 +47,7 @@ def run(options: config.Report) -> None:
         title=options.title,
         rule=rule,
         steps=_steps(made_by),
+        trace=_trace(options.subset),
         warnings=_warnings(pool),
         provenance=_provenance(options, made_by),
     )
@@ -63,6 +65,23 @@ def run(options: config.Report) -> None:
     manifest.write_beside(options.out, manifest.describe("report", options, inputs=inputs, counts=counts))
     told = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
     print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{told}, {text.file_size(len(html))}")
+
+
+def _trace(subset: str) -> list[TraceStep]:
+    """What `norm-sim-d` wrote beside its subset; nothing where the subset is another command's."""
+    path = f"{subset}.{runs.TRACE}"
+    if not files.exists(path):
+        return []
+    try:
+        found = [json.loads(line) for line in files.read_bytes(path).decode().splitlines()]
+        return [
+            TraceStep(int(step["step"]), int(step["rows"]), step.get("threshold"), tuple(step["eigenvalues"]))
+            for step in found
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: no trace of norm-sim-d ({error}); remove it, or run norm-sim-d again"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

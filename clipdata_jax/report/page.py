@@ -11,9 +11,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from clipdata_jax.report import columns, histogram, text
+from clipdata_jax.report import columns, histogram, lines, text, trace
 from clipdata_jax.report.contents import Contents
 from clipdata_jax.report.thumbnails import Thumbnail
+from clipdata_jax.report.trace import TraceStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class About:
       title: the page's heading.
       rule: text of the selection's rule; "" if unknown.
       steps: what each part of the rule kept, in order; empty if unknown.
+      trace: the steps of NormSim_2-D, if that made the selection.
       warnings: sentences that a reader must see.
       provenance: (heading, (name, value) pairs) of each input.
     """
@@ -53,6 +55,7 @@ class About:
     title: str
     rule: str = ""
     steps: Sequence[Step] = ()
+    trace: Sequence[TraceStep] = ()
     warnings: Sequence[str] = ()
     provenance: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
 
@@ -79,7 +82,9 @@ def render(contents: Contents, about: About, pairs: Mapping[int, Pair] | None = 
         cards=cards,
         with_pictures=pairs is not None,
         found=0 if pairs is None else len(pairs),
+        trace=trace.charts(about.trace) if about.trace else [],
         chart={"width": histogram.WIDTH, "height": histogram.HEIGHT},
+        box={"width": lines.WIDTH, "height": lines.HEIGHT},
     )  # fmt: skip
 
 

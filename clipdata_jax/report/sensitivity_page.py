@@ -68,12 +68,12 @@ def render(told: Page) -> str:
 
 
 def _flips(axis: Axis) -> Drawing:
-    series = {"seeds": [row.flips for row in axis.rows], "finest": [row.from_finest for row in axis.rows]}
+    series = {"main": [row.flips for row in axis.rows], "other": [row.from_finest for row in axis.rows]}
     return _draw(axis, series, text.percent, from_zero=True, least_span=0.005)
 
 
 def _agreement(axis: Axis) -> Drawing:
-    series = {"spearman": [row.spearman for row in axis.rows], "overlap": [row.overlap for row in axis.rows]}
+    series = {"main": [row.spearman for row in axis.rows], "other": [row.overlap for row in axis.rows]}
     return _draw(axis, series, lambda value: text.value(value, 3), from_zero=False, least_span=0.02)
 
 

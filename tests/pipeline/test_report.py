@@ -260,3 +260,15 @@ def test_real_pictures_are_shown(shared, tmp_path):
     assert counts["found_in_tars"] == counts["shown"] > 80
     assert html.count("data:image/jpeg") == html.count("<article") and 'nopic"' not in html
     assert "CLIPScore × negCLIPLoss" in html and len(html) < 2_500_000
+
+
+def test_the_steps_of_norm_sim_d_are_drawn(pool):
+    assert "Steps of NormSim_2-D" not in page_of(options(pool))
+    trace = pool / "subset.npy.trace.jsonl"
+    lines = [{"step": i, "rows": 120 - i, "threshold": None, "eigenvalues": [0.3, 0.2]} for i in range(4)]
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    html = page_of(options(pool))
+    assert "120 pairs at the start, 117 after step 3" in html and "Largest and second eigenvalue" in html
+    trace.write_text('{"step": 1}')
+    with pytest.raises(InputError, match=r"trace\.jsonl: no trace of norm-sim-d"):
+        page_of(options(pool))
