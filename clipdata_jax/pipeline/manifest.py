@@ -32,8 +32,9 @@ def describe(
 
     Args:
       command: the command's name.
-      options: its dataclass. Left out are `workers`, `memory_gb` and `out`, where and how the work is done, and
-        `on_bad`: a run that stopped at a broken file may go on with "skip", since what it finished is the same.
+      options: its dataclass. Left out are `workers`, `processes`, `memory_gb` and `out`, where and how the work is
+        done, and `on_bad`: a run that stopped at a broken file may go on with "skip", since what it finished is the
+        same.
       inputs: files it reads whole at the start: name, size and digest are recorded.
       pool: files that the units of work read: names are recorded here, sizes and digests in the units' receipts,
         so that planning needs no pass over the pool, and a file that was mended is read again.
@@ -43,7 +44,7 @@ def describe(
     chosen = {
         field.name: _plain(getattr(options, field.name))
         for field in dataclasses.fields(options)
-        if field.name not in ("workers", "out", "on_bad", "max_bad_rows", "memory_gb", "explain")
+        if field.name not in ("workers", "out", "on_bad", "max_bad_rows", "memory_gb", "processes", "explain")
     }
     described: dict[str, Any] = {
         "command": command,

