@@ -5,7 +5,8 @@
 
 `parsing.parse` reads the same from text, and `str(rule)` gives the text back. Operators bind as Python's do:
 `-` before `>>` before `&` before `|`, and comparisons stand in parentheses. The rules that look at pairs
-themselves are in `conditions`; here is what they have in common, and the operators.
+themselves are in `conditions`, the scores they look at in `values`; here is what rules have in common, and the
+operators. How a rule is applied to more than fits in memory: `evaluation`, `work` and `search`.
 """
 
 from __future__ import annotations

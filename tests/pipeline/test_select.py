@@ -96,6 +96,15 @@ def test_several_tables_join(tmp_path, clipdata):
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), two_steps(uid, a | b))
 
 
+def test_tables_with_other_uids_are_refused(tmp_path, clipdata):
+    make_table(tmp_path / "a", columns=("neg_clip_loss",))
+    make_table(tmp_path / "b", columns=("norm_sim_inf",))
+    part = tmp_path / "b/00000001.parquet"
+    part.write_bytes(tables.part_bytes(np.zeros(25, uids.DTYPE), {"norm_sim_inf": np.zeros(25)}))
+    done = clipdata("select", "a", "b", "--rule", RULE, "--out", "s.npy")
+    assert refused(done, "b/00000001.parquet: its uids differ from those of a")
+
+
 def test_nulls_infinities_and_repeated_uids_are_counted_and_said(tmp_path, capsys):
     rng = np.random.default_rng(0)
     uid = uids.join_halves(*rng.integers(0, 2**64, (2, 100), dtype=np.uint64))
