@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -119,8 +119,14 @@ def read_columns(part: Part, names: Sequence[str]) -> Columns:
     return Columns(uids.from_hex(table["uid"], part.path), values, null)
 
 
-def read_numbers(parts: Sequence[Part], name: str) -> np.ndarray:
-    """One column of numbers of all files, -inf where there is none: a float a row in the files' own dtype."""
+def read_numbers(parts: Sequence[Part], name: str, done: Callable[[int], object]) -> np.ndarray:
+    """One column of numbers of all files, -inf where there is none: a float a row in the files' own dtype.
+
+    Args:
+      parts: the files.
+      name: the column.
+      done: is told the rows of every file that was read.
+    """
     rows = sum(part.rows for part in parts)
     found = {part.types[name].to_pandas_dtype() for part in parts if part.types[name] != pa.null()}
     kind = np.result_type(np.float32, *found)
@@ -129,6 +135,7 @@ def read_numbers(parts: Sequence[Part], name: str) -> np.ndarray:
         column = _read(part, [name])[name].to_numpy().astype(kind)
         numbers[start : start + part.rows] = np.where(np.isfinite(column), column, -np.inf)
         start += part.rows
+        done(part.rows)
     return numbers
 
 

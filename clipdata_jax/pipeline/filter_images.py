@@ -15,7 +15,7 @@ from clipdata_jax.data.hashing import mix
 from clipdata_jax.data.pool import open_pool
 from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import k_means, progress
+from clipdata_jax.pipeline import k_means, manifest, progress
 from clipdata_jax.pipeline.filter_presets import Preset
 from clipdata_jax.selection import datacomp
 
@@ -42,9 +42,14 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], captions: Prese
         sample = _draw_sample(options, parts, reader, captions)
         found = k_means.fit(sample, options.clusters or 0, seed=options.seed, steps=options.steps)
         centroids = found.centroids
-        facts = {"clustered": len(sample), "mean_cosines": list(found.cosines)}
-        with files.open_write(f"{options.out}.centroids.npy") as file:
+        path = f"{options.out}.centroids.npy"
+        with files.open_write(path) as file:
             np.save(file, centroids, allow_pickle=False)
+        facts = {
+            "clustered": len(sample),
+            "mean_cosines": list(found.cosines),
+            "centroids": manifest.file_entry(path),
+        }
     near = _Near(centroids, target)
     note = f"{int(near.wanted.sum()):,} of {len(centroids):,} clusters hold one of {len(target):,} target pictures"
     return Preset(

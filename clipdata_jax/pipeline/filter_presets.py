@@ -98,7 +98,8 @@ def _by_score(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
     if options.threshold is not None:
         return Preset(datacomp.clip_score(arch, options.threshold))
     fraction = options.fraction or 1.0
-    scores = metadata.read_numbers(parts, datacomp.similarity(arch))
+    with progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="scores") as bar:
+        scores = metadata.read_numbers(parts, datacomp.similarity(arch), bar.update)
     asked, bound = int(len(scores) * fraction), datacomp.score_bound(scores, fraction)
     reach = int(np.count_nonzero(scores >= bound if bound > -np.inf else scores > bound))
     note = (
