@@ -23,6 +23,7 @@ from clipdata_jax.pipeline import manifest, progress
 MODEL = str(Path(__file__).parents[1] / "demo" / "model")
 _KINDS = ("sound", "shuffled", "generic", "boilerplate", "text_picture", "blank", "duplicate")
 _TRAIN_SEEDS = (0, 1, 2)
+_TEST_PAIRS = 1_000
 
 
 def run(options: config.Demo) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def _draw(options: config.Demo, place: dict[str, str]) -> None:
         "target": lambda folder: drawn.make_target(folder, seed=options.seed),
     }
     if options.train:
-        jobs["test"] = lambda folder: drawn.make_clean_tars(folder, pairs=1_000, seed=options.seed)
+        jobs["test"] = lambda folder: drawn.make_clean_tars(folder, pairs=_TEST_PAIRS, seed=options.seed)
         jobs["zero_shot"] = lambda folder: drawn.make_zero_shot(folder, seed=options.seed)
     for name, draw in jobs.items():
         plan = {"command": "demo", "pairs": options.pairs, "seed": options.seed}

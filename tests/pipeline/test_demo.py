@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
@@ -43,6 +44,9 @@ def test_the_demo_tells_the_truth_about_what_each_method_kept(tmp_path, clipdata
 def test_small_models_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "_TRAIN_SEEDS", (0, 1))
+    monkeypatch.setattr(demo, "_TEST_PAIRS", 60)
+    # Here there are eight devices: batches of 256 each would be mostly padding.
+    monkeypatch.setattr(config, "Evaluate", functools.partial(config.Evaluate, batch_size=16))
     options = config.Demo(pairs=256, keep=0.5, train=True, train_steps=1)
     place = {name: name for name in demo._PLACES}
     demo._draw(options, place)

@@ -201,7 +201,7 @@ def test_real_pictures_from_tar_to_subset(tmp_path, shared, clipdata):
     for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / name, tmp_path / "vit" / name)
     steps = [
-        ("embed", folder / "0000{0..3}.tar", "--model", "vit", "--out", "meta"),
+        ("embed", folder / "0000{0..3}.tar", "--model", "vit", "--out", "meta", "--batch-size", 32),
         ("score", "meta", "--out", "scores", "--batch-size", 250),
         ("select", "scores", "--rule", "top(neg_clip_loss, 0.3)", "--out", "subset.npy"),
         ("reshard", folder, "--subset", "subset.npy", "--out", "selected"),
