@@ -16,13 +16,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from _timing import PRODUCT_GFLOP, alternate, anonymous_memory, median_ratio, plain_product, report
+from _timing import PRODUCT_GFLOP, alternate, median_ratio, peak_memory, plain_product, report
 from PIL import Image
 
 BATCH = 32
@@ -142,19 +141,8 @@ def peak_of_embed(pool: str, checkpoint: str, out: str) -> int:
     from clipdata_jax.config import Embed
     from clipdata_jax.pipeline import embed as command
 
-    peak, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.02):
-            peak = max(peak, anonymous_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    command.run(Embed(sources=(pool,), model=(checkpoint,), out=out))
-    done.set()
-    watcher.join()
-    return peak
+    options = Embed(sources=(pool,), model=(checkpoint,), out=out)
+    return peak_memory(lambda: command.run(options) and None)
 
 
 def make_checkpoint(folder: Path, *, small: bool) -> Path:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -144,6 +144,16 @@ class First(Rule):
         return FirstWork(str(self), self.keys, search, self.asks)
 
 
+def infix(pair: Any) -> str:
+    """The text of something with left, right and a sign between, with no more brackets than its binding asks for."""
+    left, right = str(pair.left), str(pair.right)
+    if pair.left.binding < pair.binding:
+        left = f"({left})"
+    if pair.right.binding <= pair.binding:
+        right = f"({right})"
+    return f"{left} {pair.sign} {right}"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pair(Rule):
     """Two rules and the sign between them."""
@@ -163,12 +173,7 @@ class _Pair(Rule):
         raise NotImplementedError
 
     def __str__(self) -> str:
-        left, right = str(self.left), str(self.right)
-        if self.left.binding < self.binding:
-            left = f"({left})"
-        if self.right.binding <= self.binding:
-            right = f"({right})"
-        return f"{left} {self.sign} {right}"
+        return infix(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.selection.pools import Block
-from clipdata_jax.selection.rules import Filter, Rule
+from clipdata_jax.selection.rules import Filter, Rule, infix
 
 Number = int | float | str | Decimal
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -201,12 +201,7 @@ class Arithmetic(Value):
         return 2 if self.sign in "*/" else 1
 
     def __str__(self) -> str:
-        left, right = str(self.left), str(self.right)
-        if self.left.binding < self.binding:
-            left = f"({left})"
-        if self.right.binding <= self.binding:
-            right = f"({right})"
-        return f"{left} {self.sign} {right}"
+        return infix(self)
 
 
 @dataclasses.dataclass(frozen=True)
