@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.pools import edit_npz, make_pool, unit_rows
+from support.pools import edit_npz, make_pool
 
 from clipdata_jax.data import tables
+from clipdata_jax.demo import pool as drawn_pool
+from clipdata_jax.pipeline import demo
 from clipdata_jax.pipeline import sensitivity_scores as trials
 from clipdata_jax.pipeline.sensitivity_scores import Figures, Setting
 
@@ -165,18 +167,11 @@ def test_real_pairs_are_stable_from_five_divisions(tmp_path, shared, clipdata, b
     assert_stable_from_five_divisions(settings_of(tmp_path / "s.csv"), batch_size)
 
 
-def test_spoiled_pairs_are_stable_from_five_divisions(tmp_path, clipdata):
-    """Pictures of 60 topics, half of them with the caption of another picture."""
-    random = np.random.default_rng(0)
-    topic = unit_rows(random, 60, 32)[random.integers(0, 60, 2400)]
-    img, txt = (topic + 0.8 * unit_rows(random, 2400, 32) for _ in range(2))
-    txt[:1200] = np.roll(txt[:1200], 1, axis=0)
-    emb = {
-        f"b32_{side}": x / np.linalg.norm(x, axis=1, keepdims=True)
-        for side, x in (("img", img), ("txt", txt))
-    }
-    make_pool(tmp_path / "pool", [2400])
-    edit_npz(tmp_path / "pool" / "00000000.npz", **{name: x.astype(np.float16) for name, x in emb.items()})
-    done = clipdata("sensitivity", "pool", "--batch-size", 256, "--temperature", 0.05, *STABLE)
+@pytest.mark.slow
+def test_the_demos_pairs_are_stable_from_five_divisions(tmp_path, clipdata):
+    drawn_pool.make_pool("pool", pairs=800, shards=2)
+    done = clipdata("embed", "pool", "--model", demo.MODEL, "--out", "metadata", "--batch-size", 32)
     assert done.returncode == 0, done.stderr
-    assert_stable_from_five_divisions(settings_of(tmp_path / "s.csv"), 256)
+    done = clipdata("sensitivity", "metadata", "--batch-size", 128, *STABLE)
+    assert done.returncode == 0, done.stderr
+    assert_stable_from_five_divisions(settings_of(tmp_path / "s.csv"), 128)
