@@ -169,9 +169,9 @@ def test_real_pairs_are_stable_from_five_divisions(tmp_path, shared, clipdata, b
 
 @pytest.mark.slow
 def test_the_demos_pairs_are_stable_from_five_divisions(tmp_path, clipdata):
-    drawn_pool.make_pool("pool", pairs=800, shards=2)
+    drawn_pool.make_pool("pool", pairs=1_500, shards=2)
     done = clipdata("embed", "pool", "--model", demo.MODEL, "--out", "metadata", "--batch-size", 32)
     assert done.returncode == 0, done.stderr
-    done = clipdata("sensitivity", "metadata", "--batch-size", 128, *STABLE)
+    done = clipdata("sensitivity", "metadata", "--batch-size", 256, *STABLE)
     assert done.returncode == 0, done.stderr
-    assert_stable_from_five_divisions(settings_of(tmp_path / "s.csv"), 128)
+    assert_stable_from_five_divisions(settings_of(tmp_path / "s.csv"), 256)
