@@ -23,6 +23,9 @@ from clipdata_jax.config.base import (
 from clipdata_jax.errors import InputError
 
 Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="(default: none)")]
+Compared = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE...", help_behavior_hint="(default: none)")
+]
 MaybeFile = Annotated[
     str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(needed without --explain)")
 ]
@@ -103,6 +106,8 @@ class Report:
     """The .html file to write; it opens offline."""
     tars: Tars = ()
     """The pool's tars, for pictures and captions; without them the page has figures only."""
+    compare: Compared = ()
+    """Other subset files of the pool to compare --subset with, each under a name; without NAME=, the file's own."""
     title: str = "Data selection report"
     """The page's heading."""
     pictures: int = 6
@@ -113,3 +118,21 @@ class Report:
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
         require_positive(self, "pictures")
+        names = [name for name, _ in self.compared()]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(
+                    f"--compare: two subset files are named {name!r}; tell them apart, as in other_{name}=FILE"
+                )
+
+    def compared(self) -> list[tuple[str, str]]:
+        """(name, file) of every subset to compare with."""
+        found = []
+        for given in self.compare:
+            name, sign, path = given.partition("=")
+            # An equals sign after a slash belongs to a path, as in runs/lr=1/subset.npy.
+            if not sign or "/" in name:
+                name, path = given.rsplit("/", 1)[-1].removesuffix(".npy"), given
+            require(bool(name.strip() and path), "compare", given, "NAME=FILE or FILE")
+            found.append((name.strip(), path))
+        return found

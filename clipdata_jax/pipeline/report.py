@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,24 @@ import numpy as np
 from clipdata_jax import config
 from clipdata_jax.data import files, runs, tables, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, samples
-from clipdata_jax.report import contents, page, text, thumbnails
+from clipdata_jax.pipeline import manifest, report_pairs
+from clipdata_jax.report import comparison, contents, page, text
 from clipdata_jax.report.trace import TraceStep
 
 # Of what a manifest says, these are told elsewhere on the page or too long for it.
 _LEFT_OUT = ("inputs", "outputs", "pool", "units", "options", "versions", "rule", "steps", "trace")
-_MOST_FACTS, _LONGEST_FACT, _LONGEST_RULE = 80, 300, 2_000
+_MOST_FACTS, _LONGEST_FACT, _LONGEST_RULE, _LONGEST_NAME = 80, 300, 2_000, 60
 
 
 def run(options: config.Report) -> None:
     """Writes the page and, beside it, `<out>.manifest.json`.
 
-    Memory: one float32 a pair for every score column, and copies of one column at a time; the uids are read part
-    by part. The page's size is bounded by the number of cards, not by the pool (see `report.page.render`).
+    Memory: one float32 a pair for every score column, a bool a pair for every selection, and copies of one column at
+    a time; the uids are read part by part, once for every selection. The page's size is bounded by the number of
+    cards, not by the pool (see `report.page.render`).
 
     Raises:
-      InputError: a score table, the subset or a tar is missing or damaged, or the subset is of another pool.
+      InputError: a score table, a subset or a tar is missing or damaged, or a subset is of another pool.
     """
     if files.is_folder(options.out):
         raise InputError(f"{options.out}: is a folder; --out names the .html file to write")
@@ -37,34 +38,58 @@ def run(options: config.Report) -> None:
     if not table.columns:
         raise InputError(f"{options.scores[0]}: no score columns; expected a table `clipdata score` wrote")
     paths = tars.find_tars(options.tars) if options.tars else []
-    pool = _read_pool(table, options)
+    own, *others = _read_selections(table, options)
+    scores = _read_columns(table)
     made_by = _manifest_at(f"{options.subset}.{manifest.NAME}")
     rule = _rule_of(made_by)
-    wanted = options.pictures if paths else 0
-    plan = contents.plan(pool.columns, pool.kept, pictures=wanted, seed=options.seed, rule=rule)
-    pairs = _pairs(table, paths, sorted(plan.scores)) if paths else None
+    wanted = {"pictures": options.pictures if paths else 0, "seed": options.seed}
+    compared = comparison.plan(own.kept, others, scores, **wanted) if others else None
+    also = compared.shown() if compared else ()
+    plan = contents.plan(scores, own.kept, rule=rule, also=also, **wanted)
+    counted = compared.counted() if compared else ()
+    pairs, counts = (
+        report_pairs.read(table, paths, shown=plan.scores, counted=counted) if paths else (None, {})
+    )
     about = page.About(
         title=options.title,
         rule=rule,
         steps=_steps(made_by),
         trace=_trace(options.subset),
-        warnings=_warnings(pool),
+        warnings=_warnings(own, others),
         provenance=_provenance(options, made_by),
     )
-    html = page.render(plan, about, pairs).encode()
+    words = comparison.words(compared.samples, counts) if compared else ()
+    html = page.render(plan, about, pairs, compared=compared, words=words).encode()
     files.write_bytes(options.out, html)
-    counts = {
+    _write_manifest(options, table, plan, compared, absent=own.absent, found=len(pairs or ()))
+    told = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
+    print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{told}, {text.file_size(len(html))}")
+
+
+def _write_manifest(
+    options: config.Report,
+    table: tables.ScoreTable,
+    plan: contents.Contents,
+    compared: comparison.Comparison | None,
+    *,
+    absent: int,
+    found: int,
+) -> None:
+    counts: dict[str, Any] = {
         "pairs": plan.rows,
         "kept": plan.kept,
         "null": plan.nulls,
-        "subset_uids_without_row": pool.absent,
+        "subset_uids_without_row": absent,
         "shown": len(plan.scores),
-        "found_in_tars": len(pairs or ()),
+        "found_in_tars": found,
     }
-    inputs = [options.subset, *_part_paths(table)]
+    if compared:
+        counts["compared"] = {
+            one.name: {"kept": one.pairs, "shared": one.shared[0]} for one in compared.overlaps[1:]
+        }
+    subsets = [options.subset, *(path for _, path in options.compared())]
+    inputs = [*subsets, *_part_paths(table)]
     manifest.write_beside(options.out, manifest.describe("report", options, inputs=inputs, counts=counts))
-    told = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
-    print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{told}, {text.file_size(len(html))}")
 
 
 def _trace(subset: str) -> list[TraceStep]:
@@ -85,97 +110,46 @@ def _trace(subset: str) -> list[TraceStep]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pool:
-    """Score columns, which rows are kept, how many uids the subset has and how many of them have no row."""
+class _Selection(comparison.Selection):
+    """A selection, how many uids its subset file has, and how many of them have no row."""
 
-    columns: dict[str, np.ndarray]
-    kept: np.ndarray
     wanted: int
     absent: int
 
 
-def _read_pool(table: tables.ScoreTable, options: config.Report) -> _Pool:
-    subset = uids.read_subset(options.subset)
-    names = sorted(table.columns)
-    columns = {name: np.empty(len(table), np.float32) for name in names}
+def _read_selections(table: tables.ScoreTable, options: config.Report) -> list[_Selection]:
+    """The page's own selection and those it is compared with."""
+    named = [(comparison.OWN, options.subset), *options.compared()]
+    for _, path in named:
+        files.size(path)  # a missing file is told of before the first pass over the uids
+    return [_read_selection(table, text.shorten(name, _LONGEST_NAME), path) for name, path in named]
+
+
+def _read_selection(table: tables.ScoreTable, name: str, path: str) -> _Selection:
+    subset = uids.read_subset(path)
+    index = uids.Index(subset)
     kept, met = np.zeros(len(table), bool), np.zeros(len(subset), bool)
     start = 0
-    for _, uid, values in table.iterate(names):
-        rows = slice(start, start + len(uid))
-        for name in names:
-            columns[name][rows] = values[name]
-        at = uids.find(subset, uid)
-        kept[rows] = at >= 0
+    for part in table.parts:
+        at = index.find(table.read_uids(part))
+        kept[start : start + len(at)] = at >= 0
         met[at[at >= 0]] = True
-        start = rows.stop
+        start += len(at)
     if len(subset) and not met.any():
         raise InputError(
-            f"{options.subset}: none of its {len(subset):,} uids is in {options.scores[0]}; is it of another pool?"
+            f"{path}: none of its {len(subset):,} uids is in {table.folders[0]}; is it of another pool?"
         )
-    return _Pool(columns, kept, len(subset), len(subset) - int(met.sum()))
+    return _Selection(name, kept, len(subset), len(subset) - int(met.sum()))
 
 
-def _pairs(table: tables.ScoreTable, paths: Sequence[str], rows: Sequence[int]) -> dict[int, page.Pair]:
-    """Row -> caption and picture, for those of the rows that the tars hold; one pass, ended when all are found."""
-    wanted: dict[str, list[int]] = {}
-    for row, uid in zip(rows, uids.to_hex(_uids_of(table, rows)), strict=True):
-        wanted.setdefault(uid, []).append(row)
-    found: dict[int, page.Pair] = {}
-    with progress.bar(total=len(paths), unit="tar", name="pictures") as bar:
-        for path in paths:
-            if not wanted:
-                break
-            for sample in tars.read_tar(path):
-                uid = _uid(path, sample)
-                if uid in wanted:
-                    found.update(dict.fromkeys(wanted.pop(uid), _pair(sample)))
-            bar.update(1)
-    return found
-
-
-def _uids_of(table: tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
-    """The uids of some rows of the whole table, reading no part that holds none of them."""
-    ends = np.cumsum(table.rows)
-    order = np.asarray(rows, np.int64)
-    part_of = np.searchsorted(ends, order, side="right")
-    found = np.empty(len(order), uids.DTYPE)
-    for part in np.unique(part_of):
-        uid, _ = table.read_part(table.parts[part], ())
-        here = part_of == part
-        found[here] = uid[order[here] - (ends[part] - table.rows[part])]
-    return found
-
-
-def _uid(path: str, sample: tars.Sample) -> str:
-    try:
-        return samples.sample_uid(path, sample)
-    except InputError:  # `embed` stops at such a sample or leaves it out, so it has no score
-        return ""
-
-
-def _pair(sample: tars.Sample) -> page.Pair:
-    picture = sample.image()
-    return page.Pair(_caption(sample), "no picture" if picture is None else thumbnails.make(picture))
-
-
-def _caption(sample: tars.Sample) -> str:
-    """The caption that `embed` takes, in whatever state it is."""
-    if "txt" in sample.members:
-        return sample.members["txt"].decode("utf-8", "replace")
-    fields = _object(sample.members.get("json", b""))
-    several = fields.get("captions")
-    caption = fields.get("caption")
-    if caption is None and isinstance(several, list) and several:
-        caption = several[0]
-    return caption if isinstance(caption, str) else ""
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _read_columns(table: tables.ScoreTable) -> dict[str, np.ndarray]:
+    columns = {name: np.empty(len(table), np.float32) for name in sorted(table.columns)}
+    start = 0
+    for _, uid, values in table.iterate(list(columns)):
+        for name, column in columns.items():
+            column[start : start + len(uid)] = values[name]
+        start += len(uid)
+    return columns
 
 
 def _part_paths(table: tables.ScoreTable) -> list[str]:
@@ -183,7 +157,7 @@ def _part_paths(table: tables.ScoreTable) -> list[str]:
 
 
 def _manifest_at(path: str) -> dict[str, Any]:
-    return _object(files.read_bytes(path)) if files.exists(path) else {}
+    return report_pairs.object_of(files.read_bytes(path)) if files.exists(path) else {}
 
 
 def _rule_of(made_by: Mapping[str, Any]) -> str:
@@ -202,11 +176,13 @@ def _steps(made_by: Mapping[str, Any]) -> list[page.Step]:
     return found
 
 
-def _warnings(pool: _Pool) -> list[str]:
-    if not pool.absent:
-        return []
-    absent, wanted = text.count(pool.absent), text.count(pool.wanted)
-    return [f"{absent} of the subset's {wanted} uids have no row in the score tables."]
+def _warnings(own: _Selection, others: list[_Selection]) -> list[str]:
+    named = [("the subset", own), *((one.name, one) for one in others)]
+    return [
+        f"{text.count(one.absent)} of {name}'s {text.count(one.wanted)} uids have no row in the score tables."
+        for name, one in named
+        if one.absent
+    ]
 
 
 def _provenance(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -82,7 +82,13 @@ class Contents:
 
 
 def plan(
-    scores: Mapping[str, np.ndarray], kept: np.ndarray, *, pictures: int, seed: int = 0, rule: str = ""
+    scores: Mapping[str, np.ndarray],
+    kept: np.ndarray,
+    *,
+    pictures: int,
+    seed: int = 0,
+    rule: str = "",
+    also: Iterable[int] = (),
 ) -> Contents:
     """Computes the figures and chooses the pairs to show.
 
@@ -94,6 +100,7 @@ def plan(
       pictures: pairs in each grid; 0 chooses none.
       seed: of the choice.
       rule: the selection's rule: columns that it names go first where one must be picked.
+      also: rows that are shown beside those chosen here.
 
     Returns:
       the contents; the rows whose pictures and captions are wanted are the keys of `scores`.
@@ -122,11 +129,16 @@ def plan(
         scores={},
         is_kept={},
     )
-    return _choose(contents, scores, kept, pictures, seed) if pictures else contents
+    return _choose(contents, scores, kept, pictures, seed, also) if pictures else contents
 
 
 def _choose(
-    contents: Contents, scores: Mapping[str, np.ndarray], kept: np.ndarray, wanted: int, seed: int
+    contents: Contents,
+    scores: Mapping[str, np.ndarray],
+    kept: np.ndarray,
+    wanted: int,
+    seed: int,
+    also: Iterable[int],
 ) -> Contents:
     ranks = {entry.name: entry.ranks for entry in contents.figures}
     bands = {
@@ -141,7 +153,7 @@ def _choose(
         a, b = contents.rivals
         split = choice.disagree(scores[a], scores[b], (ranks[a], ranks[b]), wanted=wanted)
     drawn = [*pairs, *(band.drawn for found in bands.values() for band in found)]
-    shown = {row for one in drawn for row in one.rows}
+    shown = {row for one in drawn for row in one.rows} | set(also)
     shown |= {*split.first_higher, *split.second_higher} if split else set()
     rows = np.array(sorted(shown), np.int64)
     table: dict[int, dict[str, tuple[float, float]]] = {int(row): {} for row in rows}

@@ -11,7 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from clipdata_jax.report import columns, histogram, lines, text, trace
+from clipdata_jax.report import columns, comparison, histogram, lines, text, trace
+from clipdata_jax.report.comparison import Comparison, Words
 from clipdata_jax.report.contents import Contents
 from clipdata_jax.report.thumbnails import Thumbnail
 from clipdata_jax.report.trace import TraceStep
@@ -60,7 +61,14 @@ class About:
     provenance: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
 
 
-def render(contents: Contents, about: About, pairs: Mapping[int, Pair] | None = None) -> str:
+def render(
+    contents: Contents,
+    about: About,
+    pairs: Mapping[int, Pair] | None = None,
+    *,
+    compared: Comparison | None = None,
+    words: Sequence[Words] = (),
+) -> str:
     """Writes the page.
 
     Its size is bounded by the number of cards: some 18 kB each at most, 7 kB as a rule, beside about 60 kB and
@@ -71,6 +79,8 @@ def render(contents: Contents, about: About, pairs: Mapping[int, Pair] | None = 
       about: title, rule, provenance.
       pairs: shown row -> what was found of it; rows that are missing get a placeholder. None: the page has
         figures only, and says so.
+      compared: what `comparison.plan` found, if there are other selections; `contents` has the rows it shows.
+      words: what `comparison.words` found.
 
     Returns:
       HTML, the same for the same arguments.
@@ -82,6 +92,8 @@ def render(contents: Contents, about: About, pairs: Mapping[int, Pair] | None = 
         cards=cards,
         with_pictures=pairs is not None,
         found=0 if pairs is None else len(pairs),
+        comparison=compared,
+        words=words,
         trace=trace.charts(about.trace) if about.trace else [],
         chart={"width": histogram.WIDTH, "height": histogram.HEIGHT},
         box={"width": lines.WIDTH, "height": lines.HEIGHT},
@@ -126,7 +138,14 @@ def environment() -> jinja2.Environment:
     made.filters.update(
         count=text.count, compact=text.compact, percent=text.percent, top=text.top, value=text.value
     )
-    made.globals.update(label=columns.label)
+    made.globals.update(
+        label=columns.label,
+        nan=float("nan"),
+        own=comparison.OWN,
+        pool=comparison.POOL,
+        captions=comparison.CAPTIONS,
+        few_words=comparison.FEW_WORDS,
+    )
     return made
 
 

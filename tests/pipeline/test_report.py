@@ -272,3 +272,41 @@ def test_the_steps_of_norm_sim_d_are_drawn(pool):
     trace.write_text('{"step": 1}')
     with pytest.raises(InputError, match=r"trace\.jsonl: no trace of norm-sim-d"):
         page_of(options(pool))
+
+
+def test_selections_are_compared(pool, clipdata):
+    uid, _ = tables.open_tables([str(pool / "scores")]).read([])
+    uids.write_subset(str(pool / "first.npy"), uid[:50])
+    uids.write_subset(str(pool / "none.npy"), uid[:0])
+    arguments = ["scores", "--subset", "subset.npy", "--tars", "tars", "--out", "page.html"]
+    done = clipdata("report", *arguments, "--compare", "first.npy", "no pairs=none.npy")
+    assert done.returncode == 0, done.stderr
+    html = (pool / "page.html").read_text("utf-8")
+    kept = uids.find(uids.read_subset(str(pool / "subset.npy")), uid) >= 0
+    told = json.loads((pool / "page.html.manifest.json").read_bytes())["counts"]["compared"]
+    assert told == {
+        "first": {"kept": 50, "shared": int(kept[:50].sum())},
+        "no pairs": {"kept": 0, "shared": 0},
+    }
+    grid = html.split("Dropped here, kept by <code>first</code>")[1].split('<div class="band">')[0]
+    shown = [int(row) for row in re.findall(r">caption (\d+)<", grid)]
+    assert len(shown) == 6 and max(shown) < 50 and not kept[shown].any()
+    assert re.search(r"whole pool</th><td>120</td><td>2.0</td><td>2.0</td><td>100.0", html)
+    assert clipdata("report", *arguments, "--compare", "first.npy", "no pairs=none.npy").returncode == 0
+    assert (pool / "page.html").read_text("utf-8") == html
+
+
+@pytest.mark.parametrize(
+    ("compare", "sentence"),
+    [
+        (("nowhere.npy",), "nowhere.npy: no such file"),
+        (("x=foreign.npy",), r"foreign.npy: none of its 1 uids is in"),
+        (("subset.npy", "tars/subset.npy"), "two subset files are named 'subset'; tell them apart"),
+        (("x=",), "--compare is 'x=', expected NAME=FILE or FILE"),
+    ],
+)
+def test_bad_selections_to_compare_are_one_sentence(pool, monkeypatch, compare, sentence):
+    monkeypatch.chdir(pool)
+    uids.write_subset("foreign.npy", uids.from_hex(["0" * 32]))
+    with pytest.raises(InputError, match=sentence):
+        report.run(options(pool, compare=compare))

@@ -1,0 +1,98 @@
+"""What a report takes from the pool's tars: pictures and captions of the pairs it shows, lengths of other captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipdata_jax.data import tables, tars, uids
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import progress, samples
+from clipdata_jax.report import page, thumbnails
+
+
+def read(
+    table: tables.ScoreTable, paths: Sequence[str], *, shown: Collection[int], counted: Collection[int]
+) -> tuple[dict[int, page.Pair], dict[int, int]]:
+    """Reads the tars once, to the end or until all rows are found.
+
+    Args:
+      table: names the rows' uids.
+      paths: of the tars.
+      shown: rows whose pictures and captions are wanted.
+      counted: rows of whose captions only the number of words is wanted; rows may be in both.
+
+    Returns:
+      row -> caption and picture, and row -> words in the caption, of those rows that the tars hold.
+
+    Raises:
+      InputError: a tar is damaged.
+    """
+    wanted: dict[str, list[int]] = {}
+    rows = sorted({*shown, *counted})
+    for row, uid in zip(rows, uids.to_hex(_uids_of(table, rows)), strict=True):
+        wanted.setdefault(uid, []).append(row)
+    pairs: dict[int, page.Pair] = {}
+    words: dict[int, int] = {}
+    with progress.bar(total=len(paths), unit="tar", name="pictures") as bar:
+        for path in paths:
+            if not wanted:
+                break
+            for sample in tars.read_tar(path):
+                found = wanted.pop(_uid(path, sample), ())
+                here = [row for row in found if row in shown]
+                if here:
+                    pairs.update(dict.fromkeys(here, _pair(sample)))
+                count = len(_caption(sample).split()) if found else 0
+                words.update((row, count) for row in found if row in counted)
+            bar.update(1)
+    return pairs, words
+
+
+def _uids_of(table: tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
+    """The uids of some rows of the whole table, reading no part that holds none of them."""
+    ends = np.cumsum(table.rows)
+    order = np.asarray(rows, np.int64)
+    part_of = np.searchsorted(ends, order, side="right")
+    found = np.empty(len(order), uids.DTYPE)
+    for part in np.unique(part_of):
+        uid, _ = table.read_part(table.parts[part], ())
+        here = part_of == part
+        found[here] = uid[order[here] - (ends[part] - table.rows[part])]
+    return found
+
+
+def _uid(path: str, sample: tars.Sample) -> str:
+    try:
+        return samples.sample_uid(path, sample)
+    except InputError:  # `embed` stops at such a sample or leaves it out, so it has no score
+        return ""
+
+
+def _pair(sample: tars.Sample) -> page.Pair:
+    picture = sample.image()
+    return page.Pair(_caption(sample), "no picture" if picture is None else thumbnails.make(picture))
+
+
+def _caption(sample: tars.Sample) -> str:
+    """The caption that `embed` takes, in whatever state it is."""
+    if "txt" in sample.members:
+        return sample.members["txt"].decode("utf-8", "replace")
+    fields = object_of(sample.members.get("json", b""))
+    several = fields.get("captions")
+    caption = fields.get("caption")
+    if caption is None and isinstance(several, list) and several:
+        caption = several[0]
+    return caption if isinstance(caption, str) else ""
+
+
+def object_of(data: bytes) -> dict[str, Any]:
+    """The JSON object that strangers' bytes hold; {} if they hold anything else."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
