@@ -60,6 +60,7 @@ _COMMANDS = {
         config.Evaluate,
         "clipdata evaluate run/model --classification cifar10.tar --classnames cifar10.json --out figures.json",
     ),
+    "verify": _Command(config.Verify, "clipdata verify metadata scores subset.npy selected"),
     "demo": _Command(config.Demo, "clipdata demo --out demo-output"),
 }
 

@@ -24,6 +24,7 @@ from clipdata_jax.config.training import Demo as Demo
 from clipdata_jax.config.training import Evaluate as Evaluate
 from clipdata_jax.config.training import Train as Train
 from clipdata_jax.config.uid_sets import Uids as Uids
+from clipdata_jax.config.verifying import Verify as Verify
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,4 +42,5 @@ class Run:
     report: Report | None = None
     train: Train | None = None
     evaluate: Evaluate | None = None
+    verify: Verify | None = None
     demo: Demo | None = None

@@ -1,0 +1,280 @@
+"""The real `clipdata verify` on what the real commands wrote: good, unfinished, and damaged in every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.checkpoints import make_checkpoint
+from support.pictures import write_pairs
+from support.pools import make_pool
+from test_architecture import run_python
+
+from clipdata_jax.cli import main
+from clipdata_jax.data import embeddings, tars, uids
+
+PART = "scores/00000001.parquet"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What embed, score, select, uids and reshard write."""
+    folder = tmp_path_factory.mktemp("made")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        make_pool(folder / "pool", [40, 33, 20], dim=8)
+        for name, start in (("0", 0), ("1", 4)):
+            write_pairs(folder / "tars" / f"{name}.tar", range(start, start + 4))
+        model = make_checkpoint(folder / "model")
+        embed = ["embed", "tars", "--model", str(model), "--batch-size", "4"]
+        rule = ["--rule", "top(clip_score, 0.5)"]
+        tars_uids = [uids.uid_of("0.tar", f"{seed:05}") for seed in range(3)]
+        uids.write_subset("first.npy", uids.from_hex(sorted(tars_uids)))
+        for command in (
+            [
+                "score",
+                "pool",
+                "--out",
+                "scores",
+                "--scores",
+                "clip_score",
+                "--batch-size",
+                "16",
+                "--group",
+                "2",
+            ],
+            ["select", "scores", *rule, "--out", "subset.npy"],
+            ["uids", "union", "subset.npy", "subset.npy", "--multiset", "--out", "twice.npy"],
+            [*embed, "--out", "metadata"],
+            [*embed, "--images-only", "--out", "target.npz"],
+            ["reshard", "tars", "--subset", "first.npy", "--out", "selected"],
+        ):
+            assert main(command) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def work(made, tmp_path):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def edit(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def flip(path: Path, at: int = 50) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_is_whole_is_called_good(work, clipdata):
+    outputs = ("scores", "subset.npy", "twice.npy.manifest.json", "metadata", "target.npz", "selected/")
+    done = clipdata("verify", *outputs)
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(outputs) and all(line.endswith("all good") for line in lines)
+    assert lines[0].startswith(
+        "scores: score, 2 of 2 units done, 3 parts compared by digest, of its inputs 6 files"
+    )
+    assert "1 part compared by digest and 1 part by size alone" in lines[-1]
+    assert "100%" in done.stderr
+
+
+def remove_receipt(work):
+    (work / "scores/receipts/unit-00000.json").unlink()
+
+
+def name_twice(work):
+    def add(receipt):
+        receipt["files"]["00000001.parquet"] = {"bytes": 1, "digest": "sha256:0"}
+
+    edit(work / "scores/receipts/unit-00000.json", add)
+
+
+def rows_twice(work):
+    def change(receipt):
+        receipt["files"]["00000001.parquet"] = other
+
+    other = json.loads((work / "scores/receipts/unit-00000.json").read_text())["files"]["00000000.parquet"]
+    shutil.copy(work / "scores/00000000.parquet", work / PART)
+    edit(work / "scores/receipts/unit-00001.json", change)
+
+
+def escape(work):
+    (work / "secret").write_text("x")
+
+    def add(receipt):
+        receipt["files"]["../secret"] = {"bytes": 1, "digest": "sha256:0"}
+        receipt["files"][str(work / "secret")] = {"bytes": 1, "digest": "sha256:0"}
+
+    edit(work / "scores/receipts/unit-00000.json", add)
+
+
+def link_out(work):
+    (work / PART).rename(work / "elsewhere")
+    (work / PART).symlink_to(work / "elsewhere")
+
+
+def pipe(work):
+    (work / "pool/00000000.npz").unlink()
+    os.mkfifo(work / "pool/00000000.npz")
+
+
+def rewrite_subset(work, rows):
+    np.save(work / "subset.npy", rows)
+    entry = {"bytes": (work / "subset.npy").stat().st_size}
+    edit(work / "subset.npy.manifest.json", lambda content: content.update(outputs={"subset.npy": entry}))
+
+
+def repeat_uid(work):
+    subset = np.load(work / "subset.npy")
+    subset[1] = subset[0]
+    rewrite_subset(work, subset)
+
+
+def forget_plan(content):
+    content["plan"]["unit-00001"][0][1] = 7
+
+
+def swap_rows(work):
+    """Metadata of other rows than the embeddings, with receipts that know no better."""
+    data = (work / "metadata/1.npz").with_suffix(".npz")
+    with np.load(data) as held:
+        arrays = {name: embeddings.Rows((3, array.shape[1]), [array[:3]]) for name, array in held.items()}
+    with data.open("wb") as file:
+        embeddings.write_npz(file, arrays)
+    for record in (work / "metadata/receipts/1.json", work / "metadata/manifest.json"):
+        edit(
+            record,
+            lambda held: held.get("files", held.get("outputs")).update(
+                {"1.npz": {"bytes": data.stat().st_size}}
+            ),
+        )
+
+
+DAMAGE = {
+    "a part is gone": (lambda w: (w / PART).unlink(), f"missing: {PART}: its receipt says"),
+    "a byte of a part": (lambda w: flip(w / PART), f"damaged: {PART}: its digest is not"),
+    "a part cut short": (lambda w: (w / PART).write_bytes(b"PAR1"), f"damaged: {PART}: 4 bytes, recorded are"),
+    "a receipt is gone": (remove_receipt, "missing: scores/receipts/unit-00000.json: the run is finished"),
+    "a receipt no JSON": (lambda w: flip(w / "scores/receipts/unit-00000.json", 0), "unit-00000.json: not JSON"),
+    "a receipt of another": (
+        lambda w: edit(w / "scores/receipts/unit-00000.json", lambda r: r.update(unit="unit-00001")),
+        "is the receipt of unit 'unit-00001'",
+    ),
+    "a part named twice": (name_twice, f"doubled: {PART}: is named by the receipts of unit-00000 and unit-00001"),
+    "rows twice": (rows_twice, f"doubled: {PART}: holds the very bytes of 00000000.parquet"),
+    "rows of another plan": (
+        lambda w: [edit(w / f"scores/{name}.json", forget_plan) for name in ("plan", "manifest")],
+        "rows, the plan says 7",
+    ),
+    "a shard dealt out twice": (
+        lambda w: edit(w / "scores/plan.json", lambda p: p["plan"]["unit-00001"].append(["00000000", 40])),
+        "plan.json: deals out 00000000.parquet twice",
+    ),
+    "a way out": (escape, "names '../secret', which is outside; not opened"),
+    "a link out": (link_out, f"refused: {PART}: is a link that leads out of the folder"),
+    "a pipe": (pipe, "refused: pool/00000000.npz: is no regular file"),
+    "a stranger's file": (lambda w: (w / "scores/\x1b[2J").touch(), "foreign: scores/\\x1b[2J: no receipt knows it"),
+    "what a kill left": (lambda w: (w / "scores/.a.parquet.0.tmp").touch(), "left by a process that was killed"),
+    "the manifest's entry": (
+        lambda w: edit(w / "scores/manifest.json", lambda m: m["outputs"]["00000001.parquet"].update(bytes=1)),
+        "damaged: scores/manifest.json: its entry of 00000001.parquet is not that of the receipt",
+    ),
+    "the manifest's options": (
+        lambda w: edit(w / "scores/manifest.json", lambda m: m.update(options={})),
+        "damaged: scores/manifest.json: its 'options' is not that of plan.json",
+    ),
+    "a byte of the pool": (lambda w: flip(w / "pool/00000002.npz"), "changed: pool/00000002.npz: its digest"),
+    "a shard gone": (lambda w: (w / "pool/00000002.npz").unlink(), "missing: pool/00000002.npz: no such file"),
+    "a shard more": (
+        lambda w: shutil.copy(w / "pool/00000000.npz", w / "pool/9.npz"),
+        "foreign: pool/9.npz: is in the pool, but was not",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_to_a_folder_is_named(name, work, clipdata):
+    damage, words = DAMAGE[name]
+    damage(work)
+    done = clipdata("verify", "scores")
+    assert done.returncode == 2 and words in done.stdout, done.stdout
+    assert "listed above" in done.stderr and done.stdout.splitlines()[-1].endswith(("problem", "problems"))
+
+
+@pytest.mark.parametrize(
+    ("output", "damage", "words"),
+    [
+        ("subset.npy", lambda w: flip(w / "subset.npy", 200), "damaged: subset.npy: its digest"),
+        ("subset.npy", lambda w: (w / "subset.npy").unlink(), "missing: subset.npy: its manifest is there"),
+        ("subset.npy", lambda w: flip(w / PART), f"changed: {PART}: its digest"),
+        ("subset.npy", repeat_uid, "subset.npy: holds 1 uids twice, the first in row 1"),
+        ("subset.npy", lambda w: rewrite_subset(w, np.load(w / "subset.npy")[::-1]), "is not sorted: row 1"),
+        ("subset.npy", lambda w: rewrite_subset(w, np.load(w / "subset.npy")[1:]), "45 uids, its manifest says 46"),
+        ("target.npz", lambda w: flip(w / "tars/0.tar", 600), "changed: tars/0.tar: its digest"),
+        ("metadata", swap_rows, "damaged: metadata/1.npz: holds clip_img of shape (3, 16), clip_txt"),
+        ("selected", lambda w: flip(w / "selected/uids/0.npy", 130), "damaged: selected/uids/0.npy: its digest"),
+        ("selected", lambda w: (w / "selected/0.tar").write_bytes(b""), "selected/0.tar: 0 bytes, recorded"),
+        ("selected", lambda w: tars.write_tar(f"{w}/selected/7.tar", []), "foreign: selected/7.tar"),
+    ],
+)  # fmt: skip
+def test_damage_to_other_outputs_is_named(output, damage, words, work, clipdata):
+    damage(work)
+    done = clipdata("verify", output)
+    assert done.returncode == 2 and words in done.stdout, done.stdout
+
+
+def test_a_run_that_is_not_finished_is_good_as_far_as_it_went(work, clipdata):
+    (work / "scores/manifest.json").unlink()
+    remove_receipt(work)
+    done = clipdata("verify", "scores", "--pool", "no")
+    assert done.returncode == 0
+    assert (
+        done.stdout
+        == "scores: score, 1 of 2 units done: not finished, 2 parts compared by digest, all good\n"
+    )
+
+
+def test_the_pool_need_not_be_read(work, clipdata):
+    flip(work / "pool/00000002.npz")
+    done = clipdata("verify", "scores", "--pool", "size")
+    assert done.returncode == 0 and "of its inputs 6 files by size alone" in done.stdout
+    (work / "pool/00000002.npz").write_bytes(b"")
+    assert clipdata("verify", "scores", "--pool", "size").returncode == 2
+    assert clipdata("verify", "scores", "--pool", "no").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("nowhere", "nowhere: no such file or folder"),
+        ("pool", "pool: holds no plan.json"),
+        ("pool/00000000.npz", "no pool/00000000.npz.manifest.json beside it"),
+    ],
+)
+def test_what_is_no_output_is_refused(path, words, work, clipdata):
+    done = clipdata("verify", path)
+    assert done.returncode == 2 and words in done.stderr
+
+
+def test_verify_needs_no_jax(made):
+    code = f"""
+import os, sys
+from clipdata_jax.cli import main
+os.chdir({str(made)!r})
+assert main(["verify", "scores", "metadata", "selected", "subset.npy"]) == 0
+assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
+"""
+    assert run_python(code).count("all good") == 4
