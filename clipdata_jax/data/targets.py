@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from clipdata_jax.data import files, runs
-from clipdata_jax.data.embeddings import BAD_REASONS, find_bad_rows, read_array
+from clipdata_jax.data.arrays import read_array
+from clipdata_jax.data.embeddings import BAD_REASONS, find_bad_rows
 from clipdata_jax.errors import InputError
 
 

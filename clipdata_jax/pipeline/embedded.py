@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16, Float32, UInt8
 
-from clipdata_jax.data import embeddings, files, tars, uids
+from clipdata_jax.data import arrays, files, tars, uids
 from clipdata_jax.data.sources import Source
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
@@ -126,12 +126,12 @@ class Shard:
     def npz(self, file: BinaryIO) -> None:
         """The embeddings, float16, row i of each array being row i of the metadata."""
         sides = {"img": "images", **({"txt": "texts"} if self._with_texts else {})}
-        arrays = {}
+        written = {}
         for model, tag in enumerate(self._tags):
             for side, name in sides.items():
                 pieces = self._column(model, name)
-                arrays[f"{tag}_{side}"] = embeddings.Rows((len(self), pieces[0].shape[1]), pieces)
-        embeddings.write_npz(file, arrays)
+                written[f"{tag}_{side}"] = arrays.Rows((len(self), pieces[0].shape[1]), pieces)
+        arrays.write_npz(file, written)
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the unit."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from clipdata_jax.config import Filter
-from clipdata_jax.data import embeddings, files, metadata
+from clipdata_jax.data import arrays, embeddings, files, metadata
 from clipdata_jax.data.hashing import mix
 from clipdata_jax.data.pool import open_pool
 from clipdata_jax.data.targets import read_target
@@ -71,7 +71,7 @@ class _Reader:
         self._shards = {shard.metadata: shard for shard in pool.shards}
         self.arrays = {shard.metadata: shard.images for shard in pool.shards}
         first = next(shard for shard in pool.shards if shard.rows)
-        self.dim = embeddings.embedding_shape(first.images, self.column)[1]
+        self.dim = arrays.array_shape(first.images, self.column)[1]
 
     def read(self, part: metadata.Part, names: Sequence[str]) -> metadata.Columns:
         """The columns; rows that are no unit vectors have none."""
@@ -115,7 +115,7 @@ def _read_centroids(path: str, dim: int) -> np.ndarray:
             f"{path}: expected centroids as a .npy of shape (k, {dim}); pickles, as torch writes, are not loaded: where"
             " you trust the file, numpy.save('centroids.npy', torch.load(PATH, weights_only=False))"
         )
-    centroids = embeddings.read_array(path, "")
+    centroids = arrays.read_array(path, "")
     if centroids.ndim != 2 or centroids.dtype.kind != "f" or not len(centroids) or centroids.shape[1] != dim:
         found = f"{centroids.dtype}{list(centroids.shape)}"
         raise InputError(f"{path}: the centroids are {found}, expected floats of shape (k, {dim})")

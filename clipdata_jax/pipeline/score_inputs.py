@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipdata_jax.data import embeddings
+from clipdata_jax.data import arrays
 from clipdata_jax.data.pool import Pool
 from clipdata_jax.errors import InputError
 
@@ -24,7 +24,7 @@ def dimension(pool: Pool, tag: str) -> int:
     """The dimension of the pool's embeddings: that of the first shard that can be read."""
     for shard in pool.shards:
         try:
-            return embeddings.embedding_shape(shard.images, f"{tag}_img")[1]
+            return arrays.array_shape(shard.images, f"{tag}_img")[1]
         except InputError as error:
             last = error
     raise last

@@ -29,7 +29,7 @@ class Unit:
       shards: the unit's shards.
       first_row: the unit's first row in the pool.
       uid: shape (n,), u8,u8.
-      images: shape (n, d), the dtype on disk; zeros in masked rows.
+      images: shape (n, d), the dtype on disk; mapped from it where it can be; zeros in masked rows.
       texts: likewise.
       good: shape (n,), bool: False for masked rows.
       wanted: shape (n,), bool: the good rows that `--where` leaves to score.
@@ -100,19 +100,22 @@ def _read_unit(
     whole = [images for _, images, _ in read if images is not None]
     like = whole[0] if whole else np.empty((0, dim), np.float16)
     unit.uid = np.concatenate([uid for uid, _, _ in read])
+    lacking = {len(uid): np.zeros((len(uid), dim), like.dtype) for uid, images, _ in read if images is None}
     unit.images, unit.texts = (
-        np.concatenate([np.zeros((len(r[0]), dim), like.dtype) if r[i] is None else r[i] for r in read])
-        for i in (1, 2)
+        _join([lacking[len(one[0])] if (rows := one[i]) is None else rows for one in read]) for i in (1, 2)
     )
     unit.good = unit.wanted = np.concatenate(unit.bad) == 0
     if subset is not None:
         unit.wanted = unit.good & (uids.find(subset, unit.uid) >= 0)
-    # A masked row's numbers reach no sum, but NaN times zero would.
-    if not unit.good.all():
-        unit.images, unit.texts = unit.images.copy(), unit.texts.copy()
-        unit.images[~unit.good] = unit.texts[~unit.good] = 0
+    # A masked row's numbers reach no sum, but NaN times zero would. Of a mapped file this copies its pages only.
+    unit.images[~unit.good] = unit.texts[~unit.good] = 0
     unit.seconds = time.monotonic() - start
     return unit
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    """A shard by itself stays where it is, mapped from its file."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _uids_or_zeros(shard: Shard) -> np.ndarray:

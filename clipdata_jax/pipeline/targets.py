@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.data import embeddings, files
+from clipdata_jax.data import arrays, files
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, work
 
@@ -96,16 +96,16 @@ def _write_single(out: str, folder: str, result: dict[str, Any]) -> None:
 
     def pieces(name: str) -> Iterator[np.ndarray]:
         for part in parts:
-            yield embeddings.read_array(part, name)
+            yield arrays.read_array(part, name)
 
-    arrays = {
-        f"{tag}_img": embeddings.Rows((result["pairs"], model["dim"]), pieces(f"{tag}_img"))
+    written = {
+        f"{tag}_img": arrays.Rows((result["pairs"], model["dim"]), pieces(f"{tag}_img"))
         for tag, model in result["models"].items()
     }
     with files.open_write(out) as file:
         if out.endswith(".npz"):
-            embeddings.write_npz(file, arrays)
+            arrays.write_npz(file, written)
         else:
-            (rows,) = arrays.values()
-            embeddings.write_npy(file, rows)
+            (rows,) = written.values()
+            arrays.write_npy(file, rows)
     manifest.write_beside(out, result)

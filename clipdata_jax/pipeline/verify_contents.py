@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import embeddings, files, uid_sets, uids
+from clipdata_jax.data import arrays, files, uid_sets, uids
 from clipdata_jax.errors import InputError
 
 
@@ -91,7 +91,7 @@ def npz_differs(path: str, rows: int) -> str:
             names = [name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()]
         except (zipfile.BadZipFile, OSError) as error:
             return f"not a .npz file, or cut short ({error})"
-    shapes = {name: embeddings.embedding_shape(path, name) for name in names}
+    shapes = {name: arrays.array_shape(path, name) for name in names}
     wrong = [f"{name} of shape {shape}" for name, shape in shapes.items() if shape[0] != rows]
     if names and not wrong:
         return ""

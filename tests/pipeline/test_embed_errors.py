@@ -9,7 +9,7 @@ import pytest
 from support.checkpoints import make_checkpoint
 from support.pictures import write_pairs
 
-from clipdata_jax.data import embeddings, files
+from clipdata_jax.data import arrays, files
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import embed, encode, progress
 
@@ -56,7 +56,7 @@ def test_an_error_of_the_writer_is_one_sentence_and_leaves_no_half_file(
     tmp_path, flags, clipdata, monkeypatch, number
 ):
     error = OSError(number, os.strerror(number))
-    monkeypatch.setattr(embeddings, "write_npz", failing(embeddings.write_npz, error, call=2))
+    monkeypatch.setattr(arrays, "write_npz", failing(arrays.write_npz, error, call=2))
     done = clipdata(*flags)
     reason = f"out/1.npz: can't be written ({os.strerror(number).lower()})"
     assert done.returncode == 2 and reason in done.stderr, done.stderr

@@ -61,7 +61,7 @@ def empty(pool: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (damage_rows, ["00000001.npz: 29 rows, but", "00000001.parquet has 30"]),
+        (damage_rows, ["00000001.npz: holds float16[29, 32], but its metadata has 30 rows"]),
         (other_text_dimension, ["00000001.npz: pictures are (30, 32), captions (30, 16)"]),
         (drop_uid_column, ["00000001.parquet: column 'uid' is missing; it has text"]),
         (bad_uid, ["00000001.parquet: row 0: the uid is 'zzzz", "expected 32 hex digits"]),

@@ -15,7 +15,8 @@ from support.pools import make_pool
 from test_architecture import run_python
 
 from clipdata_jax.cli import main
-from clipdata_jax.data import embeddings, tars, uids
+from clipdata_jax.data import arrays as saved
+from clipdata_jax.data import tars, uids
 
 PART = "scores/00000001.parquet"
 
@@ -151,9 +152,9 @@ def swap_rows(work):
     """Metadata of other rows than the embeddings, with receipts that know no better."""
     data = (work / "metadata/1.npz").with_suffix(".npz")
     with np.load(data) as held:
-        arrays = {name: embeddings.Rows((3, array.shape[1]), [array[:3]]) for name, array in held.items()}
+        arrays = {name: saved.Rows((3, array.shape[1]), [array[:3]]) for name, array in held.items()}
     with data.open("wb") as file:
-        embeddings.write_npz(file, arrays)
+        saved.write_npz(file, arrays)
     for record in (work / "metadata/receipts/1.json", work / "metadata/manifest.json"):
         edit(
             record,
