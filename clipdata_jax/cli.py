@@ -7,12 +7,11 @@ import dataclasses
 import importlib
 import inspect
 import os
-import runpy
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from clipdata_jax import config
 from clipdata_jax.errors import InputError
@@ -60,6 +59,7 @@ _COMMANDS = {
         config.Evaluate,
         "clipdata evaluate run/model --classification cifar10.tar --classnames cifar10.json --out figures.json",
     ),
+    "plan": _Command(config.Plan, "clipdata plan configs/datacomp_small.py --processes 8"),
     "verify": _Command(config.Verify, "clipdata verify metadata scores subset.npy selected"),
     "demo": _Command(config.Demo, "clipdata demo --out demo-output"),
 }
@@ -118,8 +118,12 @@ def _run(arguments: list[str]) -> int:
         print(f"clipdata: {name!r} is no command; there are {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        given: tuple[config.Run, ...] = ()
+        if name == "plan" and "--" in rest:
+            at = rest.index("--")
+            rest, given = rest[:at], (_planned(rest[at + 1 :]),)
         options = _parse(name, rest)
-        importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(options)
+        importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(options, *given)
     except InputError as error:
         configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
@@ -129,6 +133,14 @@ def _run(arguments: list[str]) -> int:
         print(f"clipdata {name}: stopped; run the same command again to go on", file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130
     return 0
+
+
+def _planned(words: list[str]) -> config.Run:
+    """The command that `plan ... -- COMMAND ...` names, with its options."""
+    name, rest = (words[0], words[1:]) if words else ("", [])
+    if name not in get_args(config.Planned):
+        raise InputError(f"after -- stands {name!r}, expected one of {', '.join(get_args(config.Planned))}")
+    return config.Run(**{name: _parse(name, rest)})
 
 
 def _overview() -> str:
@@ -189,28 +201,14 @@ def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
         raise InputError("--config needs a file: --config configs/datacomp_small.py")
     if path is None:
         return None, rest
+    if name == "plan":  # which looks at all that the file sets
+        return None, [path, *rest]
     return _options_in(path, name), rest
 
 
 def _options_in(path: str, name: str) -> Any:
     """The options for a command in a file's `Run`."""
-    if os.path.isdir(path):
-        raise InputError(f"--config {path}: is a folder, expected a .py file")
-    try:
-        namespace = runpy.run_path(path)
-    except OSError as error:
-        raise InputError(f"--config {path}: can't be read ({error.strerror}); check the path") from error
-    except (SyntaxError, ImportError) as error:
-        raise InputError(f"--config {path}: can't be run ({error}); mend it") from error
-    if "get_config" not in namespace:
-        raise InputError(
-            f"--config {path}: has no function get_config(); it must return a clipdata_jax.config.Run"
-        )
-    run = namespace["get_config"]()
-    if not isinstance(run, config.Run):
-        raise InputError(
-            f"--config {path}: get_config() returned {type(run).__name__}, expected a config.Run"
-        )
+    run = config.load_run(path)
     options = getattr(run, name.replace("-", "_"))
     if options is None:
         raise InputError(f"--config {path}: its Run sets no {name!r} options; add {name}=... to it")

@@ -5,13 +5,15 @@ The command line is made from these classes, and a `--config` file returns a `Ru
 
 from __future__ import annotations
 
-import dataclasses
-
 from clipdata_jax.config.base import OnBad as OnBad
 from clipdata_jax.config.base import Workers as Workers
 from clipdata_jax.config.embedding import Embed as Embed
 from clipdata_jax.config.filtering import Filter as Filter
+from clipdata_jax.config.loading import load_run as load_run
 from clipdata_jax.config.norm_sim_d import NormSimD as NormSimD
+from clipdata_jax.config.planning import Plan as Plan
+from clipdata_jax.config.planning import Planned as Planned
+from clipdata_jax.config.run import Run as Run
 from clipdata_jax.config.scoring import NegClipLoss as NegClipLoss
 from clipdata_jax.config.scoring import NormSim as NormSim
 from clipdata_jax.config.scoring import Score as Score
@@ -25,22 +27,3 @@ from clipdata_jax.config.training import Evaluate as Evaluate
 from clipdata_jax.config.training import Train as Train
 from clipdata_jax.config.uid_sets import Uids as Uids
 from clipdata_jax.config.verifying import Verify as Verify
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a config file returns from `get_config()`: the options of each command that it sets."""
-
-    embed: Embed | None = None
-    score: Score | None = None
-    sensitivity: Sensitivity | None = None
-    select: Select | None = None
-    filter: Filter | None = None
-    norm_sim_d: NormSimD | None = None
-    uids: Uids | None = None
-    reshard: Reshard | None = None
-    report: Report | None = None
-    train: Train | None = None
-    evaluate: Evaluate | None = None
-    verify: Verify | None = None
-    demo: Demo | None = None

@@ -40,11 +40,13 @@ def plan_units(shards: Sequence[Shard], group_rows: int, *, together: int = 1) -
     """
     units: list[list[Shard]] = []
     waiting: list[Shard] = []
+    rows = 0
     for shard in shards:
         waiting.append(shard)
-        if len(waiting) >= together and sum(one.rows for one in waiting) >= group_rows:
+        rows += shard.rows
+        if len(waiting) >= together and rows >= group_rows:
             units.append(waiting)
-            waiting = []
+            waiting, rows = [], 0
     if waiting:
         if units:
             units[-1] += waiting

@@ -44,5 +44,5 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 tar", "1,000 tars", "2 batches"."""
-    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    ending = "" if number == 1 else "es" if noun.endswith(("ch", "ss")) else "s"
     return f"{number:,} {noun}{ending}"

@@ -43,7 +43,7 @@ def run(options: Score) -> dict[str, Any] | None:
     targets, target_files = target_sets.open_targets(options, tag=tag, dim=dim, made_by=made_by)
     inputs = Inputs(options, tag, temperatures, targets)
     makers = [SCORES[name](inputs) for name in options.chosen()]
-    units = _plan_units(pool, options.neg_clip_loss)
+    units = plan_units(pool, options.neg_clip_loss)
     by_name = {f"unit-{index:05d}": unit for index, unit in enumerate(units)}
     plan = manifest.describe(
         "score",
@@ -104,7 +104,8 @@ def _score_units(
             bar.update(len(unit.uid))
 
 
-def _plan_units(pool: Pool, options: NegClipLoss) -> list[tuple[Shard, ...]]:
+def plan_units(pool: Pool, options: NegClipLoss) -> list[tuple[Shard, ...]]:
+    """The units of a pool: whole shards, joined until they fill a group."""
     if options.division == "shard":
         return [(shard,) for shard in pool.shards]
     rows = max(options.batch_sizes()) * options.group

@@ -1,0 +1,178 @@
+"""What a command will take, and the machine that it is planned for. Imports no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from clipdata_jax import config
+from clipdata_jax.data import files
+from clipdata_jax.errors import InputError
+
+_GIB = 2**30
+
+
+class Probe:
+    """A process beside this one that has jax: it says what devices there are, reads models' shapes, and measures."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function of `plan_probe` returns there.
+
+        Raises:
+          InputError: the process ended without an answer.
+        """
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            return self._pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "measuring ended abruptly, for want of memory most likely; plan with --no-calibrate"
+            ) from error
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices of a process.
+
+    Attributes:
+      platform: "cpu", "gpu", "tpu"; "?" where nobody looked.
+      count: how many.
+      memory: bytes that each has of its own, None where it is the host's.
+    """
+
+    platform: str = "?"
+    count: int = 1
+    memory: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a plan is for.
+
+    Attributes:
+      processes: how many machines, a process on each.
+      memory: bytes of memory of each.
+      devices: of each.
+      probe: measures on this machine, which is like them.
+      calibrate: whether it may.
+    """
+
+    processes: int
+    memory: int
+    devices: Devices
+    probe: Probe
+    calibrate: bool
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether the devices' memory is the host's."""
+        return self.devices.memory is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a command takes; bytes and operations of all processes together, memory of one.
+
+    Attributes:
+      command: its name.
+      rows: pairs, or samples.
+      work: rows, shards, units and groups, in words.
+      read: bytes to read.
+      written: bytes to write.
+      out: where to.
+      memory: bytes of a process at most.
+      device_memory: bytes of a device at most.
+      operations: floating-point operations.
+      seconds: of the slowest process by what takes them; None where nothing was measured.
+      total: seconds altogether: some of the above run at one time.
+      notes: what else there is to know.
+    """
+
+    command: str
+    rows: int
+    work: str
+    read: int
+    written: int
+    out: str
+    memory: int
+    device_memory: int = 0
+    operations: float = 0.0
+    seconds: dict[str, float] | None = None
+    total: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def this_machine(options: config.Plan, probe: Probe, *, look: bool) -> Machine:
+    """The machine that options describe: this one where they say nothing else.
+
+    Args:
+      options: of the command.
+      probe: measures.
+      look: whether the devices matter.
+    """
+    from clipdata_jax.pipeline import plan_probe
+
+    devices = Devices(*probe.ask(plan_probe.devices)) if options.calibrate and look else Devices()
+    memory = options.device_memory_gb
+    devices = dataclasses.replace(
+        devices,
+        count=options.devices or devices.count,
+        memory=devices.memory if memory is None else int(memory * _GIB),
+    )
+    own = host_memory() if options.memory_gb is None else int(options.memory_gb * _GIB)
+    return Machine(options.processes, own, devices, probe, options.calibrate)
+
+
+def host_memory() -> int:
+    """Bytes of memory that processes here may use: the machine's, or the container's."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        path = Path(name)
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            whole = min(whole, int(text))
+    return whole
+
+
+def disk_free(out: str) -> int | None:
+    """Bytes free where an output goes; None where nobody can tell."""
+    if not files.is_local(out):
+        return None
+    path = Path(files.filesystem(out)[1]).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def size_text(size: float) -> str:
+    """Bytes in words: "1.5 GB"."""
+    for unit in ("bytes", "KB", "MB", "GB", "TB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.2g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} PB"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds in words: "45 s", "12 min", "3.5 h", "12 days"."""
+    for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3_600, 48)):
+        if (count := seconds / length) < most:
+            return f"{count:.0f} {unit}" if count >= 100 else f"{count:.2g} {unit}"
+    return f"{seconds / 86_400:,.1f} days"

@@ -1,0 +1,328 @@
+"""What `score` will take. Imports no jax."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import math
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+from clipdata_jax.config import NegClipLoss, Score
+from clipdata_jax.data import arrays, files
+from clipdata_jax.data import pool as pools
+from clipdata_jax.data.pool import Pool, Shard
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import groups, plan_probe, score, score_inputs, shard_division, target_sets
+from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, size_text
+from clipdata_jax.pipeline.progress import counted
+from clipdata_jax.pipeline.score_columns import neg_clip_loss_columns, norm_sim_column
+from clipdata_jax.pipeline.score_units import shard_files
+
+_SAMPLE = 64 << 20  # bytes of the pool that are read to see how fast that is
+_TILE, _TILES = 2_048, 6  # rows a side, and how many the kernel has at a time, in float32
+_UIDS = 16
+_LOOKED_AT = 1 << 16  # rows at a time, in float32
+_BASE = 200 << 20  # the interpreter, jax and what it compiled
+_COMPRESSED = 0.93  # of a score's four bytes and a uid's sixteen, in parquet
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A pool, and how it is cut.
+
+    Attributes:
+      pool: the shards.
+      units: rows of each unit.
+      tag: the model.
+      dim: of the embeddings.
+      itemsize: bytes of a number in them.
+      copies: how often a unit's embeddings are in memory that no file backs.
+      temperatures: each.
+      columns: columns of float32 that are written.
+      targets: rows of each target.
+    """
+
+    pool: Pool
+    units: tuple[int, ...]
+    tag: str
+    dim: int
+    itemsize: int
+    copies: int
+    temperatures: tuple[float, ...]
+    columns: int
+    targets: tuple[int, ...]
+
+    @property
+    def row(self) -> int:
+        """Bytes of a pair's embeddings."""
+        return 2 * self.dim * self.itemsize
+
+
+def estimate(options: Score, machine: Machine) -> Estimate:
+    """What scoring a pool takes.
+
+    Raises:
+      InputError: the pool or a target is missing, or a unit or a group can't fit in memory.
+    """
+    work = look(options)
+    settings, rows = options.neg_clip_loss, len(work.pool)
+    jobs = group_jobs(work.units, settings) if "neg_clip_loss" in options.chosen() else {}
+    sizes = files.sizes(work.pool.folder)
+    paths = sorted({path for shard in work.pool.shards for path in shard_files(shard)})
+    read = sum(sizes[path[len(work.pool.folder) :].lstrip("/")] for path in paths)
+    largest = max(jobs, default=(0, 0))
+    on_device = device_memory(largest, work, settings)
+    # What is laid out for a CPU's devices is not copied again.
+    beside = on_device if machine.shares_memory else largest[0] * work.row
+    memory = host_memory(work, beside * machine.devices.count)
+    refuse_large(work, settings, memory, on_device, machine)
+    seconds, total = _seconds(options, work, jobs, machine) if machine.calibrate else (None, None)
+    return Estimate(
+        command="score",
+        rows=rows,
+        work=_describe(work, settings, options, jobs),
+        read=read,
+        written=int(rows * (_UIDS + 4 * work.columns) * _COMPRESSED) + 2_000 * len(work.pool.shards),
+        out=options.out,
+        memory=memory,
+        device_memory=on_device,
+        operations=operations(options, work, jobs),
+        seconds=seconds,
+        total=total,
+        notes=tuple(_notes(options, work, machine)),
+    )
+
+
+def look(options: Score) -> Work:
+    """Reads footers and headers, no embeddings."""
+    pool = pools.open_pool(options.pool, on_bad=options.on_bad)
+    if not len(pool):
+        raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
+    tag = pool.tag(options.tag)
+    made_by = target_sets.made_by_model(options.pool, tag)
+    temperatures, _ = score_inputs.temperatures(options.neg_clip_loss.temperatures(), made_by)
+    dim = score_inputs.dimension(pool, tag)
+    planned = score.plan_units(pool, options.neg_clip_loss)
+    units = tuple(sum(shard.rows for shard in unit) for unit in planned)
+    chosen, named = options.chosen(), options.norm_sim.targets()
+    columns = int("clip_score" in chosen)
+    if "neg_clip_loss" in chosen:
+        columns += 4 * len(neg_clip_loss_columns(options.neg_clip_loss, tag, temperatures))
+    targets: tuple[int, ...] = ()
+    if "norm_sim" in chosen:
+        with_row = {norm_sim_column(p, name) for p in options.norm_sim.p for name in named if p == math.inf}
+        columns += len(options.norm_sim.p) * (len(named) + (options.norm_sim.union is not None))
+        columns += len(with_row) if options.norm_sim.nearest else 0
+        targets = tuple(_target_rows(path, tag) for path in named.values() if target_sets.is_embedded(path))
+    itemsize, plain = _form(pool.shards, tag, dim)
+    copies = _copies(plain, max(map(len, planned)) > 1, options.normalize, min(2, len(units)))
+    return Work(pool, units, tag, dim, itemsize, copies, temperatures, columns, targets)
+
+
+def _copies(plain: bool, joined: bool, normalize: bool, units: int) -> int:
+    """Copies of a unit: none where it is mapped from its file; else of one that is scored and one that is read.
+
+    Shards of a unit are joined, which copies them; so does `--normalize`, or what isn't mapped.
+    """
+    if plain and not joined:
+        return units * normalize
+    return units + (joined and (normalize or not plain))
+
+
+def _form(shards: Sequence[Shard], tag: str, dim: int) -> tuple[int, bool]:
+    """Bytes of a number, by the size of the first shard's array, and whether that can be mapped."""
+    first = next(shard for shard in shards if shard.rows)
+    size, plain = files.size(first.images), True
+    if first.images.endswith(".npz"):
+        with files.open_read(first.images) as file, zipfile.ZipFile(file) as members:
+            held = members.getinfo(f"{tag}_img.npy")
+            size, plain = held.file_size, held.compress_type == zipfile.ZIP_STORED
+    return max(1, size // (first.rows * dim)), plain and files.is_local(first.images)
+
+
+def _target_rows(path: str, tag: str) -> int:
+    parts = files.list_folder(path, ".npz") if files.is_folder(path) else [path]
+    return sum(arrays.array_shape(part, f"{tag}_img")[0] for part in parts)
+
+
+def group_jobs(units: Sequence[int], settings: NegClipLoss) -> dict[tuple[int, int], list[int]]:
+    """(rows, cells) of what a device compares all with all -> how many of that shape each unit has."""
+    counts: dict[tuple[int, int], list[int]] = collections.defaultdict(lambda: [0] * len(units))
+    for index, rows in enumerate(units):
+        if settings.division == "shard":
+            for size in settings.batch_sizes():
+                batches = -(-rows // size) * (settings.repeats if size < rows else 1)
+                counts[-(-min(size, rows) // 8) * 8, 1][index] += batches
+            continue
+        for group in groups.plan_groups(rows, batch_sizes=settings.batch_sizes(), group=settings.group):
+            counts[group.cells * group.slots, group.cells][index] += 1
+    return dict(counts)
+
+
+def operations(options: Score, work: Work, jobs: dict[tuple[int, int], list[int]]) -> float:
+    """Multiplications and additions of the products: 2 d G^2 a group, 2 d a pair and target."""
+    rows, chosen = len(work.pool), options.chosen()
+    total = sum(2.0 * work.dim * shape[0] ** 2 * sum(count) for shape, count in jobs.items())
+    total += 2.0 * work.dim * rows if "clip_score" in chosen else 0
+    for p in options.norm_sim.p if "norm_sim" in chosen else ():
+        for target in work.targets:
+            total += 2.0 * work.dim * rows * (work.dim if p == 2 else target)
+    return total
+
+
+def device_memory(largest: tuple[int, int], work: Work, settings: NegClipLoss) -> int:
+    """Bytes of a device: two rounds of pairs, the tables of log-sums twice for one of them, tiles, the targets."""
+    rows, cells = largest
+    pairs = rows * work.row
+    tables = 4 * rows * cells * 4 * len(work.temperatures)
+    targets = sum(work.targets) * work.dim * work.itemsize
+    return 2 * pairs + tables + _TILES * 4 * min(rows, _TILE) ** 2 + targets
+
+
+def host_memory(work: Work, on_devices: int) -> int:
+    """Bytes of a process that no file backs: copies of a unit, a shard that is looked through, columns, groups."""
+    looked_at = 4 * work.dim * min(max(shard.rows for shard in work.pool.shards), _LOOKED_AT)
+    return _BASE + max(work.units) * _of_row(work) + looked_at + on_devices
+
+
+def _of_row(work: Work) -> int:
+    return work.copies * work.row + 3 * _UIDS + 8 * work.columns
+
+
+def refuse_large(work: Work, settings: NegClipLoss, memory: int, on_device: int, machine: Machine) -> None:
+    """Raises InputError if a unit or a group can't fit, and says what would."""
+    if machine.devices.memory is not None and on_device > machine.devices.memory:
+        raise InputError(
+            f"score: a group of {max(settings.batch_sizes()) * settings.group:,} pairs takes {size_text(on_device)} of"
+            f" a device, which has {size_text(machine.devices.memory)}; use a smaller --batch-size or --group"
+        )
+    if memory <= machine.memory:
+        return
+    unit = max(work.units)
+    fits = max(0, unit - -(-(memory - machine.memory) // _of_row(work)))
+    shard = max(shard.rows for shard in work.pool.shards)
+    joined = max(settings.batch_sizes()) * settings.group
+    if shard > fits or settings.division == "shard":
+        advice = f"write shards of at most {fits:,} pairs"
+    elif settings.mix_shards and settings.mix_shards > 1:
+        advice = f"use a smaller --mix-shards: {max(1, fits // shard)} or less"
+    else:
+        # Shards that don't fill a group make a unit of nearly two groups and a shard.
+        most = max((fits - shard) // 2, min(one.rows for one in work.pool.shards if one.rows))
+        advice = (
+            f"use a smaller --batch-size or --group: together at most {most:,} pairs, they are {joined:,}"
+        )
+    raise InputError(
+        f"score: a unit of {unit:,} pairs takes {size_text(memory)} of memory, and there are"
+        f" {size_text(machine.memory)}; {advice}"
+    )
+
+
+def rounds(count: int, devices: int) -> int:
+    """Turns of all devices that so many groups of one shape take."""
+    return -(-count // devices)
+
+
+def kernel_seconds(
+    jobs: dict[tuple[int, int], list[int]], per_square: float, processes: int, devices: int
+) -> float:
+    """Seconds of the slowest process: units are dealt in turn, a unit's groups to the devices in rounds."""
+    shares = [0.0] * processes
+    for (rows, _), counts in jobs.items():
+        for index, count in enumerate(counts):
+            shares[index % processes] += rounds(count, devices) * per_square * rows**2
+    return max(shares)
+
+
+def _seconds(
+    options: Score, work: Work, jobs: dict[tuple[int, int], list[int]], machine: Machine
+) -> tuple[dict[str, float], float]:
+    common = max(jobs, key=lambda shape: sum(jobs[shape]), default=(0, 0))
+    found: plan_probe.ScoreRates = machine.probe.ask(plan_probe.score, _question(options, work, common))
+    devices, n = machine.devices.count, machine.processes
+    rows = max(sum(work.units[index::n]) for index in range(min(n, len(work.units))))
+    parts = {
+        "read": rows * found.read,
+        "negCLIPLoss": kernel_seconds(jobs, found.per_square, n, devices),
+        "other scores": rows * (found.clip_score + found.per_target * _comparisons(options, work)) / devices,
+        "write": rows * found.write,
+        "start": found.start + found.compile * len(jobs),
+    }
+    one_unit = parts["read"] * max(work.units) / rows
+    work_seconds = parts["negCLIPLoss"] + parts["other scores"] + parts["write"]
+    if machine.devices.platform == "cpu":  # reading takes the same cores
+        total = parts["read"] + work_seconds
+    else:
+        total = max(parts["read"], work_seconds + one_unit)
+    return parts, total + parts["start"]
+
+
+def _comparisons(options: Score, work: Work) -> int:
+    """Targets that a picture is compared with; for p = 2 there are as many as dimensions."""
+    if "norm_sim" not in options.chosen():
+        return 0
+    return sum(work.dim if p == 2 else target for p in options.norm_sim.p for target in work.targets)
+
+
+def _question(options: Score, work: Work, common: tuple[int, int]) -> plan_probe.ScoreQuestion:
+    sample = list(itertools.islice((shard for shard in work.pool.shards if shard.rows), 1))
+    size = sample[0].rows * work.row
+    for shard in work.pool.shards[1:]:
+        size += shard.rows * work.row
+        if size > _SAMPLE:
+            break
+        sample.append(shard)
+    return plan_probe.ScoreQuestion(
+        options,
+        tuple(sample),
+        work.tag,
+        work.dim,
+        work.temperatures,
+        common,
+        work.columns,
+        bool(work.targets),
+    )
+
+
+def _describe(work: Work, settings: NegClipLoss, options: Score, jobs: dict[Any, Any]) -> str:
+    counts = (len(work.pool), "pair"), (len(work.pool.shards), "shard"), (len(work.units), "unit")
+    text = ", ".join(counted(*count) for count in counts)
+    if not jobs:
+        return text
+    described = (
+        shard_division.describe(work.units, batch_sizes=settings.batch_sizes())
+        if settings.division == "shard"
+        else groups.describe(work.units, batch_sizes=settings.batch_sizes(), group=settings.group)
+    )
+    sizes = [
+        f"|B| {size['batch_size']:,}: {' to '.join(f'{n:,}' for n in dict.fromkeys(size['effective']))} in truth"
+        for size in described["sizes"]
+    ]
+    return f"{text}, {counted(described['count'], 'group')}; {'; '.join(sizes)}"
+
+
+def _notes(options: Score, work: Work, machine: Machine) -> list[str]:
+    notes = []
+    settings = options.neg_clip_loss
+    if "neg_clip_loss" in options.chosen() and max(settings.batch_sizes()) > len(work.pool):
+        notes.append(f"|B| is more than the pool's {len(work.pool):,} pairs, which make one batch")
+    if machine.processes > len(work.units):
+        notes.append(f"only {len(work.units):,} of {machine.processes:,} processes have a unit to work on")
+    most = max((rounds_of for rounds_of in _groups_of_units(work, settings)), default=0)
+    if "neg_clip_loss" in options.chosen() and 0 < most < machine.devices.count:
+        notes.append(
+            f"a unit has {counted(most, 'group')} for {machine.devices.count} devices, the others wait: use larger"
+            " shards, --mix-shards, or more processes with fewer devices"
+        )
+    left_out = [path for path in options.norm_sim.targets().values() if not target_sets.is_embedded(path)]
+    if left_out and "norm_sim" in options.chosen():
+        notes.append(f"not counted, for their pictures aren't embedded yet: {', '.join(left_out[:3])}")
+    return notes
+
+
+def _groups_of_units(work: Work, settings: NegClipLoss) -> list[int]:
+    jobs = group_jobs(work.units, settings)
+    return [sum(counts) for counts in zip(*jobs.values(), strict=True)]

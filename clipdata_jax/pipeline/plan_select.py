@@ -1,0 +1,107 @@
+"""What `select` and `reshard` will take. Imports no jax."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+
+from clipdata_jax.config import Reshard, Select
+from clipdata_jax.data import files, joined, sources, tables, tars, uids
+from clipdata_jax.pipeline import plan_embed
+from clipdata_jax.pipeline.plan_estimates import Estimate, Machine
+from clipdata_jax.pipeline.progress import counted
+from clipdata_jax.selection import parsing
+
+_BASE = 120 << 20  # the interpreter and pyarrow
+_UID, _SCORE = 16, 4
+_START = 0.5
+_PARTS = 3
+_SAMPLE = 64 << 20
+
+
+def select(options: Select, machine: Machine) -> Estimate:
+    """What a selection takes: always one process.
+
+    Raises:
+      InputError: a table or the rule is wrong.
+    """
+    table = tables.open_tables(options.scores)
+    more = joined.open_columns(options.columns, table.columns)
+    names = [*table.columns, *(name for one in more for name in one.names)]
+    columns = parsing.parse(options.rule, names).columns()
+    rows, largest = len(table), max(table.rows)
+    read = rows * (_UID + _SCORE * len(columns))
+    beside = sum(files.size(part) for one in more for part in one.parts)
+    kept = min(options.memory_gb * 2**30, rows * _SCORE * len(columns))
+    own = [name for name in columns if name in table.columns]
+    reading = _part_seconds(table, own) * rows if machine.calibrate else 0.0
+    seconds = {"read": reading, "start": _START}
+    return Estimate(
+        command="select",
+        rows=rows,
+        work=f"{counted(rows, 'pair')}, {counted(len(table.parts), 'part')}, {counted(len(columns), 'column')}",
+        read=read + beside,
+        written=0 if options.out is None else _UID * rows,
+        out=options.out or ".",
+        memory=_BASE + round(kept) + 2 * beside + largest * (2 * _UID + 3 * _SCORE * max(1, len(columns))),
+        seconds=seconds if machine.calibrate else None,
+        total=sum(seconds.values()) if machine.calibrate else None,
+        notes=("how much is written depends on the rule: at most every uid",),
+    )
+
+
+def _part_seconds(table: tables.ScoreTable, columns: list[str]) -> float:
+    """Seconds a row to read columns and uids, by some parts."""
+    start, rows = time.monotonic(), 0
+    for part in table.parts[:_PARTS]:
+        rows += len(table.read_part(part, columns)[0])
+    return (time.monotonic() - start) / max(rows, 1)
+
+
+def reshard(options: Reshard, machine: Machine, selected: int | None) -> Estimate:
+    """What writing the selected samples takes.
+
+    Args:
+      options: of the command.
+      machine: that does it.
+      selected: uids in the subset, None if that isn't known yet.
+
+    Raises:
+      InputError: a tar is missing or broken.
+    """
+    units = [sources.Tar(path, files.size(path)) for path in tars.find_tars(options.tars)]
+    per_byte, stored = plan_embed.look(units)
+    whole = sum(unit.bytes for unit in units)
+    rows = round(whole * per_byte)
+    if files.exists(options.subset):
+        selected = len(uids.read_multiset(options.subset)[0])
+    share = 1.0 if selected is None else min(1.0, selected / max(rows, 1))
+    kept = round(rows * share)
+    written = round(whole * share) + _UID * kept
+    count = "all, for the subset isn't there yet" if selected is None else f"about {kept:,}"
+    seconds = _copy_seconds(units[0].path, written / machine.processes) if machine.calibrate else None
+    return Estimate(
+        command="reshard",
+        rows=rows,
+        work=f"about {counted(rows, 'sample')}, {counted(len(units), 'tar')}; {count} to write",
+        read=round(whole * share) + 512 * 4 * rows,
+        written=written,
+        out=options.out,
+        memory=_BASE + 3 * _UID * (selected or rows) + round(8 * stored) * (os.cpu_count() or 1),
+        seconds=seconds,
+        total=None if seconds is None else sum(seconds.values()),
+    )
+
+
+def _copy_seconds(path: str, written: float) -> dict[str, float]:
+    """Seconds to read and to write so many bytes, by a sample of a tar."""
+    start = time.monotonic()
+    with files.open_read(path) as file:
+        data = file.read(_SAMPLE)
+    read = (time.monotonic() - start) / max(len(data), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        files.write_bytes(files.join(folder, "sample"), data)
+        write = (time.monotonic() - start) / max(len(data), 1)
+    return {"read": read * written, "write": write * written, "start": _START}
