@@ -79,7 +79,7 @@ class Source:
         )
 
 
-def open_columns(paths: Sequence[str], taken: Collection[str]) -> tuple[Source, ...]:
+def open_columns(paths: Sequence[str]) -> tuple[Source, ...]:
     """Looks what columns some files hold.
 
     A parquet file has a column `uid` of 32 hex digits, or `uid_hi` and `uid_lo`, and columns of numbers; a npy file
@@ -87,26 +87,36 @@ def open_columns(paths: Sequence[str], taken: Collection[str]) -> tuple[Source, 
 
     Args:
       paths: parquet files, folders of them, npy files.
-      taken: names that are taken.
 
     Raises:
-      InputError: a file is missing or no such file, holds no column, or a column whose name is taken.
+      InputError: a file is missing or no such file, or holds no column.
     """
-    held_by = dict.fromkeys(taken, "the score tables")
     sources = []
     for path in paths:
         parts = tuple(files.list_folder(path, ".parquet")) if files.is_folder(path) else (path,)
         if not parts:
             raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column uid")
         names = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts)
-        for name in names:
-            if name in held_by:
-                raise InputError(
-                    f"{path}: column {name!r} is in {held_by[name]} too; rename it in one of them"
-                )
-            held_by[name] = path
         sources.append(Source(path, parts, names))
     return tuple(sources)
+
+
+def refuse_shared(sources: Sequence[Source], taken: Collection[str], names: Sequence[str]) -> None:
+    """Makes sure that each of some columns is in one place only: who names it could mean either.
+
+    Args:
+      sources: files of columns.
+      taken: the columns of the score tables.
+      names: the columns that are asked for.
+
+    Raises:
+      InputError: one is in several places.
+    """
+    for name in names:
+        holders = ["the score tables"] if name in taken else []
+        holders += [source.path for source in sources if name in source.names]
+        if len(holders) > 1:
+            raise InputError(f"column {name!r} is in {' and in '.join(holders)}; rename it in all but one")
 
 
 def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from clipdata_jax import config
 from clipdata_jax.data import files, runs, tables, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, report_pairs
-from clipdata_jax.report import comparison, contents, page, text
+from clipdata_jax.report import captions, comparison, contents, page, text
 from clipdata_jax.report.trace import TraceStep
 
 # Of what a manifest says, these are told elsewhere on the page or too long for it.
@@ -43,13 +43,12 @@ def run(options: config.Report) -> None:
     made_by = _manifest_at(f"{options.subset}.{manifest.NAME}")
     rule = _rule_of(made_by)
     wanted = {"pictures": options.pictures if paths else 0, "seed": options.seed}
-    compared = comparison.plan(own.kept, others, scores, **wanted) if others else None
-    also = compared.shown() if compared else ()
-    plan = contents.plan(scores, own.kept, rule=rule, also=also, **wanted)
-    counted = compared.counted() if compared else ()
-    pairs, counts = (
-        report_pairs.read(table, paths, shown=plan.scores, counted=counted) if paths else (None, {})
-    )
+    compared = comparison.plan(own.kept, others, scores, **wanted)
+    plan = contents.plan(scores, own.kept, rule=rule, also=compared.shown(), **wanted)
+    pairs, described = None, None
+    if paths:
+        pairs, found = report_pairs.read(table, paths, shown=plan.scores, described=compared.counted())
+        described = captions.describe(compared.samples, found)
     about = page.About(
         title=options.title,
         rule=rule,
@@ -58,8 +57,7 @@ def run(options: config.Report) -> None:
         warnings=_warnings(own, others),
         provenance=_provenance(options, made_by),
     )
-    words = comparison.words(compared.samples, counts) if compared else ()
-    html = page.render(plan, about, pairs, compared=compared, words=words).encode()
+    html = page.render(plan, about, pairs, compared=compared, captions=described).encode()
     files.write_bytes(options.out, html)
     _write_manifest(options, table, plan, compared, absent=own.absent, found=len(pairs or ()))
     told = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
@@ -70,7 +68,7 @@ def _write_manifest(
     options: config.Report,
     table: tables.ScoreTable,
     plan: contents.Contents,
-    compared: comparison.Comparison | None,
+    compared: comparison.Comparison,
     *,
     absent: int,
     found: int,
@@ -83,10 +81,8 @@ def _write_manifest(
         "shown": len(plan.scores),
         "found_in_tars": found,
     }
-    if compared:
-        counts["compared"] = {
-            one.name: {"kept": one.pairs, "shared": one.shared[0]} for one in compared.overlaps[1:]
-        }
+    if others := compared.overlaps[1:]:
+        counts["compared"] = {one.name: {"kept": one.pairs, "shared": one.shared[0]} for one in others}
     subsets = [options.subset, *(path for _, path in options.compared())]
     inputs = [*subsets, *_part_paths(table)]
     manifest.write_beside(options.out, manifest.describe("report", options, inputs=inputs, counts=counts))

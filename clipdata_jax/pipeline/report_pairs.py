@@ -1,4 +1,4 @@
-"""What a report takes from the pool's tars: pictures and captions of the pairs it shows, lengths of other captions."""
+"""What a report takes from the pool's tars: pictures and captions of pairs, lengths and languages of captions."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from clipdata_jax.data import tables, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import progress, samples
 from clipdata_jax.report import page, thumbnails
+from clipdata_jax.report.captions import Caption
+from clipdata_jax.selection.languages import Languages
 
 
 def read(
-    table: tables.ScoreTable, paths: Sequence[str], *, shown: Collection[int], counted: Collection[int]
-) -> tuple[dict[int, page.Pair], dict[int, int]]:
+    table: tables.ScoreTable, paths: Sequence[str], *, shown: Collection[int], described: Collection[int]
+) -> tuple[dict[int, page.Pair], dict[int, Caption]]:
     """Reads the tars once, to the end or until all rows are found.
 
     Args:
       table: names the rows' uids.
       paths: of the tars.
       shown: rows whose pictures and captions are wanted.
-      counted: rows of whose captions only the number of words is wanted; rows may be in both.
+      described: rows of whose captions length and language are wanted; rows may be in both.
 
     Returns:
-      row -> caption and picture, and row -> words in the caption, of those rows that the tars hold.
+      row -> caption and picture, and row -> what its caption is like, of those rows that the tars hold.
 
     Raises:
       InputError: a tar is damaged.
     """
     wanted: dict[str, list[int]] = {}
-    rows = sorted({*shown, *counted})
+    rows = sorted({*shown, *described})
     for row, uid in zip(rows, uids.to_hex(_uids_of(table, rows)), strict=True):
         wanted.setdefault(uid, []).append(row)
     pairs: dict[int, page.Pair] = {}
-    words: dict[int, int] = {}
+    captions: dict[int, Caption] = {}
+    languages = _languages()
     with progress.bar(total=len(paths), unit="tar", name="pictures") as bar:
         for path in paths:
             if not wanted:
@@ -46,10 +49,22 @@ def read(
                 here = [row for row in found if row in shown]
                 if here:
                     pairs.update(dict.fromkeys(here, _pair(sample)))
-                count = len(_caption(sample).split()) if found else 0
-                words.update((row, count) for row in found if row in counted)
+                if there := [row for row in found if row in described]:
+                    captions.update(dict.fromkeys(there, _described(_caption(sample), languages)))
             bar.update(1)
-    return pairs, words
+    return pairs, captions
+
+
+def _languages() -> Languages | None:
+    """The model in fastText's small form; None where the extra that brings it isn't installed."""
+    try:
+        return Languages()
+    except InputError:
+        return None
+
+
+def _described(caption: str, languages: Languages | None) -> Caption:
+    return Caption(len(caption.split()), None if languages is None else languages.of(caption))
 
 
 def _uids_of(table: tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:

@@ -86,9 +86,10 @@ def run(options: config.Select) -> Summary:
 
 def _open(options: config.Select) -> _Inputs:
     table = tables.open_tables(options.scores)
-    sources = joined.open_columns(options.columns, table.columns)
+    sources = joined.open_columns(options.columns)
     rule = parsing.parse(options.rule, [*table.columns, *(name for one in sources for name in one.names)])
     table.refuse_shared(rule.columns())
+    joined.refuse_shared(sources, table.columns, rule.columns())
     for path in rule.files():
         if not files.exists(path):
             raise InputError(f"{path}: no such file, but the rule takes uids from it; check the path")

@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clipdata_jax.report import choice, columns
+from clipdata_jax.report import captions, choice, columns
 from clipdata_jax.report.ranks import chunks
 
 OWN, POOL = "this selection", "whole pool"
-CAPTIONS = 2_000  # a share of one half is then right to about 2 points, 19 times in 20
-FEW_WORDS = 3
 _TARGETS = "norm_sim_inf_"
 
 
@@ -67,33 +65,6 @@ class Targets:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """Rows drawn by seed from the pool or a selection, whose captions' words are to be counted."""
-
-    name: str
-    rows: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """Words in the captions that were found of a sample; NaN where there is none.
-
-    Attributes:
-      name: the selection.
-      captions: how many captions were found.
-      median: words in a caption.
-      mean: words in a caption.
-      few: share of captions of fewer than 3 words.
-    """
-
-    name: str
-    captions: int
-    median: float
-    mean: float
-    few: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Comparison:
     """What a page says of its own selection beside others; the page's own is the first everywhere.
 
@@ -109,7 +80,7 @@ class Comparison:
     overlaps: tuple[Overlap, ...]
     differences: tuple[Difference, ...]
     targets: Targets | None
-    samples: tuple[Sample, ...]
+    samples: tuple[captions.Sample, ...]
 
     def shown(self) -> set[int]:
         """The rows that are shown as cards."""
@@ -117,7 +88,7 @@ class Comparison:
         return {row for one in drawn for row in one.rows}
 
     def counted(self) -> set[int]:
-        """The rows whose captions' words are wanted."""
+        """The rows whose captions are described."""
         return {row for sample in self.samples for row in sample.rows}
 
 
@@ -148,7 +119,9 @@ def plan(
         differences.append(Difference(other.name, here, there))
     everything = [Selection(POOL, np.broadcast_to(True, own.shape)), *selections]
     samples = [
-        Sample(one.name, _draw(one.kept, None, CAPTIONS, seed=seed, salt=f"captions of {one.name}").rows)
+        captions.Sample(
+            one.name, _draw(one.kept, None, captions.MOST, seed=seed, salt=f"captions of {one.name}").rows
+        )
         for one in (everything if pictures else ())
     ]
     return Comparison(
@@ -217,19 +190,3 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def _target(name: str) -> str:
     return name.removeprefix(_TARGETS)
-
-
-def words(samples: Sequence[Sample], counts: Mapping[int, int]) -> tuple[Words, ...]:
-    """Sums up the captions of each sample.
-
-    Args:
-      samples: of `Comparison.samples`.
-      counts: row -> words in its caption, of the rows that were found.
-    """
-    found = []
-    for sample in samples:
-        numbers = np.array([counts[row] for row in sample.rows if row in counts], np.float64)
-        told = (np.median(numbers), numbers.mean(), (numbers < FEW_WORDS).mean()) if len(numbers) else ()
-        median, mean, few = map(float, told or (np.nan,) * 3)
-        found.append(Words(sample.name, len(numbers), median, mean, few))
-    return tuple(found)

@@ -11,8 +11,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from clipdata_jax.report import captions as caption_facts
 from clipdata_jax.report import columns, comparison, histogram, lines, text, trace
-from clipdata_jax.report.comparison import Comparison, Words
+from clipdata_jax.report.captions import Captions
+from clipdata_jax.report.comparison import Comparison
 from clipdata_jax.report.contents import Contents
 from clipdata_jax.report.thumbnails import Thumbnail
 from clipdata_jax.report.trace import TraceStep
@@ -67,7 +69,7 @@ def render(
     pairs: Mapping[int, Pair] | None = None,
     *,
     compared: Comparison | None = None,
-    words: Sequence[Words] = (),
+    captions: Captions | None = None,
 ) -> str:
     """Writes the page.
 
@@ -79,8 +81,8 @@ def render(
       about: title, rule, provenance.
       pairs: shown row -> what was found of it; rows that are missing get a placeholder. None: the page has
         figures only, and says so.
-      compared: what `comparison.plan` found, if there are other selections; `contents` has the rows it shows.
-      words: what `comparison.words` found.
+      compared: what `comparison.plan` found; `contents` has the rows it shows.
+      captions: what `captions.describe` found, if captions were looked at.
 
     Returns:
       HTML, the same for the same arguments.
@@ -93,7 +95,7 @@ def render(
         with_pictures=pairs is not None,
         found=0 if pairs is None else len(pairs),
         comparison=compared,
-        words=words,
+        captions=captions,
         trace=trace.charts(about.trace) if about.trace else [],
         chart={"width": histogram.WIDTH, "height": histogram.HEIGHT},
         box={"width": lines.WIDTH, "height": lines.HEIGHT},
@@ -143,8 +145,8 @@ def environment() -> jinja2.Environment:
         nan=float("nan"),
         own=comparison.OWN,
         pool=comparison.POOL,
-        captions=comparison.CAPTIONS,
-        few_words=comparison.FEW_WORDS,
+        most_captions=caption_facts.MOST,
+        few_words=caption_facts.FEW_WORDS,
     )
     return made
 

@@ -81,6 +81,8 @@ class _Parser:
                 self.text.word(type(op).__name__.lower())
             case ast.UnaryOp(ast.Not()):
                 self.text.word("not")
+            case ast.UnaryOp(ast.Invert()):
+                self.fault(node, "write - for and not: top(a, 0.3) - top(b, 0.2)")
         self.fault(node, f"this is no rule: expected {_EXAMPLE}")
 
     def call(self, node: ast.Call) -> Rule:
@@ -124,7 +126,9 @@ class _Parser:
         by, amount = self.value(node.args[0]), self.number(node.args[1])
         temperature, seed = Decimal(1), 0
         of: conditions.Of = "pool"
-        for keyword in node.keywords:
+        for i, keyword in enumerate(node.keywords):
+            if keyword.arg in [before.arg for before in node.keywords[:i]]:
+                self.fault(keyword.value, f"{keyword.arg}= is given twice")
             match keyword:
                 case ast.keyword("temperature", place):
                     temperature = self.number(place)
@@ -195,6 +199,8 @@ class _Parser:
                 return Constant(self.number(node))
             case ast.UnaryOp(ast.USub(), inner):
                 return -self.value(inner)
+            case ast.UnaryOp(ast.UAdd(), inner):
+                return self.value(inner)
             case ast.BinOp(left, op, right) if type(op) in _ARITHMETIC:
                 return values.Arithmetic(self.value(left), _ARITHMETIC[type(op)], self.value(right))
             case ast.BinOp(ast.Constant(), ast.Mod(), _):
@@ -211,6 +217,8 @@ class _Parser:
         match node:
             case ast.UnaryOp(ast.USub(), ast.Constant() as literal):
                 return self.number(literal).copy_negate()
+            case ast.UnaryOp(ast.UAdd(), ast.Constant() as literal):
+                return self.number(literal)
             case ast.Constant(bool()):
                 pass
             case ast.Constant(int() | float()):
@@ -236,7 +244,7 @@ def _is_value(node: ast.expr) -> bool:
     match node:
         case ast.Name() | ast.Constant():
             return True
-        case ast.UnaryOp(ast.USub(), inner):
+        case ast.UnaryOp(ast.USub() | ast.UAdd(), inner):
             return _is_value(inner)
         case ast.BinOp(left, op, right) if type(op) in _ARITHMETIC:
             return _is_value(left) and _is_value(right)

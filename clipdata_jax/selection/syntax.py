@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import re
 import tokenize
 import warnings
 from decimal import Decimal
@@ -12,6 +13,11 @@ from typing import NoReturn
 
 from clipdata_jax.errors import InputError
 
+# What other languages, and keyboards, write for a sign.
+_SIGNS = {
+    "&&": "&", "||": "|", "=>": ">=", "=<": "<=", "<>": "!=", "≥": ">=", "≤": "<=", "≠": "!=", "“": '"', "”": '"',
+}  # fmt: skip
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
 _WORDS = {
     "then": "write >> for then",
     "and": "write & for and",
@@ -44,6 +50,9 @@ class Text:
                 return ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
             self._hint(tokens)
+            self._hint_at_signs()
+            if error.offset == 0:  # nothing is wrong but that it ends here
+                self.point(len(self.text), 0, "the rule breaks off: something is missing at its end", error)
             start = (error.offset or 1) - 1
             self.point(start, (error.end_offset or 0) - 1, f"the rule can't be read: {error.msg}", error)
         except ValueError as error:
@@ -67,6 +76,14 @@ class Text:
     def word(self, name: str) -> None:
         """Complains of the first place where a word such as `and` stands for a sign."""
         self._hint([token for token in self._tokens() if token.string.lower() == name])
+
+    def _hint_at_signs(self) -> None:
+        """Complains of the first sign of another language."""
+        plain = _QUOTED.sub(lambda quoted: " " * len(quoted[0]), self.text)
+        places = [(plain.index(sign), sign) for sign in _SIGNS if sign in plain]
+        if places:
+            start, sign = min(places)
+            self.point(start, start + len(sign), f"write {_SIGNS[sign]} for {sign}")
 
     def _tokens(self) -> list[tokenize.TokenInfo]:
         found: list[tokenize.TokenInfo] = []

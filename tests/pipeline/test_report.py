@@ -292,6 +292,7 @@ def test_selections_are_compared(pool, clipdata):
     shown = [int(row) for row in re.findall(r">caption (\d+)<", grid)]
     assert len(shown) == 6 and max(shown) < 50 and not kept[shown].any()
     assert re.search(r"whole pool</th><td>120</td><td>2.0</td><td>2.0</td><td>100.0", html)
+    assert re.search(r"whole pool</th><td>[\d.]+\u202f%</td>", html.split("Languages of the captions")[1])
     assert clipdata("report", *arguments, "--compare", "first.npy", "no pairs=none.npy").returncode == 0
     assert (pool / "page.html").read_text("utf-8") == html
 

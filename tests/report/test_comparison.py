@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipdata_jax.report import comparison, contents, page
+from clipdata_jax.report import captions, comparison, contents, page
 
 
 def made(rows: int = 900):
@@ -37,11 +37,21 @@ def test_nearest_targets_are_counted_and_a_union_is_left_out():
         assert counts.pairs == ((mask & (a >= b)).sum(), (mask & (b > a)).sum())
 
 
-def test_words_are_of_the_captions_found():
-    samples = [comparison.Sample("x", (1, 2, 3, 4)), comparison.Sample("y", (9,))]
-    x, y = comparison.words(samples, {1: 2, 2: 3, 3: 7})
+def test_lengths_and_languages_are_of_the_captions_found():
+    samples = [captions.Sample("x", (1, 2, 3, 4)), captions.Sample("y", (9,)), captions.Sample("z", (3,))]
+    found = {1: captions.Caption(2, "en"), 2: captions.Caption(3, "de"), 3: captions.Caption(7, "en")}
+    told = captions.describe(samples, found)
+    x, y, z = told.facts
     assert (x.captions, x.median, x.mean) == (3, 3, 4) and x.few == pytest.approx(1 / 3)
-    assert y.captions == 0 and np.isnan([y.median, y.mean, y.few]).all()
+    assert told.languages == ("en", "de") and z.languages == (1, 0, 0)
+    assert x.languages == pytest.approx((2 / 3, 1 / 3, 0))
+    assert y.captions == 0 and np.isnan([y.median, y.mean, y.few, *y.languages]).all()
+    many = {row: captions.Caption(1, f"l{min(row, 7)}") for row in range(9)}
+    told = captions.describe([captions.Sample("x", tuple(range(9)))], many)
+    assert told.languages == ("l7", "l0", "l1", "l2", "l3", "l4") and told.facts[0].languages[
+        -1
+    ] == pytest.approx(2 / 9)
+    assert captions.describe(samples, {1: captions.Caption(2)}).languages is None
 
 
 @pytest.mark.parametrize("rows", [0, 1, 900])
@@ -51,7 +61,7 @@ def test_the_section_shows_names_as_text(rows):
     selections = [comparison.Selection("<script>\u202e", other[:rows])]
     found = comparison.plan(own[:rows], selections, scores, pictures=2)
     plan = contents.plan(scores, own[:rows], pictures=2, also=found.shown())
-    words = comparison.words(found.samples, {})
-    html = page.render(plan, page.About("t"), {}, compared=found, words=words)
+    told = captions.describe(found.samples, {})
+    html = page.render(plan, page.About("t"), {}, compared=found, captions=told)
     assert "<script" not in html and "&lt;script&gt;[U+202E]" in html and ">nan" not in html
     assert "Compared with" not in page.render(plan, page.About("t"), {})

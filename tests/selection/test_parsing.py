@@ -71,6 +71,12 @@ CASES = [
     ("uids('a', 'b')", "uids('a', 'b')", "in quotes"),
     ("top(a, 0.3) # and more", "# and more", "no comments"),
     ("top(a 0.3)", "a 0.3", "invalid syntax"),
+    ("~top(a, 0.3)", "~top(a, 0.3)", "write - for and not"),
+    ("(a ≥ 0.3)", "≥", "write >= for ≥"),
+    ("(a => 0.3)", "=>", "write >= for =>"),
+    ("top(a, 0.3) && top(b, 0.2)", "&&", "write & for &&"),
+    ("uids('a&&b') || top(b, 0.2)", "||", "write | for ||"),
+    ("sample(a, 0.2, seed=1, seed=2)", "2", "seed= is given twice"),
     ("top(a, 0.3", "(", "never closed"),
     ("top(a, 0.3))", ")", "unmatched"),
     ("top(a, 0.3) top(b, 0.2)", "top", "invalid syntax"),
@@ -111,6 +117,16 @@ def test_depth_is_bounded():
         parse("top(" + " + ".join(["a"] * 5000) + ", 0.3)")
     with pytest.raises(InputError, match="nested too deeply"):
         parse(" & ".join(["top(a, 0.3)"] * 5000))
+
+
+def test_a_rule_that_breaks_off_is_pointed_at_its_end():
+    with pytest.raises(InputError, match="breaks off") as error:
+        parse("top(a, 0.3) >>")
+    assert str(error.value).split("\n")[2] == "  " + " " * 14 + "^"
+
+
+def test_a_plus_in_front_changes_nothing():
+    assert parse("top(+a, +0.3) & (a >= +0.2)") == parse("top(a, 0.3) & (a >= 0.2)")
 
 
 def test_line_breaks_are_spaces():

@@ -44,7 +44,9 @@ values_st = st.recursive(
 )
 fractions = st.sampled_from(FRACTIONS).map(Decimal)
 ofs = st.sampled_from(["pool", "kept"])
+GIVEN = "memory://rules/given.npy"
 leaves = st.one_of(
+    st.just(conditions.Uids(GIVEN)),
     st.builds(conditions.Top, values_st, fractions, ofs, st.booleans()),
     st.builds(conditions.AtMost, st.integers(1, 30)),
     st.builds(
@@ -70,6 +72,12 @@ rule_st = st.recursive(
     ),
     max_leaves=6,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def given_uids():
+    """Some of the uids that the pools below are likely to hold."""
+    uids.write_subset(GIVEN, np.array([(0, 0), (0, 2), (1, 1), (2, 0)], uids.DTYPE))
 
 
 @st.composite

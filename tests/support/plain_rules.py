@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from clipdata_jax.data import hashing
+from clipdata_jax.data import hashing, uids
 from clipdata_jax.selection import conditions, rules, values
 
 SIGNS = {
@@ -90,6 +90,9 @@ def keep(rule, columns, uid, among=None):
                     uniform = (2 * (word >> 12) + 1) / 2**53
                     order[i] = -(found[i] / float(temperature) - np.log(-np.log(np.float64(uniform))))
             return first(order, amount, of, among, uid)
+        case conditions.Uids(path):
+            given = set(uids.read_subset(path).tolist())
+            return {i for i in among if uid[i].item() in given}
         case values.Compare(left, sign, right):
             a, b = (scores(side, columns, len(uid)) for side in (left, right))
             if isinstance(left, values.Column) and isinstance(right, values.Constant):
