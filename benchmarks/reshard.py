@@ -1,11 +1,11 @@
 """`clipdata reshard` against plain copying of exactly the bytes that it keeps.
 
-    python benchmarks/reshard.py [--rounds 5] [--tars 3] [--samples 10000] [--kilobytes 50] [--folder FOLDER]
+    python benchmarks/reshard.py [--rounds 5] [--tars 16] [--samples 4000] [--kilobytes 50] [--processes 2]
 
 Tars as pools have them: a picture's bytes, a caption, a json with uid, url and sizes. One JSON line a figure, medians
 of turns taken in one run, all tars in the page cache. Two peers copy the kept runs of bytes, known beforehand, to
-one file a tar: one thread, and as many as `reshard` uses. Both sides end with the files on
-the disk (fsync); `reshard` finds out what to keep, and writes receipts and manifest besides.
+one file a tar: one thread, and one a core. Both sides end with the files on the disk (fsync); `reshard` finds out what
+to keep, and writes receipts and manifest besides. With --processes it begins so many each time, which counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from _timing import alternate, median_ratio, report
 
 from clipdata_jax import config
 from clipdata_jax.data import files, tar_index, tars, threads, uids
@@ -86,7 +85,9 @@ def copy_runs(path: str, runs: Iterable[tuple[int, int]], out: str) -> None:
                 target.write(tar[at : min(at + (1 << 20), end)])
 
 
-def measure(folder: Path, paths: list[str], subset: np.ndarray, share: float, rounds: int) -> None:
+def measure(
+    folder: Path, paths: list[str], subset: np.ndarray, share: float, rounds: int, processes: int
+) -> None:
     chosen = str(folder / "subset.npy")
     uids.write_subset(chosen, subset)
     runs = {path: kept_runs(path, subset) for path in paths}
@@ -104,8 +105,14 @@ def measure(folder: Path, paths: list[str], subset: np.ndarray, share: float, ro
 
     def ours() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            reshard.run(config.Reshard(tars=tuple(paths), subset=chosen, out=str(folder / "out")))
+            chosen_by = config.Reshard(
+                tars=tuple(paths), subset=chosen, out=str(folder / "out"), processes=processes
+            )
+            reshard.run(chosen_by)
         shutil.rmtree(folder / "out")
+
+    # Here, since it loads jax, and the processes that reshard begins import this file too.
+    from _timing import alternate, median_ratio, report
 
     seconds = alternate({"copying": copy(1), "copying in threads": copy(0), "reshard": ours}, rounds)
     report("kept", share=share, megabytes=size / 1e6, runs=sum(map(len, runs.values())))
@@ -121,9 +128,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tars", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--tars", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=4_000)
     parser.add_argument("--kilobytes", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", help="where to make the tars; default: the folder for temporary files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -131,7 +139,7 @@ def main() -> None:
         paths, pool = make_pool(folder, options)
         for share in (0.3, 1.0):
             chosen = np.random.default_rng(0).random(len(pool)) < share
-            measure(folder, paths, uids.sort_unique(pool[chosen]), share, options.rounds)
+            measure(folder, paths, uids.sort_unique(pool[chosen]), share, options.rounds, options.processes)
 
 
 if __name__ == "__main__":

@@ -85,11 +85,15 @@ class Reshard:
     takes longer than the copying. Without it tars are told by size, and those of the pool by time of change."""
     dry_run: bool = False
     """Only count what would be kept; write nothing."""
+    processes: Annotated[int | None, NONE] = None
+    """Processes that work on tars at a time; default: one a core, where there are many tars."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
         require_some(self, "tars", "tar or folder of tars")
         require_positive(self, "tars_per_unit")
+        if self.processes is not None:
+            require_positive(self, "processes")
         if self.samples_per_tar is not None:
             require_positive(self, "samples_per_tar")
 

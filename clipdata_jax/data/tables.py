@@ -69,7 +69,7 @@ class ScoreTable:
                 )
 
     def read_part(self, part: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """One part: its uids (u8,u8) and the named columns as float32, null being NaN.
+        """One part: its uids (u8,u8) and the named columns as `read_column` gives them.
 
         Raises:
           InputError: an unknown column, or tables that disagree on the part's uids.
@@ -87,11 +87,15 @@ class ScoreTable:
         return self._uids(part, self.folders[0])
 
     def read_column(self, part: str, name: str) -> np.ndarray:
-        """One column of a part as float32, null being NaN; that the tables agree on the uids is `check_uids`."""
-        scores = self._read(part, self.columns[name], [name])[name].to_numpy()
-        return scores.astype(
-            np.float32
-        )  # a copy: kept views would keep much more of Arrow's memory than they show
+        """One column of a part, null being NaN; that the tables agree on the uids is `check_uids`.
+
+        Scores as float32, whole numbers (rows of targets) as float64, which tells all of them apart.
+        """
+        column = self._read(part, self.columns[name], [name])[name]
+        kind = np.float64 if pa.types.is_integer(column.type) else np.float32
+        return column.to_numpy().astype(
+            kind
+        )  # a copy: views would keep more of Arrow's memory than they show
 
     def check_uids(self, part: str, names: Sequence[str]) -> None:
         """Makes sure that the tables that hold some columns have the uids of the first table.
@@ -120,7 +124,7 @@ class ScoreTable:
                 raise InputError(f"{path}: can't be read ({error}); score that shard again") from error
 
     def read(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The whole table in part order: uids (n,) and the named columns (n,) float32, null being NaN."""
+        """The whole table in part order: uids (n,) and the named columns (n,), null being NaN."""
         parts = [self.read_part(part, names) for part in self.parts]
         uid = np.concatenate([part[0] for part in parts])
         return uid, {name: np.concatenate([part[1][name] for part in parts]) for name in names}

@@ -153,12 +153,16 @@ class Index:
 
     Args:
       sorted_uids: shape (n,), u8,u8, sorted and unique.
+      high: their first halves next to each other, if they are at hand.
+
+    Attributes:
+      high: these.
     """
 
-    def __init__(self, sorted_uids: np.ndarray) -> None:
+    def __init__(self, sorted_uids: np.ndarray, high: np.ndarray | None = None) -> None:
         self._uids = sorted_uids
         # A search in every second word would copy them each time.
-        self._high = np.ascontiguousarray(sorted_uids["f0"])
+        self.high = np.ascontiguousarray(sorted_uids["f0"]) if high is None else high
 
     def find(self, wanted: np.ndarray) -> np.ndarray:
         """The position of every wanted uid, -1 where it is not there.
@@ -172,9 +176,9 @@ class Index:
         if not len(self._uids) or not len(wanted):
             return np.full(len(wanted), -1, np.int64)
         # Two uint64 searches are many times faster than one over structured elements.
-        first = np.searchsorted(self._high, np.ascontiguousarray(wanted["f0"]))
+        first = np.searchsorted(self.high, np.ascontiguousarray(wanted["f0"]))
         at = np.minimum(first, len(self._uids) - 1)
-        clash = (self._high[at] == wanted["f0"]) & (self._uids["f1"][at] != wanted["f1"])
+        clash = (self.high[at] == wanted["f0"]) & (self._uids["f1"][at] != wanted["f1"])
         if clash.any():
             at[clash] = np.minimum(np.searchsorted(self._uids, wanted[clash]), len(self._uids) - 1)
         return np.where(self._uids[at] == wanted, at, -1)

@@ -27,9 +27,10 @@ def select(options: Select, machine: Machine) -> Estimate:
       InputError: a table or the rule is wrong.
     """
     table = tables.open_tables(options.scores)
-    more = joined.open_columns(options.columns, table.columns)
+    more = joined.open_columns(options.columns)
     names = [*table.columns, *(name for one in more for name in one.names)]
     columns = parsing.parse(options.rule, names).columns()
+    joined.refuse_shared(more, table.columns, columns)
     rows, largest = len(table), max(table.rows)
     read = rows * (_UID + _SCORE * len(columns))
     beside = sum(files.size(part) for one in more for part in one.parts)

@@ -12,7 +12,7 @@ import numpy as np
 from clipdata_jax import config, parallel
 from clipdata_jax.data import files, tars, threads, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, work
+from clipdata_jax.pipeline import manifest, progress, reshard_processes, work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit, make_units
 
 _EXAMPLES = 5
@@ -69,7 +69,7 @@ def run(options: config.Reshard) -> Summary | None:
       InputError: an input is missing or broken, or `out` holds something else.
     """
     paths = tars.find_tars(options.tars)
-    subset = Subset(options.subset)
+    subset = Subset.read(options.subset)
     share = parallel.start(options.workers)
     units = make_units(paths, subset, options)
     if options.dry_run:
@@ -79,8 +79,7 @@ def run(options: config.Reshard) -> Summary | None:
     remaining = output.remaining(share)
     with progress.bar(total=len(remaining), unit="tar", name="reshard") as bar:
         todo = [units[name] for name in remaining]
-        # Copying, digests and waiting for the disk leave the interpreter to the next unit.
-        for _ in threads.in_order(lambda unit: unit.write(output), todo, ahead=1):
+        for _ in reshard_processes.write_all(todo, output, options.processes):
             bar.update(1)
     content = output.finish(functools.partial(_facts, output, subset))
     if content is None:
@@ -176,5 +175,5 @@ def _text(summary: Summary, written: str) -> str:
     line = f"found {summary.found:,} of {summary.selected:,} selected uids ({share})"
     if summary.missing:
         examples = ", ".join(summary.missing_examples)
-        line += f"; {summary.missing:,} are in no tar, e.g. {examples}"
+        line += f"; {summary.missing:,} {'is' if summary.missing == 1 else 'are'} in no tar, e.g. {examples}"
     return "\n".join([*lines, line])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -16,6 +17,7 @@ from clipdata_jax.data import files, tar_index, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, samples, work
 
+_ARRAYS = ("uids.npy", "times.npy", "high.npy")
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9a-fA-F]{32})"')
 
 
@@ -28,16 +30,30 @@ class Subset:
       index: of `uids`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, uid: np.ndarray, times: np.ndarray, high: np.ndarray | None = None) -> None:
+        self.uids, self.times, self.index = uid, times, uids.Index(uid, high)
+
+    @classmethod
+    def read(cls, path: str) -> Subset:
         """Reads a subset file.
 
         Raises:
           InputError: it can't be read, or is empty.
         """
-        self.uids, self.times = uids.read_multiset(path)
-        self.index = uids.Index(self.uids)
-        if not len(self.uids):
+        uid, times = uids.read_multiset(path)
+        if not len(uid):
             raise InputError(f"{path}: the subset is empty, so no tar would be written")
+        return cls(uid, times)
+
+    def save(self, folder: str) -> None:
+        """Writes it to a local folder, for other processes to map into their memory."""
+        for name, array in zip(_ARRAYS, (self.uids, self.times, self.index.high), strict=True):
+            np.save(os.path.join(folder, name), array)
+
+    @classmethod
+    def mapped(cls, folder: str) -> Subset:
+        """What `save` wrote; processes share the memory."""
+        return cls(*(np.asarray(np.load(os.path.join(folder, name), mmap_mode="r")) for name in _ARRAYS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,10 +48,13 @@ def label(name: str) -> str:
 
 
 def short_labels(names: Iterable[str]) -> dict[str, str]:
-    """Column -> the shortest name that tells the columns apart: "NormSim∞" where there is one target."""
+    """Column -> the shortest name that tells the columns apart: "NormSim∞" where there is one target, else "∞ in1k"."""
     names = list(names)
     titles = [_title(name)[0] for name in names]
-    return {name: title if titles.count(title) == 1 else label(name) for name, title in zip(names, titles)}
+    return {
+        name: title if titles.count(title) == 1 else label(name).removeprefix(_FAMILIES[NORM_SIM])
+        for name, title in zip(names, titles, strict=True)
+    }
 
 
 def _title(name: str) -> tuple[str, str]:

@@ -149,6 +149,10 @@ class Uids(Filter):
 
     path: str
 
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise InputError('the file\'s name is empty; expected e.g. uids("subset.npy")')
+
     def files(self) -> tuple[str, ...]:
         return (self.path,)
 

@@ -152,7 +152,7 @@ class _Parser:
     def given(self, node: ast.Call) -> Rule:
         match node.args, node.keywords:
             case [ast.Constant(str(path))], []:
-                return conditions.Uids(path)
+                return self.made(node.args[0], lambda: conditions.Uids(path))
         self.fault(node, 'uids takes one subset file, in quotes: uids("subset.npy")')
 
     def made(self, place: ast.expr, make: Callable[[], Rule]) -> Rule:

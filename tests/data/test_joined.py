@@ -38,7 +38,7 @@ def test_pairs_find_their_scores(tmp_path, form):
     assert source.names == ("x",)
     found = source.read(["x"])
     got = found.of(np.array([(2, 3), (2, 4), (9, 1), (2, 7)], uids.DTYPE), "x")
-    assert got.dtype == np.float32
+    assert got.dtype == np.float64  # as in the file
     np.testing.assert_array_equal(got, [2, np.nan, 0.5, np.nan])
     assert found.facts() == {"rows": 4, "not_in_the_pool": 1}
 

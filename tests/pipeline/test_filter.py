@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,18 @@ def test_the_bounds_of_the_basic_filter(tmp_path, clipdata):
     kept, text = run(clipdata, "basic_filter")
     assert kept == [row["uid"] for row, (_, want) in zip(pairs, cases, strict=True) if want]
     assert "text: 1 pair without a value" in text and "lid.176.ftz" in text
+
+
+def test_another_model_of_languages_is_taken_where_one_is_given(tmp_path, clipdata):
+    """The full model is too large for a test: a name that isn't the small form's stands for it."""
+    made.write(tmp_path / "metadata", made.rows())
+    shutil.copy(languages.small_model(), tmp_path / "lid.176.bin")
+    small, _ = run(clipdata, "laion2b")
+    Path("subset.npy.manifest.json").unlink()
+    kept, text = run(clipdata, "laion2b", "--lid-model", "lid.176.bin")
+    assert kept == small and "gcld3" in text and "lid.176.ftz" not in text
+    inputs = json.loads(Path("subset.npy.manifest.json").read_text())["inputs"]
+    assert [entry["name"] for entry in inputs] == ["lid.176.bin"]
 
 
 @pytest.mark.parametrize("arch", ["b32", "l14"])

@@ -87,6 +87,22 @@ def test_a_repacking_goes_on_where_it_was_and_workers_share_it(tmp_path, pool, c
         assert (tmp_path / "out" / path.relative_to(tmp_path / "alone")).read_bytes() == path.read_bytes()
 
 
+def test_several_processes_write_the_same_bytes(tmp_path, pool, clipdata):
+    for number in (3, 5):
+        (pool / f"{number:03d}.tar").write_bytes(b"no tar")
+    for out, processes in (("one", 1), ("two", 2)):
+        arguments = (*REPACK[:4], "--on-bad", "skip", "--processes", processes, "--out", out)
+        done = clipdata(*arguments)
+        assert done.returncode == 0 and "skipped 2 tars" in done.stdout, done.stderr
+    written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert len([path for path in written if path.suffix == ".tar"]) == 5
+    for path in written:
+        if path.name != "run.jsonl":
+            assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
+    done = clipdata(*REPACK[:4], "--processes", 2, "--out", "stopped")
+    assert done.returncode == 2 and "003.tar: damaged or not a tar" in done.stderr
+
+
 def test_a_tar_that_is_skipped_leaves_its_unit_the_others(tmp_path, pool, clipdata):
     (pool / "001.tar").write_bytes(b"x" * 700)
     done = clipdata(*REPACK, "--out", "out", "--on-bad", "skip")
@@ -103,7 +119,7 @@ def test_uids_that_a_subset_repeats_are_written_as_often(tmp_path, pool, clipdat
     assert done.stdout.splitlines() == [
         "kept 6 of 70 samples in 7 tars; 2 tars written: out",
         "3 of these are copies: the subset holds their uids more than once",
-        f"found 3 of 4 selected uids (75.00 %); 1 are in no tar, e.g. {uid_number(99)}",
+        f"found 3 of 4 selected uids (75.00 %); 1 is in no tar, e.g. {uid_number(99)}",
     ]
     got = read_by_webdataset(tmp_path / "out/000.tar")
     assert [sample["__key__"] for sample in got] == ["00003", "00003-1", "00005", "00005-1", "00005-2"]

@@ -166,6 +166,20 @@ def test_explain_says_what_is_kept_and_writes_nothing(tmp_path, clipdata):
     assert refused(clipdata("select", "scores", "--rule", RULE), "--out is missing", "--explain")
 
 
+def test_numbers_are_compared_as_they_are_stored(tmp_path, clipdata):
+    """Whole numbers that float32 can't tell apart, and doubles just below the float32 of a bound."""
+    uid = uids.join_halves(np.zeros(3, np.uint64), np.arange(3, dtype=np.uint64))
+    (tmp_path / "scores").mkdir()
+    rows = np.array([2**24, 2**24 + 1, 2**24 + 2])
+    (tmp_path / "scores/0.parquet").write_bytes(tables.part_bytes(uid, {"nearest": rows}))
+    double = [0.28, np.nextafter(0.28, 0), 0.5]
+    pq.write_table(pa.table({"uid": uids.to_hex(uid), "d": double, "n": rows}), tmp_path / "more.parquet")
+    for rule, kept in (("(nearest == 16777217)", [1]), ("(n >= 16777217)", [1, 2]), ("(d >= 0.28)", [0, 2])):
+        out = tmp_path / f"{kept}.npy"
+        done = clipdata("select", "scores", "--columns", "more.parquet", "--rule", rule, "--out", out)
+        assert done.returncode == 0 and np.load(out)["f1"].tolist() == kept, done.stderr
+
+
 def test_columns_of_others_join_by_uid(tmp_path, clipdata):
     uid, columns = make_table(tmp_path / "scores")
     rng = np.random.default_rng(5)

@@ -202,6 +202,6 @@ def test_column_names_for_readers():
         "other score",
     ]
     assert columns.short_labels(names)["norm_sim_inf_in1k"] == "NormSim∞"
-    assert columns.short_labels(["norm_sim_2_a", "norm_sim_2_b"])["norm_sim_2_a"] == "NormSim₂ a"
+    assert columns.short_labels(["norm_sim_2_a", "norm_sim_2_b"])["norm_sim_2_a"] == "₂ a"
     assert columns.first_of("norm_sim", names) == "norm_sim_inf_in1k"
     assert columns.first_of("norm_sim", names, "top(norm_sim_2_c10, 0.2)") == "norm_sim_2_c10"

@@ -68,6 +68,7 @@ CASES = [
     ("(1 < 2)", "1 < 2", "one side of a comparison must be a column"),
     ("(a in b)", "a in b", "compared by"),
     ("uids(a)", "uids(a)", "in quotes"),
+    ("uids('')", "''", "name is empty"),
     ("uids('a', 'b')", "uids('a', 'b')", "in quotes"),
     ("top(a, 0.3) # and more", "# and more", "no comments"),
     ("top(a 0.3)", "a 0.3", "invalid syntax"),

@@ -1,0 +1,78 @@
+"""Units of `clipdata reshard` written by several processes: what decides on samples holds Python's lock. No jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+
+from clipdata_jax.data import threads, uids
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import work
+from clipdata_jax.pipeline.reshard_units import Subset, Unit
+
+# With fewer units than that, processes take longer to begin than they save.
+_MANY = 32
+
+
+def write_all(units: Sequence[Unit], output: work.Output, processes: int | None) -> Iterator[None]:
+    """Writes units, and says so of each in order.
+
+    Args:
+      units: of one subset.
+      output: where to.
+      processes: how many; None: one a core, where the units are many.
+
+    Raises:
+      InputError: as `Unit.write`.
+    """
+    count = min(processes or (os.cpu_count() or 1 if len(units) >= _MANY else 1), len(units))
+    if count <= 1:
+        # Copying, digests and waiting for the disk leave the interpreter to the next unit.
+        yield from threads.in_order(lambda unit: unit.write(output), units, ahead=1)
+        return
+    with tempfile.TemporaryDirectory(prefix="clipdata-reshard-") as scratch:
+        units[0].subset.save(scratch)
+        none = Subset(np.empty(0, uids.DTYPE), np.empty(0, np.int64))
+        bare = [dataclasses.replace(unit, subset=none) for unit in units]
+        # A fork would copy the locks of the threads that there are.
+        spawn = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(count, spawn, initializer=_begin, initargs=(scratch, output)) as pool:
+                yield from pool.map(_write, bare)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that wrote tars was killed, perhaps for want of memory; what is done is kept: give the"
+                " command again, with a smaller --processes"
+            ) from error
+
+
+_here: dict[str, tuple[Subset, work.Output]] = {}
+
+
+def _begin(scratch: str, output: work.Output) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach all processes: the first one stops the run, the others end their tar.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _here["run"] = Subset.mapped(scratch), output
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # it was killed, and nobody takes the results
+
+
+def _write(unit: Unit) -> None:
+    subset, output = _here["run"]
+    dataclasses.replace(unit, subset=subset).write(output)
