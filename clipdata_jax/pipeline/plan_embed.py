@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from clipdata_jax.config import Embed
 from clipdata_jax.data import sources
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import plan_probe, targets
-from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, size_text
+from clipdata_jax.pipeline import plan_probe_embed, targets
+from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, idle_note, size_text
+from clipdata_jax.pipeline.plan_probe_embed import EmbedFacts
 from clipdata_jax.pipeline.progress import counted
 
 _LOOKED_AT = 100  # samples of a source, to tell how many it holds
@@ -34,7 +35,7 @@ def estimate(options: Embed, machine: Machine) -> Estimate:
     units = list(found.units.values())
     each, stored = look(units)
     rows = [round(each * _weight(unit)) for unit in units]
-    facts: plan_probe.EmbedFacts = machine.probe.ask(plan_probe.embed, options, machine.calibrate)
+    facts: EmbedFacts = machine.probe.ask(plan_probe_embed.embed, options, machine.calibrate)
     on_device = facts.parameters + 2 * facts.batch
     memory = host_memory(options, facts, max(rows), stored, machine)
     _refuse_large(options, facts, memory, on_device, machine)
@@ -55,11 +56,7 @@ def estimate(options: Embed, machine: Machine) -> Estimate:
         operations=total_rows * facts.operations,
         seconds=seconds,
         total=total,
-        notes=(
-            (f"only {len(units):,} of {machine.processes:,} processes have a unit to work on",)
-            if machine.processes > len(units)
-            else ()
-        ),
+        notes=idle_note(machine.processes, len(units)),
     )
 
 
@@ -95,9 +92,7 @@ def _weight(unit: sources.Source) -> float:
     return unit.stop - unit.start if isinstance(unit, sources.Rows) else 1.0
 
 
-def host_memory(
-    options: Embed, facts: plan_probe.EmbedFacts, unit: int, stored: float, machine: Machine
-) -> int:
+def host_memory(options: Embed, facts: EmbedFacts, unit: int, stored: float, machine: Machine) -> int:
     """Bytes of a process: models, batches of pixels, samples on their way to decoders, two units' embeddings."""
     pixels = 3 * options.batch_size * machine.devices.count * facts.pixels
     decoders = options.decoders or os.cpu_count() or 1
@@ -107,9 +102,7 @@ def host_memory(
     return round(_BASE + pixels + decoded + units + on_devices)
 
 
-def _refuse_large(
-    options: Embed, facts: plan_probe.EmbedFacts, memory: int, on_device: int, machine: Machine
-) -> None:
+def _refuse_large(options: Embed, facts: EmbedFacts, memory: int, on_device: int, machine: Machine) -> None:
     own = machine.devices.memory
     for needed, there, what in ((on_device, own, "a device"), (memory, machine.memory, "the machine")):
         if there is None or needed <= there:
@@ -124,9 +117,7 @@ def _refuse_large(
         )
 
 
-def _seconds(
-    facts: plan_probe.EmbedFacts, rows: Sequence[int], machine: Machine
-) -> tuple[dict[str, float], float]:
+def _seconds(facts: EmbedFacts, rows: Sequence[int], machine: Machine) -> tuple[dict[str, float], float]:
     n = machine.processes
     most = max(sum(rows[index::n]) for index in range(min(n, len(rows))))
     parts = {"decode": most * facts.decode, "encode": most * facts.encode, "start": facts.start}

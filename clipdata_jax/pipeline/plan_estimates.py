@@ -161,6 +161,11 @@ def disk_free(out: str) -> int | None:
     return shutil.disk_usage(path).free
 
 
+def idle_note(processes: int, units: int) -> tuple[str, ...]:
+    """A word on processes that have nothing to do, if there are such."""
+    return (f"only {units:,} of {processes:,} processes have a unit to work on",) if processes > units else ()
+
+
 def size_text(size: float) -> str:
     """Bytes in words: "1.5 GB"."""
     for unit in ("bytes", "KB", "MB", "GB", "TB"):

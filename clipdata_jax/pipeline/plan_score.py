@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
-import math
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 from clipdata_jax.config import NegClipLoss, Score
-from clipdata_jax.data import arrays, files
-from clipdata_jax.data import pool as pools
-from clipdata_jax.data.pool import Pool, Shard
+from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import groups, plan_probe, score, score_inputs, shard_division, target_sets
-from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, size_text
+from clipdata_jax.pipeline import groups, plan_probe, shard_division, target_sets
+from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, idle_note, size_text
+from clipdata_jax.pipeline.plan_score_inputs import Work, look
 from clipdata_jax.pipeline.progress import counted
-from clipdata_jax.pipeline.score_columns import neg_clip_loss_columns, norm_sim_column
 from clipdata_jax.pipeline.score_units import shard_files
 
 _SAMPLE = 64 << 20  # bytes of the pool that are read to see how fast that is
@@ -27,38 +22,6 @@ _UIDS = 16
 _LOOKED_AT = 1 << 16  # rows at a time, in float32
 _BASE = 200 << 20  # the interpreter, jax and what it compiled
 _COMPRESSED = 0.93  # of a score's four bytes and a uid's sixteen, in parquet
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """A pool, and how it is cut.
-
-    Attributes:
-      pool: the shards.
-      units: rows of each unit.
-      tag: the model.
-      dim: of the embeddings.
-      itemsize: bytes of a number in them.
-      copies: how often a unit's embeddings are in memory that no file backs.
-      temperatures: each.
-      columns: columns of float32 that are written.
-      targets: rows of each target.
-    """
-
-    pool: Pool
-    units: tuple[int, ...]
-    tag: str
-    dim: int
-    itemsize: int
-    copies: int
-    temperatures: tuple[float, ...]
-    columns: int
-    targets: tuple[int, ...]
-
-    @property
-    def row(self) -> int:
-        """Bytes of a pair's embeddings."""
-        return 2 * self.dim * self.itemsize
 
 
 def estimate(options: Score, machine: Machine) -> Estimate:
@@ -94,58 +57,6 @@ def estimate(options: Score, machine: Machine) -> Estimate:
         total=total,
         notes=tuple(_notes(options, work, machine)),
     )
-
-
-def look(options: Score) -> Work:
-    """Reads footers and headers, no embeddings."""
-    pool = pools.open_pool(options.pool, on_bad=options.on_bad)
-    if not len(pool):
-        raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
-    tag = pool.tag(options.tag)
-    made_by = target_sets.made_by_model(options.pool, tag)
-    temperatures, _ = score_inputs.temperatures(options.neg_clip_loss.temperatures(), made_by)
-    dim = score_inputs.dimension(pool, tag)
-    planned = score.plan_units(pool, options.neg_clip_loss)
-    units = tuple(sum(shard.rows for shard in unit) for unit in planned)
-    chosen, named = options.chosen(), options.norm_sim.targets()
-    columns = int("clip_score" in chosen)
-    if "neg_clip_loss" in chosen:
-        columns += 4 * len(neg_clip_loss_columns(options.neg_clip_loss, tag, temperatures))
-    targets: tuple[int, ...] = ()
-    if "norm_sim" in chosen:
-        with_row = {norm_sim_column(p, name) for p in options.norm_sim.p for name in named if p == math.inf}
-        columns += len(options.norm_sim.p) * (len(named) + (options.norm_sim.union is not None))
-        columns += len(with_row) if options.norm_sim.nearest else 0
-        targets = tuple(_target_rows(path, tag) for path in named.values() if target_sets.is_embedded(path))
-    itemsize, plain = _form(pool.shards, tag, dim)
-    copies = _copies(plain, max(map(len, planned)) > 1, options.normalize, min(2, len(units)))
-    return Work(pool, units, tag, dim, itemsize, copies, temperatures, columns, targets)
-
-
-def _copies(plain: bool, joined: bool, normalize: bool, units: int) -> int:
-    """Copies of a unit: none where it is mapped from its file; else of one that is scored and one that is read.
-
-    Shards of a unit are joined, which copies them; so does `--normalize`, or what isn't mapped.
-    """
-    if plain and not joined:
-        return units * normalize
-    return units + (joined and (normalize or not plain))
-
-
-def _form(shards: Sequence[Shard], tag: str, dim: int) -> tuple[int, bool]:
-    """Bytes of a number, by the size of the first shard's array, and whether that can be mapped."""
-    first = next(shard for shard in shards if shard.rows)
-    size, plain = files.size(first.images), True
-    if first.images.endswith(".npz"):
-        with files.open_read(first.images) as file, zipfile.ZipFile(file) as members:
-            held = members.getinfo(f"{tag}_img.npy")
-            size, plain = held.file_size, held.compress_type == zipfile.ZIP_STORED
-    return max(1, size // (first.rows * dim)), plain and files.is_local(first.images)
-
-
-def _target_rows(path: str, tag: str) -> int:
-    parts = files.list_folder(path, ".npz") if files.is_folder(path) else [path]
-    return sum(arrays.array_shape(part, f"{tag}_img")[0] for part in parts)
 
 
 def group_jobs(units: Sequence[int], settings: NegClipLoss) -> dict[tuple[int, int], list[int]]:
@@ -309,8 +220,7 @@ def _notes(options: Score, work: Work, machine: Machine) -> list[str]:
     settings = options.neg_clip_loss
     if "neg_clip_loss" in options.chosen() and max(settings.batch_sizes()) > len(work.pool):
         notes.append(f"|B| is more than the pool's {len(work.pool):,} pairs, which make one batch")
-    if machine.processes > len(work.units):
-        notes.append(f"only {len(work.units):,} of {machine.processes:,} processes have a unit to work on")
+    notes += idle_note(machine.processes, len(work.units))
     most = max((rounds_of for rounds_of in _groups_of_units(work, settings)), default=0)
     if "neg_clip_loss" in options.chosen() and 0 < most < machine.devices.count:
         notes.append(
