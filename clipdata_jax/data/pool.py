@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,13 +70,16 @@ class Pool:
         return wanted
 
 
-def open_pool(folder: str, *, on_bad: OnBad = "stop", texts: bool = True) -> Pool:
+def open_pool(
+    folder: str, *, on_bad: OnBad = "stop", texts: bool = True, rows: Mapping[str, int] | None = None
+) -> Pool:
     """Finds a pool's shards; reads the parquet footers and the names in the first npz, no embeddings.
 
     Args:
       folder: of metadata shards, or clip-retrieval's.
       on_bad: "skip" leaves shards whose footer can't be read out of the pool, named in `Pool.unreadable`.
       texts: whether metadata shards must hold caption embeddings beside those of the pictures.
+      rows: shard -> its pairs, where they are known; other shards' footers are read.
 
     Raises:
       InputError: no such folder, nothing in it, a parquet file without its embeddings or the reverse.
@@ -87,7 +90,7 @@ def open_pool(folder: str, *, on_bad: OnBad = "stop", texts: bool = True) -> Poo
         raise InputError(f"{folder}: {what}; expected a folder of metadata shards (.parquet beside .npz)")
     runs.check_finished(folder)
     if files.is_folder(files.join(folder, "img_emb")):
-        return _open_clip_retrieval(folder, on_bad)
+        return _open_clip_retrieval(folder, on_bad, rows or {})
     metadata = {_stem(path): path for path in files.list_folder(folder, ".parquet")}
     arrays = {_stem(path): path for path in files.list_folder(folder, ".npz")}
     if not metadata and not arrays:
@@ -101,19 +104,20 @@ def open_pool(folder: str, *, on_bad: OnBad = "stop", texts: bool = True) -> Poo
         has, lacks = (".parquet", ".npz") if alone[0] in metadata else (".npz", ".parquet")
         raise InputError(f"{folder}: {alone[0]}{has} has no {alone[0]}{lacks} beside it; add or remove it")
     found = [(name, metadata[name], arrays[name], arrays[name]) for name in sorted(metadata)]
-    shards, unreadable = _read_footers(found, on_bad)
+    shards, unreadable = _read_footers(found, on_bad, rows or {})
     return Pool(folder, shards, _first_tags(shards, texts), unreadable=unreadable)
 
 
 def _read_footers(
-    found: Sequence[tuple[str, str, str, str]], on_bad: OnBad
+    found: Sequence[tuple[str, str, str, str]], on_bad: OnBad, rows: Mapping[str, int]
 ) -> tuple[tuple[Shard, ...], tuple[str, ...]]:
     """Shards (name, metadata, images, texts) with their rows, and why some can't be read."""
     shards: list[Shard] = []
     unreadable: list[str] = []
     for name, metadata, images, texts in found:
         try:
-            shards.append(Shard(name, metadata, images, texts, _footer_rows(metadata)))
+            known = rows[name] if name in rows else _footer_rows(metadata)
+            shards.append(Shard(name, metadata, images, texts, known))
         except InputError as error:
             if on_bad == "stop" or len(unreadable) + 1 == len(found):
                 raise
@@ -135,7 +139,7 @@ def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def _open_clip_retrieval(folder: str, on_bad: OnBad) -> Pool:
+def _open_clip_retrieval(folder: str, on_bad: OnBad, rows: Mapping[str, int]) -> Pool:
     def numbered(name: str, suffix: str) -> dict[str, str]:
         paths = files.list_folder(files.join(folder, name), suffix)
         return {re.sub(r"^.*_", "", _stem(path)): path for path in paths}
@@ -151,7 +155,7 @@ def _open_clip_retrieval(folder: str, on_bad: OnBad) -> Pool:
                 f" img_emb_0.npy, text_emb_0.npy, metadata_0.parquet (see {odd[0]!r}); add or remove it"
             )
     pairs = sorted((_stem(metadata[n]), metadata[n], images[n], texts[n]) for n in images)
-    shards, unreadable = _read_footers(pairs, on_bad)
+    shards, unreadable = _read_footers(pairs, on_bad, rows)
     has_uids = "uid" in _column_names(shards[0].metadata)
     return Pool(folder, shards, ("clip",), has_uids=has_uids, unreadable=unreadable)
 

@@ -13,9 +13,9 @@ from clipdata_jax.pipeline.plan_estimates import Estimate, Machine
 from clipdata_jax.pipeline.progress import counted
 from clipdata_jax.selection import parsing
 
-_BASE = 120 << 20  # the interpreter and pyarrow
+_BASE = 50 << 20  # the interpreter and pyarrow
 _UID, _SCORE = 16, 4
-_START = 0.5
+_START = 0.3
 _PARTS = 3
 _SAMPLE = 64 << 20
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from clipdata_jax import parallel
 from clipdata_jax.config import NegClipLoss, Score
-from clipdata_jax.data import embeddings, files, tables, uids
+from clipdata_jax.data import embeddings, files, runs, tables, uids
 from clipdata_jax.data import pool as pools
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
@@ -31,7 +32,7 @@ def run(options: Score) -> dict[str, Any] | None:
       InputError: bad input; what was finished is kept, and the same command goes on from there.
     """
     share = parallel.start(options.workers)
-    pool = pools.open_pool(options.pool, on_bad=options.on_bad)
+    pool = pools.open_pool(options.pool, on_bad=options.on_bad, rows=_planned_rows(options))
     if not len(pool):
         raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
@@ -66,6 +67,23 @@ def run(options: Score) -> dict[str, Any] | None:
     result = output.finish(_summarise)
     _print_summary(result, options)
     return result
+
+
+def _planned_rows(options: Score) -> dict[str, int]:
+    """The shards' rows by the plan that the run's first process wrote: for pools where a footer is a request each.
+
+    A thousand processes would else read every footer of a bucket, all at a time.
+    """
+    path = files.join(options.out, runs.PLAN)
+    if files.is_local(options.pool) or not files.exists(path):
+        return {}
+    try:
+        plan = json.loads(files.read_bytes(path))
+        if plan["options"]["pool"] != (options.pool.rstrip("/") or options.pool):
+            return {}
+        return {shard: int(rows) for unit in plan["plan"].values() for shard, rows in unit}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}  # whoever opens the output says what is wrong with it
 
 
 def _score_units(

@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.pools import cut_short, edit_npz, make_pool, unit_rows
 
+from clipdata_jax.data import pool as pools
 from clipdata_jax.data import tables, uids
 from clipdata_jax.pipeline import groups
 
@@ -245,3 +247,19 @@ def test_shuffled_captions_of_real_pictures_are_found(tmp_path, shared, clipdata
     assert np.mean(areas["neg_clip_loss"]) >= 0.997 and min(areas["neg_clip_loss"]) >= 0.995, areas
     assert min(areas["clip_score"]) >= 0.990, areas
     assert np.mean(areas["neg_clip_loss"]) > np.mean(areas["clip_score"])
+
+
+def test_processes_on_an_object_store_take_rows_from_the_first_one_s_plan(tmp_path, clipdata, monkeypatch):
+    make_pool(tmp_path / "made", [40, 40], dim=8)
+    store = fsspec.filesystem("memory")
+    store.put(f"{tmp_path}/made/", "/planned/pool/", recursive=True)
+    command = ("score", "memory://planned/pool", "--out", "memory://planned/scores", "--scores", "clip_score")
+    units = ("--batch-size", 40, "--group", 1)
+    assert clipdata(*command, *units, "--worker", "0/2").returncode == 0
+    asked = []
+    monkeypatch.setattr(pools, "_footer_rows", asked.append)
+    done = clipdata(*command, *units, "--worker", "1/2")
+    assert done.returncode == 0 and not asked, done.stderr
+    assert "Scored 80 pairs" in done.stdout
+    monkeypatch.undo()
+    assert "another run" in clipdata(*command, "--batch-size", 20, "--group", 1).stderr
