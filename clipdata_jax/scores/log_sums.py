@@ -24,11 +24,14 @@ def log_sum_tables(
     f_bd: Float[Array, "b d"],
     g_bd: Float[Array, "b d"],
     mask_b: Bool[Array, " b"] | None,
+    text_mask_b: Bool[Array, " b"] | None = None,
     *,
     cells: int,
     temperatures: Float[Array, " t"],
 ) -> tuple[Float[Array, "t b cells"], Float[Array, "t b cells"]]:
     """The two tables of `cell_log_sums` for each temperature, from one pass; `cells` divides b.
+
+    The mask is the pictures' and, unless the texts are of other pairs and have one of their own, the texts' too.
 
     Anonymous memory: the tables twice and some tiles of 2,048 x 2,048 float32; in a backward pass too, which
     computes the tiles again.
@@ -36,12 +39,13 @@ def log_sum_tables(
     tiling = _Tiling.of(len(f_bd), cells)
     f_ntd, g_ntd = tiling.cut(f_bd), tiling.cut(g_bd)
     mask_nt = tiling.cut(jnp.ones(len(f_bd), bool) if mask_b is None else mask_b)
-    middle_nn = jnp.einsum("id,jd->ij", _mean_rows(f_ntd, mask_nt), _mean_rows(g_ntd, mask_nt))
+    text_mask_nt = mask_nt if text_mask_b is None else tiling.cut(text_mask_b)
+    middle_nn = jnp.einsum("id,jd->ij", _mean_rows(f_ntd, mask_nt), _mean_rows(g_ntd, text_mask_nt))
     temps, k = len(temperatures), tiling.together
 
     def row_of_tiles(col_tables: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
         index, *row = inputs
-        rows, cols = _against_all(k, row, (g_ntd, mask_nt), temperatures)
+        rows, cols = _against_all(k, row, (g_ntd, text_mask_nt), temperatures)
         # rows: (tiles, temps, rows of the tile, its k cells of columns); the parts of a cell are joined.
         rows = log_sum_exp(rows.reshape(cells // k, tiling.parts, temps, -1, k), axis=1)
         # cols: (tiles, temps, its k cells of rows, columns of the tile)
@@ -52,7 +56,7 @@ def log_sum_tables(
         col_tables = jax.lax.dynamic_update_slice_in_dim(col_tables, cols, first, axis=1)
         return col_tables, rows.transpose(1, 2, 0, 3).reshape(temps, -1, cells)
 
-    start = zero_like(f_bd, g_bd, mask_nt, temperatures) - jnp.inf
+    start = zero_like(f_bd, g_bd, mask_nt, text_mask_nt, temperatures) - jnp.inf
     empty = jnp.broadcast_to(start, (temps, cells, mask_nt.size))
     inputs = jnp.arange(len(f_ntd)), f_ntd, mask_nt, jax.lax.stop_gradient(middle_nn)
     cols, rows = jax.lax.scan(row_of_tiles, empty, inputs)

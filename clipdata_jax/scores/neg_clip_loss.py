@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from clipdata_jax.scores.log_sums import log_sum_tables
-from clipdata_jax.scores.products import check_mask, check_pairs, check_temperature, cosines, paired_cosines
+from clipdata_jax.scores.log_sums import log_sum_exp, log_sum_tables
+from clipdata_jax.scores.products import check_mask, check_pairs, check_temperature, paired_cosines
 
 
 def neg_clip_loss(
@@ -51,6 +51,10 @@ def _neg_clip_loss(image_emb: Array, text_emb: Array, temperature: Array, mask: 
     temperatures = jnp.asarray(temperature, jnp.float32)[None]
     row_tbc, col_tbc = log_sum_tables(image_emb, text_emb, mask, cells=1, temperatures=temperatures)
     sum_b, cos_b = (row_tbc + col_tbc)[0, :, 0], paired_cosines(image_emb, text_emb, mask)
+    return _finish(cos_b, sum_b, temperature, mask)
+
+
+def _finish(cos_b: Array, sum_b: Array, temperature: Array, mask: Array | None) -> Array:
     if mask is None:
         return cos_b - temperature / 2 * sum_b
     # Masked twice: 0 * inf would reach the derivative by the temperature.
@@ -67,8 +71,8 @@ def neg_clip_loss_sharded(
 ) -> Float[Array, " b"]:
     """`neg_clip_loss` of one batch whose rows are sharded over the mesh axis "data".
 
-    Blocks of texts travel once round the ring of devices with their column sums: each of the n devices
-    keeps (b/n)^2 floats at a time, none ever b x b.
+    Blocks of texts travel once round the ring of devices with their column sums. A device keeps two blocks of
+    rows and some tiles of 2,048 x 2,048 float32, however large b is.
 
     Args:
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
@@ -109,17 +113,17 @@ def _neg_clip_loss_sharded(
     def ring(f_bd: Array, g_bd: Array, mask_b: Array, t: Array) -> Array:
         empty_b = jax.lax.pcast(jnp.full(mask_b.shape, -jnp.inf), "data", to="varying")
 
+        hop = [(i, (i + 1) % n) for i in range(n)]
+
         def step(carry: tuple, _: None) -> tuple[tuple, None]:
             row_b, (h_bd, m_b, col_b) = carry
-            logits = cosines(f_bd, h_bd) / t
-            pair = mask_b[:, None] & m_b[None, :]
-            row_b = jnp.logaddexp(row_b, jax.nn.logsumexp(logits, axis=1, where=pair))
-            col_b = jnp.logaddexp(col_b, jax.nn.logsumexp(logits, axis=0, where=pair))
-            hop = [(i, (i + 1) % n) for i in range(n)]
+            row_tbc, col_tbc = log_sum_tables(f_bd, h_bd, mask_b, m_b, cells=1, temperatures=t[None])
+            row_b = log_sum_exp(jnp.stack([row_b, row_tbc[0, :, 0]]), axis=0)
+            col_b = log_sum_exp(jnp.stack([col_b, col_tbc[0, :, 0]]), axis=0)
             return (row_b, jax.lax.ppermute((h_bd, m_b, col_b), "data", hop)), None
 
         start = empty_b, (g_bd, mask_b, empty_b)
         (row_b, (_, _, col_b)), _ = jax.lax.scan(step, start, length=n)  # n hops: home again
-        return jnp.where(mask_b, paired_cosines(f_bd, g_bd) - t / 2 * (row_b + col_b), -jnp.inf)
+        return _finish(paired_cosines(f_bd, g_bd, mask_b), row_b + col_b, t, mask_b)
 
     return ring(image_emb, text_emb, mask, temperature)

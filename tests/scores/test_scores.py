@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -148,6 +149,40 @@ def test_sharded_score_is_the_formula_on_any_mesh(kind, devices, real):
     assert got.sharding.is_equivalent_to(jax.NamedSharding(mesh, P("data")), got.ndim)
     want = [*formula(f[:real], g[:real], 0.01), *[-np.inf] * (16 - real)]
     np.testing.assert_allclose(np.asarray(got), want, atol=5e-6)
+
+
+@pytest.mark.parametrize("t", [0.005, 0.01, 0.07, 0.2, 1.0])
+def test_sharded_score_is_the_formula_at_every_temperature(t):
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    keep = np.arange(64) % 9 != 1
+    for f, g in adversarial().values():
+        f, g = f.copy(), g.copy()
+        f[~keep], g[~keep] = np.nan, np.nan
+        got = cj.neg_clip_loss_sharded(f, g, mesh=mesh, temperature=jnp.float32(t), mask=keep)
+        np.testing.assert_allclose(got[keep], formula(f[keep], g[keep], t), atol=5e-6, rtol=0)
+
+
+def test_sharded_score_has_the_derivatives_of_the_score():
+    f, g = (x.astype(np.float32) for x in unit_pairs(0, 16, 8))
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    keep = np.arange(16) < 13
+
+    def slopes(score):
+        def total(f, g, t):
+            return jnp.where(keep, score(f, g, temperature=t, mask=keep), 0).sum()
+
+        return jax.grad(total, argnums=(0, 1, 2))(f, g, 0.05)
+
+    wanted = slopes(cj.neg_clip_loss)
+    for got, want in zip(slopes(functools.partial(cj.neg_clip_loss_sharded, mesh=mesh)), wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sharded_batch_beyond_one_device_is_never_b_by_b():
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,), devices=jax.devices())
+    emb = jax.ShapeDtypeStruct((8 * 65_536, 64), jnp.float16, sharding=jax.NamedSharding(mesh, P("data")))
+    program = jax.jit(lambda f, g: cj.neg_clip_loss_sharded(f, g, mesh=mesh)).lower(emb, emb).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 400e6  # a block of two devices' rows takes 17 GB
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
