@@ -35,6 +35,9 @@ class Source(Protocol):
     @property
     def inputs(self) -> tuple[str, ...]: ...
 
+    def picture_files(self) -> tuple[str, ...]:
+        """The files that hold the pictures, in order; none where they aren't files that can be named."""
+
     def samples(self) -> Iterator[tars.Sample]:
         """The samples, in order, one in memory at a time."""
 
@@ -51,6 +54,9 @@ class Tar:
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    def picture_files(self) -> tuple[str, ...]:
         return (self.path,)
 
     def samples(self) -> Iterator[tars.Sample]:
@@ -73,9 +79,12 @@ class Pictures:
     def inputs(self) -> tuple[str, ...]:
         return ()
 
+    def picture_files(self) -> tuple[str, ...]:
+        return tuple(files.join(self.path, name) for name in self.names)
+
     def samples(self) -> Iterator[tars.Sample]:
-        for name in self.names:
-            yield tars.PictureFile(name, {}, {}, files.join(self.path, name))
+        for name, path in zip(self.names, self.picture_files(), strict=True):
+            yield tars.PictureFile(name, {}, {}, path)
 
     def share(self, sample: tars.Sample) -> float:
         return 1 / len(self.names)
@@ -96,6 +105,11 @@ class Rows:
     @property
     def inputs(self) -> tuple[str, ...]:
         return ()
+
+    def picture_files(self) -> tuple[str, ...]:
+        if isinstance(self.whole, TfdsSplit):
+            return ()
+        return tuple(sample.path for sample in self.samples() if isinstance(sample, tars.PictureFile))
 
     def samples(self) -> Iterator[tars.Sample]:
         return self.whole.samples(self.start, self.stop)

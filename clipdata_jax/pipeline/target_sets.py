@@ -14,7 +14,7 @@ from clipdata_jax.config import Embed, Score
 from clipdata_jax.data import files, runs, sources
 from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import embed, manifest
+from clipdata_jax.pipeline import embed, manifest, progress
 
 
 def open_targets(
@@ -69,7 +69,8 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
             f"--target-model {checkpoint}: is another model than the pool's, {made_by.get('name')}; name that, or add"
             " --force"
         )
-    out = files.join(_cache(options), f"{name}-{_key(found, digest, tag)}.npz")
+    cache = _cache(options)
+    out = files.join(cache, f"{name}-{_key(found, digest, tag, cache)}.npz")
     made_before = files.exists(out) and bool(manifest.read_beside(out))
     print(f"Target {name}: {path}, embeddings in {out}{', made before' if made_before else ''}")
     if made_before:
@@ -91,12 +92,29 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
     return out
 
 
-def _key(found: sources.Sources, digest: str, tag: str) -> str:
-    """Tells embeddings apart: by names and sizes of pictures, sizes and times of tars, the model and what runs it."""
-    tars = [[tar, runs.stamp(tar)] for source in found.units.values() for tar in source.inputs]
+def _key(found: sources.Sources, digest: str, tag: str, cache: str) -> str:
+    """Tells embeddings apart: by the pictures' bytes and order, the model, and what runs it."""
     made_with = manifest.describe("embed", Embed(sources=("",), model=("",), out=""), devices=True)
-    content = [digest, tag, found.facts, tars, made_with["versions"], made_with["hardware"]]
+    content = [digest, tag, made_with["versions"], made_with["hardware"], _content(found, cache)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content(found: sources.Sources, cache: str) -> str:
+    """A digest of the pictures, wherever they lie; not computed again for files that nobody has touched since."""
+    by_unit = [unit.picture_files() for unit in found.units.values()]
+    paths = [path for of_unit in by_unit for path in of_unit if files.exists(path)]
+    # What has no files of its own, a TFDS split, is told by its name, version and number of rows.
+    facts = json.dumps([] if all(by_unit) else found.facts, sort_keys=True)
+    touched = json.dumps([facts, *((path, runs.stamp(path)) for path in paths)])
+    known = files.join(cache, "seen", hashlib.sha256(touched.encode()).hexdigest()[:16])
+    if not files.exists(known):
+        whole = hashlib.sha256(facts.encode())
+        with progress.bar(total=len(paths), unit="file", name="digest") as bar:
+            for path in paths:
+                whole.update(files.digest(path).encode())
+                bar.update(1)
+        files.write_bytes(known, whole.hexdigest().encode())
+    return files.read_bytes(known).decode()
 
 
 def _cache(options: Score) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -107,8 +108,16 @@ def test_a_target_of_pictures_is_embedded_once(tmp_path, checkpoint, clipdata):
     before = file.stat().st_mtime_ns
     done = clipdata(*flags, "--out", "again")
     assert done.returncode == 0 and "made before" in done.stdout and file.stat().st_mtime_ns == before
-    (tmp_path / "pictures" / "9.jpg").write_bytes(jpeg(9))
-    assert clipdata(*flags, "--out", "more").returncode == 0
+    # The content counts, not where it lies or when it was written; and one byte of it does, at equal sizes.
+    shutil.copytree(tmp_path / "pictures", tmp_path / "moved")
+    moved = [flag if flag != "mine=pictures" else "mine=moved" for flag in flags]
+    done = clipdata(*moved, "--out", "moved-scores")
+    assert done.returncode == 0 and "made before" in done.stdout and file.stat().st_mtime_ns == before
+    content = bytearray((tmp_path / "pictures" / "3.jpg").read_bytes())
+    content[-20] ^= 1
+    (tmp_path / "pictures" / "3.jpg").write_bytes(content)
+    done = clipdata(*flags, "--out", "more")
+    assert done.returncode == 0 and "made before" not in done.stdout
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 2
     done = clipdata("score", "meta", "--target", "mine=pictures", "--out", "o")
     assert done.returncode == 2 and "--target-model CHECKPOINT" in done.stderr
