@@ -109,6 +109,11 @@ class NormSim:
         require(len({f"{p:g}" for p in self.p}) == len(self.p), "p", self.p, "each number once")
         names = [split_assignment(text, "target")[0] for text in self.target]
         require(len(set(names)) == len(names), "target", self.target, "each name once")
+        if self.nearest:
+            good = not {f"{name}_row" for name in names} & {*names, self.union}
+            require(
+                good, "target", self.target, "no name that is another's with _row, which --nearest writes"
+            )
         if self.union is not None:
             good = bool(IDENTIFIER.fullmatch(self.union)) and self.union not in names
             require(good, "union", self.union, "a plain word that is no target's name")

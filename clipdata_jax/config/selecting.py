@@ -19,12 +19,16 @@ from clipdata_jax.config.base import (
     require,
     require_positive,
     require_some,
+    split_assignment,
 )
 from clipdata_jax.errors import InputError
 
 Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="(default: none)")]
 Compared = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE...", help_behavior_hint="(default: none)")
+]
+Targets = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="NAME=PATH...", help_behavior_hint="(default: none)")
 ]
 MaybeFile = Annotated[
     str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(needed without --explain)")
@@ -112,6 +116,8 @@ class Report:
     """The pool's tars, for pictures and captions; without them the page has figures only."""
     compare: Compared = ()
     """Other subset files of the pool to compare --subset with, each under a name; without NAME=, the file's own."""
+    target: Targets = ()
+    """Pictures of targets, the same that were scored with --nearest: a card shows the nearest beside its pair."""
     title: str = "Data selection report"
     """The page's heading."""
     pictures: int = 6
@@ -122,12 +128,21 @@ class Report:
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
         require_positive(self, "pictures")
+        if len(self.targets()) < len(self.target) or (self.target and not self.tars):
+            what = (
+                "each name once" if self.tars else "nothing without --tars, whose pictures it stands beside"
+            )
+            require(False, "target", self.target, what)
         names = [name for name, _ in self.compared()]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(
                     f"--compare: two subset files are named {name!r}; tell them apart, as in other_{name}=FILE"
                 )
+
+    def targets(self) -> dict[str, str]:
+        """Name -> path of a target's pictures."""
+        return dict(split_assignment(text, "target") for text in self.target)
 
     def compared(self) -> list[tuple[str, str]]:
         """(name, file) of every subset to compare with."""

@@ -13,7 +13,7 @@ import numpy as np
 from clipdata_jax import config
 from clipdata_jax.data import files, runs, tables, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, report_pairs
+from clipdata_jax.pipeline import manifest, report_pairs, report_targets
 from clipdata_jax.report import captions, comparison, contents, page, text
 from clipdata_jax.report.trace import TraceStep
 
@@ -49,6 +49,9 @@ def run(options: config.Report) -> None:
     if paths:
         pairs, found = report_pairs.read(table, paths, shown=plan.scores, described=compared.counted())
         described = captions.describe(compared.samples, found)
+    if pairs and options.target:
+        nearest = report_targets.read(table, options.targets(), pairs)
+        pairs = {row: dataclasses.replace(pair, nearest=nearest[row]) for row, pair in pairs.items()}
     about = page.About(
         title=options.title,
         rule=rule,
@@ -139,7 +142,8 @@ def _read_selection(table: tables.ScoreTable, name: str, path: str) -> _Selectio
 
 
 def _read_columns(table: tables.ScoreTable) -> dict[str, np.ndarray]:
-    columns = {name: np.empty(len(table), np.float32) for name in sorted(table.columns)}
+    names = sorted(set(table.columns) - set(report_targets.row_columns(table).values()))
+    columns = {name: np.empty(len(table), np.float32) for name in names}
     start = 0
     for _, uid, values in table.iterate(list(columns)):
         for name, column in columns.items():

@@ -58,6 +58,7 @@ def run(options: Score) -> dict[str, Any] | None:
         has_uids=pool.has_uids,
         unreadable=list(pool.unreadable),
         model=made_by.get("digest"),
+        targets={name: len(target) for name, target in targets.items()},
         plan={name: [[shard.name, shard.rows] for shard in unit] for name, unit in by_name.items()},
         groups=_describe_groups(units, options.neg_clip_loss),
     )

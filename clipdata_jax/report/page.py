@@ -21,16 +21,26 @@ from clipdata_jax.report.trace import TraceStep
 
 
 @dataclasses.dataclass(frozen=True)
+class Nearest:
+    """A target's name and its picture nearest to a pair's, or a few words on why there is none."""
+
+    target: str
+    picture: Thumbnail | str
+
+
+@dataclasses.dataclass(frozen=True)
 class Pair:
     """What a card shows of a pair that was found.
 
     Attributes:
       caption: as found; it is shortened and made visible by the page.
       picture: the thumbnail, or a few words on why there is none.
+      nearest: the nearest picture of each target.
     """
 
     caption: str
     picture: Thumbnail | str
+    nearest: Sequence[Nearest] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +83,8 @@ def render(
 ) -> str:
     """Writes the page.
 
-    Its size is bounded by the number of cards: some 18 kB each at most, 7 kB as a rule, beside about 60 kB and
+    Its size is bounded by the number of cards: some 18 kB each at most, 7 kB as a rule, and as much for each target's
+    picture, 3 kB as a rule; beside about 60 kB and
     10 kB for every score column.
 
     Args:
@@ -121,6 +132,16 @@ def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
         "problem": picture,
         "caption": "" if pair is None else text.shorten(pair.caption),
         "scores": scores,
+        "nearest": []
+        if pair is None
+        else [
+            {
+                "target": one.target,
+                "picture": one.picture if isinstance(one.picture, Thumbnail) else None,
+                "problem": one.picture,
+            }
+            for one in pair.nearest
+        ],
     }
 
 

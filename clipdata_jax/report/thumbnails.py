@@ -31,11 +31,12 @@ class Thumbnail:
     height: int
 
 
-def make(data: bytes) -> Thumbnail | str:
+def make(data: bytes, *, side: int = SIDE) -> Thumbnail | str:
     """Decodes a picture and encodes a small one anew.
 
     Args:
       data: the bytes of a JPEG, PNG or WebP file, from anywhere.
+      side: pixels that neither side has more of.
 
     Returns:
       the thumbnail, or a few words on why there is none.
@@ -47,20 +48,20 @@ def make(data: bytes) -> Thumbnail | str:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     return "picture too large"
-                picture.draft("RGB", (2 * SIDE, 2 * SIDE))
-                return _encode(_flatten(picture))
+                picture.draft("RGB", (2 * side, 2 * side))
+                return _encode(_flatten(picture, side))
     except Exception:  # decoders fail on damaged files in any way there is
         return "picture unreadable"
 
 
-def _flatten(picture: Image.Image) -> Image.Image:
+def _flatten(picture: Image.Image, side: int) -> Image.Image:
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        picture.thumbnail((SIDE, SIDE))
+        picture.thumbnail((side, side))
         ground = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(ground, picture).convert("RGB")
     small = picture.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((side, side))
     return small
 
 

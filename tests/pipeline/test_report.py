@@ -311,3 +311,53 @@ def test_bad_selections_to_compare_are_one_sentence(pool, monkeypatch, compare, 
     uids.write_subset("foreign.npy", uids.from_hex(["0" * 32]))
     with pytest.raises(InputError, match=sentence):
         report.run(options(pool, compare=compare))
+
+
+def add_nearest(pool: Path, count: int, **told) -> np.ndarray:
+    """A table with the nearest of `count` target pictures, and the pictures; row 7 has none."""
+    (pool / "nearest").mkdir()
+    (pool / "target").mkdir()
+    for number in range(count):
+        (pool / f"target/{number:02d}.jpg").write_bytes(picture(1000 + number))
+    nearest = np.random.default_rng(3).integers(0, count, 120).astype(np.int32)
+    table = tables.open_tables([str(pool / "scores")])
+    for part, rows in (("a", slice(0, 60)), ("b", slice(60, 120))):
+        columns = {"norm_sim_inf_mine": np.full(60, 0.5, np.float32), "norm_sim_inf_mine_row": nearest[rows]}
+        null = np.arange(120)[rows] == 7
+        (pool / f"nearest/{part}.parquet").write_bytes(
+            tables.part_bytes(table.read_uids(part), columns, null)
+        )
+    (pool / "nearest/manifest.json").write_text(json.dumps({"targets": {"mine": told.get("scored", count)}}))
+    return nearest
+
+
+def test_a_card_shows_the_nearest_target_beside_its_pair(pool):
+    nearest = add_nearest(pool, 9)
+    both = (str(pool / "scores"), str(pool / "nearest"))
+    html = page_of(options(pool, scores=both, target=(f"mine={pool / 'target'}",)))
+    cards = re.findall(
+        r'<article.*?<ul class="near">.*?base64,([^"]+)".*?<code>mine</code>.*?>caption (\d+)<', html, re.S
+    )
+    assert len(cards) > 60
+    for data, row in cards:
+        got = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), int)
+        want = np.asarray(Image.open(io.BytesIO(picture(1000 + nearest[int(row)]))).convert("RGB"), int)
+        assert np.abs(got[12, 16] - want[12, 16]).max() <= 6
+    # The number of a row is no score: it has no histogram and stands on no card.
+    assert "mine_row" not in html and "norm_sim_inf_mine" in html
+
+
+def test_other_target_pictures_than_were_scored_are_refused(pool):
+    add_nearest(pool, 9, scored=10)
+    both = (str(pool / "scores"), str(pool / "nearest"))
+    for target, words in (
+        (f"mine={pool / 'target'}", "holds 9 pictures, but when it was scored it had 10; name the pictures"),
+        (
+            f"in1k={pool / 'target'}",
+            r"don't say which picture of it is nearest \(targets with such a column: mine",
+        ),
+    ):
+        with pytest.raises(InputError, match=words):
+            report.run(options(pool, scores=both, target=(target,)))
+    with pytest.raises(InputError, match="expected nothing without --tars"):
+        options(pool, tars=(), target=("mine=x",))
