@@ -12,7 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from clipdata_jax.scores.division_sums import division_sums
 from clipdata_jax.scores.log_sums import log_sum_tables
-from clipdata_jax.scores.products import check_mask, check_pairs, check_temperature, paired_cosines
+from clipdata_jax.scores.products import (
+    check_mask,
+    check_pairs,
+    check_temperature,
+    paired_cosines,
+    under_auto_axes,
+)
 
 
 class NegClipLossStatistics(NamedTuple):
@@ -74,9 +80,14 @@ def cell_log_sums(
 def _cell_log_sums(
     image_emb: Array, text_emb: Array, temperature: Array, mask: Array | None, *, cells: int
 ) -> tuple[Array, Array]:
-    temperatures = jnp.asarray(temperature, jnp.float32)[None]
-    row, col = log_sum_tables(image_emb, text_emb, mask, cells=cells, temperatures=temperatures)
-    return row[0], col[0]
+    def tables(
+        image_emb: Array, text_emb: Array, temperature: Array, mask: Array | None
+    ) -> tuple[Array, Array]:
+        temperatures = jnp.asarray(temperature, jnp.float32)[None]
+        row, col = log_sum_tables(image_emb, text_emb, mask, cells=cells, temperatures=temperatures)
+        return row[0], col[0]
+
+    return under_auto_axes(tables, image_emb, text_emb, temperature, mask)
 
 
 def neg_clip_loss_divisions(
@@ -157,6 +168,18 @@ def _score(*args: Array) -> Array:
 
 @jax.jit
 def _statistics(
+    image_emb: Array,
+    text_emb: Array,
+    batch_of_cell: Array | tuple[Array, ...],
+    temperature: Array,
+    mask: Array | None,
+) -> NegClipLossStatistics:
+    several = isinstance(batch_of_cell, tuple) or batch_of_cell.ndim == 3
+    args = image_emb, text_emb, batch_of_cell, temperature, mask
+    return under_auto_axes(_of_group, *args, rows_axis=jnp.ndim(temperature) + several)
+
+
+def _of_group(
     image_emb: Array,
     text_emb: Array,
     batch_of_cell: Array | tuple[Array, ...],

@@ -11,7 +11,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from clipdata_jax.scores.log_sums import log_sum_exp, log_sum_tables
-from clipdata_jax.scores.products import check_mask, check_pairs, check_temperature, paired_cosines
+from clipdata_jax.scores.products import (
+    check_mask,
+    check_pairs,
+    check_temperature,
+    paired_cosines,
+    under_auto_axes,
+)
 
 
 def neg_clip_loss(
@@ -48,10 +54,13 @@ def neg_clip_loss(
 
 @jax.jit
 def _neg_clip_loss(image_emb: Array, text_emb: Array, temperature: Array, mask: Array | None) -> Array:
-    temperatures = jnp.asarray(temperature, jnp.float32)[None]
-    row_tbc, col_tbc = log_sum_tables(image_emb, text_emb, mask, cells=1, temperatures=temperatures)
-    sum_b, cos_b = (row_tbc + col_tbc)[0, :, 0], paired_cosines(image_emb, text_emb, mask)
-    return _finish(cos_b, sum_b, temperature, mask)
+    def score(image_emb: Array, text_emb: Array, temperature: Array, mask: Array | None) -> Array:
+        temperatures = jnp.asarray(temperature, jnp.float32)[None]
+        row_tbc, col_tbc = log_sum_tables(image_emb, text_emb, mask, cells=1, temperatures=temperatures)
+        sum_b, cos_b = (row_tbc + col_tbc)[0, :, 0], paired_cosines(image_emb, text_emb, mask)
+        return _finish(cos_b, sum_b, temperature, mask)
+
+    return under_auto_axes(score, image_emb, text_emb, temperature, mask)
 
 
 def _finish(cos_b: Array, sum_b: Array, temperature: Array, mask: Array | None) -> Array:

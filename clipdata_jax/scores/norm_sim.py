@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from clipdata_jax.scores.products import cosines, zero_like
+from clipdata_jax.scores.products import cosines, under_auto_axes, zero_like
 from clipdata_jax.scores.row_blocks import Blocks
 from clipdata_jax.scores.second_moment import norm_sim_moment, second_moment
 
@@ -92,13 +92,19 @@ def nearest_target(
 
 @functools.partial(jax.jit, static_argnames=("p", "signed"))
 def _norm_sim(image_emb: Array, target_emb: Array, *, p: float, signed: bool) -> Array:
-    return finish(reduce_targets(image_emb, target_emb, p=p, signed=signed), p)
+    def score(image_emb: Array, target_emb: Array) -> Array:
+        return finish(reduce_targets(image_emb, target_emb, p=p, signed=signed), p)
+
+    return under_auto_axes(score, image_emb, target_emb)
 
 
 @functools.partial(jax.jit, static_argnames="signed")
 def _nearest_target(image_emb: Array, target_emb: Array, *, signed: bool) -> NearestTarget:
-    found = reduce_targets(image_emb, target_emb, signed=signed, nearest=True)
-    return NearestTarget(found.most, found.row)
+    def nearest(image_emb: Array, target_emb: Array) -> NearestTarget:
+        found = reduce_targets(image_emb, target_emb, signed=signed, nearest=True)
+        return NearestTarget(found.most, found.row)
+
+    return under_auto_axes(nearest, image_emb, target_emb)
 
 
 def reduce_targets(

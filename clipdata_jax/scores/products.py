@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 
@@ -35,6 +39,26 @@ def paired_cosines(
     if mask_b is not None:
         f_bd, g_bd = jnp.where(mask_b[:, None], f_bd, 0), jnp.where(mask_b[:, None], g_bd, 0)
     return (f_bd.astype(jnp.float32) * g_bd.astype(jnp.float32)).sum(axis=1)
+
+
+def under_auto_axes(
+    function: Callable[..., Any], emb_bd: Float[Array, "b d"], *others: Any, rows_axis: int | None = 0
+) -> Any:
+    """Calls function(emb_bd, *others), on an Explicit mesh under Auto axes: blocks of sharded rows have no sharding
+    that could be told beforehand. The results are sharded as the rows are; XLA finds how to get there.
+
+    Args:
+      function: its results have the rows as an axis, or none.
+      emb_bd: rows, on a mesh or on none.
+      others: any arrays.
+      rows_axis: the results' axis of the rows; None if they have none, and are replicated.
+    """
+    sharding = jax.typeof(emb_bd).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(emb_bd, *others)
+    spec = P() if rows_axis is None else P(*[None] * rows_axis, sharding.spec[0])
+    out = jax.NamedSharding(sharding.mesh, spec)
+    return jax.sharding.auto_axes(function, out_sharding=out)(emb_bd, *others)
 
 
 def zero_like(*arrays: Array) -> Float[Array, ""]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from clipdata_jax.scores.products import zero_like
+from clipdata_jax.scores.products import under_auto_axes, zero_like
 from clipdata_jax.scores.row_blocks import Blocks
 
 
@@ -34,6 +34,10 @@ def second_moment(target_emb: Float[Array, "n d"]) -> Float[Array, "d d"]:
 @jax.jit
 def sum_products(target_emb: Array) -> Array:
     """`second_moment` without its checks."""
+    return under_auto_axes(_sum_products, target_emb, rows_axis=None)
+
+
+def _sum_products(target_emb: Array) -> Array:
     d = target_emb.shape[1]
     empty = jnp.broadcast_to(zero_like(target_emb), (d, d))
     blocks = Blocks.of(len(target_emb))

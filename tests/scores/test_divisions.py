@@ -15,7 +15,7 @@ from clipdata_jax.scores import neg_clip_loss_statistics
 
 
 @pytest.mark.parametrize("real", [1, 2, 15, 16, 17, 31, 63, 64])
-@pytest.mark.parametrize("t", [0.005, 0.2])
+@pytest.mark.parametrize("t", [0.005, 0.01, 0.07, 0.2, 1.0])
 def test_groups_of_any_size_are_the_formula(real, t):
     f, g = unit_pairs(real, 64, 12)
     keep = np.zeros(64, bool)

@@ -185,6 +185,25 @@ def test_a_sharded_batch_beyond_one_device_is_never_b_by_b():
     assert program.memory_analysis().temp_size_in_bytes < 400e6  # a block of two devices' rows takes 17 GB
 
 
+def test_rows_may_lie_sharded_over_an_explicit_mesh():
+    f, g = unit_pairs(seed=0, b=32, d=8)
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Explicit,), devices=jax.devices()[:2])
+    dealt = deal(0, 3, 2, 8)
+
+    @jax.jit
+    def scores(f, g):
+        return (
+            cj.neg_clip_loss_statistics(f, g, dealt, temperature=jnp.array([0.01, 0.1])),
+            cj.nearest_target(f, g),
+            cj.norm_sim_moment(f, cj.second_moment(g)),
+        )
+
+    placed = jax.device_put((f, g), jax.NamedSharding(mesh, P("data")))
+    for got, want in zip(*map(jax.tree.leaves, (scores(*placed), scores(f, g))), strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
+        assert got.sharding.spec[got.shape.index(32)] == "data"
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_any_float_dtype_gives_float32(dtype):
     f, g = (jnp.asarray(x, dtype) for x in unit_pairs(0, 16, 8))
