@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from clipdata_jax.models.clip_config import CLIPConfig, TextConfig, VisionConfig
 from clipdata_jax.models.transformer import AttentionPool, Builder, matmul_precision, through
@@ -158,8 +158,7 @@ class CLIP(nnx.Module):
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
             raise ValueError(f"pixels have shape {pixels.shape}, expected (n, {size}, {size}, 3): NHWC")
         if pixels.dtype == jnp.uint8:
-            mean, std = jnp.asarray(self.config.image_mean), jnp.asarray(self.config.image_std)
-            pixels = (pixels.astype(jnp.float32) / 255 - mean) / std
+            pixels = normalized(pixels, mean=self.config.image_mean, std=self.config.image_std)
         elif not jnp.issubdtype(pixels.dtype, jnp.floating):
             raise ValueError(f"pixels are {pixels.dtype}, expected uint8 or an already normalised float")
         return _finish(_encode(self.vision, pixels), normalize)
@@ -185,6 +184,13 @@ class CLIP(nnx.Module):
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(f"ids are {ids.dtype}, expected int32")
         return _finish(_encode(self.text, ids.astype(jnp.int32)), normalize)
+
+
+def normalized(
+    pixels: UInt8[Array, "... 3"], *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "... 3"]:
+    """Pixels in [0, 255] as the towers take them: scaled to [0, 1], less the mean, over the standard deviation."""
+    return (pixels.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def _encode(tower: VisionTower | TextTower, rows: Shaped[Array, ...]) -> Float[Array, "b d"]:

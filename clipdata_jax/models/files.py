@@ -99,8 +99,7 @@ def _download(name: str) -> Path:
                 patterns = [weights, f"{weights}.index.json", f"{stem}-*-of-*.safetensors"]
                 folder = Path(snapshot_download(name, allow_patterns=patterns))
                 if any(folder.glob(f"{stem}*.safetensors")):
-                    break
-        return folder
+                    return folder
     except Exception as error:  # the hub's client raises its own, its transport's and the system's errors
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -109,3 +108,9 @@ def _download(name: str) -> Path:
             f"{OPEN_CLIP_CONFIG} and {OPEN_CLIP_WEIGHTS}) and {TOKENIZER} (or {VOCABULARY} and {MERGES}; for "
             f"SigLIP {TOKENIZER_CONFIG} and {SENTENCES} too), and give its path"
         ) from error
+    if not any((folder / config).is_file() for config in (CONFIG, OPEN_CLIP_CONFIG)):
+        return folder  # a tokenizer alone, perhaps
+    raise InputError(
+        f"{name} has no weights in safetensors' format on the Hugging Face hub, and pickles are never loaded: where you"
+        f" trust them, hf download {name} --local-dir FOLDER, then give FOLDER, which says how to convert them"
+    )

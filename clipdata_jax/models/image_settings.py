@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,11 @@ def _sizes(folder: Path, content: dict[str, Any], *, siglip: bool) -> tuple[int,
         cuts = name == "do_center_crop"
         if not (siglip and cuts) and content.get(name) not in (None, True):
             raise InputError(f"{where} has {name} {content[name]!r}, expected true")
+    if content.get("do_pad"):
+        raise InputError(f"{where} has do_pad {content['do_pad']!r}, expected false")
+    factor = content.get("rescale_factor", 1 / 255)
+    if not (isinstance(factor, int | float) and math.isclose(factor, 1 / 255, rel_tol=1e-6)):
+        raise InputError(f"{where} has rescale_factor {factor!r}, expected {1 / 255}: 1 / 255")
     if siglip:
         if content.get("do_center_crop"):
             raise InputError(

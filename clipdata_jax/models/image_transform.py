@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import warnings
 from typing import Literal, get_args
 
@@ -128,8 +129,7 @@ class ImageTransform:
             _load(image)
             if self.convention == "transformers":
                 image = _flat_rgb(image)
-            image = image.resize(scaled, _FILTERS[self.interpolation])
-            image = image.crop(self._centre(*scaled))
+            image = _scaled_centre(image, scaled, self._centre(*scaled), _FILTERS[self.interpolation])
             image.info.pop("transparency", None)  # dropped below either way, with a warning for a palette's
             return np.asarray(_rgb(image))
         except MemoryError:
@@ -163,6 +163,38 @@ class ImageTransform:
         # The two libraries cut an odd remainder differently: down, or to the even side.
         left, top = (s // 2 if self.convention == "transformers" else round(s / 2) for s in spare)
         return left, top, left + self.size, top + self.size
+
+
+def _scaled_centre(
+    image: Image.Image,
+    scaled: tuple[int, int],
+    centre: tuple[int, int, int, int],
+    kernel: Image.Resampling,
+) -> Image.Image:
+    """What `image.resize(scaled, kernel).crop(centre)` gives, with less work where much of it is cut off.
+
+    Pillow scales across, rounds to bytes, then scales down. One after the other, what is cut off at the sides is
+    not scaled down, and what is cut off above and below not across.
+    """
+    left, top, right, bottom = centre
+    # Transparent pictures Pillow converts first, those of palettes it doesn't interpolate, and tall ones it scales
+    # down first.
+    if image.mode != "RGB" or scaled == (right - left, bottom - top) or image.height > 2 * image.width:
+        return image.resize(scaled, kernel).crop(centre)
+    first, last = _rows_read(top, bottom, image.height / scaled[1], image.height)
+    band = image if last - first == image.height else image.crop((0, first, image.width, last))
+    band = band.resize((scaled[0], last - first), kernel).crop((left, 0, right, last - first))
+    if band.height < image.height:  # a row's weights depend on where it lies
+        whole = Image.new("RGB", (right - left, image.height))
+        whole.paste(band, (0, first))
+        band = whole
+    return band.resize((right - left, scaled[1]), kernel).crop((0, top, right - left, bottom))
+
+
+def _rows_read(top: int, bottom: int, scale: float, height: int) -> tuple[int, int]:
+    """The rows of a picture that some rows of it scaled are made of, and a few more: (first, behind the last)."""
+    reach = 2 * max(scale, 1) + 2  # a bicubic kernel is two of the coarser pixels wide, either way
+    return max(0, math.floor(top * scale - reach)), min(height, math.ceil(bottom * scale + reach))
 
 
 def _load(image: Image.Image) -> None:

@@ -105,12 +105,12 @@ class _Model:
 
         return models.load_tokenizer(self._checkpoint)
 
-    def embed(self, pixels: np.ndarray, captions: Sequence[str] | None) -> Batch:
-        """Embeds a batch; without captions pictures alone."""
+    def embed(self, pixels: np.ndarray, ids: np.ndarray | None) -> Batch:
+        """Embeds a batch; without captions' ids pictures alone."""
         images = self.encoder.images(pixels)
-        if captions is None:
+        if ids is None:
             return Batch(images.astype(np.float16), None, None)
-        texts = self.encoder.texts(self.tokenizer(captions))
+        texts = self.encoder.texts(ids)
         cosines = np.einsum("nd,nd->n", images, texts)
         return Batch(images.astype(np.float16), texts.astype(np.float16), cosines)
 
@@ -138,7 +138,7 @@ class _Tally:
 class _Embedding:
     """The stages of the work, each in threads of its own, joined by short queues.
 
-    The main thread reads and collects batches, threads decode, one thread drives the devices, one writes.
+    The main thread reads and collects batches, threads decode, one tokenizes, one drives the devices, one writes.
     """
 
     def __init__(
@@ -147,6 +147,9 @@ class _Embedding:
         self._options, self._models, self._output = options, models, output
         self._shared_names = shared_names
         self._transforms = list(dict.fromkeys(model.transform for model in models))
+        for model in () if options.images_only else models:
+            _ = model.tokenizer  # one that is missing is told before anything is decoded
+        self._words = ThreadPoolExecutor(1, thread_name_prefix="words")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._waiting: collections.deque[Future[list[Batch]]] = collections.deque()
@@ -155,7 +158,8 @@ class _Embedding:
     def run(self, units: dict[str, sources.Source]) -> None:
         """Embeds units in order; what was finished before an error stays."""
         noun = "tar" if all(isinstance(source, sources.Tar) for source in units.values()) else "part"
-        with self._device, self._writer, progress.bar(total=len(units), unit=noun, name="embed") as bar:
+        bar = progress.bar(total=len(units), unit=noun, name="embed")
+        with self._words, self._device, self._writer, bar:
             self._tally = _Tally(bar)
             try:
                 for name, source in units.items():
@@ -180,7 +184,8 @@ class _Embedding:
                 self._waiting.popleft().result()
             if self._writing and self._writing[0].done():
                 self._writing.popleft().result()  # a full disk is told of now, not at the unit's end
-            embedded = self._device.submit(self._embed, shard, gathered)
+            ids = self._words.submit(self._tokenize, gathered)
+            embedded = self._device.submit(self._embed, shard, gathered, ids)
             self._waiting.append(embedded)
             shard.add(gathered, embedded)
         return shard
@@ -232,11 +237,16 @@ class _Embedding:
         if len(gathered):
             yield gathered
 
-    def _embed(self, shard: Shard, gathered: Gathered) -> list[Batch]:
-        captions = None if self._options.images_only else gathered.captions()
+    def _tokenize(self, gathered: Gathered) -> list[np.ndarray | None]:
+        """Each model's ids of the captions, None where only pictures are embedded."""
+        if self._options.images_only:
+            return [None] * len(self._models)
+        return [model.tokenizer(gathered.captions()) for model in self._models]
+
+    def _embed(self, shard: Shard, gathered: Gathered, ids: Future[list[np.ndarray | None]]) -> list[Batch]:
         found = [
-            model.embed(gathered.pixels(self._transforms.index(model.transform)), captions)
-            for model in self._models
+            model.embed(gathered.pixels(self._transforms.index(model.transform)), tokens)
+            for model, tokens in zip(self._models, ids.result(), strict=True)
         ]
         self._tally.add(shard, len(gathered), gathered.share)
         return found

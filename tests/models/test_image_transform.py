@@ -9,6 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from PIL import Image
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import ImageTransform, load_image_transform, open_picture, write_preprocessor_config
+from clipdata_jax.models.clip import normalized
 from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
 
 PICTURES = (
@@ -59,11 +61,13 @@ def test_pixels_are_exactly_those_of_the_library(convention, key: str, name: str
     np.testing.assert_array_equal(got, want)
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(transform(image), want)
+    floats = normalized(jnp.asarray(got), mean=OPENAI_MEAN, std=OPENAI_STD)
+    np.testing.assert_allclose(floats, expected.transpose(1, 2, 0), rtol=0, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    sides=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    sides=st.tuples(st.integers(1, 120), st.integers(1, 120)),
     mode=st.sampled_from(["RGB", "L", "CMYK", "RGBA", "P"]),
     resize=st.integers(16, 40),
     seed=st.integers(0, 3),
@@ -240,6 +244,8 @@ def test_settings_are_written_as_they_are_read(tmp_path: Path):
     ("content", "message"),
     [
         ({"do_center_crop": False}, "do_center_crop False, expected true"),
+        ({"do_pad": True}, "do_pad True, expected false"),
+        ({"rescale_factor": 0.5}, r"rescale_factor 0\.5, expected 0\.0039.*: 1 / 255"),
         ({"resample": 0}, r"resample 0, expected 3 \(bicubic\) or 2"),
         ({"size": {"height": 32, "width": 32}}, "size .* expected one number of pixels for shortest_edge"),
         ({"crop_size": {"height": 32, "width": 31}}, "crop_size .* for height and width"),

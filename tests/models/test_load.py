@@ -80,6 +80,13 @@ def test_float16_and_bfloat16(folder: Path, tmp_path: Path):
     for path, array in parameters(load_clip(tmp_path / "half")).items():
         assert array.dtype == np.float32
         np.testing.assert_allclose(array, parameters(model)[path], rtol=1e-3, atol=1e-6)
+    stored = {
+        name: array.astype(jnp.bfloat16) for name, array in load_file(folder / "model.safetensors").items()
+    }
+    save_file(stored, tmp_path / "half" / "model.safetensors")
+    for path, array in parameters(load_clip(tmp_path / "half")).items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, parameters(model)[path].astype(jnp.bfloat16))
     narrow = load_clip(folder, dtype=jnp.bfloat16)
     save_clip(narrow, tmp_path / "narrow")
     for path, array in parameters(load_clip(tmp_path / "narrow", dtype=jnp.bfloat16)).items():
@@ -281,6 +288,11 @@ def test_a_hub_name_is_fetched_or_the_files_are_named(
     (folder / "model.safetensors").rename(folder / OPEN_CLIP[1])
     checkpoint_digest("someone/clip")
     assert OPEN_CLIP[1] in asked
+    (folder / OPEN_CLIP[1]).unlink()
+    with pytest.raises(
+        InputError, match=r"someone/clip has no weights .* hf download someone/clip --local-dir"
+    ):
+        load_clip("someone/clip")
     expected = (
         r"someone/else is no folder here .*\(OSError: no such repository\); make a folder of config\.json"
     )

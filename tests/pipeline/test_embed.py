@@ -153,6 +153,18 @@ def test_bad_input_is_one_clear_sentence(tmp_path, pool, checkpoint, clipdata, a
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+def test_a_missing_tokenizer_is_told_first_and_not_missed_by_pictures(tmp_path, checkpoint, clipdata):
+    shutil.copytree(checkpoint, tmp_path / "clip")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (tmp_path / "clip" / name).unlink(missing_ok=True)
+    write_pairs(tmp_path / "0.tar", range(2), **{"00100__jpg": b"no picture"})
+    flags = ("embed", "0.tar", "--model", "clip", "--batch-size", 4)
+    done = clipdata(*flags, "--out", "pairs")
+    assert done.returncode == 2 and "clip has no tokenizer: put tokenizer.json" in done.stderr, done.stderr
+    done = clipdata(*flags, "--out", "target.npy", "--images-only", "--on-bad", "skip")
+    assert done.returncode == 0 and "Embedded 2 pictures" in done.stdout, done.stderr
+
+
 def test_tars_of_one_name_need_uids_of_their_own(tmp_path, pool, checkpoint, clipdata):
     (tmp_path / "other").mkdir()
     write_pairs(tmp_path / "other" / "00000.tar", range(30, 33))
