@@ -89,15 +89,13 @@ class Reshard:
     takes longer than the copying. Without it tars are told by size, and those of the pool by time of change."""
     dry_run: bool = False
     """Only count what would be kept; write nothing."""
-    processes: Annotated[int | None, NONE] = None
-    """Processes that work on tars at a time; default: one a core, where there are many tars."""
+    processes: int = 1
+    """Processes that work on tars at a time; each takes half a second to begin. With one, threads do."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
         require_some(self, "tars", "tar or folder of tars")
-        require_positive(self, "tars_per_unit")
-        if self.processes is not None:
-            require_positive(self, "processes")
+        require_positive(self, "tars_per_unit", "processes")
         if self.samples_per_tar is not None:
             require_positive(self, "samples_per_tar")
 

@@ -19,22 +19,19 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit
 
-# With fewer units than that, processes take longer to begin than they save.
-_MANY = 32
 
-
-def write_all(units: Sequence[Unit], output: work.Output, processes: int | None) -> Iterator[None]:
+def write_all(units: Sequence[Unit], output: work.Output, processes: int) -> Iterator[None]:
     """Writes units, and says so of each in order.
 
     Args:
       units: of one subset.
       output: where to.
-      processes: how many; None: one a core, where the units are many.
+      processes: how many; with one, threads.
 
     Raises:
       InputError: as `Unit.write`.
     """
-    count = min(processes or (os.cpu_count() or 1 if len(units) >= _MANY else 1), len(units))
+    count = min(processes, len(units))
     if count <= 1:
         # Copying, digests and waiting for the disk leave the interpreter to the next unit.
         yield from threads.in_order(lambda unit: unit.write(output), units, ahead=1)
