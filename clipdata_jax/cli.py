@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
-from clipdata_jax import config
+from clipdata_jax import config, stopping
 from clipdata_jax.errors import InputError
 
 
@@ -21,6 +18,7 @@ from clipdata_jax.errors import InputError
 class _Command:
     options: type
     example: str
+    together: bool = False  # whether several processes work on every step together
 
 
 _COMMANDS = {
@@ -46,6 +44,7 @@ _COMMANDS = {
     "norm-sim-d": _Command(
         config.NormSimD,
         "clipdata norm-sim-d metadata --survivors best30.npy --fraction 0.2 --steps 500 --out subset.npy",
+        together=True,
     ),
     "uids": _Command(config.Uids, "clipdata uids union mine.npy dfn.npy hype.npy --out all.npy"),
     "reshard": _Command(config.Reshard, "clipdata reshard pool --subset subset.npy --out selected"),
@@ -53,7 +52,9 @@ _COMMANDS = {
         config.Report, "clipdata report scores --subset subset.npy --tars pool --out report.html"
     ),
     "train": _Command(
-        config.Train, "clipdata train selected --tokenizer clip-vit-base-patch32 --steps 2000 --out run"
+        config.Train,
+        "clipdata train selected --tokenizer clip-vit-base-patch32 --steps 2000 --out run",
+        together=True,
     ),
     "evaluate": _Command(
         config.Evaluate,
@@ -66,33 +67,14 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0 done, 1 a failure of ours, 2 bad usage or input."""
+    """Runs the command; returns the exit status: 0 done, 1 a failure of ours, 2 bad usage or input, 75 stopped."""
     try:
-        with _terminable():
+        with stopping.raised():
             return _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:  # `clipdata ... | head` is no failure
         return 0
     finally:
         _flush()
-
-
-class _Terminated(KeyboardInterrupt):
-    """What SIGTERM, from a scheduler that takes the machine, becomes: a stop like Ctrl-C's, which tidies up."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # no other may set what a signal does
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _flush() -> None:
@@ -123,15 +105,19 @@ def _run(arguments: list[str]) -> int:
             at = rest.index("--")
             rest, given = rest[:at], (_planned(rest[at + 1 :]),)
         options = _parse(name, rest)
-        importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(options, *given)
+        if (own := _as_launched(name, options)) is not None:
+            importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(own, *given)
     except InputError as error:
         configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
         print(f"clipdata {name}: {error}{told}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        print(f"clipdata {name}: stopped; run the same command again to go on", file=sys.stderr)
-        return 143 if isinstance(stop, _Terminated) else 130
+    except KeyboardInterrupt:
+        return _stopped(name)
+    except Exception:
+        if not stopping.asked():  # else it is what some package made of the interrupt
+            raise
+        return _stopped(name)
     return 0
 
 
@@ -141,6 +127,27 @@ def _planned(words: list[str]) -> config.Run:
     if name not in get_args(config.Planned):
         raise InputError(f"after -- stands {name!r}, expected one of {', '.join(get_args(config.Planned))}")
     return config.Run(**{name: _parse(name, rest)})
+
+
+def _stopped(name: str) -> int:
+    print(f"clipdata {name}: stopped; run the same command again to go on", file=sys.stderr)
+    return stopping.STATUS
+
+
+def _as_launched(name: str, options: Any) -> Any | None:
+    """The options with this process's share of the work; None where another process does all of it."""
+    from clipdata_jax import launch
+
+    if hasattr(options, "workers"):
+        workers = launch.detect(options.workers, together=_COMMANDS[name].together)
+        return dataclasses.replace(options, workers=workers)
+    share = launch.share_of()
+    if share.index:
+        print(
+            f"clipdata {name}: nothing to do in process {share.index + 1} of {share.count}, the first does all"
+        )
+        return None
+    return options
 
 
 def _overview() -> str:
@@ -153,6 +160,7 @@ def _overview() -> str:
         *(f"  {name:<{width}}  {_summary(command.options)}" for name, command in _COMMANDS.items()),
         "",
         "A pool goes through: embed -> score -> select -> reshard, and report shows what was kept.",
+        "Stopped by Ctrl-C or SIGTERM, a command ends with status 75: the same command then goes on where it was.",
         "Start with: clipdata demo",
     ]
     return "\n".join(lines)
@@ -216,4 +224,6 @@ def _options_in(path: str, name: str) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from clipdata_jax.__main__ import main as process
+
+    process()

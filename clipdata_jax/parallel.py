@@ -1,8 +1,10 @@
-"""The device mesh, the start of a many-process run, padding, and process-local rows as global arrays."""
+"""The device mesh, the start of a run of many processes, padding, and process-local rows as global arrays."""
 
 from __future__ import annotations
 
 import dataclasses
+import signal
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,31 +29,49 @@ class Share:
     count: int = 1
 
 
+ALONE = Share()
+# A process that is done waits for the others before it leaves: they may have days of work left.
+_LAST_WAIT_SECONDS = 30 * 24 * 3600
+
+
 def start(workers: Workers) -> Share:
     """Starts this process's part of a run: must come before anything touches a device.
 
-    `--worker i/n` needs no other process; `--coordinator` joins a `jax.distributed` run.
+    `--worker i/n` needs no other process; `--coordinator` joins a `jax.distributed` run, in which a lost process takes
+    the others with it. What the machines say of themselves is looked at by `launch.detect`, not here.
 
     Raises:
       InputError: the coordinator can't be reached, or jax was already in use.
     """
     if (share := workers.share()) is not None:
         return Share(*share)
-    if workers.coordinator is None:
-        return Share()
+    if workers.coordinator in (None, "none"):
+        return ALONE
     import jax
 
+    found = workers.coordinator == "auto"
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        if workers.coordinator == "auto":
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(workers.coordinator, workers.num_processes, workers.process_id)
-    except (RuntimeError, ValueError) as error:
+        jax.distributed.initialize(
+            None if found else workers.coordinator,
+            workers.num_processes,
+            workers.process_id,
+            shutdown_timeout_seconds=_LAST_WAIT_SECONDS,
+        )
+    except (RuntimeError, ValueError, OSError, ImportError) as error:
+        who, advice = f"process {workers.process_id}", "start process 0 there, with the same --num-processes"
+        if found:
+            who, advice = "this process", "give --coordinator none to work alone, or HOST:PORT"
         raise InputError(
-            f"--coordinator {workers.coordinator}: process {workers.process_id} could not join the run"
-            f" ({str(error).splitlines()[0]}); start process 0 there, with the same --num-processes"
+            f"--coordinator {workers.coordinator}: {who} could not join the run ({_first_line(error)}); {advice}"
         ) from error
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # jax has put its own in C there, which ends nothing
     return Share(jax.process_index(), jax.process_count())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def data_mesh(devices: Sequence[Device] | None = None) -> Mesh:

@@ -19,21 +19,24 @@ PACKAGE = ROOT / "clipdata_jax"
 # room -> rooms that it may import
 ALLOWED = {
     "errors": set(),
+    "stopping": set(),
+    "launch": {"errors", "config", "parallel"},
     "config": {"errors"},
     "scores": set(),
     "models": {"errors", "config"},
-    "data": {"errors", "config"},
+    "data": {"errors", "config", "stopping"},
     "parallel": {"errors", "config"},
-    "selection": {"errors", "config", "data"},
+    "selection": {"errors", "config", "data", "stopping"},
     "training": {"errors", "config", "models", "data", "parallel", "scores"},
     "evaluation": {"errors", "config", "models", "data", "parallel", "scores"},
     "report": {"errors", "config", "data", "selection"},
     "demo": {"errors", "data"},
     "pipeline": {
         "errors", "config", "scores", "models", "data", "parallel", "selection", "training", "evaluation",
-        "report", "demo",
+        "report", "demo", "stopping",
     },
-    "cli": {"errors", "config", "pipeline"},
+    "__main__": {"cli", "stopping"},
+    "cli": {"errors", "config", "launch", "pipeline", "stopping", "__main__"},
 }  # fmt: skip
 
 

@@ -61,7 +61,8 @@ class Workers:
     worker: Annotated[str | None, tyro.conf.arg(metavar="I/N"), NONE] = None
     """One of n independent processes, "i/n" with i from 0: each takes every n-th unit (Slurm arrays, spot machines)."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT"), NONE] = None
-    """host:port of process 0 of a `jax.distributed` run; "auto" on TPU pods, Slurm and GKE, where jax finds it."""
+    """host:port of process 0 of a run of several; "auto": jax finds it; "none": work alone. Default: as Slurm's step or
+    the TPU slice says in which this process is started (the environment's CLIPDATA_COORDINATOR=none: alone)."""
     num_processes: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
     """How many processes the `jax.distributed` run has."""
     process_id: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
@@ -79,14 +80,10 @@ class Workers:
             require(
                 self.coordinator is None, "coordinator", self.coordinator, "nothing when --worker is given"
             )
-        if self.coordinator == "auto":
-            require(
-                self.num_processes is None,
-                "num_processes",
-                self.num_processes,
-                "nothing with --coordinator auto",
-            )
-            require(self.process_id is None, "process_id", self.process_id, "nothing with --coordinator auto")
+        if self.coordinator in ("auto", "none"):
+            for name in ("num_processes", "process_id"):
+                expected = f"nothing with --coordinator {self.coordinator}"
+                require(getattr(self, name) is None, name, getattr(self, name), expected)
             return
         together = [value is None for value in (self.coordinator, self.num_processes, self.process_id)]
         if any(together) and not all(together):

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from clipdata_jax.data import asides
 from clipdata_jax.errors import InputError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -182,12 +182,17 @@ def _reason(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def open_write(path: str) -> Iterator[BinaryIO]:
+def open_write(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
     """Opens a file for writing that appears whole, when the block ends well, or not at all.
 
     Locally: written aside, flushed to the disk, renamed. On an object store: one put at close.
 
+    Args:
+      path: the file, which takes the place of the one before it.
+      new: whether there must be none before it (locally; see `write_new`).
+
     Raises:
+      FileExistsError: there is one, and it was to be new.
       InputError: the folder can't be made or written, or the disk is full.
     """
     fs, inner = filesystem(path)
@@ -196,21 +201,11 @@ def open_write(path: str) -> Iterator[BinaryIO]:
             with fs.transaction, fs.open(inner, "wb") as file:
                 yield file
             return
-        folder = os.path.dirname(inner)
-        os.makedirs(folder, exist_ok=True)
-        # Containers that share a volume may share a process id too.
-        aside = os.path.join(folder, f".{os.path.basename(inner)}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(aside, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, inner)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(aside)
+        os.makedirs(os.path.dirname(inner), exist_ok=True)
+        with asides.written(inner, new=new) as file:
+            yield file
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or (new and isinstance(error, FileExistsError)):
             raise
         raise InputError(
             f"{path}: can't be written ({_reason(error)}); what was finished before is kept"
@@ -223,9 +218,40 @@ def write_bytes(path: str, data: bytes) -> None:
         file.write(data)
 
 
-def remove_folder(folder: str) -> None:
-    """Removes a folder and all in it."""
-    fs, inner = filesystem(folder)
+def write_new(path: str, data: bytes) -> bool:
+    """Writes a small file whole if there is none; returns whether it did. Of several processes at once one does.
+
+    On an object store, which has no such thing in common with others, that is only nearly so.
+
+    Raises:
+      InputError: as `open_write`.
+    """
+    if exists(path):
+        return False
+    try:
+        with open_write(path, new=True) as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def sweep_beside(path: str) -> None:
+    """Removes what killed processes left of a file that they were writing, and of those of its name before the dot."""
+    if is_local(path):
+        folder, name = os.path.split(filesystem(path)[1])
+        asides.sweep(folder, name.partition(".")[0], deep=False)
+
+
+def sweep(folder: str) -> None:
+    """Removes what killed processes left in a folder and the folders in it."""
+    if is_local(folder):
+        asides.sweep(filesystem(folder)[1])
+
+
+def remove(path: str) -> None:
+    """Removes a file, or a folder and all in it."""
+    fs, inner = filesystem(path)
     fs.rm(inner, recursive=True)
 
 

@@ -31,7 +31,7 @@ _AHEAD = 1
 
 
 def run(options: Embed) -> dict[str, Any] | None:
-    """Embeds what the sources hold; returns the manifest, or None while other workers' units are missing.
+    """Embeds what the sources hold; returns the manifest, or None where another process tells of the run.
 
     Raises:
       InputError: bad input; what was finished is kept, and the same command goes on from there.
@@ -54,6 +54,7 @@ def run(options: Embed) -> dict[str, Any] | None:
     )
     single = targets.is_file(options.out)
     if single and (before := targets.finished(options.out, plan)):
+        targets.tidy(options.out)
         print(f"Already complete: {options.out}")
         return before
     folder = targets.parts_folder(options.out) if single else options.out
@@ -64,8 +65,9 @@ def run(options: Embed) -> dict[str, Any] | None:
             {name: found.units[name] for name in todo}
         )
     finish = functools.partial(targets.finish, options.out, output, plan) if single else output.finish
-    result = finish(_summarise)
-    _print_summary(result, options)
+    result = finish(_summarise, share)
+    if result is not None:
+        _print_summary(result, options)
     return result
 
 
@@ -274,10 +276,7 @@ def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _print_summary(result: dict[str, Any] | None, options: Embed) -> None:
-    if result is None:
-        print("This worker's units are done; others are missing, whoever finishes last writes the manifest.")
-        return
+def _print_summary(result: dict[str, Any], options: Embed) -> None:
     noun = "picture" if options.images_only else "pair"
     for tag, model in result["models"].items():
         print(

@@ -8,12 +8,12 @@ are more than 64 MiB.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from clipdata_jax import stopping
 from clipdata_jax.config import Filter
 from clipdata_jax.data import files, metadata
 from clipdata_jax.data.sorting import UidSorter
@@ -40,7 +40,7 @@ def run(options: Filter) -> dict[str, Any]:
             f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
         )
     preset = filter_presets.open_preset(options, parts)
-    with tempfile.TemporaryDirectory(prefix="clipdata-filter-") as scratch:
+    with stopping.scratch("clipdata-filter-") as scratch:
         sorter = UidSorter(lambda: scratch)
         facts = _apply(preset, parts, sorter)
         if not facts["kept"]:

@@ -105,6 +105,7 @@ def to_json(content: Any) -> bytes:
 
 def write_beside(path: str, content: dict[str, Any]) -> None:
     """Writes the manifest of an output that is one file: `<file>.manifest.json`."""
+    files.sweep_beside(path)
     files.write_bytes(f"{path}.{NAME}", to_json({**content, "outputs": {path: file_entry(path)}}))
 
 
@@ -119,6 +120,7 @@ def refuse_other_run(out: str, plan: dict[str, Any], *names: str) -> None:
     Raises:
       InputError: another run wrote it, or nobody knows who did.
     """
+    files.sweep_beside(out)
     if not files.exists(out):
         return
     beside = f"{out}.{NAME}"

@@ -32,6 +32,7 @@ def run(options: NormSimD) -> dict[str, Any] | None:
       InputError: bad input, or `out` holds something else.
     """
     _check_out(options.out)
+    files.sweep_beside(options.out)
     share = parallel.start(options.workers)
     pool = open_pool(options.pool, on_bad=options.on_bad, texts=False)
     if not len(pool):
@@ -57,6 +58,9 @@ def run(options: NormSimD) -> dict[str, Any] | None:
         state = _select(output, rows, plan["keep"], drop, options.out, share)
         content = {} if share.index else _write(options.out, plan, facts, rows, state)
     if share.index:
+        print(
+            f"{options.out}: process {share.index + 1} of {share.count} is done; the first writes and tells"
+        )
         return None
     _remove(f"{options.out}.{_WORK}")
     print(_text(content, options))
@@ -229,8 +233,7 @@ def _write(out: str, plan: dict[str, Any], facts: dict[str, Any], rows: Rows, st
 
 def _remove(path: str) -> None:
     if files.exists(path):
-        fs, inner = files.filesystem(path)
-        fs.rm(inner, recursive=True)
+        files.remove(path)
 
 
 def _text(content: dict[str, Any], options: NormSimD) -> str:

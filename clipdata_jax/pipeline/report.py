@@ -61,6 +61,7 @@ def run(options: config.Report) -> None:
         provenance=_provenance(options, made_by),
     )
     html = page.render(plan, about, pairs, compared=compared, captions=described).encode()
+    files.sweep_beside(options.out)
     files.write_bytes(options.out, html)
     _write_manifest(options, table, plan, compared, absent=own.absent, found=len(pairs or ()))
     told = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"

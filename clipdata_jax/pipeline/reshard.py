@@ -63,7 +63,7 @@ def run(options: config.Reshard) -> Summary | None:
     `tars_per_unit` tars each give tars of that size and one with the rest, called 00000_00000 and so on.
 
     Returns:
-      the summary, or None while other processes are still at work on their tars.
+      the summary, or None where another process tells of the run.
 
     Raises:
       InputError: an input is missing or broken, or `out` holds something else.
@@ -81,9 +81,8 @@ def run(options: config.Reshard) -> Summary | None:
         todo = [units[name] for name in remaining]
         for _ in reshard_processes.write_all(todo, output, options.processes):
             bar.update(1)
-    content = output.finish(functools.partial(_facts, output, subset))
+    content = output.finish(functools.partial(_facts, output, subset), share)
     if content is None:
-        print(f"{options.out}: this process's {len(remaining):,} units are done; others are still to come")
         return None
     summary = Summary(**{field.name: content[field.name] for field in dataclasses.fields(Summary)})
     print(_text(summary, f"{summary.written:,} tars written: {options.out}"))

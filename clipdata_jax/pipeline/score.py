@@ -23,7 +23,7 @@ _LISTED = 20  # bad rows that the manifest names, a part
 
 
 def run(options: Score) -> dict[str, Any] | None:
-    """Scores a pool; returns the manifest, or None while other workers' units are missing.
+    """Scores a pool; returns the manifest, or None where another process tells of the run.
 
     Memory: the embeddings of two units, one being read while the other is scored. A unit is a shard, or the
     `--mix-shards` shards whose pairs are dealt to its groups, or small shards that together fill a group.
@@ -65,8 +65,9 @@ def run(options: Score) -> dict[str, Any] | None:
     output = work.open_output(options.out, plan=plan, units=list(by_name))
     _score_units(output, share, by_name, pool, tag, options, makers)
     _check_all_bad_rows(output, pool, options)
-    result = output.finish(_summarise)
-    _print_summary(result, options)
+    result = output.finish(_summarise, share)
+    if result is not None:
+        _print_summary(result, options)
     return result
 
 
@@ -213,10 +214,7 @@ def _describe_size(size: dict[str, Any], rows: int) -> str:
     return f"{batches} of {size['effective'][1]:,} pairs{told}"
 
 
-def _print_summary(result: dict[str, Any] | None, options: Score) -> None:
-    if result is None:
-        print("This worker's units are done; others are missing, whoever finishes last writes the manifest.")
-        return
+def _print_summary(result: dict[str, Any], options: Score) -> None:
     masked = {reason: count for reason, count in result["masked"].items() if count}
     temperatures = np.atleast_1d(result["temperature"]).tolist()
     assumed = " (assumed: the embeddings name none; --temperature sets it)"

@@ -75,7 +75,7 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
     print(f"Target {name}: {path}, embeddings in {out}{', made before' if made_before else ''}")
     if made_before:
         return out
-    if options.workers.worker is not None or options.workers.coordinator is not None:
+    if options.workers.worker is not None or options.workers.coordinator not in (None, "none"):
         raise InputError(
             f"--target {name}={path}: isn't embedded yet, and each worker would do it; first run clipdata embed {path}"
             f" --images-only --model {tag}={checkpoint} --out {out}"

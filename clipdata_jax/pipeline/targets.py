@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clipdata_jax import parallel
 from clipdata_jax.data import arrays, files
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, work
@@ -22,6 +23,13 @@ def is_file(out: str) -> bool:
 def parts_folder(out: str) -> str:
     """Where the parts of a single file are kept until it is whole."""
     return f"{out}.parts"
+
+
+def tidy(out: str) -> None:
+    """Removes the parts of a file that is whole, where a process was killed before it did so."""
+    with contextlib.suppress(InputError, OSError):  # another process is at it
+        if files.exists(parts_folder(out)):
+            files.remove(parts_folder(out))
 
 
 def finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
@@ -62,6 +70,7 @@ def finish(
     output: work.Output,
     plan: dict[str, Any],
     facts: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    share: parallel.Share = parallel.ALONE,
 ) -> dict[str, Any] | None:
     """Makes one file of a run's parts if all are there, with its manifest beside it, and removes the parts.
 
@@ -70,24 +79,23 @@ def finish(
       output: the parts.
       plan: of the run.
       facts: as for `work.Output.finish`.
+      share: this process's.
 
     Returns:
-      the manifest, or None while other processes' units are missing.
+      the manifest, or None where another process tells of the run.
     """
     try:
-        result = output.finish(facts)
-        if result is None:
-            # Either others' units are missing, or another worker was faster, and the parts are gone already.
-            return finished(out, plan)
-        _write_single(out, output.folder, result)
-        files.remove_folder(output.folder)
+        result = output.finish(facts, share)
+        if result is not None:
+            _write_single(out, output.folder, result)
+            files.remove(output.folder)
     except (InputError, OSError):
-        # Of workers that finish at one time, one may have removed what another was just reading.
-        result = finished(out, plan)
-        if result is None:
+        # Another process, begun later, may have done it and taken away what this one was just reading.
+        if finished(out, plan) is None:
             raise
-        with contextlib.suppress(OSError):
-            files.remove_folder(output.folder)
+        tidy(out)
+        print(f"{out}: process {share.index + 1} of {share.count} is done, and so is the run")
+        return None
     return result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipdata_jax import parallel
+from clipdata_jax import parallel, stopping
 from clipdata_jax.config import Train
 from clipdata_jax.data import files, tars, uids
 from clipdata_jax.errors import InputError
@@ -40,7 +39,7 @@ def run(options: Train) -> dict[str, Any] | None:
     share = parallel.start(options.workers)
     paths = tars.find_tars(options.tars)
     subset = None if options.subset is None else uids.read_subset(options.subset)
-    with tempfile.TemporaryDirectory() as folder:
+    with stopping.scratch("clipdata-train-") as folder:
         token_files = _copy_tokenizer(options, Path(folder))
         tokenizer = _load_tokenizer(options, folder)
         inputs = [*token_files, *([] if options.subset is None else [options.subset])]
@@ -50,6 +49,9 @@ def run(options: Train) -> dict[str, Any] | None:
         if output.receipt(_UNIT) is None:
             _train(options, _Pool(options, paths, tokenizer, subset), tokenizer, Path(folder), output)
     if share.index:
+        print(
+            f"{options.out}: process {share.index + 1} of {share.count} is done; the first writes and tells"
+        )
         return None
     result = output.finish(lambda receipts: receipts[0]["facts"])
     _print_summary(result or {}, output)

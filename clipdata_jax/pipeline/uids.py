@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from clipdata_jax import config
+from clipdata_jax import config, stopping
 from clipdata_jax.data import files, threads, uid_files, uid_sets
 from clipdata_jax.data.uid_files import Source
 from clipdata_jax.data.uids import to_hex
@@ -73,7 +72,7 @@ def run(options: config.Uids) -> Summary:
     for path in options.files if options.operation != "verify" else ():
         if not files.exists(path):
             raise InputError(f"{path}: no such file or folder; check the path")
-    with tempfile.TemporaryDirectory(prefix="clipdata-uids-") as scratch:
+    with stopping.scratch("clipdata-uids-") as scratch:
         if options.operation == "verify":
             return _verify(options, scratch)
         # Digests cost about as much as merging; another thread has time for them.

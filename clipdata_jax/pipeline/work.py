@@ -31,10 +31,12 @@ class Output:
     Attributes:
       folder: where the results go.
       units: the names of all units of the run, in order.
+      was_finished: whether its manifest was there when it was opened.
     """
 
     folder: str
     units: tuple[str, ...]
+    was_finished: bool = False
 
     def path(self, name: str) -> str:
         """The path of a file in the folder."""
@@ -56,8 +58,16 @@ class Output:
         return receipt if whole and all(map(_is_unchanged, receipt.get("inputs", ()))) else None
 
     def remaining(self, share: parallel.Share) -> list[str]:
-        """The units of this process's share that are not done, in order."""
-        return [unit for unit in self.units[share.index :: share.count] if self.receipt(unit) is None]
+        """The units of this process's share that are not done, in order.
+
+        Whatever number of processes did the others: a share only says who does what is left.
+        """
+        todo = [unit for unit in self.units[share.index :: share.count] if self.receipt(unit) is None]
+        if todo and files.exists(self.path(manifest.NAME)):
+            # Of inputs that are changed now; whoever finishes writes another.
+            with contextlib.suppress(InputError, OSError):  # another process of the run may be faster
+                files.remove(self.path(manifest.NAME))
+        return todo
 
     def complete(
         self,
@@ -106,24 +116,50 @@ class Output:
             ):
                 file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
 
-    def finish(self, facts: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any] | None:
-        """Writes `manifest.json` if every unit is done, whoever did it; whoever comes last writes it.
+    def finish(
+        self,
+        facts: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        share: parallel.Share = parallel.ALONE,
+    ) -> dict[str, Any] | None:
+        """Writes `manifest.json` if every unit is done, whoever did it, and says who is to tell of the run.
+
+        That is who writes the manifest; of a run that was finished before, its first process.
 
         Args:
           facts: turns the units' receipts, in order, into the run's own facts (totals, skipped rows).
+          share: this process's.
 
         Returns:
-          the manifest, or None while other processes' units are missing.
+          the manifest if it is for this process to tell; else None, and the process has said its one line.
         """
-        receipts = [self.receipt(unit) for unit in self.units]
-        done = [receipt for receipt in receipts if receipt is not None]
-        if len(done) < len(receipts):
-            return None
+        who = f"{self.folder}: process {share.index + 1} of {share.count}"
+        receipts = []
+        for unit in self.units:
+            receipt = self.receipt(unit)
+            if receipt is None:
+                print(
+                    f"{who} is done with its units; others are missing ({unit} for one), and who finishes last"
+                    f" writes {manifest.NAME}"
+                )
+                return None
+            receipts.append(receipt)
         plan = json.loads(files.read_bytes(self.path(runs.PLAN)))
-        outputs = {name: entry for receipt in done for name, entry in receipt["files"].items()}
-        content = {**plan, **facts(done), "outputs": outputs}
-        files.write_bytes(self.path(manifest.NAME), manifest.to_json(content))
-        return content
+        outputs = {name: entry for receipt in receipts for name, entry in receipt["files"].items()}
+        content = {**plan, **facts(receipts), "outputs": outputs}
+        if self._take_manifest(manifest.to_json(content), share):
+            return content
+        print(f"{who} is done, and so is the run; another process tells of it")
+        return None
+
+    def _take_manifest(self, content: bytes, share: parallel.Share) -> bool:
+        """Makes sure of the manifest; whether it is for this process to tell of it."""
+        path = self.path(manifest.NAME)
+        if files.write_new(path, content):
+            return True
+        if files.read_bytes(path) != content:
+            files.write_bytes(path, content)
+            return True
+        return share.count == 1 or (self.was_finished and share.index == 0)
 
 
 def _is_unchanged(entry: dict[str, Any]) -> bool:
@@ -175,9 +211,9 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
             )
     elif found:
         raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
-    output = Output(folder, tuple(units))
+    files.sweep(folder)
     files.write_bytes(path, content)
-    return output
+    return Output(folder, tuple(units), was_finished=manifest.NAME in found)
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str:

@@ -7,6 +7,8 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
+import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -53,9 +55,24 @@ class Languages:
             return _are_english(self.path, captions)
         if self._pool is None:
             # A fork would copy the locks of pyarrow's threads. They end when this object does.
-            self._pool = ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._processes, context, _end_with_parent)
         chunks = (captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK))
         return np.concatenate(list(self._pool.map(_are_english, itertools.repeat(self.path), chunks)))
+
+
+def _end_with_parent() -> None:
+    """Makes a process of the pool end when its parent does, however that ends, and not by the terminal's Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _are_english(path: str, captions: np.ndarray) -> np.ndarray:

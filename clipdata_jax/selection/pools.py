@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from clipdata_jax import stopping
 
 _BLOCK_ROWS = 1 << 18
 
@@ -61,15 +64,16 @@ class Pool:
         self.whole: dict[Hashable, np.ndarray] = {}
         self._left = memory
         self._kept: dict[Hashable, np.ndarray] = {}
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: str | None = None
+        self._at_end = contextlib.ExitStack()
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.whole.clear()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        self._at_end.close()
+        self._scratch = None
 
     def read(self, index: int, name: str) -> np.ndarray:
         """A column of a block."""
@@ -105,8 +109,8 @@ class Pool:
     def scratch(self) -> str:
         """A folder for what doesn't fit in memory; where, the environment's TMPDIR says."""
         if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="clipdata-select-")
-        return self._scratch.name
+            self._scratch = self._at_end.enter_context(stopping.scratch("clipdata-select-"))
+        return self._scratch
 
     def _takes(self, size: int) -> bool:
         fits = size <= self._left

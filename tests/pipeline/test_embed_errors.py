@@ -93,7 +93,7 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(embed._Embedding, "_write", stopped)
         done = clipdata(*flags)
-    assert done.returncode == 143 and "run the same command again to go on" in done.stderr
+    assert done.returncode == 75 and "run the same command again to go on" in done.stderr
     assert signal.getsignal(signal.SIGTERM) is before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("device", "write"))]
     assert not list((tmp_path / "out").glob("**/.*")) and (tmp_path / "out" / "0.npz").exists()

@@ -157,7 +157,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_rows(tmp_path, clipdata,
     with monkeypatch.context() as patch:
         patch.setattr(norm_sim_d, name, killed)
         done = clipdata(*command, "again.npy")
-        assert done.returncode == 130 and "run the same command again" in done.stderr
+        assert done.returncode == 75 and "run the same command again" in done.stderr
     assert not (tmp_path / "again.npy").exists()
     with monkeypatch.context() as patch:
         patch.setattr(norm_sim_d.Reader, "write", None)  # the rows are not read again

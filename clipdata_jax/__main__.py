@@ -1,0 +1,38 @@
+"""The process `clipdata`: signals first, since a machine may be taken while Python still imports."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from clipdata_jax import stopping
+
+
+def main() -> NoReturn:
+    """Runs the command of `sys.argv`; its status is 0 done, 1 a failure of ours, 2 bad input, 75 stopped."""
+    stopping.watch()
+    try:
+        from clipdata_jax import cli
+
+        status = cli.main()
+    except SystemExit as end:  # of --help, and of flags that can't be read
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        status = stopping.STATUS
+    # Left to Python, a signal in its last moments would end it with another status.
+    stopping.over()
+    if not stopping.asked():
+        _leave_run()
+    stopping.leave(stopping.STATUS if stopping.asked() else status)
+
+
+def _leave_run() -> None:
+    """Waits for the other processes of a `jax.distributed` run."""
+    if "jax" in sys.modules:
+        import jax
+
+        jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main()

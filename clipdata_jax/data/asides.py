@@ -1,0 +1,117 @@
+"""Files that are written aside, under another name in the same folder, until they are whole; and what a kill leaves.
+
+A writer holds a lock on its file, which the kernel takes back when the process dies, however it dies. Locks are
+only trusted within one running kernel, whose mark is part of the name: over a network they may mean nothing, so
+another machine's file counts as left behind only when nothing was written to it for an hour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from clipdata_jax import stopping
+
+_NAME = re.compile(r"\..+\.([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
+_SILENT_SECONDS = 3600.0
+
+
+@contextlib.contextmanager
+def written(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
+    """A file that takes its name when the block ends well, and otherwise goes.
+
+    Args:
+      path: the name, in a folder that is there.
+      new: whether nothing may have that name yet; otherwise it takes the other's place.
+
+    Raises:
+      FileExistsError: something has, and it was to be new.
+    """
+    aside = _name(path)
+    stopping.asides.add(aside)
+    try:
+        with _open_locked(aside) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            (_take_new_name if new else os.replace)(aside, path)  # before the lock goes
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        stopping.asides.discard(aside)
+
+
+def _take_new_name(aside: str, path: str) -> None:
+    try:
+        os.link(aside, path)  # of several processes one succeeds
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system where a file has one name only
+        if os.path.exists(path):
+            raise FileExistsError(path) from error
+        os.replace(aside, path)
+
+
+def _name(path: str) -> str:
+    folder, name = os.path.split(path)
+    # Containers that share a volume may share a process id too.
+    return os.path.join(folder, f".{name}.{_kernel()}-{uuid.uuid4().hex}.tmp")
+
+
+@functools.cache
+def _kernel() -> str:
+    """What tells running kernels apart, 8 hex digits; without /proc every process is one of its own."""
+    try:
+        mark = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        mark = uuid.uuid4().bytes
+    return hashlib.sha256(mark).hexdigest()[:8]
+
+
+def _open_locked(aside: str) -> BinaryIO:
+    while True:
+        file = open(aside, "xb")  # noqa: SIM115  the caller closes it
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(aside):
+            return file
+        file.close()  # taken for one left behind before it was locked
+
+
+def sweep(folder: str, beginning: str = "", *, deep: bool = True) -> None:
+    """Removes what killed processes left in a local folder.
+
+    Args:
+      folder: the folder; it may be missing.
+      beginning: look only at files aside of names that begin so.
+      deep: look in the folders in it, too.
+    """
+    for place, inside, names in os.walk(folder):
+        for name in names:
+            match = _NAME.fullmatch(name) if name.startswith(f".{beginning}") else None
+            if match is not None:
+                with contextlib.suppress(OSError):  # gone, or somebody else's
+                    _remove_if_left(os.path.join(place, name), match[1] == _kernel())
+        if not deep:
+            inside.clear()
+
+
+def _remove_if_left(path: str, of_this_kernel: bool) -> None:
+    with open(path, "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # its writer lives
+        except OSError:
+            of_this_kernel = False  # no locks here, so they tell nothing
+        if of_this_kernel or time.time() - os.fstat(file.fileno()).st_mtime > _SILENT_SECONDS:
+            os.unlink(path)

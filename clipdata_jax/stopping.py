@@ -1,0 +1,123 @@
+"""A stop by SIGTERM (the machine is being taken) or Ctrl-C: tidy, in seconds, with a status that says "run me again".
+
+The first signal is raised in the main thread, so that `with` and `finally` tidy up. Code in C doesn't see that, and
+threads may take long to join: so a thread that does nothing else ends the process some seconds later, or at once when
+a second signal comes. While a module is imported nothing is raised, for packages in C++ would abort: the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+STATUS = 75
+"""EX_TEMPFAIL of sysexits.h, "try again": the same command goes on from where it was."""
+asides: set[str] = set()
+"""Files that are being written aside in this process, and its scratch folders, to be removed with it."""
+_SECONDS = 5.0  # a preempted machine is gone after 30
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_asked, _over = threading.Event(), threading.Event()
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised in the main thread where a signal asks the process to stop."""
+
+
+def asked() -> bool:
+    """Whether a signal has asked this process to stop."""
+    return _asked.is_set()
+
+
+def watch() -> None:
+    """Sets up a process that is a command: from now on a signal ends it within seconds."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    # Python writes the signal's number there even while the main thread is in C.
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_end_in_time, args=(read,), name="stop", daemon=True).start()
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's jobs in the background have Ctrl-C
+            signal.signal(number, _raise_once)
+
+
+def _raise_once(_: int, frame: FrameType | None) -> None:
+    if _over.is_set():
+        leave()
+    if _imports(frame):
+        os.write(2, b"clipdata: stopped; run the same command again\n")
+        leave()
+    if not _asked.is_set():  # what a second one does is the other thread's
+        _asked.set()
+        raise Stopped
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end_in_time(read: int) -> None:
+    _wait_for_signal(read, None)
+    _wait_for_signal(read, _SECONDS)
+    leave()
+
+
+def _wait_for_signal(read: int, seconds: float | None) -> None:
+    while select.select([read], [], [], seconds)[0]:
+        if set(os.read(read, 1)) & set(_SIGNALS):
+            return
+
+
+def leave(status: int = STATUS) -> NoReturn:
+    """Ends the process at once, without waiting for threads or other processes; files written aside go first."""
+    for path in list(asides):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        shutil.rmtree(path, ignore_errors=True)
+    os._exit(status)
+
+
+def over() -> None:
+    """Says that the command has ended: a signal from now on ends the process at once."""
+    _over.set()
+
+
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[str]:
+    """A folder for what doesn't fit in memory, removed at the end; where, the environment's TMPDIR says."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        asides.add(folder)
+        try:
+            yield folder
+        finally:
+            asides.discard(folder)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Makes SIGTERM a KeyboardInterrupt within the block, as Ctrl-C is, where `watch` hasn't done so."""
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    # No other thread may set what a signal does.
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is _raise_once:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,88 @@
+"""Files written aside: what a killed writer leaves is removed, what a living one writes is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from clipdata_jax.data import asides, files
+
+WRITER = """
+import os, signal, sys
+from clipdata_jax.data import files
+with files.open_write(sys.argv[1]) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def hidden(folder):
+    return sorted(path.name for path in folder.rglob(".*"))
+
+
+def test_what_a_killed_writer_leaves_goes_and_what_a_living_one_writes_stays(tmp_path):
+    out = tmp_path / "out" / "parts" / "1.npz"
+    killed = subprocess.run([sys.executable, "-c", WRITER, str(out)], check=False)
+    assert killed.returncode == -signal.SIGKILL and len(hidden(tmp_path)) == 1 and not out.exists()
+    with files.open_write(str(out)) as file:
+        file.write(b"whole")
+        files.sweep(str(tmp_path / "out"))
+        (mine,) = hidden(tmp_path)
+    assert mine.startswith(".1.npz.") and out.read_bytes() == b"whole" and not hidden(tmp_path)
+
+
+def test_another_machines_file_is_left_behind_when_nothing_was_written_for_long(tmp_path):
+    name = f".a.npy.{'0' * 8}-{'1' * 32}.tmp"  # the mark of no kernel here
+    (tmp_path / name).write_bytes(b"half")
+    files.sweep(str(tmp_path))
+    assert hidden(tmp_path) == [name]
+    os.utime(tmp_path / name, (0, time.time() - 2 * asides._SILENT_SECONDS))
+    files.sweep_beside(str(tmp_path / "b.npy"))  # another's
+    assert hidden(tmp_path) == [name]
+    files.sweep_beside(str(tmp_path / "a.npy"))
+    assert not hidden(tmp_path)
+
+
+def test_files_that_only_look_alike_stay(tmp_path):
+    names = [".a.npy.tmp", ".a.npy.0123.tmp", "a.npy.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    files.sweep(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+
+
+def test_of_several_writers_of_a_new_file_one_succeeds(tmp_path, monkeypatch):
+    path = str(tmp_path / "out" / "manifest.json")
+    assert files.write_new(path, b"first") and not files.write_new(path, b"second")
+    monkeypatch.setattr(files, "exists", lambda path: False)  # it appears while the second is written
+    assert not files.write_new(path, b"second") and files.read_bytes(path) == b"first"
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)  # a file system where a file has one name
+    assert not files.write_new(path, b"second") and files.write_new(f"{path}2", b"third")
+    assert files.read_bytes(path) == b"first" and not hidden(tmp_path)
+
+
+def test_a_writer_whose_file_was_taken_for_left_behind_begins_anew(tmp_path, monkeypatch):
+    lock, swept = asides.fcntl.flock, []
+
+    def first_swept(file, how):
+        if not swept:
+            swept.append(os.unlink(file.name))
+        lock(file, how)
+
+    monkeypatch.setattr(asides.fcntl, "flock", first_swept)
+    files.write_bytes(str(tmp_path / "a"), b"whole")
+    assert swept and (tmp_path / "a").read_bytes() == b"whole"
+    with pytest.raises(ValueError, match="stop"), files.open_write(str(tmp_path / "b")):
+        raise ValueError("stop")
+    assert os.listdir(tmp_path) == ["a"]

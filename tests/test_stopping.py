@@ -1,0 +1,146 @@
+"""Real processes that are stopped: their status, what they leave, and that the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.pictures import write_pairs
+
+from clipdata_jax.data import tars, uids
+from clipdata_jax.pipeline.samples import sample_uid
+
+ROOT = Path(__file__).parents[1]
+# Runs the command, something in it replaced: `pause()` says so and goes on for very long.
+PROGRAM = """
+import os, signal, sys, time
+def pause(*_):
+    print("there", flush=True)
+    time.sleep(1000)
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+{change}
+from clipdata_jax.__main__ import main
+main()
+"""
+IN_A_THREAD = """
+from clipdata_jax.data import tar_index
+def write(file, chosen):
+    file.write(b"half")
+    pause()
+tar_index.write_samples = write
+"""
+IN_ITS_LAST_FILE = """
+link = os.link
+os.link = lambda *paths: (stop(), link(*paths))
+"""
+AS_IT_IMPORTS = """
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "pyarrow":
+            stop()
+sys.meta_path.insert(0, Finder())
+"""
+IN_VAIN = """
+from clipdata_jax.data import tars
+def swallow(paths):
+    try:
+        stop()
+    except KeyboardInterrupt:
+        raise ImportError("what a package makes of it")
+tars.find_tars = swallow
+"""
+
+
+@pytest.fixture
+def flags(tmp_path):
+    (tmp_path / "pool").mkdir()
+    for tar in range(3):
+        write_pairs(tmp_path / "pool" / f"{tar}.tar", range(4 * tar, 4 * tar + 4))
+    paths = sorted(map(str, (tmp_path / "pool").iterdir()))
+    found = [sample_uid(path, sample) for path in paths for sample in tars.read_tar(path)]
+    np.save(tmp_path / "s.npy", uids.sort_unique(uids.from_hex(found)))
+    return ["reshard", "pool", "--subset", "s.npy", "--out", "out"]
+
+
+def start(folder, change, flags):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(change=change), *flags],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def check_stopped_and_goes_on(process, folder, flags, clipdata):
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, (out, err)
+    assert b"Traceback" not in err
+    assert not list(folder.rglob(".*.tmp"))
+    done = clipdata(*flags)
+    assert done.returncode == 0 and "kept 12 of 12 samples" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "change", [IN_ITS_LAST_FILE, AS_IT_IMPORTS, IN_VAIN], ids=["last file", "import", "swallowed"]
+)
+def test_sigterm_at_any_moment_says_run_me_again(tmp_path, flags, clipdata, change):
+    check_stopped_and_goes_on(start(tmp_path, change, flags), tmp_path, flags, clipdata)
+
+
+def test_a_unit_that_takes_long_is_given_up_after_some_seconds_or_at_the_second_signal(
+    tmp_path, flags, clipdata
+):
+    short = IN_A_THREAD + "from clipdata_jax import stopping\nstopping._SECONDS = 0.1\n"
+    patient = IN_A_THREAD + "from clipdata_jax import stopping\nstopping._SECONDS = 1000.0\n"
+    for change, signals in ((short, [signal.SIGINT]), (patient, [signal.SIGTERM, signal.SIGINT])):
+        flags[-1] = f"out{len(signals)}"
+        process = start(tmp_path, change, flags)
+        assert process.stdout.readline().startswith(b"there")
+        assert list(tmp_path.rglob(".*.tmp"))
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.2)  # or two at one time may count as one
+        check_stopped_and_goes_on(process, tmp_path, flags, clipdata)
+
+
+POOL = """
+import multiprocessing, time
+import numpy as np
+from clipdata_jax.selection import languages
+if __name__ == "__main__":
+    languages._MANY, languages._CHUNK = 1, 1
+    found = languages.Languages(processes=2)
+    found.are_english(np.array(["a red house", "ein rotes Haus"], object))
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_processes_that_tell_languages_end_with_a_killed_parent(tmp_path):
+    pytest.importorskip("fasttext")
+    (tmp_path / "program.py").write_text(POOL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE
+    ) as process:
+        children = list(map(int, process.stdout.readline().split()))
+        for child in children:
+            os.kill(child, signal.SIGTERM)  # as a terminal's Ctrl-C: to all of them; theirs to ignore
+        assert len(children) == 2 and all(map(runs, children))
+        process.kill()
+    deadline = time.monotonic() + 30
+    while any(map(runs, children)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(runs, children))
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
