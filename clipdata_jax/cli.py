@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from clipdata_jax import config, stopping
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, StorageError, of_the_disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +107,21 @@ def _run(arguments: list[str]) -> int:
         options = _parse(name, rest)
         if (own := _as_launched(name, options)) is not None:
             importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(own, *given)
-    except InputError as error:
+    except (InputError, StorageError) as error:
         configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
         print(f"clipdata {name}: {error}{told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _stopped(name)
-    except Exception:
-        if not stopping.asked():  # else it is what some package made of the interrupt
+    except Exception as error:
+        if stopping.asked():  # it is what some package made of the interrupt
+            return _stopped(name)
+        told = of_the_disk(error) if isinstance(error, OSError) else ""
+        if not told:
             raise
-        return _stopped(name)
+        print(f"clipdata {name}: {told}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,4 +1,8 @@
-"""The one exception for what is wrong with the user's input rather than with our code."""
+"""What a command stops with in one sentence: bad input, failing storage."""
+
+from __future__ import annotations
+
+import errno
 
 
 class InputError(Exception):
@@ -6,3 +10,37 @@ class InputError(Exception):
 
     The command prints it without a traceback and exits with status 2.
     """
+
+
+class StorageError(Exception):
+    """The storage failed, nothing is known of what it holds: no corrupt input, so `--on-bad skip` never skips it.
+
+    The command prints it as it does an `InputError`; the same command goes on from what was finished.
+    """
+
+
+_DISK = (
+    "EACCES",
+    "EDQUOT",
+    "EFBIG",
+    "EHOSTDOWN",
+    "EIO",
+    "EMFILE",
+    "ENODEV",
+    "ENOSPC",
+    "ENOTCONN",
+    "EROFS",
+    "ESTALE",
+)
+
+
+def of_the_disk(error: OSError) -> str:
+    """A sentence for what the system says of its disks; "" for any other error."""
+    if errno.errorcode.get(error.errno or 0) not in _DISK:
+        return ""
+    import tempfile
+
+    where = (
+        error.filename or f"a file, perhaps a temporary one in {tempfile.gettempdir()} (TMPDIR sets where)"
+    )
+    return f"{where}: {(error.strerror or str(error)).lower()}; what was finished is kept: give the same command again"

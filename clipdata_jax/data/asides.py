@@ -79,7 +79,7 @@ def _kernel() -> str:
 
 def _open_locked(aside: str) -> BinaryIO:
     while True:
-        file = open(aside, "xb")  # noqa: SIM115  the caller closes it
+        file = open(aside, "x+b")  # noqa: SIM115  the caller closes it
         with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.path.exists(aside):

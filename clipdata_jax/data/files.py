@@ -5,27 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from clipdata_jax.data import asides
-from clipdata_jax.errors import InputError
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
-
-
-def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a path, and the path in that filesystem's own form."""
-    if "\0" in path:
-        raise InputError(f"{path!r}: is no path, for the zero byte in it")
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{path}: this kind of path can't be opened here ({error})") from error
+from clipdata_jax import stopping
+from clipdata_jax.data import asides, disk, places, remote, remote_files, threads
+from clipdata_jax.data.braces import expand_braces
+from clipdata_jax.data.places import exists as exists
+from clipdata_jax.data.places import filesystem as filesystem
+from clipdata_jax.data.places import is_folder as is_folder
+from clipdata_jax.data.places import remembering as remembering
+from clipdata_jax.data.places import size as size
+from clipdata_jax.data.places import stamp as stamp
+from clipdata_jax.data.places import stamps as stamps
+from clipdata_jax.errors import InputError, StorageError
 
 
 def is_local(path: str) -> bool:
@@ -38,40 +34,17 @@ def join(folder: str, *names: str) -> str:
     return "/".join([folder.rstrip("/") if folder != "/" else "", *names])
 
 
-def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
-    fs, inner = filesystem(path)
-    return bool(fs.exists(inner))
-
-
-def is_folder(path: str) -> bool:
-    """Whether a path is a folder (on an object store: a prefix that holds something)."""
-    fs, inner = filesystem(path)
-    return bool(fs.isdir(inner))
-
-
-def size(path: str) -> int:
-    """The size of a file in bytes.
-
-    Raises:
-      InputError: there is no such file.
-    """
-    fs, inner = filesystem(path)
-    try:
-        return int(fs.size(inner))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
+def threads_for(path: str) -> int:
+    """How many small files to read at a time: a store's answers are waited for, a disk's are not."""
+    return 1 if is_local(path) else remote.CONNECTIONS
 
 
 def list_names(folder: str) -> list[str]:
     """The names of all files and folders directly in a folder, sorted; [] if there is no folder."""
-    fs, inner = filesystem(folder)
-    if not fs.isdir(inner):
-        return []
-    return sorted(os.path.basename(name.rstrip("/")) for name in fs.ls(inner, detail=False))
+    return sorted(os.path.basename(entry["name"].rstrip("/")) for entry in places.entries(folder))
 
 
-def list_folder(folder: str, suffix: str = "") -> list[str]:
+def list_folder(folder: str, suffix: str | tuple[str, ...] = "") -> list[str]:
     """The files directly in a folder whose names end in a suffix, sorted by name; [] if there is no folder.
 
     A link is what it leads to.
@@ -79,36 +52,21 @@ def list_folder(folder: str, suffix: str = "") -> list[str]:
     Raises:
       InputError: a link leads nowhere.
     """
-    fs, inner = filesystem(folder)
-    if not fs.isdir(inner):
-        return []
-    entries = [entry for entry in fs.ls(inner, detail=True) if entry["name"].endswith(suffix)]
-    return sorted(join(folder, os.path.basename(entry["name"])) for entry in entries if _is_file(fs, entry))
-
-
-def _is_file(fs: Any, entry: dict[str, Any]) -> bool:
-    if entry["type"] in ("file", "directory"):
-        return bool(entry["type"] == "file")
-    # fsspec has other types for links, and they differ between its versions.
-    name = entry["name"]
-    if fs.isdir(name):
-        return False
-    if not fs.isfile(name):
-        raise InputError(f"{name}: is a link to nothing, or no file at all; mend or remove it")
-    return True
+    fs = filesystem(folder)[0]
+    entries = [entry for entry in places.entries(folder) if entry["name"].endswith(suffix)]
+    return sorted(
+        join(folder, os.path.basename(entry["name"])) for entry in entries if places.is_file(fs, entry)
+    )
 
 
 def list_tree(folder: str) -> list[str]:
     """All files in a folder and the folders in it, sorted by name."""
-    fs, inner = filesystem(folder)
-    return [join(folder, name[len(inner) :].lstrip("/")) for name in sorted(fs.find(inner))]
+    return [join(folder, name) for name in sorted(places.find(folder))]
 
 
 def sizes(folder: str) -> dict[str, int]:
     """The files in a folder and the folders in it -> their sizes in bytes; names are relative to the folder."""
-    fs, inner = filesystem(folder)
-    found = fs.find(inner, detail=True)
-    return {name[len(inner) :].lstrip("/"): int(info["size"]) for name, info in found.items()}
+    return {name: int(info["size"] or 0) for name, info in places.find(folder).items()}
 
 
 def expand(patterns: str | tuple[str, ...]) -> list[str]:
@@ -121,50 +79,42 @@ def expand(patterns: str | tuple[str, ...]) -> list[str]:
     """
     found: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for name in _expand_braces(pattern):
-            if not any(char in name for char in "*?["):
-                if not exists(name):
-                    raise InputError(f"{name}: no such file or folder (from {pattern!r}); check the path")
-                found.append(name)
-                continue
-            fs, inner = filesystem(name)
-            matches = sorted(fs.glob(inner))
-            if not matches:
-                raise InputError(
-                    f"{name}: the pattern matches no file; check the path, and quote it in the shell"
-                )
-            local = isinstance(fs, LocalFileSystem)
-            found += [match if local else fs.unstrip_protocol(match) for match in matches]
+        names = expand_braces(pattern)
+        plain = [name for name in names if not any(char in name for char in "*?[")]
+        there = dict(zip(plain, threads.in_order(exists, plain, threads_for(pattern)), strict=True))
+        for name in names:
+            if name in there and not there[name]:
+                raise InputError(f"{name}: no such file or folder (from {pattern!r}); check the path")
+            found += [name] if name in there else _glob(name)
     return found
 
 
-def _expand_braces(pattern: str) -> list[str]:
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if bounds:
-        first, last = int(bounds[1]), int(bounds[2])
-        if last < first:
-            raise InputError(f"{pattern}: the range {match[0]} is empty; write the smaller number first")
-        choices = [str(number).zfill(len(bounds[1])) for number in range(first, last + 1)]
-    else:
-        choices = match[1].split(",")
-    start, end = pattern[: match.start()], pattern[match.end() :]
-    return [name for choice in choices for name in _expand_braces(start + choice + end)]
+def _glob(pattern: str) -> list[str]:
+    fs, inner = filesystem(pattern)
+    local = isinstance(fs, LocalFileSystem)
+    matches = sorted(fs.glob(inner) if local else remote.call(pattern, fs.glob, inner, fs=fs))
+    if not matches:
+        raise InputError(f"{pattern}: the pattern matches no file; check the path, and quote it in the shell")
+    return [match if local else fs.unstrip_protocol(match) for match in matches]
 
 
 @contextlib.contextmanager
 def open_read(path: str) -> Iterator[BinaryIO]:
-    """Opens a file for reading bytes.
+    """Opens a file for reading bytes; of an object store's, no read is ever silently short.
 
     Raises:
       InputError: the file isn't there, is a folder, may not be read, or its disk fails.
+      StorageError: its store or mount fails.
     """
     fs, inner = filesystem(path)
+    copy = remote_files.kept(path)
     try:
-        with fs.open(inner, "rb") as file:
-            yield file
+        if copy or isinstance(fs, LocalFileSystem):
+            with open(copy[0] if copy else inner, "rb") as local:
+                yield local
+        else:
+            with remote_files.open_read(path, fs, inner) as file:
+                yield file
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except IsADirectoryError as error:
@@ -172,20 +122,32 @@ def open_read(path: str) -> Iterator[BinaryIO]:
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read it") from error
     except OSError as error:
-        if error.errno is None:  # other packages say so that they can't make sense of a file
+        if not disk.reason(error):
             raise
-        raise InputError(f"{path}: can't be read ({_reason(error)}); check the path and its disk") from error
+        if error.errno is None or error.errno in disk.FULL:  # nothing that is read fills a disk
+            raise StorageError(
+                f"no space left for temporary files in {tempfile.gettempdir()}, while {path} was read; set TMPDIR to"
+                " a folder with more"
+            ) from error
+        kind = StorageError if error.errno in disk.GONE else InputError
+        raise kind(f"{path}: can't be read ({disk.reason(error)}); check the path and its disk") from error
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+@contextlib.contextmanager
+def keep(paths: Sequence[str]) -> Iterator[None]:
+    """Until the block ends, all that is read of these files of object stores comes from one download of each."""
+    away = {path: filesystem(path) for path in paths}
+    with remote_files.keep(
+        [(path, *there) for path, there in away.items() if not isinstance(there[0], LocalFileSystem)]
+    ):
+        yield
 
 
 @contextlib.contextmanager
 def open_write(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
     """Opens a file for writing that appears whole, when the block ends well, or not at all.
 
-    Locally: written aside, flushed to the disk, renamed. On an object store: one put at close.
+    Written aside and flushed to the disk first, then locally renamed, on an object store put.
 
     Args:
       path: the file, which takes the place of the one before it.
@@ -194,28 +156,74 @@ def open_write(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
     Raises:
       FileExistsError: there is one, and it was to be new.
       InputError: the folder can't be made or written, or the disk is full.
+      StorageError: the store fails.
     """
+    with _written(path, digests=False, new=new) as (file, _):
+        yield file
+
+
+def write(
+    path: str, content: bytes | Callable[[BinaryIO], object], *, digests: bool = True
+) -> dict[str, Any]:
+    """Writes a file whole or not at all.
+
+    Args:
+      path: of the file.
+      content: its bytes, or a function that writes them.
+      digests: whether its digest is wanted.
+
+    Returns:
+      its "bytes" and its "digest", of what was written, which isn't read again from a store.
+
+    Raises:
+      InputError: as `open_write`.
+    """
+    with _written(path, digests=digests) as (file, entry):
+        if callable(content):
+            content(file)
+        else:
+            file.write(content)
+    return entry
+
+
+@contextlib.contextmanager
+def _written(path: str, *, digests: bool, new: bool = False) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
     fs, inner = filesystem(path)
+    local = isinstance(fs, LocalFileSystem)
+    entry: dict[str, Any] = {}
     try:
-        if not isinstance(fs, LocalFileSystem):
-            with fs.transaction, fs.open(inner, "wb") as file:
-                yield file
+        if local:
+            disk.make_folder(os.path.dirname(inner))
+            with asides.written(inner, new=new) as file:
+                yield file, entry
+                _describe(file, entry, digests)
+            disk.sync_folder(os.path.dirname(inner))
             return
-        os.makedirs(os.path.dirname(inner), exist_ok=True)
-        with asides.written(inner, new=new) as file:
-            yield file
+        with stopping.scratch("clipdata-") as folder:
+            aside = os.path.join(folder, "part")
+            with open(aside, "x+b") as file:
+                yield file, entry
+                _describe(file, entry, digests)
+            remote_files.put(path, fs, inner, aside)
     except OSError as error:
-        if error.errno is None or (new and isinstance(error, FileExistsError)):
+        if not disk.reason(error) or (new and isinstance(error, FileExistsError)):
             raise
+        where = "" if local else f" through a temporary file in {tempfile.gettempdir()}"
         raise InputError(
-            f"{path}: can't be written ({_reason(error)}); what was finished before is kept"
+            f"{path}: can't be written{where} ({disk.reason(error)}); what was finished before is kept"
         ) from error
+
+
+def _describe(file: BinaryIO, entry: dict[str, Any], digests: bool) -> None:
+    file.flush()
+    entry["bytes"] = file.seek(0, os.SEEK_END)
+    if digests:
+        entry["digest"] = _digest(file)
 
 
 def write_bytes(path: str, data: bytes) -> None:
     """Writes a small file whole or not at all."""
-    with open_write(path) as file:
-        file.write(data)
+    write(path, data, digests=False)
 
 
 def write_new(path: str, data: bytes) -> bool:
@@ -252,7 +260,10 @@ def sweep(folder: str) -> None:
 def remove(path: str) -> None:
     """Removes a file, or a folder and all in it."""
     fs, inner = filesystem(path)
-    fs.rm(inner, recursive=True)
+    if isinstance(fs, LocalFileSystem):
+        fs.rm(inner, recursive=True)
+    else:
+        remote.call(path, fs.rm, inner, recursive=True, fs=fs)
 
 
 def read_bytes(path: str) -> bytes:
@@ -263,8 +274,13 @@ def read_bytes(path: str) -> bytes:
 
 def digest(path: str) -> str:
     """`sha256:` and the hex digest of a file's bytes, read in pieces of 1 MiB."""
-    total = hashlib.sha256()
     with open_read(path) as file:
-        while piece := file.read(1 << 20):
-            total.update(piece)
+        return _digest(file)
+
+
+def _digest(file: BinaryIO) -> str:
+    total = hashlib.sha256()
+    file.seek(0)
+    while piece := file.read(1 << 20):
+        total.update(piece)
     return f"sha256:{total.hexdigest()}"

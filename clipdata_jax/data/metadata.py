@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, runs, uids
+from clipdata_jax.data import files, runs, threads, uids
 from clipdata_jax.errors import InputError
 
 
@@ -60,7 +60,7 @@ def list_parts(folder: str) -> tuple[Part, ...]:
     if not paths:
         found = ", ".join(files.list_names(folder)[:5]) or "nothing"
         raise InputError(f"{folder}: holds {found}; expected metadata, parquet files with uid, text, ...")
-    return tuple(_read_footer(path) for path in paths)
+    return tuple(threads.in_order(_read_footer, paths, files.threads_for(folder)))
 
 
 def _read_footer(path: str) -> Part:

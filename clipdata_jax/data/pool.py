@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import files, runs
+from clipdata_jax.data import files, runs, threads
 from clipdata_jax.errors import InputError
 
 
@@ -114,14 +114,16 @@ def _read_footers(
     """Shards (name, metadata, images, texts) with their rows, and why some can't be read."""
     shards: list[Shard] = []
     unreadable: list[str] = []
-    for name, metadata, images, texts in found:
-        try:
-            known = rows[name] if name in rows else _footer_rows(metadata)
-            shards.append(Shard(name, metadata, images, texts, known))
-        except InputError as error:
-            if on_bad == "stop" or len(unreadable) + 1 == len(found):
-                raise
-            unreadable.append(str(error))
+    unknown = [one[1] for one in found if one[0] not in rows]
+    footers = threads.in_order(_rows_or_error, unknown, files.threads_for(found[0][1]))
+    for one in found:
+        here = rows[one[0]] if one[0] in rows else next(footers)
+        if isinstance(here, int):
+            shards.append(Shard(*one, here))
+            continue
+        if on_bad == "stop" or len(unreadable) + 1 == len(found):
+            raise here
+        unreadable.append(str(here))
     return tuple(shards), tuple(unreadable)
 
 
@@ -158,6 +160,13 @@ def _open_clip_retrieval(folder: str, on_bad: OnBad, rows: Mapping[str, int]) ->
     shards, unreadable = _read_footers(pairs, on_bad, rows)
     has_uids = "uid" in _column_names(shards[0].metadata)
     return Pool(folder, shards, ("clip",), has_uids=has_uids, unreadable=unreadable)
+
+
+def _rows_or_error(path: str) -> int | InputError:
+    try:
+        return _footer_rows(path)
+    except InputError as error:
+        return error
 
 
 def _footer_rows(path: str) -> int:

@@ -27,9 +27,4 @@ def stamp(path: str) -> str:
     """
     if files.is_folder(path):
         return " ".join(stamp(one) for one in files.list_tree(path))
-    fs, inner = files.filesystem(path)
-    info = fs.info(inner)
-    changed = next(
-        (info[key] for key in ("mtime", "ETag", "etag", "updated", "LastModified") if info.get(key)), ""
-    )
-    return f"{info['size']} {changed}"
+    return files.stamp(path)

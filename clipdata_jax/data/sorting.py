@@ -70,7 +70,7 @@ class UidSorter:
         ends = np.cumsum(np.bincount(at, minlength=len(self._bounds) + 1))
         for name, rows in zip(self._files(), np.split(order, ends[:-1]), strict=True):
             with open(name, "ab") as file:
-                whole[rows].tofile(file)
+                file.write(whole[rows].view(np.uint8).data)
 
     def _files(self) -> Iterator[str]:
         count = 0 if self._bounds is None else len(self._bounds) + 1
@@ -78,5 +78,6 @@ class UidSorter:
 
     def _sort(self, name: str) -> int:
         ordered = uids.sort_unique(np.fromfile(name, uids.DTYPE))
-        ordered.tofile(name)
+        with open(name, "wb") as file:
+            file.write(ordered.view(np.uint8).data)
         return len(ordered)

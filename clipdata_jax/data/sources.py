@@ -135,6 +135,7 @@ class Sources:
         return tars.shared_names(sorted({source.path for source in self.units.values()}))
 
 
+@files.remembering()
 def find_sources(
     patterns: Sequence[str],
     *,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, uids
+from clipdata_jax.data import files, threads, uids
 from clipdata_jax.errors import InputError
 
 _UID_COLUMNS = ("uid_hi", "uid_lo")
@@ -175,8 +175,8 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
         )
     parts: dict[str, int] = {}
     names: list[str] = []
-    for path in paths:
-        rows, here = _footer(path)
+    footers = threads.in_order(_footer, paths, files.threads_for(folder))
+    for path, (rows, here) in zip(paths, footers, strict=True):
         odd = set(here) ^ set(names)
         if parts and odd:
             raise InputError(

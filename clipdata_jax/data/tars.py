@@ -191,6 +191,7 @@ def _info(name: str, size: int) -> tarfile.TarInfo:
     return info
 
 
+@files.remembering()
 def find_tars(patterns: Sequence[str]) -> list[str]:
     """The tars that patterns mean, in order: files, `{000..099}.tar`, `*.tar`, and folders (their tars by name).
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, runs, uid_sets, uids
+from clipdata_jax.data import disk, files, runs, uid_sets, uids
 from clipdata_jax.errors import InputError
 
 SUFFIXES = (".npy", ".txt", ".parquet")
@@ -72,7 +71,7 @@ def open_source(path: str, scratch: str) -> Source:
     order = uid_sets.look_at_order(rows)
     if order.unsorted_at is None:
         return Source(path, rows, form, order, order.repeats)
-    ordered = np.lib.format.open_memmap(_scratch_name(scratch), "w+", uids.DTYPE, rows.shape)
+    ordered = _new_npy(_scratch_name(scratch), len(rows))
     uid_sets.sort_to(rows, ordered)
     return Source(path, np.asarray(ordered), form, order, uid_sets.look_at_order(ordered).repeats)
 
@@ -102,11 +101,18 @@ def _map(path: str, local: str) -> tuple[np.ndarray, str]:
     return rows, found
 
 
+def _new_npy(path: str, rows: int) -> np.memmap:
+    """A .npy file of uids to fill, in mapped memory."""
+    made = np.lib.format.open_memmap(path, "w+", uids.DTYPE, (rows,))
+    disk.reserve(path)
+    return made
+
+
 def _of_any_form(rows: np.ndarray, path: str) -> np.ndarray:
     """Pairs of uint64 in another byte order, with other names or as two columns: copied into DataComp's form."""
     if not len(rows):
         return np.empty(0, uids.DTYPE)
-    out = np.lib.format.open_memmap(path, "w+", uids.DTYPE, (len(rows),))
+    out = _new_npy(path, len(rows))
     for start in range(0, len(rows), _ROWS):
         block = rows[start : start + _ROWS]
         high, low = block.T if block.ndim == 2 else (block[name] for name in block.dtype.names or ())
@@ -200,19 +206,13 @@ def write(path: str, blocks: Iterable[np.ndarray], *, halves: bool = False) -> i
     """
     with files.open_write(path) as file:
         if path.endswith(".npy"):
-            return _write_npy(file, blocks, local=files.is_local(path))
+            return _write_npy(file, blocks)
         if path.endswith(".txt"):
             return _write_text(file, blocks)
         return _write_parquet(file, blocks, halves)
 
 
-def _write_npy(file: BinaryIO, blocks: Iterable[np.ndarray], *, local: bool = True) -> int:
-    if not local:  # an object store's files can't be written twice in one place
-        with tempfile.TemporaryFile() as spooled:
-            count = _write_npy(spooled, blocks)
-            spooled.seek(0)
-            shutil.copyfileobj(spooled, file, 1 << 20)
-        return count
+def _write_npy(file: BinaryIO, blocks: Iterable[np.ndarray]) -> int:
     _write_header(file, 0)
     count = 0
     for block in blocks:

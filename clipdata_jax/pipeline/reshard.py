@@ -112,9 +112,10 @@ def _count(units: Sequence[Unit], subset: Subset) -> Summary:
 def _facts(output: work.Output, subset: Subset, receipts: list[dict[str, Any]]) -> dict[str, Any]:
     """The run's own part of the manifest, from its units' receipts."""
     times = np.zeros(len(subset.uids), np.int64)
-    for name in (name for receipt in receipts for name in receipt["files"] if name.startswith("uids/")):
-        with files.open_read(output.path(name)) as file:
-            np.add.at(times, subset.index.find(np.load(file, allow_pickle=False)), 1)
+    names = [name for receipt in receipts for name in receipt["files"] if name.startswith("uids/")]
+    read = functools.partial(_read_uids, output)
+    for held in threads.in_order(read, names, files.threads_for(output.folder)):
+        np.add.at(times, subset.index.find(held), 1)
     facts = [facts for receipt in receipts for facts in receipt["facts"]["tars"]]
     sizes = {name: size for receipt in receipts for name, size in receipt["facts"]["sizes"].items()}
     files.write_bytes(output.path(_SIZES), manifest.to_json(sizes))
@@ -126,6 +127,11 @@ def _facts(output: work.Output, subset: Subset, receipts: list[dict[str, Any]]) 
     }
     summary = _summary(subset, times, facts, len(sizes))
     return {"pool": pool, "per_tar": counts, **dataclasses.asdict(summary)}
+
+
+def _read_uids(output: work.Output, name: str) -> np.ndarray:
+    with files.open_read(output.path(name)) as file:
+        return np.asarray(np.load(file, allow_pickle=False))
 
 
 def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], written: int) -> Summary:

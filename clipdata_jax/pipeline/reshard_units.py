@@ -146,6 +146,10 @@ class Unit:
         Raises:
           InputError: as `choose`, or the output can't be written.
         """
+        with files.keep(self.paths):  # looked through, then copied from
+            self._write(output)
+
+    def _write(self, output: work.Output) -> None:
         start = time.monotonic()
         chosen = self.choose()
         parts: dict[str, Callable[[BinaryIO], None]] = {}

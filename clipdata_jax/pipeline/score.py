@@ -102,7 +102,7 @@ def _score_units(
     first_rows = dict(zip(rows, np.cumsum([0, *rows.values()]).tolist(), strict=False))
     todo = output.remaining(share)
     dim = score_inputs.dimension(pool, tag)
-    bad_rows = sum(_count_bad(receipt["facts"]) for name in by_name if (receipt := output.receipt(name)))
+    bad_rows = sum(_count_bad(receipt["facts"]) for receipt in output.receipts().values())
     with progress.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar:
         queue = ((by_name[name], first_rows[name]) for name in todo)
         for name, unit in zip(todo, read_ahead(queue, tag, dim, options), strict=True):
@@ -116,7 +116,7 @@ def _score_units(
                 name,
                 _parts(unit, columns),
                 _facts(unit),
-                inputs=unit.digests,
+                inputs=unit.inputs,
                 rows=len(unit.uid),
                 read_seconds=round(unit.seconds, 3),
                 compute_seconds=round(time.monotonic() - start, 3),
@@ -153,9 +153,9 @@ def _check_bad_rows(bad_rows: int, unit: Unit, pool: Pool, options: Score) -> No
 
 def _check_all_bad_rows(output: work.Output, pool: Pool, options: Score) -> None:
     """The limit holds for the pool, whichever workers met the rows."""
-    receipts = [output.receipt(name) for name in output.units]
-    bad_rows = sum(_count_bad(receipt["facts"]) for receipt in receipts if receipt is not None)
-    if None not in receipts and bad_rows > options.max_bad_rows * len(pool):
+    receipts = output.receipts()
+    bad_rows = sum(_count_bad(receipt["facts"]) for receipt in receipts.values())
+    if len(receipts) == len(output.units) and bad_rows > options.max_bad_rows * len(pool):
         raise InputError(
             f"{options.pool}: {bad_rows} of {len(pool)} rows are no unit vectors, more than --max-bad-rows"
             f" {options.max_bad_rows:g} allows; {options.out} is left without its manifest"

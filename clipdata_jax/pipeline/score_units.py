@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax.config import Score, Sensitivity
-from clipdata_jax.data import embeddings, uids
+from clipdata_jax.data import embeddings, files, runs, uids
 from clipdata_jax.data.pool import Shard
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
@@ -36,6 +36,7 @@ class Unit:
       bad: per shard why rows are masked, a code of `data.embeddings.BAD_REASONS`; 255 for a skipped shard.
       skipped: shard name -> why it could not be read.
       digests: name, size and digest of the files read.
+      inputs: the same with the stamps that the files had before they were read.
       seconds: how long reading took.
     """
 
@@ -47,6 +48,7 @@ class Unit:
         self.bad: list[np.ndarray] = []
         self.skipped: dict[str, str] = {}
         self.digests: list[dict[str, Any]] = []
+        self.inputs: list[dict[str, Any]] = []
         self.seconds = 0.0
 
 
@@ -59,11 +61,17 @@ def read_ahead(
     pending: collections.deque[Future[Unit]] = collections.deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         for shards, first_row in queue:
-            pending.append(reader.submit(_read_unit, shards, first_row, tag, dim, options, subset))
+            pending.append(reader.submit(_read_kept, shards, first_row, tag, dim, options, subset))
             if len(pending) > 1:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def _read_kept(shards: tuple[Shard, ...], *arguments: Any) -> Unit:
+    """Reads a unit; each file of an object store once, for its digest, the uids and both sides."""
+    with files.keep([path for shard in shards for path in shard_files(shard)]):
+        return _read_unit(shards, *arguments)
 
 
 def _read_unit(
@@ -79,7 +87,10 @@ def _read_unit(
     read: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
     for shard in shards:
         try:
-            unit.digests += [manifest.file_entry(path) for path in shard_files(shard)]
+            stamps = list(map(runs.stamp, shard_files(shard)))
+            entries = list(map(manifest.file_entry, shard_files(shard)))
+            unit.digests += entries
+            unit.inputs += [{**entry, "stamp": stamp} for entry, stamp in zip(entries, stamps, strict=True)]
             emb = embeddings.read_shard(shard, tag)
             if emb.images.shape[1] != dim:
                 raise InputError(

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from clipdata_jax import parallel
-from clipdata_jax.data import files, runs
-from clipdata_jax.errors import InputError
+from clipdata_jax.data import files, runs, threads
+from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.pipeline import manifest
 
 _RECEIPTS, _TIMES = "receipts", "run.jsonl"
@@ -37,6 +39,9 @@ class Output:
     folder: str
     units: tuple[str, ...]
     was_finished: bool = False
+    _known: dict[str, tuple[int, dict[str, Any]]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def path(self, name: str) -> str:
         """The path of a file in the folder."""
@@ -44,25 +49,40 @@ class Output:
 
     def receipt(self, unit: str) -> dict[str, Any] | None:
         """The receipt of a unit, or None if the unit is not done."""
-        path = self.path(f"{_RECEIPTS}/{unit}.json")
-        if not files.exists(path):
+        return self._receipt(unit, files.sizes(self.folder), _Stamps())
+
+    def receipts(self) -> dict[str, dict[str, Any]]:
+        """The receipts of the units that are done, in order: unit -> receipt.
+
+        An object store is asked for listings and the receipts, not for every file.
+        """
+        read = functools.partial(self._receipt, listed=files.sizes(self.folder), stamps=_Stamps())
+        found = threads.in_order(read, self.units, files.threads_for(self.folder))
+        return {unit: receipt for unit, receipt in zip(self.units, found, strict=True) if receipt is not None}
+
+    def _receipt(self, unit: str, listed: Mapping[str, int], stamps: _Stamps) -> dict[str, Any] | None:
+        name = f"{_RECEIPTS}/{unit}.json"
+        if name not in listed:
             return None
+        known = self._known.get(unit)
+        if known is not None and known[0] == listed[name] and _is_good(known[1], listed, stamps):
+            return known[1]
         try:
-            receipt = json.loads(files.read_bytes(path))
-            sizes = {name: entry["bytes"] for name, entry in receipt["files"].items()}
+            receipt = json.loads(files.read_bytes(self.path(name)))
+            if not _is_good(receipt, listed, stamps):
+                return None
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        whole = all(
-            files.exists(self.path(name)) and files.size(self.path(name)) == n for name, n in sizes.items()
-        )
-        return receipt if whole and all(map(_is_unchanged, receipt.get("inputs", ()))) else None
+        self._known[unit] = listed[name], receipt
+        return dict(receipt)
 
     def remaining(self, share: parallel.Share) -> list[str]:
         """The units of this process's share that are not done, in order.
 
         Whatever number of processes did the others: a share only says who does what is left.
         """
-        todo = [unit for unit in self.units[share.index :: share.count] if self.receipt(unit) is None]
+        done = self.receipts()
+        todo = [unit for unit in self.units[share.index :: share.count] if unit not in done]
         if todo and files.exists(self.path(manifest.NAME)):
             # Of inputs that are changed now; whoever finishes writes another.
             with contextlib.suppress(InputError, OSError):  # another process of the run may be faster
@@ -85,26 +105,38 @@ class Output:
           unit: the unit's name.
           parts: file name -> its bytes, or a function that writes them.
           facts: what the manifest sums up: counts, skipped rows; must not depend on time or machine load.
-          inputs: the files that the unit was made of (`manifest.file_entry`): if one is changed later, mended
-            after it was found broken for example, the unit is not done any more.
+          inputs: the files that the unit was made of (`manifest.file_entry`, and if known their "stamp" from before
+            they were read): if one is changed later, mended after it was found broken for example, the unit is not
+            done any more.
           undigested: files whose digest would cost more than to write them; told by their size alone.
           seconds: times and rates, for `run.jsonl` only.
         """
-        entries: dict[str, dict[str, Any]] = {}
-        for name, content in parts.items():
-            with files.open_write(self.path(name)) as file:
-                if isinstance(content, bytes):
-                    file.write(content)
-                else:
-                    content(file)
-            entries[name] = {"bytes": files.size(self.path(name))}
-            if name not in undigested:
-                entries[name]["digest"] = files.digest(self.path(name))
-        stamped = [{**entry, "stamp": runs.stamp(entry["name"])} for entry in inputs]
+        self._check_there()
+        entries = {
+            name: files.write(self.path(name), content, digests=name not in undigested)
+            for name, content in parts.items()
+        }
+        stamped = [
+            entry if "stamp" in entry else {**entry, "stamp": runs.stamp(entry["name"])} for entry in inputs
+        ]
         receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": stamped}
         # The receipt comes last: with it another process may find all done, and take the folder away.
         self.log({"unit": unit, **seconds})
-        files.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), manifest.to_json(receipt))
+        written = manifest.to_json(receipt)
+        files.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), written)
+        self._known[unit] = len(written), json.loads(written)
+
+    def _check_there(self) -> None:
+        """Makes sure that the folder is the one that was opened: a lost mount leaves an empty one in its place.
+
+        Raises:
+          StorageError: the plan is gone.
+        """
+        if files.is_local(self.folder) and not files.exists(self.path(runs.PLAN)):
+            raise StorageError(
+                f"{self.folder}: its {runs.PLAN} is gone; was the disk unmounted? What was finished is kept there:"
+                " mount it and give the command again"
+            )
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest."""
@@ -133,19 +165,17 @@ class Output:
           the manifest if it is for this process to tell; else None, and the process has said its one line.
         """
         who = f"{self.folder}: process {share.index + 1} of {share.count}"
-        receipts = []
-        for unit in self.units:
-            receipt = self.receipt(unit)
-            if receipt is None:
-                print(
-                    f"{who} is done with its units; others are missing ({unit} for one), and who finishes last"
-                    f" writes {manifest.NAME}"
-                )
-                return None
-            receipts.append(receipt)
+        receipts = self.receipts()
+        if missing := [unit for unit in self.units if unit not in receipts]:
+            self._check_there()
+            print(
+                f"{who} is done with its units; others are missing ({missing[0]} for one), and who finishes last"
+                f" writes {manifest.NAME}"
+            )
+            return None
         plan = json.loads(files.read_bytes(self.path(runs.PLAN)))
-        outputs = {name: entry for receipt in receipts for name, entry in receipt["files"].items()}
-        content = {**plan, **facts(receipts), "outputs": outputs}
+        outputs = {name: entry for receipt in receipts.values() for name, entry in receipt["files"].items()}
+        content = {**plan, **facts(list(receipts.values())), "outputs": outputs}
         if self._take_manifest(manifest.to_json(content), share):
             return content
         print(f"{who} is done, and so is the run; another process tells of it")
@@ -162,14 +192,40 @@ class Output:
         return share.count == 1 or (self.was_finished and share.index == 0)
 
 
-def _is_unchanged(entry: dict[str, Any]) -> bool:
+def _is_good(receipt: dict[str, Any], listed: Mapping[str, int], stamps: _Stamps) -> bool:
+    """Whether a unit's files are all there, and its inputs as they were."""
+    whole = all(listed.get(part) == entry["bytes"] for part, entry in receipt["files"].items())
+    return whole and all(_is_unchanged(entry, stamps) for entry in receipt.get("inputs", ()))
+
+
+class _Stamps:
+    """What tells whether inputs are as they were; of an object store a folder's by one listing."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, dict[str, str]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, path: str) -> str | None:
+        """The stamp of a file or folder; None if there is none."""
+        if not files.is_local(path):
+            folder = path.rpartition("/")[0]
+            with self._lock:
+                if folder not in self._folders:
+                    self._folders[folder] = files.stamps(folder)
+            if path in self._folders[folder]:
+                return self._folders[folder][path]
+        return runs.stamp(path) if files.exists(path) else None
+
+
+def _is_unchanged(entry: dict[str, Any], stamps: _Stamps) -> bool:
     """Whether an input is the file it was: the same size and time, or at least the same bytes."""
     name = entry["name"]
-    if not files.exists(name):
+    stamp = stamps.of(name)
+    if stamp is None:
         return False
     if entry.get("digest", "") is None:  # it couldn't be read; one that now can be is as old as it was
         return not _can_be_read(name)
-    if runs.stamp(name) == entry["stamp"]:
+    if stamp == entry["stamp"]:
         return True
     return "digest" in entry and manifest.file_entry(name)["digest"] == entry["digest"]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import stopping
+from clipdata_jax.data import disk
 
 _BLOCK_ROWS = 1 << 18
 
@@ -103,7 +104,11 @@ class Pool:
         """An array to fill: in memory within the budget, else in a file that goes with the pool."""
         if not rows or self._takes(rows * dtype.itemsize):
             return np.empty(rows, dtype)
-        with tempfile.TemporaryFile(dir=self.scratch()) as file:  # the mapping outlives the name and the file
+        with tempfile.NamedTemporaryFile(
+            dir=self.scratch()
+        ) as file:  # the mapping outlives the name and the file
+            file.truncate(rows * dtype.itemsize)
+            disk.reserve(file.name)
             return np.memmap(file, dtype, "w+", shape=(rows,))
 
     def scratch(self) -> str:

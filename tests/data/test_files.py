@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import resource
 
+import numpy as np
 import pytest
 
-from clipdata_jax.data import files
-from clipdata_jax.errors import InputError
+from clipdata_jax.data import braces, disk, files, uid_files
+from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.models import files as checkpoint_files
 from clipdata_jax.training import loop
 
@@ -70,7 +74,7 @@ def test_patterns_that_match_nothing(folder, pattern, words):
 
 
 def test_ranges_keep_their_zeros():
-    assert files._expand_braces("p/{008..010}/{a,b}.tar")[:3] == ["p/008/a.tar", "p/008/b.tar", "p/009/a.tar"]
+    assert braces.expand_braces("p/{008..010}/{a,b}.tar")[:3] == ["p/008/a.tar", "p/008/b.tar", "p/009/a.tar"]
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -145,3 +149,47 @@ def test_object_stores_work_alike():
         file.write(b"half")
         raise RuntimeError
     assert not files.exists("memory://pool/a/2.tar")
+
+
+@contextlib.contextmanager
+def small_files(limit=1 << 14):
+    """No file may grow beyond a size, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half(tmp_path):
+    path = str(tmp_path / "f.npy")
+    files.write_bytes(path, b"before")
+    for write in (lambda file: np.save(file, np.zeros(1 << 14)), lambda file: file.write(bytes(1 << 17))):
+        with (
+            pytest.raises(
+                InputError, match=r"f\.npy: can't be written \(.+\); what was finished before is kept"
+            ),
+            small_files(),
+        ):
+            files.write(path, write)
+        assert files.read_bytes(path) == b"before" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OSError), small_files():
+        uid_files._new_npy(str(tmp_path / "mapped.npy"), 1 << 14)
+
+
+def test_a_name_is_flushed_with_its_folder(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        disk.os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}"))
+    )
+    entry = files.write(str(tmp_path / "new/f"), b"12345")
+    assert entry == {"bytes": 5, "digest": files.digest(str(tmp_path / "new/f"))}
+    assert synced[0] == str(tmp_path) and synced[1].endswith(".tmp") and synced[2] == str(tmp_path / "new")
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, StorageError), (errno.EIO, InputError)])
+def test_a_lost_mount_is_no_corrupt_file(tmp_path, number, kind):
+    files.write_bytes(str(tmp_path / "f"), b"1")
+    with pytest.raises(kind, match="can't be read"), files.open_read(str(tmp_path / "f")):
+        raise OSError(number, os.strerror(number))

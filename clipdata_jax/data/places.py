@@ -1,0 +1,146 @@
+"""What lies at a path, on this machine or in a store, as fsspec tells it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from clipdata_jax.data import remote, remote_files
+from clipdata_jax.errors import InputError
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a path, and the path in that filesystem's own form."""
+    if "\0" in path:
+        raise InputError(f"{path!r}: is no path, for the zero byte in it")
+    try:
+        return remote.connect(path) if "://" in path or "::" in path else fsspec.core.url_to_fs(path)
+    except ValueError as error:
+        raise InputError(f"{path}: this kind of path can't be opened here ({error})") from error
+
+
+def info(path: str) -> dict[str, Any] | None:
+    """What is known of a file or folder; None if there is none."""
+    fs, inner = filesystem(path)
+    if not isinstance(fs, LocalFileSystem):
+        if copy := remote_files.kept(path):
+            return copy[1]
+        if _seen is None:
+            return remote.look(path, fs, inner)
+        if (key := _key(fs, inner)) not in _seen:
+            _seen[key] = remote.look(path, fs, inner)
+        return _seen[key]
+    return dict(fs.info(inner)) if fs.exists(inner) else None
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path is a folder; in a store a prefix that holds something, on a web server a page of links."""
+    fs, inner = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        return bool(fs.isdir(inner))
+    there = info(path)
+    if remote.is_web(fs):  # every address is a file there, and to list one is to read all of it
+        return there is not None and there.get("mimetype") == "text/html" and bool(entries(path))
+    return there is not None and there["type"] == "directory"
+
+
+_seen: dict[str, dict[str, Any] | None] | None = None
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Until the block ends, a store is asked once for each file, or not at all after a listing that tells of it."""
+    global _seen
+    before = _seen
+    _seen = {} if before is None else before
+    try:
+        yield
+    finally:
+        _seen = before
+
+
+def _key(fs: Any, inner: str) -> str:
+    return f"{type(fs).__name__}:{inner}"
+
+
+def entries(folder: str) -> list[dict[str, Any]]:
+    """What lies directly in a folder, as fsspec tells it; [] if there is no folder."""
+    fs, inner = filesystem(folder)
+    if not isinstance(fs, LocalFileSystem):
+        found = remote.entries(folder, fs, inner)
+        if _seen is not None:
+            # A web server's listing tells no sizes.
+            _seen.update({_key(fs, one["name"]): one for one in found if one.get("size") is not None})
+        return found
+    return list(fs.ls(inner, detail=True)) if fs.isdir(inner) else []
+
+
+def is_file(fs: Any, entry: dict[str, Any]) -> bool:
+    """Whether an entry of a folder is a file, or a link to one.
+
+    Raises:
+      InputError: it is a link that leads nowhere.
+    """
+    if entry["type"] in ("file", "directory"):
+        return bool(entry["type"] == "file")
+    # fsspec has other types for links, and they differ between its versions.
+    name = entry["name"]
+    if fs.isdir(name):
+        return False
+    if not fs.isfile(name):
+        raise InputError(f"{name}: is a link to nothing, or no file at all; mend or remove it")
+    return True
+
+
+def find(folder: str) -> dict[str, dict[str, Any]]:
+    """All files in a folder and the folders in it: name relative to the folder -> what is known of it."""
+    fs, inner = filesystem(folder)
+    local = isinstance(fs, LocalFileSystem)
+    found = fs.find(inner, detail=True) if local else remote.find(folder, fs, inner)
+    return {name[len(inner) :].lstrip("/"): info for name, info in found.items()}
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    return info(path) is not None
+
+
+def size(path: str) -> int:
+    """The size of a file in bytes.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    there = info(path)
+    if there is None:
+        raise InputError(f"{path}: no such file; check the path")
+    return int(there["size"] or 0)
+
+
+def stamp(path: str) -> str:
+    """What tells cheaply that a file may have changed: its size and the time (or tag) of its last change.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    there = info(path)
+    if there is None:
+        raise InputError(f"{path}: no such file; check the path")
+    return remote.stamp(there)
+
+
+def stamps(folder: str) -> dict[str, str]:
+    """The paths of the files directly in a folder -> their stamps: what `stamp` says of each, by one listing.
+
+    Nothing of a web server's, whose listings tell only names.
+    """
+    return {
+        f"{folder.rstrip('/')}/{os.path.basename(entry['name'])}": remote.stamp(entry)
+        for entry in entries(folder)
+        if entry["type"] == "file" and entry["size"] is not None
+    }

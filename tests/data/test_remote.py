@@ -1,0 +1,210 @@
+"""Files of object stores and web servers: whole or not at all, never short, never mixed, and calls end."""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support import stores
+
+from clipdata_jax.data import files, remote, remote_files, sources, tars
+from clipdata_jax.errors import InputError, StorageError
+
+KINDS = ("500", "503", "reset", "cut", "short", "slow")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+
+
+@pytest.fixture(scope="module")
+def s3_faults():
+    with pytest.MonkeyPatch.context() as patch:
+        faults = stores.Faults(stores.s3_app())
+        with stores.serving(faults) as address:
+            stores.use_s3(patch, address)
+            fs, _ = files.filesystem("s3://pool")
+            fs.mkdir("pool")
+            yield faults
+
+
+@pytest.fixture
+def s3(s3_faults):
+    s3_faults.reset()
+    yield s3_faults
+    s3_faults.reset()
+
+
+@pytest.fixture(scope="module")
+def web_server():
+    web = stores.Web()
+    faults = stores.Faults(web)
+    with stores.serving(faults) as address:
+        yield web, faults, address
+
+
+@pytest.fixture
+def web(web_server):
+    server, faults, address = web_server
+    faults.reset()
+    server.files, server.ranges, server.lengths = {}, True, True
+    return server, faults, address
+
+
+def write_formats(place):
+    """A tar, a parquet, a npz, a npy and a text in a folder; what is to be read of them again."""
+    random = np.random.default_rng(0)
+    arrays = {name: random.normal(size=(500, 16)).astype(np.float16) for name in ("a_img", "a_txt")}
+    table = pa.table({"uid": [f"{i:032x}" for i in range(3000)]})
+    members = [(f"{i:04}.jpg", random.bytes(400 + i)) for i in range(60)]
+    tars.write_tar(f"{place}/f.tar", members)
+    with files.open_write(f"{place}/f.npz") as file:
+        np.savez(file, **arrays)
+    with files.open_write(f"{place}/f.parquet") as file:
+        pq.write_table(table, file)
+    files.write_bytes(f"{place}/f.txt", b"line\n" * 5000)
+
+
+def read_formats(place):
+    with files.open_read(f"{place}/f.parquet") as file:
+        table = pq.read_table(file)
+    with files.open_read(f"{place}/f.npz") as file, zipfile.ZipFile(file) as members:
+        assert members.testzip() is None
+    with files.open_read(f"{place}/f.npz") as file, np.load(file) as found:
+        arrays = {name: found[name].tobytes() for name in found}
+    with files.open_read(f"{place}/f.txt") as file:
+        lines = list(file)
+    names = list(tars.read_members(f"{place}/f.tar"))
+    return table, arrays, lines, names, files.digest(f"{place}/f.tar")
+
+
+@pytest.mark.parametrize("kinds", [(), *((kind,) for kind in KINDS), KINDS])
+def test_every_format_reads_alike_from_s3_and_through_faults(s3, tmp_path, monkeypatch, kinds):
+    monkeypatch.setattr(remote_files, "BLOCK", 1 << 12)
+    s3.kinds = kinds
+    write_formats(str(tmp_path))
+    write_formats("s3://pool/formats")
+    assert read_formats("s3://pool/formats") == read_formats(str(tmp_path))
+    assert bool(sum(s3.broken.values())) == bool(kinds)
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no-ranges"])
+@pytest.mark.parametrize("kinds", [(), KINDS])
+def test_every_format_reads_alike_from_a_web_server(web, tmp_path, monkeypatch, ranges, kinds):
+    monkeypatch.setattr(remote_files, "BLOCK", 1 << 12)
+    server, faults, address = web
+    write_formats(str(tmp_path))
+    server.files = {f"/pool/{path.name}": path.read_bytes() for path in tmp_path.iterdir()}
+    server.ranges, faults.kinds = ranges, kinds
+    assert read_formats(f"{address}/pool") == read_formats(str(tmp_path))
+    assert files.list_folder(f"{address}/pool", ".tar") == [f"{address}/pool/f.tar"]
+    assert files.is_folder(f"{address}/pool") and not files.is_folder(f"{address}/pool/f.tar")
+    assert files.exists(f"{address}/pool/f.tar") and not files.exists(f"{address}/pool/g.tar")
+    with pytest.raises(InputError, match=r"g\.tar: no such file"):
+        files.read_bytes(f"{address}/pool/g.tar")
+
+
+def test_a_web_server_that_tells_no_size_is_refused_and_none_is_written_to(web):
+    server, _, address = web
+    server.files["/f"], server.lengths = b"12345", False
+    with pytest.raises(StorageError, match="doesn't tell its size"):
+        files.read_bytes(f"{address}/f")
+    with pytest.raises(InputError, match="a web server can only be read"):
+        files.write_bytes(f"{address}/g", b"1")
+
+
+@pytest.mark.parametrize("store", ["s3", "web"])
+def test_a_file_that_changes_while_it_is_read_is_refused(s3, web, monkeypatch, store):
+    monkeypatch.setattr(remote_files, "BLOCK", 8)
+    server, _, address = web
+
+    def write(data):
+        server.files["/f"] = data
+        files.write_bytes("s3://pool/f", data)
+
+    write(bytes(64))
+    path = {"s3": "s3://pool/f", "web": f"{address}/f"}[store]
+    with (
+        pytest.raises(StorageError, match="was changed while it was read"),
+        files.open_read(path) as file,
+    ):
+        assert file.read(4) == bytes(4)
+        write(b"\1" * 64)
+        file.read()
+
+
+def test_what_stays_broken_ends_in_one_sentence(s3):
+    files.write_bytes("s3://pool/f", b"1")
+    for kind in ("GET", "HEAD", "PUT"):
+        s3.always = stores.re.compile(kind)
+        with pytest.raises(StorageError, match=r"s3://pool/f.*failed 6 times, last with.*503.*kept"):
+            files.read_bytes("s3://pool/f") if kind != "PUT" else files.write_bytes("s3://pool/f", b"2")
+        with pytest.raises(StorageError, match="failed 6 times"):
+            files.list_names("s3://pool") if kind == "GET" else files.exists(
+                "s3://pool/f"
+            ) if kind == "HEAD" else (files.write_bytes("s3://pool/g", b"2"))
+    s3.reset()
+    assert files.read_bytes("s3://pool/f") == b"1" and not files.exists("s3://pool/g")
+
+
+def test_what_no_attempt_would_mend_is_told_at_once(s3, monkeypatch):
+    with pytest.raises(InputError, match="no such file"):
+        files.read_bytes("s3://pool/none")
+    with pytest.raises(InputError, match=r"s3://none/f: there is no such bucket"):
+        files.write_bytes("s3://none/f", b"")
+    with pytest.raises(InputError, match="is a folder"):
+        files.write_bytes("s3://pool/folder/f", b"")
+        files.read_bytes("s3://pool/folder")
+    assert max(s3._attempts.values()) == 1
+
+
+def test_a_failed_block_puts_nothing_and_threads_don_t_meet(s3):
+    with pytest.raises(RuntimeError), files.open_write("s3://pool/half") as file:
+        file.write(b"half")
+        with files.open_write("s3://pool/other") as other:
+            other.write(b"whole")
+        raise RuntimeError
+    assert not files.exists("s3://pool/half") and files.read_bytes("s3://pool/other") == b"whole"
+
+
+def test_files_are_kept_for_a_while(s3):
+    files.write_bytes("s3://pool/k", b"12345")
+    s3.reset()
+    with files.keep(["s3://pool/k", "s3://pool/none", __file__]):
+        assert files.digest("s3://pool/k") and files.read_bytes("s3://pool/k") == b"12345"
+        assert files.size("s3://pool/k") == 5 and not files.is_folder("s3://pool/k")
+        stamp = files.stamp("s3://pool/k")
+    assert s3.seen["GET"] == 2 and s3.seen["HEAD"] == 2  # one of each for the file, one for what isn't there
+    assert files.stamps("s3://pool")["s3://pool/k"] == stamp == files.stamp("s3://pool/k")
+
+
+@pytest.mark.parametrize(("pattern", "requests"), [("tars", 20), ("tars/{0..9}.tar", 30)])
+def test_tars_are_found_in_few_requests(s3, pattern, requests):
+    for number in range(10):
+        files.write_bytes(f"s3://pool/tars/{number}.tar", bytes(number))
+    s3.reset()
+    found = sources.find_sources([f"s3://pool/{pattern}"], images_only=False)
+    assert [source.bytes for source in found.units.values()] == list(range(10))
+    assert s3.seen.total() < requests
+
+
+@pytest.mark.parametrize(("path", "extra"), [("s3://b/f", "s3"), ("gs://b/f", "gs"), ("https://h/f", "http")])
+def test_a_missing_package_is_told_by_the_extra_that_has_it(monkeypatch, path, extra):
+    def missing(*_, **__):
+        raise ImportError("Install it")
+
+    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", missing)
+    with pytest.raises(InputError, match=rf"needs a package that is missing.*clipdata_jax\[{extra}\]"):
+        files.read_bytes(path)
+
+
+def test_the_user_s_own_configuration_has_the_last_word(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", lambda path, **options: (seen.update(options), path))
+    monkeypatch.setitem(remote.fsspec.config.conf, "gs", {"token": "anon", "use_listings_cache": True})
+    files.filesystem("gs://bucket/x")
+    assert seen == {"token": "anon", "use_listings_cache": True}
