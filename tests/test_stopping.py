@@ -144,3 +144,39 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+DIES = """
+from clipdata_jax.pipeline import work
+complete, left = work.Output.complete, {lives}
+def complete_or_die(self, *arguments, **named):
+    global left
+    left -= 1
+    if left < 0:
+        from clipdata_jax.data import files
+        with files.open_write(self.path("uids/half.npy")) as file:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    complete(self, *arguments, **named)
+work.Output.complete = complete_or_die
+"""
+
+
+def test_what_killed_processes_began_is_finished_by_any_other_number(tmp_path, flags, clipdata):
+    assert clipdata(*flags[:-1], "whole").returncode == 0
+    for lives, worker in ((1, "0/2"), (0, "1/2"), (0, "0/1")):
+        process = start(tmp_path, DIES.format(lives=lives), [*flags, "--worker", worker])
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+    assert list(tmp_path.rglob(".half.npy.*.tmp"))
+    told = [clipdata(*flags, "--worker", f"{index}/3").stdout for index in (2, 1, 0)]
+    assert [len(text.splitlines()) for text in told].count(1) == 2 and not list(tmp_path.rglob(".*.tmp"))
+    assert sum("kept 12 of 12 samples" in text for text in told) == 1, told
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*")]
+    assert files and sorted(files) == sorted(
+        path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*")
+    )
+    for name in files:
+        if name.name != "run.jsonl":
+            assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
