@@ -2,7 +2,8 @@
 
 The first signal is raised in the main thread, so that `with` and `finally` tidy up. Code in C doesn't see that, and
 threads may take long to join: so a thread that does nothing else ends the process some seconds later, or at once when
-a second signal comes. While a module is imported nothing is raised, for packages in C++ would abort: the process ends.
+a second signal comes. Nothing is raised while a module is imported, for packages in C++ would abort: the process ends.
+And nothing, for a while, in code of jax, which C++ may have called.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ asides: set[str] = set()
 """Files that are being written aside in this process, and its scratch folders, to be removed with it."""
 _SECONDS = 5.0  # a preempted machine is gone after 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LATER_SECONDS = 0.02
 _asked, _over = threading.Event(), threading.Event()
+_waits = iter(range(50))  # how often it is raised later, until it is raised anyway
+_OURS, _JAX = f"{os.path.dirname(__file__)}{os.sep}", f"{os.sep}jax{os.sep}"
 
 
 class Stopped(KeyboardInterrupt):
@@ -46,6 +50,7 @@ def watch() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's jobs in the background have Ctrl-C
             signal.signal(number, _raise_once)
+    signal.signal(signal.SIGALRM, _raise_later)
 
 
 def _raise_once(_: int, frame: FrameType | None) -> None:
@@ -56,7 +61,22 @@ def _raise_once(_: int, frame: FrameType | None) -> None:
         leave()
     if not _asked.is_set():  # what a second one does is the other thread's
         _asked.set()
-        raise Stopped
+        _raise_later(0, frame)
+
+
+def _raise_later(_: int, frame: FrameType | None) -> None:
+    if _in_jax(frame) and next(_waits, None) is not None:
+        signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
+        return
+    raise Stopped
+
+
+def _in_jax(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
+        if _JAX in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _imports(frame: FrameType | None) -> bool:

@@ -57,6 +57,20 @@ def swallow(paths):
 tars.find_tars = swallow
 """
 
+IN_JAX = """
+from clipdata_jax.data import tars
+program = '''
+def inside():
+    try:
+        stop()
+    except BaseException:  # as where C++ has called
+        os._exit(3)
+'''
+space = {"stop": stop, "os": os}
+exec(compile(program, "/site-packages/jax/_src/lib.py", "exec"), space)
+tars.find_tars = lambda paths: (space["inside"](), time.sleep(1000))
+"""
+
 
 @pytest.fixture
 def flags(tmp_path):
@@ -86,7 +100,9 @@ def check_stopped_and_goes_on(process, folder, flags, clipdata):
 
 
 @pytest.mark.parametrize(
-    "change", [IN_ITS_LAST_FILE, AS_IT_IMPORTS, IN_VAIN], ids=["last file", "import", "swallowed"]
+    "change",
+    [IN_ITS_LAST_FILE, AS_IT_IMPORTS, IN_VAIN, IN_JAX],
+    ids=["last file", "import", "swallowed", "jax"],
 )
 def test_sigterm_at_any_moment_says_run_me_again(tmp_path, flags, clipdata, change):
     check_stopped_and_goes_on(start(tmp_path, change, flags), tmp_path, flags, clipdata)
