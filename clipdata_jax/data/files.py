@@ -107,6 +107,8 @@ def open_read(path: str) -> Iterator[BinaryIO]:
       StorageError: its store or mount fails.
     """
     fs, inner = filesystem(path)
+    if isinstance(fs, LocalFileSystem) and _is_endless(inner):
+        raise InputError(f"{path}: is a pipe or a device, expected a file")
     copy = remote_files.kept(path)
     try:
         if copy or isinstance(fs, LocalFileSystem):
@@ -131,6 +133,10 @@ def open_read(path: str) -> Iterator[BinaryIO]:
             ) from error
         kind = StorageError if error.errno in disk.GONE else InputError
         raise kind(f"{path}: can't be read ({disk.reason(error)}); check the path and its disk") from error
+
+
+def _is_endless(path: str) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextlib.contextmanager

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, uids
+from clipdata_jax.data import arrays, files, parquet, uids
 from clipdata_jax.errors import InputError
 
 _HALVES = ("uid_hi", "uid_lo")
@@ -124,19 +122,13 @@ def refuse_shared(sources: Sequence[Source], taken: Collection[str], names: Sequ
 def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     names: tuple[str, ...] = ()
     for path in parts:
-        with files.open_read(path) as file:
-            try:
-                schema = pq.ParquetFile(file).schema_arrow
-            except (pa.ArrowInvalid, OSError) as error:
-                raise InputError(
-                    f"{path}: not a parquet file ({error}); --columns takes parquet and npy"
-                ) from error
-        if "uid" not in schema.names and not set(_HALVES) <= set(schema.names):
+        _, types = parquet.rows_and_types(path, "--columns takes parquet and npy")
+        if "uid" not in types and not set(_HALVES) <= set(types):
             raise InputError(
                 f"{path}: has no column uid, nor uid_hi and uid_lo, by which its rows could be joined; it has"
-                f" {', '.join(schema.names)}"
+                f" {', '.join(types)}"
             )
-        numbers = [field.name for field in schema if _is_number(field.type) and field.name not in _HALVES]
+        numbers = [name for name, kind in types.items() if _is_number(kind) and name not in _HALVES]
         here = tuple(name for name in numbers if name.isidentifier())
         if not here:
             raise InputError(f"{path}: has no column of numbers beside the uid whose name is a plain word")
@@ -153,21 +145,14 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _read_parquet(path: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    with files.open_read(path) as file:
-        try:
-            there = pq.ParquetFile(file).schema_arrow.names
-            uid_columns = list(_HALVES) if set(_HALVES) <= set(there) else ["uid"]
-            table = pq.read_table(file, columns=[*uid_columns, *names])
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: can't be read ({error})") from error
+    there = parquet.rows_and_types(path)[1]
+    uid_columns = list(_HALVES) if set(_HALVES) <= set(there) else ["uid"]
+    table = parquet.read(path, [*uid_columns, *names])
+    parquet.check_numbers(path, table, names)
     if uid_columns == ["uid"]:
         uid = uids.from_hex(table["uid"], path)
     else:
-        for name in _HALVES:
-            if table[name].null_count or table[name].type != pa.uint64():
-                raise InputError(
-                    f"{path}: column {name} is {table[name].type}, expected uint64 without nulls"
-                )
+        parquet.check_halves(path, table)
         uid = uids.join_halves(*(table[name].to_numpy() for name in _HALVES))
     return uid, {name: table[name].to_numpy() for name in names}
 
@@ -176,7 +161,7 @@ def _npy_names(path: str) -> tuple[str, ...]:
     stem = os.path.basename(path).removesuffix(".npy")
     if not stem.isidentifier():
         raise InputError(f"{path}: its column would be named {stem!r}; rename the file to a plain word")
-    _load_npy(path, header_only=True)
+    _load_npy(path)
     return (stem,)
 
 
@@ -186,21 +171,8 @@ def _read_npy(path: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np
     return uids.join_halves(array[high], array[low]), {name: array[score] for name in names}
 
 
-def _load_npy(path: str, *, header_only: bool = False) -> np.ndarray:
-    with files.open_read(path) as file:
-        try:
-            if header_only:
-                version = np.lib.format.read_magic(file)
-                read = (
-                    np.lib.format.read_array_header_1_0
-                    if version == (1, 0)
-                    else np.lib.format.read_array_header_2_0
-                )
-                array = np.empty(0, read(file)[2])
-            else:
-                array = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: not a .npy file ({error})") from error
+def _load_npy(path: str) -> np.ndarray:
+    array = arrays.read_npy(path, "of uids and scores")
     kinds = [array.dtype[name] for name in array.dtype.names or ()]
     if array.ndim != 1 or len(kinds) != 3 or kinds[:2] != [np.uint64] * 2 or kinds[2].kind not in "fiu":
         raise InputError(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, runs, threads, uids
+from clipdata_jax.config import OnBad
+from clipdata_jax.data import files, parquet, runs, threads, uids
 from clipdata_jax.errors import InputError
+
+_Read = TypeVar("_Read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,34 @@ class Part:
     bytes: int
     rows: int
     types: dict[str, pa.DataType]
+
+
+class Skipped:
+    """What to do with files that can't be read: stop at the first, or leave them out and say why.
+
+    Attributes:
+      reasons: file -> why it is left out.
+    """
+
+    def __init__(self, on_bad: OnBad = "stop") -> None:
+        self._on_bad = on_bad
+        self.reasons: dict[str, str] = {}
+
+    def attempt(self, path: str, read: Callable[[], _Read]) -> _Read | None:
+        """What `read` makes of a file; None if the file is left out.
+
+        Raises:
+          InputError: the file can't be read, and is not to be left out.
+        """
+        if path in self.reasons:
+            return None
+        try:
+            return read()
+        except InputError as error:
+            if self._on_bad == "stop":
+                raise InputError(f"{error} (or use --on-bad skip)") from error
+            self.reasons[path] = str(error)
+            return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +77,11 @@ class Columns:
         return Columns(self.uid[rows], values, null)
 
 
-def list_parts(folder: str) -> tuple[Part, ...]:
-    """The metadata files of a folder by name, from their footers.
+def list_parts(folder: str, skipped: Skipped) -> tuple[Part, ...]:
+    """The metadata files of a folder by name, from their footers; those that can be read.
 
     Raises:
-      InputError: no such folder, none in it, an unfinished run's, or a file that is no parquet.
+      InputError: no such folder, none in it, an unfinished run's, or a file that is no parquet and not to be skipped.
     """
     folder = folder.rstrip("/") or folder
     if not files.is_folder(folder):
@@ -60,17 +92,17 @@ def list_parts(folder: str) -> tuple[Part, ...]:
     if not paths:
         found = ", ".join(files.list_names(folder)[:5]) or "nothing"
         raise InputError(f"{folder}: holds {found}; expected metadata, parquet files with uid, text, ...")
-    return tuple(threads.in_order(_read_footer, paths, files.threads_for(folder)))
+
+    def read(path: str) -> Part | None:
+        return skipped.attempt(path, functools.partial(_read_footer, path))
+
+    parts = threads.in_order(read, paths, files.threads_for(folder))
+    return tuple(part for part in parts if part is not None)
 
 
 def _read_footer(path: str) -> Part:
-    with files.open_read(path) as file:
-        try:
-            footer = pq.ParquetFile(file)
-            types = {field.name: field.type for field in footer.schema_arrow}
-            return Part(path, files.size(path), int(footer.metadata.num_rows), types)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not a parquet file, or cut short ({error}); write it again") from error
+    rows, types = parquet.rows_and_types(path)
+    return Part(path, files.size(path), rows, types)
 
 
 def check_columns(parts: Sequence[Part], *, texts: Sequence[str], numbers: Sequence[str], what: str) -> None:
@@ -119,29 +151,33 @@ def read_columns(part: Part, names: Sequence[str]) -> Columns:
     return Columns(uids.from_hex(table["uid"], part.path), values, null)
 
 
-def read_numbers(parts: Sequence[Part], name: str, done: Callable[[int], object]) -> np.ndarray:
+def read_numbers(
+    parts: Sequence[Part], name: str, skipped: Skipped, done: Callable[[int], object]
+) -> np.ndarray:
     """One column of numbers of all files, -inf where there is none: a float a row in the files' own dtype.
 
     Args:
       parts: the files.
       name: the column.
+      skipped: what to do with a file that can't be read; its rows have none.
       done: is told the rows of every file that was read.
     """
     rows = sum(part.rows for part in parts)
     found = {part.types[name].to_pandas_dtype() for part in parts if part.types[name] != pa.null()}
     kind = np.result_type(np.float32, *found)
-    numbers, start = np.empty(rows, kind), 0
+    numbers, start = np.full(rows, -np.inf, kind), 0
     for part in parts:
-        column = _read(part, [name])[name].to_numpy().astype(kind)
-        numbers[start : start + part.rows] = np.where(np.isfinite(column), column, -np.inf)
+        table = skipped.attempt(part.path, functools.partial(_read, part, [name]))
+        if table is not None:
+            column = table[name].to_numpy().astype(kind)
+            numbers[start : start + part.rows] = np.where(np.isfinite(column), column, -np.inf)
         start += part.rows
         done(part.rows)
     return numbers
 
 
 def _read(part: Part, names: list[str]) -> pa.Table:
-    with files.open_read(part.path) as file:
-        try:
-            return pq.read_table(file, columns=names)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{part.path}: can't be read ({error}); write it again") from error
+    table = parquet.read(part.path, names)
+    if len(table) != part.rows:
+        raise InputError(f"{part.path}: has {len(table)} rows, when the run began {part.rows}; begin anew")
+    return table

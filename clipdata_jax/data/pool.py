@@ -8,11 +8,8 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import files, runs, threads
+from clipdata_jax.data import files, parquet, runs, threads
 from clipdata_jax.errors import InputError
 
 
@@ -170,16 +167,11 @@ def _rows_or_error(path: str) -> int | InputError:
 
 
 def _footer_rows(path: str) -> int:
-    with files.open_read(path) as file:
-        try:
-            return int(pq.ParquetFile(file).metadata.num_rows)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not a parquet file, or cut short ({error}); write it again") from error
+    return parquet.rows_and_types(path)[0]
 
 
 def _column_names(path: str) -> list[str]:
-    with files.open_read(path) as file:
-        return list(pq.ParquetFile(file).schema_arrow.names)
+    return list(parquet.rows_and_types(path)[1])
 
 
 def _tags(path: str, texts: bool) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 
@@ -18,6 +20,18 @@ def check_finished(folder: str) -> None:
         raise InputError(
             f"{folder}: the run that fills it isn't finished; give its command again to finish it, then this one"
         )
+
+
+def recorded_sizes(folder: str) -> dict[str, int]:
+    """File -> bytes, as the manifest of a folder that a run filled has them; {} where there is no such manifest."""
+    path = files.join(folder, MANIFEST)
+    if not files.exists(path):
+        return {}
+    try:
+        outputs = json.loads(files.read_bytes(path))["outputs"]
+        return {name: entry["bytes"] for name, entry in outputs.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def stamp(path: str) -> str:

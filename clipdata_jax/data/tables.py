@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, threads, uids
+from clipdata_jax.data import files, parquet, runs, threads, uids
 from clipdata_jax.errors import InputError
 
 _UID_COLUMNS = ("uid_hi", "uid_lo")
+_ADVICE = "score that shard again"
 
 
 def part_bytes(uid: np.ndarray, columns: Mapping[str, np.ndarray], null: np.ndarray | None = None) -> bytes:
@@ -31,7 +32,9 @@ def part_bytes(uid: np.ndarray, columns: Mapping[str, np.ndarray], null: np.ndar
         missing = np.isnan(values) if null is None else np.isnan(values) | null
         table[name] = pa.array(np.asarray(values).astype(kind.to_pandas_dtype()), kind, mask=missing)
     buffer = io.BytesIO()
-    pq.write_table(pa.table(table), buffer, compression="zstd", use_dictionary=False)
+    pq.write_table(
+        pa.table(table), buffer, compression="zstd", use_dictionary=False, write_page_checksum=True
+    )
     return buffer.getvalue()
 
 
@@ -91,11 +94,12 @@ class ScoreTable:
 
         Scores as float32, whole numbers (rows of targets) as float64, which tells all of them apart.
         """
-        column = self._read(part, self.columns[name], [name])[name]
-        kind = np.float64 if pa.types.is_integer(column.type) else np.float32
-        return column.to_numpy().astype(
-            kind
-        )  # a copy: views would keep more of Arrow's memory than they show
+        folder = self.columns[name]
+        table = self._read(part, folder, [name])
+        parquet.check_numbers(files.join(folder, f"{part}.parquet"), table, [name])
+        kind = np.float64 if pa.types.is_integer(table[name].type) else np.float32
+        # A copy: views would keep more of Arrow's memory than they show.
+        return table[name].to_numpy().astype(kind)
 
     def check_uids(self, part: str, names: Sequence[str]) -> None:
         """Makes sure that the tables that hold some columns have the uids of the first table.
@@ -113,15 +117,11 @@ class ScoreTable:
 
     def _uids(self, part: str, folder: str) -> np.ndarray:
         table = self._read(part, folder, list(_UID_COLUMNS))
+        parquet.check_halves(files.join(folder, f"{part}.parquet"), table)
         return uids.join_halves(*(table[name].to_numpy() for name in _UID_COLUMNS))
 
     def _read(self, part: str, folder: str, names: list[str]) -> pa.Table:
-        path = files.join(folder, f"{part}.parquet")
-        with files.open_read(path) as file:
-            try:
-                return pq.ParquetFile(file).read(columns=names)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise InputError(f"{path}: can't be read ({error}); score that shard again") from error
+        return parquet.read(files.join(folder, f"{part}.parquet"), names, _ADVICE)
 
     def read(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The whole table in part order: uids (n,) and the named columns (n,), null being NaN."""
@@ -173,6 +173,7 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
         raise InputError(
             f"{folder}: the scoring isn't finished; run the same `clipdata score` again to finish it"
         )
+    _check_sizes(folder)
     parts: dict[str, int] = {}
     names: list[str] = []
     footers = threads.in_order(_footer, paths, files.threads_for(folder))
@@ -188,17 +189,25 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
     return parts, names
 
 
+def _check_sizes(folder: str) -> None:
+    """Refuses a table whose parts are not those that its manifest lists: one that is missing is no empty one."""
+    found = {
+        entry.rpartition("/")[2]: size for entry, size in files.sizes(folder).items() if "/" not in entry
+    }
+    for name, size in runs.recorded_sizes(folder).items():
+        if name.endswith(".parquet") and found.get(name) != size:
+            there = f"has {found[name]:,} bytes" if name in found else "is missing"
+            raise InputError(
+                f"{files.join(folder, name)}: {there}, {runs.MANIFEST} says {size:,}; score that shard again"
+            )
+
+
 def _footer(path: str) -> tuple[int, list[str]]:
     """The number of rows and the names of the score columns."""
-    with files.open_read(path) as file:
-        try:
-            footer = pq.ParquetFile(file)
-            schema = footer.schema_arrow
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a parquet file ({error}); score that shard again") from error
-        for name in _UID_COLUMNS:
-            if name not in schema.names:
-                raise InputError(
-                    f"{path}: column {name!r} is missing: this is no score table; run `clipdata score` first"
-                )
-        return footer.metadata.num_rows, [name for name in schema.names if name not in _UID_COLUMNS]
+    rows, names = parquet.rows_and_types(path, _ADVICE)
+    for name in _UID_COLUMNS:
+        if name not in names:
+            raise InputError(
+                f"{path}: column {name!r} is missing: this is no score table; run `clipdata score` first"
+            )
+    return rows, [name for name in names if name not in _UID_COLUMNS]

@@ -51,6 +51,11 @@ class Bytes:
         self._file.seek(start)
         return self._file.read(size)
 
+    def pieces(self, start: int) -> Iterator[bytes]:
+        """What is there from a place on."""
+        while piece := self[start : (start := start + _PIECE)]:
+            yield piece
+
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Bytes]:
@@ -130,6 +135,7 @@ class Index(NamedTuple):
 
     def read(self, i: int, tar: Bytes) -> bytes:
         """The bytes of the member of that number."""
+        tars.check_size(self.path, self.names[i], self.sizes[i])
         return self.links[i] if i in self.links else tar[self.data[i] : self.data[i] + self.sizes[i]]
 
     def sample(self, key: str, members: dict[str, int]) -> Sample:
@@ -146,7 +152,12 @@ def index(tar: Bytes) -> Index:
     path, found = tar.path, _plain_index(tar)
     if found is None:
         with files.open_read(path) as file:
-            walked = list(tars.walk(path, file))
+            walked, linked = [], 0
+            for info, data in tars.walk(path, file):
+                # Many links to one large member would be as many copies of it.
+                linked += len(data or b"")
+                tars.check_size(path, f"{info.name} and other links", linked)
+                walked.append((info, data))
         found = Index(
             path,
             [info.name for info, _ in walked],
@@ -190,6 +201,7 @@ def _plain_index(tar: Bytes) -> Index | None:
     text = _plain_names(heads) if start == at else None
     if text is None:
         return None
+    tars.check_rest(tar.path, tar.pieces(at))
     names = text.split("\0")[:-1]
     if "\0." in f"\0{text}" or "/." in text:
         seen = [i for i, name in enumerate(names) if not name.rpartition("/")[2].startswith(".")]

@@ -14,6 +14,9 @@ from clipdata_jax.errors import InputError
 
 T = TypeVar("T")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MEMBER_BYTES = 1 << 28
+"""The most bytes of a member that is read into memory."""
+_PIECE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +121,22 @@ def read_members(path: str) -> Iterator[tuple[str, bytes]]:
     with files.open_read(path) as file:
         for info, data in walk(path, file):
             if data is None:
+                check_size(path, info.name, info.size)
                 file.seek(info.offset_data)
                 data = file.read(info.size)
             yield info.name, data
+
+
+def check_size(path: str, name: str, size: int) -> None:
+    """Makes sure that a member may be held in memory.
+
+    Raises:
+      InputError: it is too large.
+    """
+    if size > MEMBER_BYTES:
+        raise InputError(
+            f"{path}: member {name!r} has {size:,} bytes, more than the {MEMBER_BYTES:,} that one may have; remove it"
+        )
 
 
 def walk(path: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
@@ -137,13 +153,31 @@ def walk(path: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes | N
                 elif info.issparse():
                     raise tarfile.ReadError(f"{info.name!r} is stored as a sparse file")
                 elif info.isfile():
+                    if info.size < 0:
+                        raise tarfile.ReadError(f"{info.name!r} has {info.size} bytes")
                     if info.offset_data + info.size > end:
                         raise tarfile.ReadError("unexpected end of data")
                     yield info, None
             if file.seek(0, io.SEEK_END) < tar.offset or _lacks_end(file, tar.offset):
                 raise tarfile.ReadError("unexpected end of data")
-    except (tarfile.TarError, EOFError) as error:
+            file.seek(tar.offset)
+            check_rest(path, iter(lambda: file.read(_PIECE), b""))
+    except InputError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: damaged or not a tar ({error}); download or write it again") from error
+
+
+def check_rest(path: str, pieces: Iterable[bytes]) -> None:
+    """Makes sure that nothing but zeros comes after the end of a tar: a block of zeros ends it, a lost one too.
+
+    Raises:
+      InputError: there is more.
+    """
+    if any(piece.count(0) < len(piece) for piece in pieces):
+        raise InputError(
+            f"{path}: damaged (there is more after the zeros that end a tar); download or write it again"
+        )
 
 
 def _read_link(
@@ -158,6 +192,8 @@ def _read_link(
             " itself (tar --dereference --hard-dereference)"
         ) from error
     if target is not None:
+        check_size(path, info.name, target.seek(0, io.SEEK_END))
+        target.seek(0)
         yield info, target.read()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import zipfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import disk, files, runs, uid_sets, uids
+from clipdata_jax.data import arrays, disk, files, parquet, runs, uid_sets, uids
 from clipdata_jax.errors import InputError
 
 SUFFIXES = (".npy", ".txt", ".parquet")
@@ -65,7 +64,7 @@ def open_source(path: str, scratch: str) -> Source:
         spooled = _scratch_name(scratch)
         with open(spooled, "wb") as out:
             _write_npy(out, _blocks(path))
-        rows, form = np.load(spooled, mmap_mode="r"), ""
+        rows, form = arrays.read_npy(spooled, "of uids"), ""
     if form:
         rows = _of_any_form(rows, _scratch_name(scratch))
     order = uid_sets.look_at_order(rows)
@@ -82,15 +81,7 @@ def _scratch_name(scratch: str) -> str:
 
 def _map(path: str, local: str) -> tuple[np.ndarray, str]:
     """A .npy file in mapped memory, and what its form is if not DataComp's."""
-    with files.open_read(path):  # says in plain words if it isn't there
-        pass
-    try:
-        mapped = np.load(files.filesystem(local)[1], mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a .npy file of uids ({error})") from error
-    if not isinstance(mapped, np.ndarray):
-        raise InputError(f"{path}: holds several arrays, expected uids of dtype u8,u8 in one dimension")
-    rows = np.asarray(mapped)
+    rows = arrays.read_npy(local, "of uids", named=path)
     if rows.dtype == uids.DTYPE and rows.ndim == 1:
         return rows, ""
     fields = [rows.dtype[name] for name in rows.dtype.names or ()]
@@ -165,32 +156,21 @@ def _of_lines(text: bytes, path: str, done: int) -> np.ndarray:
 
 def _parquet_blocks(path: str) -> Iterator[np.ndarray]:
     done = 0
-    with files.open_read(path) as file:
-        try:
-            table = pq.ParquetFile(file)
-            names = table.schema_arrow.names
-            columns = ["uid"] if "uid" in names else list(_HALVES)
-            if not set(columns) <= set(names):
-                raise InputError(
-                    f"{path}: no column 'uid', nor 'uid_hi' and 'uid_lo'; it has {', '.join(names)}"
-                )
-            for batch in table.iter_batches(_ROWS, columns=columns):
-                rows = _of_batch(batch, path, done)
-                yield rows
-                done += len(rows)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: can't be read as parquet ({error})") from error
+    names = parquet.rows_and_types(path)[1]
+    columns = ["uid"] if "uid" in names else list(_HALVES)
+    if not set(columns) <= set(names):
+        raise InputError(f"{path}: no column 'uid', nor 'uid_hi' and 'uid_lo'; it has {', '.join(names)}")
+    for table in parquet.iterate(path, columns, _ROWS):
+        rows = _of_table(table, path, done)
+        yield rows
+        done += len(rows)
 
 
-def _of_batch(batch: pa.RecordBatch, path: str, done: int) -> np.ndarray:
-    if batch.num_columns == 1:
-        return uids.from_hex(batch.column("uid"), path, done)
-    halves = [batch.column(name) for name in _HALVES]
-    for name, half in zip(_HALVES, halves, strict=True):
-        if half.type != pa.uint64() or half.null_count:
-            what = f"has {half.null_count} nulls" if half.null_count else f"is {half.type}"
-            raise InputError(f"{path}: column {name!r} {what}, expected uint64")
-    return uids.join_halves(*(half.to_numpy() for half in halves))
+def _of_table(table: pa.Table, path: str, done: int) -> np.ndarray:
+    if table.num_columns == 1:
+        return uids.from_hex(table["uid"], path, done)
+    parquet.check_halves(path, table)
+    return uids.join_halves(*(table[name].to_numpy() for name in _HALVES))
 
 
 def write(path: str, blocks: Iterable[np.ndarray], *, halves: bool = False) -> int:
@@ -244,7 +224,8 @@ def _write_text(file: BinaryIO, blocks: Iterable[np.ndarray]) -> int:
 def _write_parquet(file: BinaryIO, blocks: Iterable[np.ndarray], halves: bool) -> int:
     schema = pa.schema([(name, pa.uint64()) for name in _HALVES] if halves else [("uid", pa.string())])
     count = 0
-    with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+    options = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+    with pq.ParquetWriter(file, schema, **options) as writer:
         for block in _of_at_least(_GROUP, blocks):
             columns = [block["f0"], block["f1"]] if halves else [_hex_column(block)]
             writer.write_batch(pa.record_batch(columns, schema=schema))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from clipdata_jax.data import files
+from clipdata_jax.data import arrays, files
 from clipdata_jax.errors import InputError
 
 DTYPE = np.dtype("u8,u8")
@@ -216,12 +215,7 @@ def read_multiset(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(path: str) -> np.ndarray:
-    with files.open_read(path) as file:
-        try:
-            uids = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: not a .npy file of uids ({error})") from error
-    if not isinstance(uids, np.ndarray) or uids.ndim != 1 or uids.dtype != DTYPE:
-        found = getattr(uids, "dtype", type(uids).__name__)
-        raise InputError(f"{path}: holds {found}, expected uids of dtype u8,u8 in one dimension")
+    uids = arrays.read_npy(path, "of uids")
+    if uids.ndim != 1 or uids.dtype != DTYPE:
+        raise InputError(f"{path}: holds {uids.dtype}, expected uids of dtype u8,u8 in one dimension")
     return uids

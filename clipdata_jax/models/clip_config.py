@@ -17,6 +17,8 @@ SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 # In older config.json files eos_token_id is 2, which no CLIP vocabulary means: those models are read at the
 # highest id.
 LEGACY_EOS = 2
+# A checkpoint is made layer by layer before it is compared with its file.
+_MOST_LAYERS, _MOST = 1_000, 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class TowerConfig:
 
     def __post_init__(self) -> None:
         _require_counts(self, "width", "layers", "heads", "mlp_width")
+        if self.layers > _MOST_LAYERS:
+            raise ValueError(f"layers is {self.layers}, expected at most {_MOST_LAYERS}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
         _require_choice("activation", self.activation, get_args(Activation))
@@ -143,6 +147,8 @@ def _require_counts(config: object, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")
+        if value > _MOST:
+            raise ValueError(f"{name} is {value:.0e}, expected at most {_MOST:,}")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

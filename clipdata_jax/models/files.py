@@ -58,7 +58,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} can't be read as JSON ({error}); copy it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} holds a JSON {type(content).__name__}, expected an object; copy it again")

@@ -144,6 +144,7 @@ class ImageTransform:
             raise InputError(f"the picture is {width} x {height} pixels: there is nothing to see")
         if self.fit == "squash":
             self._refuse_many(width, height, width * height, "")
+            self._refuse_many(width, height, self.size**2, f" and {self.size**2:,} pixels when scaled")
             return self.size, self.size
         side, shorter, longer = self.shorter_side, min(width, height), max(width, height)
         other = int(side * longer / shorter)

@@ -112,15 +112,15 @@ class Shard:
             "url": pa.nulls(len(uid), pa.string()),
             "original_width": pa.array(width, pa.int64()),
             "original_height": pa.array(height, pa.int64()),
-            "tar": pa.array([tars.uid_name(self._source.path)] * len(uid), pa.string()),
-            "key": pa.array(key, pa.string()),
+            "tar": pa.array([_as_text(tars.uid_name(self._source.path))] * len(uid), pa.string()),
+            "key": pa.array(map(_as_text, key), pa.string()),
         }
         if self._with_texts:
             for model, tag in enumerate(self._tags):
                 cosines = np.concatenate(self._column(model, "cosines"))
                 table[f"clip_{tag}_similarity_score"] = pa.array(cosines, pa.float32())
         buffer = io.BytesIO()
-        pq.write_table(pa.table(table), buffer, compression="zstd")
+        pq.write_table(pa.table(table), buffer, compression="zstd", write_page_checksum=True)
         return buffer.getvalue()
 
     def npz(self, file: BinaryIO) -> None:
@@ -154,3 +154,8 @@ class Shard:
             if not self.skipped:
                 raise
             return {"name": path, "bytes": files.size(path), "digest": None}  # skipped, for it can't be read
+
+
+def _as_text(name: str) -> str:
+    """A name that may be no UTF-8 (its bytes are surrogates then) as text that can be stored."""
+    return name.encode(errors="backslashreplace").decode()

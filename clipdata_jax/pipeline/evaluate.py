@@ -69,7 +69,7 @@ def _refuse_other_run(out: str, plan: dict[str, Any]) -> None:
     try:
         before = json.loads(files.read_bytes(beside)) if files.exists(beside) else {}
         same = all(before[key] == json.loads(manifest.to_json(value)) for key, value in plan.items())
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         same = False
     if not same:
         raise InputError(
@@ -85,7 +85,7 @@ def read_strings(path: str, what: str) -> list[str]:
     """
     try:
         content = json.loads(files.read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); expected a list of {what}") from error
     if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
         raise InputError(f'{path}: expected a JSON list of {what}, like ["one", "two"]')
@@ -253,9 +253,10 @@ def _table(figures: dict[str, Any], out: str) -> str:
                 )
             ),
         ]
+    lines.append(f"figures: {out}")
     if figures["skipped"]:
         lines.append(f"skipped: {len(figures['skipped']):,}, the first: {figures['skipped'][0]}")
-    return "\n".join([*lines, f"figures: {out}"])
+    return "\n".join(lines)
 
 
 def _row(title: str, *cells: str) -> str:

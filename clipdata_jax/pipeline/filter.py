@@ -8,6 +8,7 @@ are more than 64 MiB.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,8 @@ def run(options: Filter) -> dict[str, Any]:
     Raises:
       InputError: the metadata, a model or an option is wrong, nothing is kept, or `out` holds something else.
     """
-    parts = metadata.list_parts(options.metadata)
+    skipped = metadata.Skipped(options.on_bad)
+    parts = metadata.list_parts(options.metadata, skipped)
     pairs = sum(part.rows for part in parts)
     plan = manifest.describe(
         "filter", options, pool=[part.path for part in parts], devices=options.by_image, pairs=pairs
@@ -39,10 +41,10 @@ def run(options: Filter) -> dict[str, Any]:
         raise InputError(
             f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
         )
-    preset = filter_presets.open_preset(options, parts)
+    preset = filter_presets.open_preset(options, parts, skipped)
     with stopping.scratch("clipdata-filter-") as scratch:
         sorter = UidSorter(lambda: scratch)
-        facts = _apply(preset, parts, sorter)
+        facts = _apply(preset, parts, sorter, skipped)
         if not facts["kept"]:
             raise InputError(f"the filter keeps nothing, so no subset is written; see where\n{_table(facts)}")
         distinct = sorter.write(options.out)
@@ -57,6 +59,7 @@ def run(options: Filter) -> dict[str, Any]:
         **facts,
         "uids": distinct,
         "notes": list(preset.notes),
+        "skipped": [{"file": path, "reason": reason} for path, reason in sorted(skipped.reasons.items())],
     }
     manifest.write_beside(options.out, content)
     print(_text(content, options.out))
@@ -64,7 +67,10 @@ def run(options: Filter) -> dict[str, Any]:
 
 
 def _apply(
-    preset: filter_presets.Preset, parts: Sequence[metadata.Part], sorter: UidSorter
+    preset: filter_presets.Preset,
+    parts: Sequence[metadata.Part],
+    sorter: UidSorter,
+    skipped: metadata.Skipped,
 ) -> dict[str, Any]:
     """Hands on the uids kept; counts them, what each condition kept, and pairs that lack a value of each column."""
     conditions = preset.conditions
@@ -73,12 +79,15 @@ def _apply(
     nulls = dict.fromkeys(names, 0)
     with progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="filter") as bar:
         for part in parts:
-            columns = preset.read(part, names)
+            bar.update(part.rows)
+            columns = skipped.attempt(part.path, functools.partial(preset.read, part, names))
+            if columns is None:
+                left[0] += part.rows
+                continue
             rows, counts = datacomp.apply(conditions, columns)
             left += [part.rows, *counts]
             nulls = {name: nulls[name] + int(columns.null[name].sum()) for name in names}
             sorter.add(columns.uid[rows])
-            bar.update(part.rows)
     steps = [
         Step(one.text, int(seen), int(stay))
         for one, seen, stay in zip(conditions, left[:-1], left[1:], strict=True)
@@ -110,4 +119,7 @@ def _text(content: dict[str, Any], out: str) -> str:
         lines.append(
             f"{repeats} repeat the uid of another; the subset holds each uid once: {content['uids']:,}"
         )
+    if skipped := [one["reason"] for one in content["skipped"]]:
+        told = f"skipped {progress.counted(len(skipped), 'file')}, listed in {out}.{manifest.NAME}"
+        lines.append(f"{told}; the first: {skipped[0]}")
     return "\n".join(line for line in lines if line)

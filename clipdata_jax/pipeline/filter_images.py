@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,13 @@ from clipdata_jax.pipeline.filter_presets import Preset
 from clipdata_jax.selection import datacomp
 
 
-def open_preset(options: Filter, parts: Sequence[metadata.Part], captions: Preset, score: Preset) -> Preset:
+def open_preset(
+    options: Filter,
+    parts: Sequence[metadata.Part],
+    captions: Preset,
+    score: Preset,
+    skipped: metadata.Skipped,
+) -> Preset:
     """The filter by centroids, which are read, or found now and written beside `out`.
 
     Args:
@@ -28,6 +35,7 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], captions: Prese
       parts: the metadata.
       captions: what is asked of captions; whose pairs are clustered.
       score: what is asked of CLIPScores; it doesn't matter to the clusters.
+      skipped: what to do with files that can't be read.
 
     Raises:
       InputError: embeddings, target or centroids are missing, damaged or don't fit, or are too few to cluster.
@@ -39,7 +47,7 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], captions: Prese
     if options.centroids is not None:
         centroids, inputs = _read_centroids(options.centroids, reader.dim), (options.centroids,)
     else:
-        sample = _draw_sample(options, parts, reader, captions)
+        sample = _draw_sample(options, parts, reader, captions, skipped)
         found = k_means.fit(sample, options.clusters or 0, seed=options.seed, steps=options.steps)
         centroids = found.centroids
         path = f"{options.out}.centroids.npy"
@@ -66,7 +74,7 @@ class _Reader:
     """Reads metadata with the embeddings beside it as one more column."""
 
     def __init__(self, options: Filter) -> None:
-        pool = open_pool(options.metadata, texts=False)
+        pool = open_pool(options.metadata, on_bad=options.on_bad, texts=False)
         self._tag, self.column = pool.tag(options.tag), f"{options.tag}_img"
         self._shards = {shard.metadata: shard for shard in pool.shards}
         self.arrays = {shard.metadata: shard.images for shard in pool.shards}
@@ -125,7 +133,11 @@ def _read_centroids(path: str, dim: int) -> np.ndarray:
 
 
 def _draw_sample(
-    options: Filter, parts: Sequence[metadata.Part], reader: _Reader, captions: Preset
+    options: Filter,
+    parts: Sequence[metadata.Part],
+    reader: _Reader,
+    captions: Preset,
+    skipped: metadata.Skipped,
 ) -> np.ndarray:
     """Embeddings of pairs drawn by hash of (seed, uid) whose captions pass, in the pool's order."""
     share = options.sample / max(1, sum(part.rows for part in parts))
@@ -135,14 +147,16 @@ def _draw_sample(
     drawn = []
     with progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="sample") as bar:
         for part in parts:
-            columns = reader.read(part, names)
+            bar.update(part.rows)
+            columns = skipped.attempt(part.path, functools.partial(reader.read, part, names))
+            if columns is None:
+                continue
             if share < 1:
                 word = mix(options.seed, columns.uid["f0"], columns.uid["f1"])
                 columns = columns.take(np.flatnonzero(word < np.uint64(int(share * 2.0**64))))
             rows, _ = datacomp.apply(conditions, columns)
             drawn.append(columns.values[reader.column][rows].astype(np.float16))
-            bar.update(part.rows)
-    sample = np.concatenate(drawn)
+    sample = np.concatenate([np.empty((0, reader.dim), np.float16), *drawn])
     if len(sample) < (options.clusters or 0):
         raise InputError(
             f"--clusters is {options.clusters}, but only {len(sample):,} pairs were drawn whose captions pass;"

@@ -43,7 +43,7 @@ class Preset:
     read: Callable[[metadata.Part, Sequence[str]], metadata.Columns] = metadata.read_columns
 
 
-def open_preset(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
+def open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped) -> Preset:
     """Checks the columns, loads the models and finds the bound that a fraction means.
 
     Raises:
@@ -56,7 +56,7 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
     if name == "no_filter":
         return Preset(())
     if name == "clip_score":
-        return _by_score(options, parts)
+        return _by_score(options, parts, skipped)
     languages = Languages(options.lid_model, options.processes or os.cpu_count() or 1)
     notes = (_SMALL_MODEL,) if languages.is_small else ()
     if name == "laion2b":
@@ -67,8 +67,8 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
         from clipdata_jax.pipeline import filter_images  # which loads jax
 
         captions = Preset(datacomp.image_captions(languages), (languages.path,), notes)
-        score = Preset(()) if options.arch is None else _by_score(options, parts)
-        return filter_images.open_preset(options, parts, captions, score)
+        score = Preset(()) if options.arch is None else _by_score(options, parts, skipped)
+        return filter_images.open_preset(options, parts, captions, score, skipped)
     return Preset(datacomp.basic_filter(languages), (languages.path,), notes)
 
 
@@ -93,13 +93,13 @@ def _by_text(options: Filter, languages: Languages, notes: tuple[str, ...]) -> P
     return Preset(conditions, (languages.path, path, wordnet.path), notes)
 
 
-def _by_score(options: Filter, parts: Sequence[metadata.Part]) -> Preset:
+def _by_score(options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped) -> Preset:
     arch = options.arch or ""
     if options.threshold is not None:
         return Preset(datacomp.clip_score(arch, options.threshold))
     fraction = options.fraction or 1.0
     with progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="scores") as bar:
-        scores = metadata.read_numbers(parts, datacomp.similarity(arch), bar.update)
+        scores = metadata.read_numbers(parts, datacomp.similarity(arch), skipped, bar.update)
     asked, bound = int(len(scores) * fraction), datacomp.score_bound(scores, fraction)
     reach = int(np.count_nonzero(scores >= bound if bound > -np.inf else scores > bound))
     note = (

@@ -128,7 +128,7 @@ def refuse_other_run(out: str, plan: dict[str, Any], *names: str) -> None:
     try:
         before = json.loads(files.read_bytes(beside)) if files.exists(beside) else {}
         was = {name: _field(before, name) for name in names}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}") from error
     for name, old in was.items():
         if old != (new := _field(plan, name)):
@@ -159,6 +159,6 @@ def _read(path: str) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(files.read_bytes(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

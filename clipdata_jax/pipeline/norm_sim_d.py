@@ -83,16 +83,16 @@ def _finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
     advice = "choose another --out, or delete it"
     try:
         before = json.loads(files.read_bytes(f"{out}.{manifest.NAME}"))
-        pool = before["pool_files"]
+        pool = [(str(entry["name"]), entry["bytes"]) for entry in before["pool_files"]]
         whole = before["outputs"][out] == manifest.file_entry(out)
-    except (InputError, ValueError, KeyError, TypeError) as error:
+    except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}") from error
     was = {name: before.get(name) for name in plan}
     now = json.loads(manifest.to_json(plan))
     if was != now:
         difference = work.first_difference(was, now)
         raise InputError(f"{out}: already holds another run's subset ({difference}); {advice}")
-    changed = [entry["name"] for entry in pool if files.size(entry["name"]) != entry["bytes"]]
+    changed = [name for name, size in pool if files.size(name) != size]
     if changed or not whole:
         raise InputError(f"{changed[0] if changed else out}: was changed since {out} was made; {advice}")
     return before
@@ -255,9 +255,6 @@ def _text(content: dict[str, Any], options: NormSimD) -> str:
     if masked:
         listed = ", ".join(masked)
         lines.append(f"left out, bad picture embeddings: {listed}; listed in {options.out}.{manifest.NAME}")
-    skipped = [*content["unreadable"], *(entry["reason"] for entry in content["skipped"])]
-    if skipped:
-        lines.append(f"skipped {progress.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
     if content["missing_survivors"]:
         lines.append(f"{content['missing_survivors']:,} survivors are not in the shards that can be read")
     if content["repeats"]:
@@ -265,4 +262,7 @@ def _text(content: dict[str, Any], options: NormSimD) -> str:
             f"{content['repeats']:,} pairs repeat the uid of another; the subset holds each uid once:"
             f" {content['uids']:,}"
         )
+    skipped = [*content["unreadable"], *(entry["reason"] for entry in content["skipped"])]
+    if skipped:
+        lines.append(f"skipped {progress.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
     return "\n".join(lines)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\n\t]")
 
 
 def bar(*, total: int, unit: str, name: str) -> Any:
@@ -28,6 +33,41 @@ class _Lines:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and doesn't obey: control and invisible characters written out."""
+    return _UNPRINTABLE.sub(_show, text)
+
+
+def _show(match: re.Match[str]) -> str:
+    char = match[0]
+    shown = char.isprintable() or unicodedata.category(char) == "Zs"
+    return char if shown else char.encode("unicode_escape", "replace").decode()
+
+
+@contextlib.contextmanager
+def all_printable() -> Iterator[None]:
+    """Whatever is printed in the block is `printable`: captions, keys, columns and names are strangers' text."""
+    with (
+        contextlib.redirect_stdout(_Printable(sys.stdout)),
+        contextlib.redirect_stderr(_Printable(sys.stderr)),
+    ):
+        yield
+
+
+class _Printable:
+    """A stream that control characters don't reach; a bar may go back to the start of its line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write("\r".join(map(printable, text.split("\r"))))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

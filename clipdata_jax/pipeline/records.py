@@ -142,8 +142,3 @@ def input_checks(run: Run, held: object, *, digests: bool) -> None:
         run.inputs.append(
             Check(name, size, digest if digests and isinstance(digest, str) else None, "changed")
         )
-
-
-def printable(text: str) -> str:
-    """Text that a terminal shows and doesn't obey: control characters written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)

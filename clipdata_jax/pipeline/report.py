@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from clipdata_jax import config
 from clipdata_jax.data import files, runs, tables, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, report_pairs, report_targets
+from clipdata_jax.pipeline import manifest, progress, report_pairs, report_targets
 from clipdata_jax.report import captions, comparison, contents, page, text
 from clipdata_jax.report.trace import TraceStep
 
@@ -46,8 +46,15 @@ def run(options: config.Report) -> None:
     compared = comparison.plan(own.kept, others, scores, **wanted)
     plan = contents.plan(scores, own.kept, rule=rule, also=compared.shown(), **wanted)
     pairs, described = None, None
+    skipped: list[str] = []
     if paths:
-        pairs, found = report_pairs.read(table, paths, shown=plan.scores, described=compared.counted())
+        pairs, found = report_pairs.read(
+            table,
+            paths,
+            shown=plan.scores,
+            described=compared.counted(),
+            skipped=skipped if options.on_bad == "skip" else None,
+        )
         described = captions.describe(compared.samples, found)
     if pairs and options.target:
         nearest = report_targets.read(table, options.targets(), pairs)
@@ -57,15 +64,19 @@ def run(options: config.Report) -> None:
         rule=rule,
         steps=_steps(made_by),
         trace=_trace(options.subset),
-        warnings=_warnings(own, others),
+        warnings=[*_warnings(own, others), *(f"Skipped: {text.shorten(reason)}" for reason in skipped)],
         provenance=_provenance(options, made_by),
     )
     html = page.render(plan, about, pairs, compared=compared, captions=described).encode()
     files.sweep_beside(options.out)
     files.write_bytes(options.out, html)
-    _write_manifest(options, table, plan, compared, absent=own.absent, found=len(pairs or ()))
+    counted_pairs = {"absent": own.absent, "found": len(pairs or ())}
+    _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
     told = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
     print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{told}, {text.file_size(len(html))}")
+    if skipped:
+        listed = f"{options.out}.{manifest.NAME}"
+        print(f"Skipped {progress.counted(len(skipped), 'tar')}, listed in {listed}; the first: {skipped[0]}")
 
 
 def _write_manifest(
@@ -73,6 +84,7 @@ def _write_manifest(
     table: tables.ScoreTable,
     plan: contents.Contents,
     compared: comparison.Comparison,
+    skipped: Sequence[str],
     *,
     absent: int,
     found: int,
@@ -89,7 +101,10 @@ def _write_manifest(
         counts["compared"] = {one.name: {"kept": one.pairs, "shared": one.shared[0]} for one in others}
     subsets = [options.subset, *(path for _, path in options.compared())]
     inputs = [*subsets, *_part_paths(table)]
-    manifest.write_beside(options.out, manifest.describe("report", options, inputs=inputs, counts=counts))
+    manifest.write_beside(
+        options.out,
+        manifest.describe("report", options, inputs=inputs, counts=counts, skipped_tars=list(skipped)),
+    )
 
 
 def _trace(subset: str) -> list[TraceStep]:
@@ -103,7 +118,7 @@ def _trace(subset: str) -> list[TraceStep]:
             TraceStep(int(step["step"]), int(step["rows"]), step.get("threshold"), tuple(step["eigenvalues"]))
             for step in found
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}: no trace of norm-sim-d ({error}); remove it, or run norm-sim-d again"
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,12 @@ from clipdata_jax.selection.languages import Languages
 
 
 def read(
-    table: tables.ScoreTable, paths: Sequence[str], *, shown: Collection[int], described: Collection[int]
+    table: tables.ScoreTable,
+    paths: Sequence[str],
+    *,
+    shown: Collection[int],
+    described: Collection[int],
+    skipped: list[str] | None = None,
 ) -> tuple[dict[int, page.Pair], dict[int, Caption]]:
     """Reads the tars once, to the end or until all rows are found.
 
@@ -26,6 +31,7 @@ def read(
       paths: of the tars.
       shown: rows whose pictures and captions are wanted.
       described: rows of whose captions length and language are wanted; rows may be in both.
+      skipped: takes the reasons why tars could not be read; None: the first such is an error.
 
     Returns:
       row -> caption and picture, and row -> what its caption is like, of those rows that the tars hold.
@@ -44,7 +50,7 @@ def read(
         for path in paths:
             if not wanted:
                 break
-            for sample in tars.read_tar(path):
+            for sample in _samples(path, skipped):
                 found = wanted.pop(_uid(path, sample), ())
                 here = [row for row in found if row in shown]
                 if here:
@@ -65,6 +71,15 @@ def _languages() -> Languages | None:
 
 def _described(caption: str, languages: Languages | None) -> Caption:
     return Caption(len(caption.split()), None if languages is None else languages.of(caption))
+
+
+def _samples(path: str, skipped: list[str] | None) -> Iterator[tars.Sample]:
+    try:
+        yield from tars.read_tar(path)
+    except InputError as error:
+        if skipped is None:
+            raise InputError(f"{error} (or use --on-bad skip)") from error
+        skipped.append(str(error))
 
 
 def _uids_of(table: tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:

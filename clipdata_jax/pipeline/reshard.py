@@ -169,6 +169,12 @@ def _text(summary: Summary, written: str) -> str:
         lines.append(f"{summary.copies:,} of these are copies: the subset holds their uids more than once")
     if summary.repeated:
         lines.append(f"{summary.repeated:,} samples repeat the uid of another; all are kept")
+    share = f"{summary.found_share:.2%}".replace("%", " %")
+    line = f"found {summary.found:,} of {summary.selected:,} selected uids ({share})"
+    if summary.missing:
+        examples = ", ".join(summary.missing_examples)
+        line += f"; {summary.missing:,} {'is' if summary.missing == 1 else 'are'} in no tar, e.g. {examples}"
+    lines.append(line)
     reasons = [*summary.skipped_tars]
     reasons += [f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in summary.skipped_samples]
     if reasons:
@@ -176,9 +182,4 @@ def _text(summary: Summary, written: str) -> str:
             f"skipped {len(summary.skipped_tars):,} tars and {len(summary.skipped_samples):,} samples, listed in"
             f" {manifest.NAME}; the first: {reasons[0]}"
         )
-    share = f"{summary.found_share:.2%}".replace("%", " %")
-    line = f"found {summary.found:,} of {summary.selected:,} selected uids ({share})"
-    if summary.missing:
-        examples = ", ".join(summary.missing_examples)
-        line += f"; {summary.missing:,} {'is' if summary.missing == 1 else 'are'} in no tar, e.g. {examples}"
-    return "\n".join([*lines, line])
+    return "\n".join(lines)

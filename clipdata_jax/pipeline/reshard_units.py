@@ -53,7 +53,12 @@ class Subset:
     @classmethod
     def mapped(cls, folder: str) -> Subset:
         """What `save` wrote; processes share the memory."""
-        return cls(*(np.asarray(np.load(os.path.join(folder, name), mmap_mode="r")) for name in _ARRAYS))
+        return cls(
+            *(
+                np.asarray(np.load(os.path.join(folder, name), mmap_mode="r", allow_pickle=False))
+                for name in _ARRAYS
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True)

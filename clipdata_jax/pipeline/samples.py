@@ -20,6 +20,8 @@ from clipdata_jax.errors import InputError
 
 # Samples read ahead per thread: enough to keep all of them busy, and what bounds the memory.
 _AHEAD = 4
+# A .json takes some twenty times its size when parsed.
+_TEXT_BYTES = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,8 @@ def sample_uid(path: str, sample: tars.Sample, shared_names: Collection[str] = (
 def _fields(sample: tars.Sample) -> dict[str, Any]:
     if "json" not in sample.members:
         return {}
+    if (size := len(sample.members["json"])) > _TEXT_BYTES:
+        raise InputError(f"its .json has {size:,} bytes, more than the {_TEXT_BYTES:,} that one may have")
     try:
         fields = json.loads(sample.members["json"])
     except (ValueError, RecursionError) as error:
@@ -211,6 +215,10 @@ def _checked(caption: object) -> str:
 
 
 def _text(data: bytes, extension: str) -> str:
+    if len(data) > _TEXT_BYTES:
+        raise InputError(
+            f"its .{extension} has {len(data):,} bytes, more than the {_TEXT_BYTES:,} that one may have"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

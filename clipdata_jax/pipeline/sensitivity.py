@@ -30,6 +30,7 @@ class _Sample:
     pairs: Pairs
     uid: np.ndarray
     left_out: int
+    skipped: tuple[str, ...]
 
 
 def run(options: Sensitivity) -> dict[Setting, Figures]:
@@ -75,9 +76,13 @@ def run(options: Sensitivity) -> dict[Setting, Figures]:
         temperature=first,
         temperature_from=source,
         sampled=rows,
+        skipped=list(sample.skipped),
     )
     write(result, described)
     print(as_text(result))
+    if sample.skipped:
+        told = progress.counted(len(sample.skipped), "shard")
+        print(f"Skipped {told}, listed in {options.out}.{manifest.NAME}; the first: {sample.skipped[0]}")
     return found
 
 
@@ -105,7 +110,7 @@ def _read_sample(pool: Pool, tag: str, options: Sensitivity, wanted: int) -> _Sa
     chosen = sorted({(2 * i + 1) * len(units) // (2 * options.groups) for i in range(options.groups)})
     part = min(1.0, wanted / sum(shard.rows for index in chosen for shard in units[index]))
     taken: list[tuple[Pairs, np.ndarray]] = []
-    left_out = 0
+    left_out, skipped = 0, [*pool.unreadable]
     queue = ((units[index], 0) for index in chosen)
     with progress.bar(total=len(chosen), unit="unit", name="read") as bar:
         for unit in read_ahead(queue, tag, dim, options):
@@ -113,10 +118,11 @@ def _read_sample(pool: Pool, tag: str, options: Sensitivity, wanted: int) -> _Sa
             drawn = np.sort(groups.hash_order(unit.uid, options.seed)[:quota])
             rows = drawn[unit.good[drawn]]
             left_out += len(drawn) - len(rows)
+            skipped += unit.skipped.values()
             taken.append((Pairs(unit.images[rows], unit.texts[rows], unit.good[rows]), unit.uid[rows]))
             bar.update(1)
     pairs = Pairs(*(np.concatenate(arrays) for arrays in zip(*(pairs for pairs, _ in taken), strict=True)))
-    return _Sample(pairs, np.concatenate([uid for _, uid in taken]), left_out)
+    return _Sample(pairs, np.concatenate([uid for _, uid in taken]), left_out, tuple(skipped))
 
 
 def _measure(made: Plan, sample: _Sample, options: Sensitivity, count: int) -> dict[Setting, Figures]:

@@ -289,4 +289,10 @@ def _print_summary(result: dict[str, Any], output: work.Output) -> None:
     )
     skipped = len(result["skipped_samples"]), len(result["skipped_tars"])
     if any(skipped):
-        print(f"Skipped {skipped[1]} tars and {skipped[0]} samples, listed in {manifest.NAME}")
+        first = [
+            *result["skipped_tars"],
+            *(f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in result["skipped_samples"]),
+        ][0]
+        print(
+            f"Skipped {skipped[1]} tars and {skipped[0]} samples, listed in {manifest.NAME}; the first: {first}"
+        )

@@ -10,7 +10,8 @@ from clipdata_jax import config
 from clipdata_jax.data import files, runs, threads
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, progress, targets
-from clipdata_jax.pipeline.records import Check, Problem, Run, printable
+from clipdata_jax.pipeline.progress import printable
+from clipdata_jax.pipeline.records import Check, Problem, Run
 from clipdata_jax.pipeline.verify_file import open_file
 from clipdata_jax.pipeline.verify_folder import open_folder
 

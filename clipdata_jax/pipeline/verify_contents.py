@@ -6,11 +6,7 @@ import dataclasses
 import zipfile
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from clipdata_jax.data import arrays, files, uid_sets, uids
+from clipdata_jax.data import arrays, files, parquet, uid_sets, uids
 from clipdata_jax.errors import InputError
 
 
@@ -73,11 +69,7 @@ def parquet_rows(path: str) -> int:
     Raises:
       InputError: it is none.
     """
-    with files.open_read(path) as file:
-        try:
-            return int(pq.ParquetFile(file).metadata.num_rows)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not a parquet file, or cut short ({error})") from error
+    return parquet.rows_and_types(path)[0]
 
 
 def _rows_differ(rows: int, planned: int | None) -> str:
@@ -101,11 +93,10 @@ def npz_differs(path: str, rows: int) -> str:
 def subset_differs(path: str, *, rows: int | None, multiset: bool) -> str:
     """What is wrong with a file of uids: its number of rows, their order, repeats; "" if nothing."""
     try:
-        with files.open_read(path) as file:
-            found = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        return f"not a .npy file of uids ({error})"
-    if not isinstance(found, np.ndarray) or found.dtype != uids.DTYPE or found.ndim != 1:
+        found = arrays.read_npy(path, "of uids")
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ")
+    if found.dtype != uids.DTYPE or found.ndim != 1:
         return "holds no uids of dtype u8,u8 in one dimension"
     if rows is not None and len(found) != rows:
         return f"holds {len(found):,} uids, its manifest says {rows:,}"

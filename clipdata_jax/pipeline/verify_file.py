@@ -63,6 +63,6 @@ def _look(path: str, content: dict[str, Any]) -> Callable[[], str] | None:
 def _figures_differ(path: str, figures: object) -> str:
     try:
         found = json.loads(files.read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON ({error})"
     return "" if found == figures else "its figures are not those of its manifest"

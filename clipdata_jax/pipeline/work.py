@@ -71,7 +71,7 @@ class Output:
             receipt = json.loads(files.read_bytes(self.path(name)))
             if not _is_good(receipt, listed, stamps):
                 return None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         self._known[unit] = listed[name], receipt
         return dict(receipt)

@@ -88,7 +88,7 @@ def test_what_is_no_score_table_is_refused(tmp_path):
     with pytest.raises(InputError, match="c: is empty"):
         tables.open_tables([str(tmp_path / "c")])
     (tmp_path / "c/0.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(InputError, match=r"0\.parquet: not a parquet file"):
+    with pytest.raises(InputError, match=r"0\.parquet: damaged or not a parquet file"):
         tables.open_tables([str(tmp_path / "c")])
     pq.write_table(pa.table({"uid": ["a"]}), tmp_path / "c/0.parquet")
     with pytest.raises(InputError, match="column 'uid_hi' is missing"):

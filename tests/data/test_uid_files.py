@@ -103,7 +103,7 @@ GOOD = "0123456789abcdef" * 2
         ("u.txt", f"{GOOD}\n{GOOD}\nnonsense\n".encode(), "row 2: the uid is 'nonsense'"),
         ("u.txt", f"{GOOD}\n{GOOD[:-1]} \n".encode(), "row 1: the uid is '0123456789abcdef0123456789abcde'"),
         ("u.txt", b"x" * 1000, "row 0: the uid is 'xxx"),
-        ("u.parquet", b"PAR1", "can't be read as parquet"),
+        ("u.parquet", b"PAR1", "damaged or not a parquet file"),
         ("u.parquet", pa.table({"key": [GOOD]}), "no column 'uid', nor 'uid_hi' and 'uid_lo'; it has key"),
         ("u.parquet", pa.table({"uid": [GOOD, None]}), "row 1: the uid is missing"),
         ("u.parquet", pa.table({"uid_hi": [1], "uid_lo": [2]}), "column 'uid_hi' is int64, expected uint64"),

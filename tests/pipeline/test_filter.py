@@ -249,3 +249,22 @@ def test_filtering_metadata_imports_no_jax(tmp_path):
         check=False, env={"PYTHONPATH": str(root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_broken_file_is_skipped_where_that_is_asked(tmp_path, clipdata):
+    pairs = made.rows()
+    made.write(tmp_path / "metadata", pairs)
+    half = (tmp_path / "metadata/00000001.parquet").read_bytes()
+    (tmp_path / "metadata/00000001.parquet").write_bytes(half[: len(half) // 2])
+    by_score = ("--preset", "clip_score", "--arch", "b32", "--fraction", 0.3)
+    stopped = clipdata("filter", "metadata", *by_score, "--out", "s.npy")
+    assert stopped.returncode == 2 and "(or use --on-bad skip)" in stopped.stderr
+    done = clipdata("filter", "metadata", *by_score, "--on-bad", "skip", "--out", "s.npy")
+    assert done.returncode == 0, done.stderr
+    assert "skipped 1 file" in done.stdout.splitlines()[-1] and "00000001.parquet" in done.stdout
+    told = json.loads((tmp_path / "s.npy.manifest.json").read_text())
+    assert [one["file"] for one in told["skipped"]] == ["metadata/00000001.parquet"]
+    left = [row for number, row in enumerate(pairs) if number % 3 != 1]
+    assert uids.to_hex(uids.read_subset(str(tmp_path / "s.npy"))) == made.subset(
+        made.fraction(left, "b32", 0.3)
+    )

@@ -361,3 +361,16 @@ def test_other_target_pictures_than_were_scored_are_refused(pool):
             report.run(options(pool, scores=both, target=(target,)))
     with pytest.raises(InputError, match="expected nothing without --tars"):
         options(pool, tars=(), target=("mine=x",))
+
+
+def test_a_broken_tar_is_skipped_where_that_is_asked(pool, clipdata):
+    whole = (pool / "tars/a.tar").read_bytes()
+    (pool / "tars/a.tar").write_bytes(whole[:30_000])
+    command = ("report", "scores", "--subset", "subset.npy", "--tars", "tars", "--out", "page.html")
+    stopped = clipdata(*command)
+    assert stopped.returncode == 2 and "(or use --on-bad skip)" in stopped.stderr
+    done = clipdata(*command, "--on-bad", "skip")
+    assert done.returncode == 0 and "Skipped 1 tar" in done.stdout.splitlines()[-1]
+    assert "Skipped: tars/a.tar: damaged" in (pool / "page.html").read_text("utf-8")
+    told = json.loads((pool / "page.html.manifest.json").read_bytes())
+    assert len(told["skipped_tars"]) == 1 and "tars/a.tar: damaged" in told["skipped_tars"][0]

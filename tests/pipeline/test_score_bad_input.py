@@ -71,7 +71,10 @@ def empty(pool: Path) -> None:
         (empty, ["pool: the pool is empty; expected metadata shards"]),
         (lambda pool: (pool / "00000001.npz").unlink(), ["00000001.parquet has no 00000001.npz beside it"]),
         (lambda pool: shutil.rmtree(pool), ["pool: no such folder"]),
-        (lambda pool: (pool / "00000001.parquet").write_text("?"), ["00000001.parquet: not a parquet file"]),
+        (
+            lambda pool: (pool / "00000001.parquet").write_text("?"),
+            ["00000001.parquet: damaged or not a parquet file"],
+        ),
     ],
 )
 def test_a_broken_pool_is_one_clear_sentence(tmp_path, pool, clipdata, damage, words):

@@ -1,0 +1,136 @@
+"""Parquet files from anywhere: opened and read so that a damaged or hostile one is an error of one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipdata_jax.data import files
+from clipdata_jax.errors import InputError
+
+# Honest uids take 16 bytes a row; a run of equal values takes next to none, whatever number of rows it claims.
+_ROWS, _ROWS_PER_BYTE = 1 << 24, 16
+# Text may repeat one long value in every row: it is read in small steps, and added up.
+_STEP, _TEXT_BYTES, _TIMES = 512, 1 << 28, 64
+
+
+@contextlib.contextmanager
+def _opened(path: str, advice: str) -> Iterator[pq.ParquetFile]:
+    with files.open_read(path) as file, _damage_told(path, advice):
+        found = pq.ParquetFile(file, page_checksum_verification=True)
+        _check_rows(path, found)
+        yield found
+
+
+@contextlib.contextmanager
+def _damage_told(path: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's or the network's fault
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: damaged or not a parquet file ({reason}); {advice}") from error
+
+
+def _check_rows(path: str, found: pq.ParquetFile) -> None:
+    rows, groups = found.metadata.num_rows, found.metadata.num_row_groups
+    held = sum(found.metadata.row_group(i).num_rows for i in range(groups))
+    if rows < 0 or rows != held:
+        raise ValueError(f"its footer says {rows:,} rows, its row groups {held:,}")
+    if rows > _ROWS and rows > _ROWS_PER_BYTE * (size := files.size(path)):
+        raise ValueError(f"its footer says {rows:,} rows, which {size:,} bytes can't hold")
+
+
+def rows_and_types(path: str, advice: str = "write it again") -> tuple[int, dict[str, pa.DataType]]:
+    """The number of rows, and name -> type of the columns, from the footer.
+
+    Args:
+      path: the file.
+      advice: what the message says to do.
+
+    Raises:
+      InputError: it can't be opened, is damaged or no parquet, or two columns have one name.
+    """
+    with _opened(path, advice) as file:
+        types = {field.name: field.type for field in file.schema_arrow}
+        if len(types) < len(file.schema_arrow):
+            raise ValueError("two columns have the same name")
+        return int(file.metadata.num_rows), types
+
+
+def read(path: str, names: Sequence[str], advice: str = "write it again") -> pa.Table:
+    """Some columns of a file. Pages that carry a checksum are compared with it.
+
+    Raises:
+      InputError: as `rows_and_types`; a column is missing, its text is no UTF-8, or so much that it may be an attack.
+    """
+    tables = list(iterate(path, names, 1 << 62, advice))
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+
+def iterate(path: str, names: Sequence[str], rows: int, advice: str = "write it again") -> Iterator[pa.Table]:
+    """Some columns of a file, about so many rows at a time; at least one table.
+
+    Raises:
+      InputError: as `read`.
+    """
+    with _opened(path, advice) as file:
+        schema = _schema(path, file, names)
+        numbers = all(map(pa.types.is_primitive, schema.types))
+        if numbers and rows >= file.metadata.num_rows:
+            yield file.read(columns=list(names)).select(list(names))
+            return
+        total, done = 0, 0
+        batches: list[pa.RecordBatch] = []
+        for batch in file.iter_batches(rows if numbers else min(_STEP, rows), columns=list(names)):
+            batch.validate(full=True)
+            total += batch.nbytes
+            if total > _TEXT_BYTES and total > _TIMES * files.size(path):
+                raise ValueError(f"its text is more than {total:,} bytes as read: it may be an attack")
+            batches.append(batch)
+            if len(batches) * _STEP >= rows or numbers:
+                yield pa.Table.from_batches(batches).select(list(names))
+                done, batches = done + sum(map(len, batches)), []
+        if batches or not done:
+            yield pa.Table.from_batches(batches, None if batches else schema).select(list(names))
+            done += sum(map(len, batches))
+        if done != file.metadata.num_rows:
+            raise ValueError(f"holds {done:,} rows where its footer says {file.metadata.num_rows:,}")
+
+
+def _schema(path: str, file: pq.ParquetFile, names: Sequence[str]) -> pa.Schema:
+    there = file.schema_arrow.names
+    for name in names:
+        if there.count(name) != 1:
+            shown = ", ".join(other[:60] for other in there[:20]) or "none"
+            raise InputError(f"{path}: has {there.count(name) or 'no'} columns {name!r}; it has {shown}")
+    return pa.schema([file.schema_arrow.field(name) for name in names])
+
+
+def check_halves(path: str, table: pa.Table) -> None:
+    """Makes sure that the columns uid_hi and uid_lo hold the halves of uids.
+
+    Raises:
+      InputError: one is of another type, or has nulls.
+    """
+    for name in ("uid_hi", "uid_lo"):
+        nulls, kind = table[name].null_count, table[name].type
+        if kind != pa.uint64() or nulls:
+            what = f"has {nulls} nulls" if kind == pa.uint64() else f"is {str(kind)[:60]}"
+            raise InputError(f"{path}: column {name!r} {what}, expected uint64")
+
+
+def check_numbers(path: str, table: pa.Table, names: Sequence[str]) -> None:
+    """Makes sure that columns hold numbers.
+
+    Raises:
+      InputError: one holds something else.
+    """
+    for name in names:
+        kind = table[name].type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise InputError(f"{path}: column {name!r} holds {str(kind)[:60]}, expected numbers")

@@ -1,0 +1,160 @@
+"""The pages in a real browser: no stranger's text runs as a script, and nothing is fetched."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import shutil
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from support.pictures import jpeg
+
+from clipdata_jax.data import tables, tars, uids
+from clipdata_jax.pipeline import manifest
+from clipdata_jax.report import sensitivity_page
+from clipdata_jax.report.sensitivity_page import Axis, Page, Row
+
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=500",
+    "--dump-dom",
+]
+_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+
+
+@pytest.fixture
+def listener():
+    """A server, and the paths that were asked of it."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Opens pages (name -> HTML) in a browser, all at once; returns name -> what became of them."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs chromium, to see what a browser makes of the pages; apt-get install chromium")
+
+    def open_page(name, html):
+        (tmp_path / f"{name}.html").write_text(html, "utf-8")
+        return subprocess.run(
+            [chromium, *_FLAGS, f"--user-data-dir={tmp_path / name}", (tmp_path / f"{name}.html").as_uri()],
+            capture_output=True,
+            timeout=60,
+            check=True,
+        ).stdout.decode("utf-8")
+
+    def browse(pages):
+        with ThreadPoolExecutor(4) as pool:
+            return dict(zip(pages, pool.map(open_page, pages, pages.values()), strict=True))
+
+    return browse
+
+
+def hostile(url: str) -> str:
+    """Text that, were it taken for HTML, would change the page's title and fetch from a server."""
+    return (
+        f"\"'>]]></code></style></title></p><img src={url}/image onerror=document.title='owned'><script>"
+        f"document.title='owned';fetch('{url}/fetch')</script><iframe src={url}/frame></iframe>"
+        f"<link rel=stylesheet href={url}/style><style>body{{background:url({url}/background)}}</style>"
+    )
+
+
+def report_page(clipdata, tmp_path, evil: str) -> str:
+    """The page of a pool all of whose names and texts are hostile."""
+    short = "<img src=x onerror=document.title='owned'>"  # file names end at a slash
+    names = [f"{row:032x}" for row in range(40)]
+    members = []
+    for row, name in enumerate(names):
+        members += [(f"{row}{short}.jpg", jpeg(row)), (f"{row}{short}.txt", evil.encode())]
+        members += [(f"{row}{short}.json", b'{"uid": "%s"}' % name.encode())]
+    tars.write_tar(f"tars/{short}.tar", members)
+    (tmp_path / "tars/broken.tar").write_bytes(b"no tar")
+    uid = uids.from_hex(names)
+    folder = tmp_path / f"scores {short}"
+    folder.mkdir()
+    scores = np.random.default_rng(0).normal(size=(2, 40)).astype(np.float32)
+    part = tables.part_bytes(uid, {"clip_score": scores[0], evil: scores[1]})
+    (folder / "a.parquet").write_bytes(part)
+    for name, rows in (("mine", slice(0, 40, 2)), ("other", slice(0, 20))):
+        uids.write_subset(f"{name}.npy", uid[rows])
+    told = {
+        "rule": evil,
+        "steps": [{"rule": evil, "seen": 1, "kept": 1}],
+        "versions": {evil: evil},
+        evil: evil,
+    }
+    (tmp_path / "mine.npy.manifest.json").write_bytes(manifest.to_json(told))
+    (folder / "manifest.json").write_bytes(manifest.to_json(told))
+    done = clipdata(
+        *("report", folder.name, "--subset", "mine.npy", "--compare", "<script>=other.npy", "--tars", "tars"),
+        *("--title", evil, "--on-bad", "skip", "--out", "page.html"),
+    )
+    assert done.returncode == 0, done.stderr
+    return (tmp_path / "page.html").read_text("utf-8")
+
+
+def sensitivity(evil: str) -> str:
+    row = Row("1", True, 0.9, 0.8, 0.03, 0.02)
+    return sensitivity_page.render(
+        Page(
+            pool=evil,
+            advice=evil,
+            base=evil,
+            finest=evil,
+            fraction=0.3,
+            sampled=100,
+            pairs=100,
+            axes=[Axis(evil, evil, evil, [row])],
+            notes=[evil],
+            facts=[(evil, evil)],
+        )
+    )
+
+
+def test_hostile_text_runs_no_script_and_fetches_nothing(clipdata, tmp_path, browse, listener):
+    url, asked = listener
+    evil = hostile(url)
+    pages = {"report": report_page(clipdata, tmp_path, evil), "sensitivity": sensitivity(evil)}
+    assert all(page.count("document.title") > 5 for page in pages.values())
+    (policy,) = {_POLICY.search(page)[0] for page in pages.values()}
+    assert "default-src 'none'" in policy and "script-src" not in policy
+    # All text is escaped, so that the policy isn't needed; and it holds where text is not escaped.
+    seen = browse(
+        {
+            **{f"{name} without policy": page.replace(policy, "") for name, page in pages.items()},
+            "unescaped": pages["report"].replace("<main>", f"<main>{evil}"),
+        }
+    )
+    assert not asked
+    for name, page in seen.items():
+        assert "<title>owned" not in page and "</main>" in page, name
+    both = pages["sensitivity"].replace(policy, "").replace("<main>", f"<main>{evil}")
+    assert "<title>owned" in browse({"both": both})["both"] and {"/image", "/fetch"} <= set(asked)
