@@ -61,10 +61,11 @@ def unit_rows(seed: int, rows: int, dim: int, *, noise_of: np.ndarray | None = N
     return emb / np.linalg.norm(emb, axis=1, keepdims=True)
 
 
-def anonymous_memory() -> int:
-    """Bytes of this process that no file backs (mapped files would count in the resident set); Linux."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+def anonymous_memory(process: int | str = "self") -> int:
+    """Bytes of a process that no file backs (mapped files would count in the resident set); 0 once it ended. Linux."""
+    status = Path(f"/proc/{process}/status").read_text()
+    _, found, rest = status.partition("RssAnon:")
+    return int(rest.split()[0]) * 1024 if found else 0
 
 
 def peak_memory(call: Callable[[], Any]) -> int:

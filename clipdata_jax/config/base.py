@@ -19,6 +19,7 @@ SomeTars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...", help_beha
 SomeTables = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="TABLES...", help_behavior_hint="(at least one)")
 ]
+Profile = Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE]
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -11,6 +11,7 @@ from clipdata_jax.config.base import (
     IDENTIFIER,
     NONE,
     OnBad,
+    Profile,
     Workers,
     require,
     require_positive,
@@ -52,6 +53,8 @@ class Embed:
     """Threads that decode pictures; 0 means one a core. The result does not depend on it."""
     on_bad: OnBad = "stop"
     """A broken tar, picture or caption: "stop" with a message, or "skip" it and list it in the manifest."""
+    profile: Profile = None
+    """Traces a few batches after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from clipdata_jax.config.base import File, Folder, OnBad, Workers, require, require_positive
+from clipdata_jax.config.base import File, Folder, OnBad, Profile, Workers, require, require_positive
 from clipdata_jax.errors import InputError
 
 
@@ -42,6 +42,8 @@ class NormSimD:
     """Share of rows that may be left out (not finite, zero, not unit) before the run stops."""
     on_bad: OnBad = "stop"
     """A broken shard: "stop" with a message, or "skip" it and list it in the manifest."""
+    profile: Profile = None
+    """Traces a few steps after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

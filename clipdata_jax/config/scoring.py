@@ -13,6 +13,7 @@ from clipdata_jax.config.base import (
     NONE,
     Folder,
     OnBad,
+    Profile,
     Workers,
     as_tuple,
     require,
@@ -152,6 +153,8 @@ class Score:
     """Share of rows that may be masked (not finite, zero, not unit) before the run stops."""
     on_bad: OnBad = "stop"
     """A broken shard: "stop" with a message, or "skip" it and list it in the manifest."""
+    profile: Profile = None
+    """Traces a few units after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from clipdata_jax.config.base import (
     File,
     Folder,
     OnBad,
+    Profile,
     SomeTars,
     Tars,
     Workers,
@@ -63,6 +64,8 @@ class Train:
     """Seed of the weights and of the order of the pairs."""
     on_bad: OnBad = "stop"
     """A broken tar, picture or caption: "stop" with a message, or "skip" it and list it in the manifest."""
+    profile: Profile = None
+    """Traces a few steps after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

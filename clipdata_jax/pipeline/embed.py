@@ -7,10 +7,8 @@ samples per decoding thread, three batches of pixels, and the float16 embeddings
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import os
-import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +20,8 @@ from clipdata_jax import parallel
 from clipdata_jax.config import Embed
 from clipdata_jax.data import sources, tars
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, targets, work
-from clipdata_jax.pipeline.embedded import Batch, Gathered, Shard
+from clipdata_jax.pipeline import manifest, profiling, progress, targets, telemetry, work
+from clipdata_jax.pipeline.embedded import Batch, Gathered, Shard, Tally
 from clipdata_jax.pipeline.samples import Bad, decoded_samples
 
 # Batches that wait for the devices while one is there: more would only pile up in memory.
@@ -61,7 +59,8 @@ def run(options: Embed) -> dict[str, Any] | None:
     output = work.open_output(folder, plan=plan, units=list(found.units))
     todo = output.remaining(share)
     if todo:
-        _Embedding(options, models, output, found.shared_names()).run(
+        watch = telemetry.Stopwatch(share.index)
+        _Embedding(options, models, output, found.shared_names(), watch).run(
             {name: found.units[name] for name in todo}
         )
     finish = functools.partial(targets.finish, options.out, output, plan) if single else output.finish
@@ -117,26 +116,6 @@ class _Model:
         return Batch(images.astype(np.float16), texts.astype(np.float16), cosines)
 
 
-@dataclasses.dataclass
-class _Tally:
-    """What the progress bar says."""
-
-    bar: Any
-    start: float = dataclasses.field(default_factory=time.monotonic)
-    pictures: int = 0
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-    def add(self, shard: Shard, pictures: int, share: float) -> None:
-        """Counts pictures, and what share of their unit they are: an estimate, so it never comes to more than 1."""
-        with self.lock:
-            self.pictures += pictures
-            rate = self.pictures / max(time.monotonic() - self.start, 1e-3)
-            self.bar.set_postfix_str(f"{rate:,.{0 if rate >= 100 else 1}f} pictures/s", refresh=False)
-            step = min(share, 1 - shard.shown)
-            shard.shown += step
-            self.bar.update(step)
-
-
 class _Embedding:
     """The stages of the work, each in threads of its own, joined by short queues.
 
@@ -144,10 +123,17 @@ class _Embedding:
     """
 
     def __init__(
-        self, options: Embed, models: Sequence[_Model], output: work.Output, shared_names: Collection[str]
+        self,
+        options: Embed,
+        models: Sequence[_Model],
+        output: work.Output,
+        shared_names: Collection[str],
+        watch: telemetry.Stopwatch,
     ) -> None:
         self._options, self._models, self._output = options, models, output
-        self._shared_names = shared_names
+        self._shared_names, self._watch = shared_names, watch
+        self._profiler = profiling.Profiler(options.profile, steps=3)
+        self._device_free = time.monotonic()
         self._transforms = list(dict.fromkeys(model.transform for model in models))
         for model in () if options.images_only else models:
             _ = model.tokenizer  # one that is missing is told before anything is decoded
@@ -161,13 +147,12 @@ class _Embedding:
         """Embeds units in order; what was finished before an error stays."""
         noun = "tar" if all(isinstance(source, sources.Tar) for source in units.values()) else "part"
         bar = progress.bar(total=len(units), unit=noun, name="embed")
-        with self._words, self._device, self._writer, bar:
-            self._tally = _Tally(bar)
+        with self._profiler, self._words, self._device, self._writer, bar:
+            self._tally = Tally(bar)
             try:
                 for name, source in units.items():
-                    start = time.monotonic()
                     shard = self._fill(source)
-                    self._writing.append(self._writer.submit(self._write, name, shard, start))
+                    self._writing.append(self._writer.submit(self._write, name, shard))
                     if len(self._writing) > 1:
                         self._writing.popleft().result()
                 for done in self._writing:
@@ -181,7 +166,9 @@ class _Embedding:
     def _fill(self, source: sources.Source) -> Shard:
         """Sends a source's samples to the devices."""
         shard = Shard(source, [model.tag for model in self._models], with_texts=not self._options.images_only)
+        start = time.monotonic()
         for gathered in self._usable(source, shard):
+            shard.read += time.monotonic() - start
             while len(self._waiting) > _AHEAD:
                 self._waiting.popleft().result()
             if self._writing and self._writing[0].done():
@@ -190,6 +177,8 @@ class _Embedding:
             embedded = self._device.submit(self._embed, shard, gathered, ids)
             self._waiting.append(embedded)
             shard.add(gathered, embedded)
+            start = time.monotonic()
+        shard.read += time.monotonic() - start
         return shard
 
     def _usable(self, source: sources.Source, shard: Shard) -> Iterator[Gathered]:
@@ -246,21 +235,27 @@ class _Embedding:
         return [model.tokenizer(gathered.captions()) for model in self._models]
 
     def _embed(self, shard: Shard, gathered: Gathered, ids: Future[list[np.ndarray | None]]) -> list[Batch]:
+        tokens_of_models = ids.result()
+        start = time.monotonic()
+        self._profiler.step()
         found = [
             model.embed(gathered.pixels(self._transforms.index(model.transform)), tokens)
-            for model, tokens in zip(self._models, ids.result(), strict=True)
+            for model, tokens in zip(self._models, tokens_of_models, strict=True)
         ]
+        shard.waited += start - self._device_free
+        self._device_free = time.monotonic()
+        shard.computed += self._device_free - start
         self._tally.add(shard, len(gathered), gathered.share)
         return found
 
-    def _write(self, name: str, shard: Shard, start: float) -> None:
+    def _write(self, name: str, shard: Shard) -> None:
         parts: dict[str, Any] = {}
         shard.wait()
         if not shard.skipped:
             parts = {f"{name}.parquet": shard.parquet(), f"{name}.npz": shard.npz}
         done = shard.facts()
-        seconds = round(time.monotonic() - start, 3)
-        self._output.complete(name, parts, done, inputs=done["inputs"], pairs=len(shard), seconds=seconds)
+        times = self._watch.line(len(shard), read=shard.read, wait=shard.waited, compute=shard.computed)
+        self._output.complete(name, parts, done, inputs=done["inputs"], **times)
         self._tally.add(shard, 0, 1.0)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO
@@ -82,6 +84,8 @@ class Shard:
         """Why the source as a whole is left out, "" if it isn't."""
         self.shown = 0.0
         """How much of it the progress bar has counted, up to 1."""
+        self.read = self.waited = self.computed = 0.0
+        """Seconds that reading and decoding took, that the devices waited for its batches, and worked on them."""
 
     def __len__(self) -> int:
         return 0 if self.skipped else len(self._samples)
@@ -159,3 +163,23 @@ class Shard:
 def _as_text(name: str) -> str:
     """A name that may be no UTF-8 (its bytes are surrogates then) as text that can be stored."""
     return name.encode(errors="backslashreplace").decode()
+
+
+@dataclasses.dataclass
+class Tally:
+    """What the progress bar says."""
+
+    bar: Any
+    start: float = dataclasses.field(default_factory=time.monotonic)
+    pictures: int = 0
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def add(self, shard: Shard, pictures: int, share: float) -> None:
+        """Counts pictures, and what share of their unit they are: an estimate, so it never comes to more than 1."""
+        with self.lock:
+            self.pictures += pictures
+            rate = self.pictures / max(time.monotonic() - self.start, 1e-3)
+            self.bar.set_postfix_str(f"{rate:,.{0 if rate >= 100 else 1}f} pictures/s", refresh=False)
+            step = min(share, 1 - shard.shown)
+            shard.shown += step
+            self.bar.update(step)

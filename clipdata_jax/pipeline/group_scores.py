@@ -110,10 +110,17 @@ def _place(jobs: list[Job], pairs: Pairs, mesh: Mesh) -> list[Any]:
         shape = mesh.size * len(parts[0]), *parts[0].shape[1:]
         return jax.make_array_from_single_device_arrays(shape, sharding, on_devices)
 
-    laid = [spread([_lay(array[job.rows], job.slots, job.size) for job in jobs]) for array in pairs]
+    laid = [spread([_lay(_rows_of(array, job.rows), job.slots, job.size) for job in jobs]) for array in pairs]
     dealt = zip(*(as_tuple(job.batch_of_cell) for job in jobs), strict=True)
     placed = tuple(spread([array[None] for array in arrays]) for arrays in dealt)
     return [*laid, placed if isinstance(jobs[0].batch_of_cell, tuple) else placed[0]]
+
+
+def _rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows of an array; a run of them where it lies, without a copy."""
+    first, last = int(rows[0]), int(rows[-1])
+    is_run = last - first == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+    return array[first : last + 1] if is_run else array[rows]
 
 
 def _lay(rows: np.ndarray, slots: np.ndarray, size: int) -> np.ndarray:

@@ -16,6 +16,8 @@ from clipdata_jax.data import files, runs
 from clipdata_jax.errors import InputError
 
 NAME = runs.MANIFEST
+# Options that say where and how the work is done, not what comes of it.
+_HOW = ("workers", "out", "on_bad", "max_bad_rows", "memory_gb", "processes", "explain", "profile")
 _PACKAGES = ("clipdata_jax", "jax", "jaxlib", "flax", "numpy", "pyarrow", "pillow", "transformers")
 
 
@@ -32,7 +34,7 @@ def describe(
 
     Args:
       command: the command's name.
-      options: its dataclass. Left out are `workers`, `processes`, `memory_gb` and `out`, where and how the work is
+      options: its dataclass. Left out are `out`, `workers`, `profile` and their like, where and how the work is
         done, and `on_bad`: a run that stopped at a broken file may go on with "skip", since what it finished is the
         same.
       inputs: files it reads whole at the start: name, size and digest are recorded.
@@ -44,7 +46,7 @@ def describe(
     chosen = {
         field.name: _plain(getattr(options, field.name))
         for field in dataclasses.fields(options)
-        if field.name not in ("workers", "out", "on_bad", "max_bad_rows", "memory_gb", "processes", "explain")
+        if field.name not in _HOW
     }
     described: dict[str, Any] = {
         "command": command,

@@ -13,7 +13,7 @@ from clipdata_jax.data import files, runs, uids
 from clipdata_jax.data.embeddings import BAD_REASONS
 from clipdata_jax.data.pool import Pool, open_pool
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, work
+from clipdata_jax.pipeline import manifest, profiling, progress, work
 from clipdata_jax.pipeline.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
 from clipdata_jax.pipeline.norm_sim_d_steps import Rows, State, rows_scored, take_step
 from clipdata_jax.selection import ranking
@@ -55,7 +55,7 @@ def run(options: NormSimD) -> dict[str, Any] | None:
     if content is None:
         output, facts, drop = _prepare(options, pool, tag, plan, survivors, share)
         rows = open_rows(output, facts["pool_rows"])
-        state = _select(output, rows, plan["keep"], drop, options.out, share)
+        state = _select(output, rows, plan["keep"], drop, options, share)
         content = {} if share.index else _write(options.out, plan, facts, rows, state)
     if share.index:
         print(
@@ -192,21 +192,27 @@ def _check_steps(options: NormSimD, rows: int, keep: int) -> int:
     return -(-(rows - keep) // options.steps)
 
 
-def _select(output: work.Output, rows: Rows, keep: int, drop: int, out: str, share: parallel.Share) -> State:
+def _select(
+    output: work.Output, rows: Rows, keep: int, drop: int, options: NormSimD, share: parallel.Share
+) -> State:
     """Takes the steps that are left; the first process writes state and trace after each."""
     path = output.path(_STATE)
     state = State.from_bytes(files.read_bytes(path)) if files.exists(path) else State.start(rows)
     total = sum(rows_scored(int(state.alive.sum()), keep, drop)) // share.count
     last = -(-(len(rows.uid) - keep) // drop)
-    with progress.bar(total=total, unit="row", name="norm-sim-d") as bar:
+    with (
+        progress.bar(total=total, unit="row", name="norm-sim-d") as bar,
+        profiling.Profiler(options.profile, steps=3) as profiler,
+    ):
         while state.trace[-1]["rows"] > keep:
             bar.set_postfix_str(f"step {state.step + 1} of {last}", refresh=False)
+            profiler.step()
             state = take_step(rows, state, keep=keep, drop=drop, share=share, scored=bar.update)
             if not share.index:
                 files.write_bytes(path, state.to_bytes())
-                _write_trace(out, state)
+                _write_trace(options.out, state)
     if not share.index:
-        _write_trace(out, state)
+        _write_trace(options.out, state)
     return state
 
 

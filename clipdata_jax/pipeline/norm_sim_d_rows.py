@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -10,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clipdata_jax.config import NormSimD
-from clipdata_jax.data import embeddings, files, uids
+from clipdata_jax.data import embeddings, files, threads, uids
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, norm_sim_d_steps, progress, work
@@ -21,8 +22,27 @@ _EMBEDDINGS, _UIDS, _MOMENTS = "embeddings.npy", "uids.npy", "moments.npz"
 _LISTED = 20  # rows left out that the manifest names
 
 
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What is read of a shard.
+
+    Attributes:
+      uid: shape (n,), u8,u8.
+      member: shape (n,), bool: the survivors.
+      images: shape (n, d), mapped from the file where that can be; None where the shard has no row to look at.
+      bad: shape (n,), codes of `embeddings.BAD_REASONS`.
+      entries: name, size and digest of the files read.
+    """
+
+    uid: np.ndarray
+    member: np.ndarray
+    images: np.ndarray | None
+    bad: np.ndarray
+    entries: list[dict[str, Any]]
+
+
 class Reader:
-    """Reads a pool's rows into the working folder.
+    """Reads a pool's rows into the working folder: the next shard while this one is summed up and written.
 
     Attributes:
       facts: what the manifest keeps of it; filled while the files are written.
@@ -33,6 +53,7 @@ class Reader:
         self._pool, self._tag, self._options, self._survivors = pool, tag, options, survivors
         self._masked: collections.Counter[str] = collections.Counter()
         self._uid: list[np.ndarray] = []
+        self._whole = survivors is None or options.init == "pool"  # whether all rows count
         self._dim = 0
         self._pool_rows = 0  # good ones
         self._moments: dict[str, Any] = {}
@@ -56,8 +77,9 @@ class Reader:
         file.write(_header(len(self._pool), 1 << 16))
         count = 0
         with progress.bar(total=len(self._pool), unit="pair", name="read") as bar:
-            for shard in self._pool.shards:
-                emb = self._read(shard)
+            found = threads.in_order(self._read, self._pool.shards, threads=1, ahead=1)
+            for shard, read in zip(self._pool.shards, found, strict=True):
+                emb = self._chosen(shard, read)
                 count += len(emb)
                 file.write(emb.data)
                 bar.update(shard.rows)
@@ -66,41 +88,47 @@ class Reader:
         file.seek(0, io.SEEK_END)
         self.facts |= {"rows": count, "pool_rows": self._pool_rows, "masked": dict(self._masked)}
 
-    def _read(self, shard: Shard) -> np.ndarray:
-        """The rows of a shard to choose from, float16; the others count in the pool's moment only."""
+    def _read(self, shard: Shard) -> _Found | InputError:
+        """A shard's rows; or, where it may be skipped, why they can't be read."""
         try:
             uid = embeddings.read_uids(shard)
             member = np.ones(len(uid), bool)
             if self._survivors is not None:
                 member = uids.find(self._survivors, uid) >= 0
-            whole = self._survivors is None or self._options.init == "pool"
-            if not whole and not member.any():
-                return np.empty((0, self._dim), np.float16)
-            images = embeddings.read_images(shard, self._tag)
+            if not self._whole and not member.any():
+                return _Found(uid, member, None, np.zeros(len(uid), np.uint8), [])
             entries = [manifest.file_entry(path) for path in shard_files(shard)]
+            images = embeddings.read_images(shard, self._tag)
         except InputError as error:
             if self._options.on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
-            self.facts["skipped"].append({"shard": shard.name, "reason": str(error)})
-            return np.empty((0, self._dim), np.float16)
-        self._dim = self._dim or images.shape[1]
-        if images.shape[1] != self._dim:
-            raise InputError(
-                f"{shard.images}: embeddings of dimension {images.shape[1]}, but the pool's first have {self._dim};"
-                " embed all with one model"
-            )
+            return error
         (images,), bad = embeddings.find_bad_rows([images], normalize=self._options.normalize)
-        self.inputs += entries
-        considered = np.ones(len(uid), bool) if whole else member
-        self._count_bad(shard, np.where(considered, bad, 0))
-        good = considered & (bad == 0)
+        return _Found(uid, member, images.astype(np.float16, copy=False), bad, entries)
+
+    def _chosen(self, shard: Shard, read: _Found | InputError) -> np.ndarray:
+        """The rows of a shard to choose from, float16; the others count in the pool's moment only."""
+        if isinstance(read, InputError):
+            self.facts["skipped"].append({"shard": shard.name, "reason": str(read)})
+            return np.empty((0, self._dim), np.float16)
+        if read.images is None:
+            return np.empty((0, self._dim), np.float16)
+        self._dim = self._dim or read.images.shape[1]
+        if read.images.shape[1] != self._dim:
+            raise InputError(
+                f"{shard.images}: embeddings of dimension {read.images.shape[1]}, but the pool's first have"
+                f" {self._dim}; embed all with one model"
+            )
+        self.inputs += read.entries
+        considered = np.ones(len(read.uid), bool) if self._whole else read.member
+        self._count_bad(shard, np.where(considered, read.bad, 0))
+        good = considered & (read.bad == 0)
         self._pool_rows += int(good.sum())
-        images = images.astype(np.float16, copy=False)
-        self._add("pool", images, good)
-        if self._survivors is not None and whole:  # else the two are one
-            self._add("survivors", images, good & member)
-        self._uid.append(uid[good & member])
-        return images[good & member]
+        self._add("pool", read.images, good)
+        if self._survivors is not None and self._whole:  # else the two are one
+            self._add("survivors", read.images, good & read.member)
+        self._uid.append(read.uid[good & read.member])
+        return read.images[good & read.member]
 
     def _add(self, name: str, images: np.ndarray, which: np.ndarray) -> None:
         moment = norm_sim_d_steps.sum_moment(images, np.flatnonzero(which))

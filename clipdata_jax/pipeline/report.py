@@ -13,8 +13,9 @@ import numpy as np
 from clipdata_jax import config
 from clipdata_jax.data import files, runs, tables, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, report_pairs, report_targets
+from clipdata_jax.pipeline import manifest, progress, report_pairs, report_targets, telemetry
 from clipdata_jax.report import captions, comparison, contents, page, text
+from clipdata_jax.report.telemetry import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
 
 # Of what a manifest says, these are told elsewhere on the page or too long for it.
@@ -64,6 +65,7 @@ def run(options: config.Report) -> None:
         rule=rule,
         steps=_steps(made_by),
         trace=_trace(options.subset),
+        runs=[draw_run(folder, units) for folder in options.scores if (units := telemetry.read(folder))],
         warnings=[*_warnings(own, others), *(f"Skipped: {text.shorten(reason)}" for reason in skipped)],
         provenance=_provenance(options, made_by),
     )

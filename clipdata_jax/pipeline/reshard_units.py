@@ -15,7 +15,7 @@ import numpy as np
 from clipdata_jax import config
 from clipdata_jax.data import files, tar_index, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, samples, work
+from clipdata_jax.pipeline import manifest, samples, telemetry, work
 
 _ARRAYS = ("uids.npy", "times.npy", "high.npy")
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9a-fA-F]{32})"')
@@ -74,6 +74,10 @@ class Chosen:
     samples: list[tar_index.Sample]
     at: np.ndarray
     facts: list[dict[str, Any]]
+
+    def looked_at(self) -> int:
+        """How many samples there were to choose from."""
+        return sum(one.get("samples", 0) for one in self.facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +159,8 @@ class Unit:
             self._write(output)
 
     def _write(self, output: work.Output) -> None:
-        start = time.monotonic()
+        workers, start = self.options.workers, time.monotonic()
+        watch = telemetry.Stopwatch((workers.share() or (workers.process_id or 0, 1))[0])
         chosen = self.choose()
         parts: dict[str, Callable[[BinaryIO], None]] = {}
         held: dict[str, int] = {}
@@ -164,10 +169,10 @@ class Unit:
             parts[f"uids/{name}.npy"] = functools.partial(_write_uids, rows=self.subset.uids[chosen.at[rows]])
             held[f"{name}.tar"] = len(chosen.at[rows])
         inputs = [facts["input"] for facts in chosen.facts]
-        seconds = round(time.monotonic() - start, 3)
+        times = watch.line(chosen.looked_at(), read=time.monotonic() - start)
         receipt = {"tars": chosen.facts, "sizes": held}
         large = () if self.options.digests else tuple(held)
-        output.complete(self.name, parts, receipt, inputs=inputs, undigested=large, choosing=seconds)
+        output.complete(self.name, parts, receipt, inputs=inputs, undigested=large, **times)
 
     def outputs(self, count: int) -> list[tuple[str, slice]]:
         """The tars to write: name and rows."""

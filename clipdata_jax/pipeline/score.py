@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -15,7 +17,18 @@ from clipdata_jax.data import embeddings, files, runs, tables, uids
 from clipdata_jax.data import pool as pools
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import groups, manifest, progress, score_inputs, shard_division, target_sets, work
+from clipdata_jax.pipeline import (
+    groups,
+    manifest,
+    profiling,
+    progress,
+    score_inputs,
+    shard_division,
+    target_sets,
+    telemetry,
+    work,
+    writers,
+)
 from clipdata_jax.pipeline.score_columns import SCORES, Columns, Inputs, neg_clip_loss_columns
 from clipdata_jax.pipeline.score_units import Unit, list_bad, read_ahead, shard_files
 
@@ -103,25 +116,27 @@ def _score_units(
     todo = output.remaining(share)
     dim = score_inputs.dimension(pool, tag)
     bad_rows = sum(_count_bad(receipt["facts"]) for receipt in output.receipts().values())
-    with progress.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar:
-        queue = ((by_name[name], first_rows[name]) for name in todo)
+    queue = ((by_name[name], first_rows[name]) for name in todo)
+    watch = telemetry.Stopwatch(share.index)
+    with (
+        progress.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar,
+        writers.Writer(output) as writer,
+        profiling.Profiler(options.profile, steps=1) as profiler,
+    ):
+        asked = time.monotonic()
         for name, unit in zip(todo, read_ahead(queue, tag, dim, options), strict=True):
             bad_rows += sum(1 for _ in list_bad(unit))
             _check_bad_rows(bad_rows, unit, pool, options)
             start = time.monotonic()
+            profiler.step()
             columns: dict[str, np.ndarray] = {}
             for maker in makers:
                 columns |= maker(unit)
-            output.complete(
-                name,
-                _parts(unit, columns),
-                _facts(unit),
-                inputs=unit.inputs,
-                rows=len(unit.uid),
-                read_seconds=round(unit.seconds, 3),
-                compute_seconds=round(time.monotonic() - start, 3),
-            )
+            done = time.monotonic()
+            times = watch.line(len(unit.uid), read=unit.seconds, wait=start - asked, compute=done - start)
+            writer.complete(name, _parts(unit, columns), _facts(unit), inputs=unit.inputs, **times)
             bar.update(len(unit.uid))
+            asked = time.monotonic()
 
 
 def plan_units(pool: Pool, options: NegClipLoss) -> list[tuple[Shard, ...]]:
@@ -162,14 +177,21 @@ def _check_all_bad_rows(output: work.Output, pool: Pool, options: Score) -> None
         )
 
 
-def _parts(unit: Unit, columns: dict[str, np.ndarray]) -> dict[str, bytes]:
-    parts, start = {}, 0
+def _parts(unit: Unit, columns: dict[str, np.ndarray]) -> dict[str, Callable[[BinaryIO], None]]:
+    parts: dict[str, Callable[[BinaryIO], None]] = {}
+    uid, missing, start = unit.uid, ~unit.wanted, 0  # not the unit itself: it holds the embeddings
     for shard in unit.shards:
         rows = slice(start, start + shard.rows)
         start += shard.rows
         part = {name: values[rows] for name, values in columns.items()}
-        parts[f"{shard.name}.parquet"] = tables.part_bytes(unit.uid[rows], part, ~unit.wanted[rows])
+        parts[f"{shard.name}.parquet"] = functools.partial(
+            _write_part, uid=uid[rows], columns=part, null=missing[rows]
+        )
     return parts
+
+
+def _write_part(file: BinaryIO, uid: np.ndarray, columns: dict[str, np.ndarray], null: np.ndarray) -> None:
+    file.write(tables.part_bytes(uid, columns, null))
 
 
 def _facts(unit: Unit) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import json
 import threading
 import time
@@ -23,7 +22,7 @@ from clipdata_jax.data import files, runs, threads
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.pipeline import manifest
 
-_RECEIPTS, _TIMES = "receipts", "run.jsonl"
+_RECEIPTS = "receipts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Output:
         *,
         inputs: Sequence[dict[str, Any]] = (),
         undigested: Collection[str] = (),
-        **seconds: Any,
+        **times: Any,
     ) -> None:
         """Writes a unit's files and then its receipt.
 
@@ -109,8 +108,9 @@ class Output:
             they were read): if one is changed later, mended after it was found broken for example, the unit is not
             done any more.
           undigested: files whose digest would cost more than to write them; told by their size alone.
-          seconds: times and rates, for `run.jsonl` only.
+          times: for `run.jsonl` only, see `telemetry.Stopwatch`; the seconds that writing takes are added.
         """
+        start = time.monotonic()
         self._check_there()
         entries = {
             name: files.write(self.path(name), content, digests=name not in undigested)
@@ -121,7 +121,7 @@ class Output:
         ]
         receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": stamped}
         # The receipt comes last: with it another process may find all done, and take the folder away.
-        self.log({"unit": unit, **seconds})
+        self.log({"unit": unit, **times, "write_seconds": round(time.monotonic() - start, 3)})
         written = manifest.to_json(receipt)
         files.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), written)
         self._known[unit] = len(written), json.loads(written)
@@ -139,14 +139,18 @@ class Output:
             )
 
     def log(self, line: dict[str, Any]) -> None:
-        """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest."""
-        if files.is_local(self.folder):
-            # A full disk stops the run where results are written; times are not worth it.
-            with (
-                contextlib.suppress(OSError),
-                open(files.filesystem(self.path(_TIMES))[1], "a", encoding="utf-8") as file,
-            ):
-                file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+        """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest.
+
+        Not on an object store, which can't append.
+        """
+        if not files.is_local(self.folder):
+            return
+        text = json.dumps({"time": round(time.time(), 3), **line}) + "\n"
+        # A full disk stops the run where results are written; times are not worth it. One write to a file that is
+        # opened to append: lines of several processes don't mix.
+        path = files.filesystem(self.path(runs.TIMES))[1]
+        with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
+            file.write(text.encode())
 
     def finish(
         self,
@@ -294,10 +298,3 @@ def read_receipts(receipts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The facts of receipts, in order."""
     for receipt in receipts:
         yield receipt["facts"]
-
-
-def to_bytes(write: Callable[[BinaryIO], None]) -> bytes:
-    """What a function writes to a file, as bytes."""
-    buffer = io.BytesIO()
-    write(buffer)
-    return buffer.getvalue()

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from clipdata_jax.report import captions as caption_facts
-from clipdata_jax.report import columns, comparison, histogram, lines, text, trace
+from clipdata_jax.report import columns, comparison, histogram, lines, telemetry, text, trace
 from clipdata_jax.report.captions import Captions
 from clipdata_jax.report.comparison import Comparison
 from clipdata_jax.report.contents import Contents
@@ -61,6 +61,7 @@ class About:
       rule: text of the selection's rule; "" if unknown.
       steps: what each part of the rule kept, in order; empty if unknown.
       trace: the steps of NormSim_2-D, if that made the selection.
+      runs: throughput of the runs that made the scores, where they left a record of it.
       warnings: sentences that a reader must see.
       provenance: (heading, (name, value) pairs) of each input.
     """
@@ -69,6 +70,7 @@ class About:
     rule: str = ""
     steps: Sequence[Step] = ()
     trace: Sequence[TraceStep] = ()
+    runs: Sequence[telemetry.Run] = ()
     warnings: Sequence[str] = ()
     provenance: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
 

@@ -14,6 +14,7 @@ from support.pictures import jpeg, write_pairs
 
 from clipdata_jax import models
 from clipdata_jax.data import tars, uids
+from clipdata_jax.pipeline import telemetry
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,9 @@ def test_shards_hold_what_the_model_makes_of_each_pair(tmp_path, pool, checkpoin
     done = clipdata("embed", "pool", "--model", f"tiny={checkpoint}", "--out", "out", "--batch-size", 8)
     assert done.returncode == 0, done.stderr
     assert "Embedded 30 pairs as tiny, dimension 16" in done.stdout
+    told = telemetry.read(str(tmp_path / "out"))
+    assert sum(unit.rows for unit in told) == 30 and all(unit.rows_per_second > 0 for unit in told)
+    assert all(unit.seconds["read"] > 0 and unit.seconds["compute"] > 0 for unit in told)
     model, tokenizer = models.load_clip(checkpoint), models.load_tokenizer(checkpoint)
     transform = models.load_image_transform(checkpoint)
     found = arrays(tmp_path / "out" / "00001.npz")

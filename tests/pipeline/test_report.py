@@ -274,6 +274,16 @@ def test_the_steps_of_norm_sim_d_are_drawn(pool):
         page_of(options(pool))
 
 
+def test_throughput_is_drawn_where_a_table_has_a_record_of_it(pool):
+    assert "Throughput" not in page_of(options(pool))
+    line = {"rows": 60, "rows_per_second": 30.5, "compute_seconds": 1.5, "unit": "<script>"}
+    told = [json.dumps({"time": i, **line}) for i in range(3)]
+    (pool / "scores/run.jsonl").write_text("\n".join([*told, "<script>"]))
+    html = page_of(options(pool))
+    assert "180 rows in 3 units, 30.5 rows a second and process" in html and "Seconds for 1,000 rows" in html
+    assert "<td>compute</td><td>4.5</td><td>25.0000</td>" in html and "<script" not in html
+
+
 def test_selections_are_compared(pool, clipdata):
     uid, _ = tables.open_tables([str(pool / "scores")]).read([])
     uids.write_subset(str(pool / "first.npy"), uid[:50])

@@ -169,6 +169,9 @@ def test_workers_share_the_tars_and_the_last_one_writes_the_manifest(tmp_path, p
     last = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--worker", "0/2")
     assert last.stdout == alone.stdout.replace("alone", "out")
     assert (tmp_path / "out/manifest.json").read_bytes() == (tmp_path / "alone/manifest.json").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "out/run.jsonl").read_text().splitlines()]
+    assert {line["process"] for line in lines} == {0, 1}
+    assert all({"rows", "rows_per_second", "read_seconds", "write_seconds"} <= line.keys() for line in lines)
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):

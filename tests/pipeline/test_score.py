@@ -109,6 +109,25 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
             assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
 
 
+def test_every_unit_has_a_line_of_times_and_a_trace_changes_nothing(tmp_path, pool, clipdata):
+    flags = ("--batch-size", 20, "--group", 1)  # a unit is a shard
+    done = clipdata("score", "pool", "--out", "out", *flags, "--profile", "trace")
+    assert done.returncode == 0, done.stderr
+    assert "the trace of 1 step is in trace" in done.stderr and list(
+        (tmp_path / "trace").rglob("*.xplane.pb")
+    )
+    lines = [json.loads(line) for line in (tmp_path / "out/run.jsonl").read_text().splitlines()]
+    assert [(line["unit"], line["process"], line["rows"]) for line in lines] == [
+        ("unit-00000", 0, 90),
+        ("unit-00001", 0, 30),
+        ("unit-00002", 0, 130),
+    ]
+    for line in lines:
+        assert all(line[f"{name}_seconds"] >= 0 for name in ("read", "wait", "compute", "write"))
+        assert line["rows_per_second"] > 0 and line["resident_bytes"] > 1e6
+    assert clipdata("score", "pool", "--out", "out", *flags).returncode == 0  # the same run, traced or not
+
+
 def test_a_mended_or_changed_input_is_scored_again(tmp_path, pool, clipdata):
     good = (tmp_path / "pool" / "00000001.npz").read_bytes()
     cut_short(tmp_path / "pool")

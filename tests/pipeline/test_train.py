@@ -103,7 +103,7 @@ def check_model(out):
     assert models.load_image_transform(out / "model").size == 32
     assert sorted(os.listdir(out / "checkpoints")) == ["10", "8"]
     lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
-    assert lines[0]["step"] == 1 and lines[-2]["step"] == 10 and lines[-2]["pairs_per_s"] > 0
+    assert lines[0]["step"] == 1 and lines[-2]["step"] == 10 and lines[-2]["rows_per_second"] > 0
 
 
 def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, capsys):

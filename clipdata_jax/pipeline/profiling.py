@@ -1,0 +1,64 @@
+"""Traces of the devices' work, on demand: a few steps of a run, once the first one has compiled."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from clipdata_jax.errors import InputError
+
+
+class Profiler:
+    """Traces some steps of a run, from the second on, with `jax.profiler`; with no folder it does nothing.
+
+    Args:
+      folder: where the trace goes, for TensorBoard or Perfetto; local.
+      steps: how many are traced.
+
+    Raises:
+      InputError: the folder can't be made.
+    """
+
+    def __init__(self, folder: str | None, steps: int) -> None:
+        self._folder, self._steps, self._begun, self._running = folder, steps, 0, False
+        try:
+            if folder is not None:
+                os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--profile {folder}: can't be made ({(error.strerror or '').lower()}); name a local folder"
+            ) from error
+
+    def step(self) -> None:
+        """Says that a step begins: a unit, a batch."""
+        if self._folder is None:
+            return
+        import jax
+
+        self._begun += 1
+        if self._begun == 2:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif self._begun == self._steps + 2:
+            self._stop()
+
+    def _stop(self) -> None:
+        import jax
+
+        self._running = False
+        jax.profiler.stop_trace()
+        print(f"the trace of {self._steps_traced()} is in {self._folder}", file=sys.stderr)
+
+    def _steps_traced(self) -> str:
+        count = min(self._begun - 1, self._steps)
+        return f"{count} step{'s' if count > 1 else ''}"
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._running:
+            self._stop()
+        elif self._folder is not None and self._begun < 2:
+            print(f"--profile {self._folder}: nothing traced, for there was no second step", file=sys.stderr)

@@ -1,0 +1,105 @@
+"""A run's throughput over time, and where its units' time went, as line charts."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from clipdata_jax.report import lines, text
+
+SECONDS = ("read", "wait", "compute", "write")
+_POINTS = 9  # as many as a chart can label
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A unit of work that is done.
+
+    Attributes:
+      time: when, in seconds since 1970.
+      rows: of it.
+      rows_per_second: of its process, since that one's unit before.
+      seconds: what it took, by `SECONDS`; reading and writing may have gone on beside other units' work.
+    """
+
+    time: float
+    rows: float
+    rows_per_second: float
+    seconds: Mapping[str, float]
+
+    def is_plausible(self) -> bool:
+        """Whether all of it are numbers that a chart can show."""
+        values = (self.time, self.rows, self.rows_per_second, *self.seconds.values())
+        return all(math.isfinite(value) and 0 <= value < 1e15 for value in values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is drawn of a run.
+
+    Attributes:
+      name: its folder.
+      units: how many.
+      rows: in all.
+      rows_per_second: mean over the units' rows, of one process.
+      seconds: name -> (seconds in all, seconds for 1,000 rows).
+      charts: title and drawing of each chart.
+    """
+
+    name: str
+    units: int
+    rows: int
+    rows_per_second: float
+    seconds: Mapping[str, tuple[float, float]]
+    charts: tuple[tuple[str, lines.Drawing], ...]
+
+
+def draw(name: str, units: Sequence[Unit]) -> Run:
+    """Sums units up, and draws them in at most nine stretches of as many units each.
+
+    Args:
+      name: of the run.
+      units: at least one.
+    """
+    units = sorted(units, key=lambda unit: unit.time)
+    count = min(_POINTS, len(units))
+    edges = [len(units) * i // count for i in range(count + 1)]
+    stretches = [units[start:end] for start, end in itertools.pairwise(edges)]
+    labels = [_clock(part[-1].time - units[0].time) for part in stretches]
+    rates = {"main": [_rate(part) for part in stretches]}
+    waits = {
+        "main": [_for_thousand(part, "compute") for part in stretches],
+        "other": [_for_thousand(part, "wait") for part in stretches],
+    }
+    rows = sum(unit.rows for unit in units)
+    totals = {
+        which: (math.fsum(unit.seconds[which] for unit in units), _for_thousand(units, which))
+        for which in SECONDS
+    }
+    speed = lines.draw(labels, -1, rates, show=text.compact, from_zero=True, least_span=1.0)
+    spent = lines.draw(
+        labels, -1, waits, show=lambda value: text.value(value, 4), from_zero=True, least_span=1e-3
+    )
+    charts = ("Rows a second, a process", speed), ("Seconds for 1,000 rows", spent)
+    return Run(name, len(units), int(rows), _rate(units), totals, charts)
+
+
+def _rate(units: Sequence[Unit]) -> float:
+    """Rows a second over several units: their rows over the time these took."""
+    timed = [unit for unit in units if unit.rows_per_second > 0]
+    seconds = math.fsum(unit.rows / unit.rows_per_second for unit in timed)
+    return sum(unit.rows for unit in timed) / seconds if seconds else math.nan
+
+
+def _for_thousand(units: Sequence[Unit], name: str) -> float:
+    rows = sum(unit.rows for unit in units)
+    return 1000 * math.fsum(unit.seconds[name] for unit in units) / rows if rows else math.nan
+
+
+def _clock(seconds: float) -> str:
+    """2:05, or 1:02:05, since the first unit was done."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

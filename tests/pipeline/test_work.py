@@ -1,0 +1,67 @@
+"""Units completed in a thread, and the record of their times."""
+
+import json
+import threading
+
+import pytest
+
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import telemetry, writers
+from clipdata_jax.report.telemetry import Unit
+
+
+class Slow:
+    """An output whose second unit can't be written, and whose first waits to be let go."""
+
+    def __init__(self):
+        self.done, self.go = [], threading.Event()
+
+    def complete(self, unit):
+        self.go.wait()
+        if unit == "b":
+            raise InputError("no space left")
+        self.done.append(unit)
+
+
+def test_units_are_written_in_order_and_an_error_stops_the_run_once():
+    output = Slow()
+    with pytest.raises(InputError, match="no space left"), writers.Writer(output) as writer:
+        writer.complete("a")
+        writer.complete("b")
+        output.go.set()
+        for _ in range(1_000_000):  # told within two units
+            writer.complete("c")
+    assert output.done[0] == "a" and len(output.done) < 9
+
+
+@pytest.mark.parametrize("error", [None, InputError("a bad shard"), KeyboardInterrupt()])
+def test_what_was_worked_out_is_written_before_a_stop(error):
+    output = Slow()
+    threading.Timer(0.05, output.go.set).start()
+    try:
+        with writers.Writer(output) as writer:
+            writer.complete("a")
+            writer.complete("c")
+            if error:
+                raise error
+    except (InputError, KeyboardInterrupt) as raised:
+        assert raised is error
+    assert output.done == (["a"] if isinstance(error, KeyboardInterrupt) else ["a", "c"])
+
+
+def test_an_error_in_the_last_unit_is_told_too():
+    output = Slow()
+    output.go.set()
+    with pytest.raises(InputError, match="no space left"), writers.Writer(output) as writer:
+        writer.complete("a")
+        writer.complete("b")
+
+
+def test_lines_of_a_stranger_are_read_as_far_as_they_make_sense(tmp_path):
+    good = {"time": 5, "unit": "a", "rows": 10, "rows_per_second": 2.5, "read_seconds": 1}
+    odd = [{**good, "rows": value} for value in ("x", None, [1], -1, 1e300, float("nan"))]
+    lines = [json.dumps(line) for line in ({"step": 1}, [], *odd, good)]
+    (tmp_path / "run.jsonl").write_bytes("\n".join([*lines, "[" * 5000, ""]).encode() + b"\xff{")
+    spent = {"read": 1.0, "wait": 0.0, "compute": 0.0, "write": 0.0}
+    assert telemetry.read(str(tmp_path)) == [Unit(5.0, 10.0, 2.5, spent)]
+    assert telemetry.read(str(tmp_path / "none")) == []

@@ -1,0 +1,33 @@
+"""The charts of a run's throughput."""
+
+import pytest
+
+from clipdata_jax.report import telemetry
+
+
+def units(count):
+    return [
+        telemetry.Unit(
+            1000 + 20.0 * i, 100, 50.0 if i % 2 else 10.0, {"read": 2, "wait": 1, "compute": 3, "write": 0}
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("count", "shown", "last"), [(1, 1, "0:00"), (9, 9, "2:40"), (1000, 9, "5:33:00")])
+def test_charts_show_the_whole_run_in_few_stretches(count, shown, last):
+    run = telemetry.draw("scores", units(count))
+    for title, drawing in run.charts:
+        labels = [label for _, label, _ in drawing.x_ticks]
+        assert (len(labels), labels[-1]) == (shown, last), title
+    assert (run.units, run.rows) == (count, 100 * count)
+    assert run.seconds["compute"] == pytest.approx((3 * count, 30))
+
+
+def test_a_mean_of_rates_counts_the_time_and_lines_stand_where_they_belong():
+    run = telemetry.draw("scores", units(2)[::-1])
+    assert run.rows_per_second == pytest.approx(200 / 12)
+    (_, speed), (_, spent) = run.charts
+    assert [shown for _, _, shown in speed.lines[0].dots] == ["10", "50"]
+    work, waiting = ([y for _, y, _ in line.dots] for line in spent.lines)
+    assert [line.kind for line in spent.lines] == ["main", "other"] and max(work) < min(waiting)
