@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,9 @@ from clipdata_jax import parallel, stopping
 from clipdata_jax.config import Train
 from clipdata_jax.data import files, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, profiling, progress, work
+from clipdata_jax.pipeline import manifest, progress, work
 from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
+from clipdata_jax.pipeline.train_reporter import Reporter
 
 if TYPE_CHECKING:
     from clipdata_jax.models import Tokenizer
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _UNIT = "model"
 # Every process holds all pictures, decoded.
 _MEMORY_BOUND = 16 << 30
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 def run(options: Train) -> dict[str, Any] | None:
@@ -103,7 +102,7 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
 
     pool.read()
     first = jax.process_index() == 0
-    reporter = _Reporter(options, output) if first else None
+    reporter = Reporter(options, output) if first else None
     with reporter or contextlib.nullcontext():
         model = training.train(
             models.CLIP(_model_config(options, tokenizer), rngs=nnx.Rngs(options.seed)),
@@ -258,36 +257,6 @@ class _Pool:
             "subset_uids": len(self._subset),
             "subset_uids_not_found": len(self._subset) - len(found),
         }
-
-
-class _Reporter:
-    """Shows steps and losses, and logs them every few seconds."""
-
-    def __init__(self, options: Train, output: work.Output) -> None:
-        self.bar = progress.bar(total=options.steps, unit="step", name="train")
-        self._options, self._output, self._last = options, output, (time.monotonic(), 0)
-        self._profiler = profiling.Profiler(options.profile, steps=3)
-
-    def __enter__(self) -> _Reporter:
-        return self
-
-    def __exit__(self, *stopped: Any) -> None:
-        self.bar.close()
-        self._profiler.__exit__(*stopped)
-
-    def __call__(self, step: int, loss: float | None) -> None:
-        if loss is None:  # where an earlier run stopped
-            self.bar.initial = self.bar.n = step
-            self._last = (time.monotonic(), step)
-            return
-        self._profiler.step()
-        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        self.bar.update(1)
-        now, (then, step_then) = time.monotonic(), self._last
-        if now - then >= _SECONDS_BETWEEN_LINES or step in (1, self._options.steps):
-            rate = (step - step_then) * self._options.batch_size / max(now - then, 1e-9)
-            self._output.log({"step": step, "loss": round(loss, 5), "rows_per_second": round(rate, 1)})
-            self._last = (now, step)
 
 
 def _print_summary(result: dict[str, Any], output: work.Output) -> None:
