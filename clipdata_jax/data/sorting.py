@@ -1,15 +1,18 @@
-"""Sorting more uids than fit in memory: dealt to files by their first halves, then sorted file by file."""
+"""Sorting more uids than fit in memory: in sorted runs on disk, which are merged range by range."""
 
 from __future__ import annotations
 
+import bisect
 import os
+import shutil
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from clipdata_jax.data import files, uids
 
-_FILES = 256
+_STEP = 1 << 10  # of a run's uids every so many are looked at, to cut all runs into even ranges
+_COPY = 1 << 20
 
 
 class UidSorter:
@@ -23,61 +26,69 @@ class UidSorter:
     def __init__(self, scratch: Callable[[], str], memory: int = 1 << 26) -> None:
         self._scratch, self._memory = scratch, memory
         self._held: list[np.ndarray] = []
-        self._bounds: np.ndarray | None = None
+        self._bytes = 0
+        self._runs: list[str] = []
 
     def add(self, uid: np.ndarray) -> None:
         """Takes some uids."""
         self._held.append(uid)
-        if sum(held.nbytes for held in self._held) > self._memory:
+        self._bytes += uid.nbytes
+        if self._bytes > self._memory:
             self._spill()
 
     def write(self, path: str) -> int:
         """Writes a subset file of all uids; returns how many they are, each counted once."""
-        if self._bounds is None:
-            whole = uids.sort_unique(self._whole())
+        if not self._runs:
+            whole = self._sorted()
             with files.open_write(path) as file:
                 np.save(file, whole, allow_pickle=False)
             return len(whole)
         self._spill()
-        # The header says how many there are, so each file is sorted before the first is written.
-        rows = sum(self._sort(name) for name in self._files())
-        with files.open_write(path) as file:
+        merged, rows = os.path.join(self._scratch(), "merged"), 0
+        # The header says how many there are, and no file on an object store lets it be written last.
+        with open(merged, "wb") as aside:
+            for ordered in self._merge():
+                ordered.tofile(aside)
+                rows += len(ordered)
+        with files.open_write(path) as file, open(merged, "rb") as aside:
             shape = {
                 "descr": np.lib.format.dtype_to_descr(uids.DTYPE),
                 "fortran_order": False,
                 "shape": (rows,),
             }
             np.lib.format.write_array_header_1_0(file, shape)
-            for name in self._files():
-                file.write(np.fromfile(name, uids.DTYPE).tobytes())
+            shutil.copyfileobj(aside, file, _COPY)
         return rows
 
-    def _whole(self) -> np.ndarray:
+    def _sorted(self) -> np.ndarray:
         whole = np.concatenate([np.empty(0, uids.DTYPE), *self._held])
         self._held.clear()
-        return whole
+        self._bytes = 0
+        return uids.sort_unique(whole)
 
     def _spill(self) -> None:
-        whole = self._whole()
-        if not len(whole):
-            return
-        if self._bounds is None:
-            # The first uids say how the others lie: any will do, but even files need the least memory.
-            ordered = np.sort(whole["f0"])
-            self._bounds = np.unique(ordered[len(ordered) // _FILES :: max(len(ordered) // _FILES, 1)])
-        at = np.searchsorted(self._bounds, whole["f0"], "right").astype(np.uint16)
-        order = np.argsort(at, kind="stable")
-        ends = np.cumsum(np.bincount(at, minlength=len(self._bounds) + 1))
-        for name, rows in zip(self._files(), np.split(order, ends[:-1]), strict=True):
-            with open(name, "ab") as file:
-                file.write(whole[rows].view(np.uint8).data)
+        ordered = self._sorted()
+        if len(ordered):
+            self._runs.append(os.path.join(self._scratch(), f"run-{len(self._runs):05d}"))
+            ordered.tofile(self._runs[-1])
 
-    def _files(self) -> Iterator[str]:
-        count = 0 if self._bounds is None else len(self._bounds) + 1
-        return (os.path.join(self._scratch(), f"uids-{index:03d}") for index in range(count))
+    def _merge(self) -> Iterator[np.ndarray]:
+        """All runs' uids, range after range: sorted, each once."""
+        runs = [np.memmap(name, uids.DTYPE, "r") for name in self._runs]
+        bounds = self._bounds(runs)
+        cuts = [[0, *_positions(run, bounds), len(run)] for run in runs]
+        for ends in zip(*(zip(cut[:-1], cut[1:], strict=True) for cut in cuts), strict=True):
+            pieces = [run[start:end] for run, (start, end) in zip(runs, ends, strict=True)]
+            yield uids.sort_unique(np.concatenate(pieces))
 
-    def _sort(self, name: str) -> int:
-        ordered = uids.sort_unique(np.fromfile(name, uids.DTYPE))
-        with open(name, "wb") as file:
-            file.write(ordered.view(np.uint8).data)
-        return len(ordered)
+    def _bounds(self, runs: list[np.ndarray]) -> np.ndarray:
+        """First halves between which there are at most a quarter of the memory's uids, if hashes they are."""
+        seen = np.sort(np.concatenate([run["f0"][::_STEP] for run in runs]))
+        step = max(1, self._memory // 4 // uids.DTYPE.itemsize // _STEP)
+        return np.unique(seen[step::step])
+
+
+def _positions(run: np.ndarray, bounds: np.ndarray) -> list[int]:
+    """Where in a sorted run the uids begin whose first halves are at or above each bound."""
+    # searchsorted would copy every second word of the run.
+    return [bisect.bisect_left(run, bound, key=lambda uid: int(uid["f0"])) for bound in bounds.tolist()]
