@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -77,11 +78,11 @@ class UidSorter:
         runs = [np.memmap(name, uids.DTYPE, "r") for name in self._runs]
         bounds = self._bounds(runs)
         cuts = [[0, *_positions(run, bounds), len(run)] for run in runs]
-        for ends in zip(*(zip(cut[:-1], cut[1:], strict=True) for cut in cuts), strict=True):
-            pieces = [run[start:end] for run, (start, end) in zip(runs, ends, strict=True)]
+        for begins, ends in itertools.pairwise(zip(*cuts, strict=True)):
+            pieces = [run[at:end] for run, at, end in zip(runs, begins, ends, strict=True)]
             yield uids.sort_unique(np.concatenate(pieces))
 
-    def _bounds(self, runs: list[np.ndarray]) -> np.ndarray:
+    def _bounds(self, runs: Sequence[np.ndarray]) -> np.ndarray:
         """First halves between which there are at most a quarter of the memory's uids, if hashes they are."""
         seen = np.sort(np.concatenate([run["f0"][::_STEP] for run in runs]))
         step = max(1, self._memory // 4 // uids.DTYPE.itemsize // _STEP)
