@@ -68,10 +68,10 @@ def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
     texts = [json.loads(sample.members["json"])["uid"] for sample in tars.read_tar(path)]
     with tar_index.opened(path) as tar:
         index = tar_index.index(tar)
-    for (key, numbers), at in zip(index.samples(), uids.find(subset, uids.from_hex(texts)), strict=True):
+    for (_, numbers), at in zip(index.samples(), uids.find(subset, uids.from_hex(texts)), strict=True):
         if at >= 0:
-            members = index.sample(key, numbers).members
-            start, end = members[0].start, members[-1].data + -(-members[-1].size // 512) * 512
+            first, *_, last = numbers.values()
+            start, end = index.starts[first], index.data[last] + -(-index.sizes[last] // 512) * 512
             if runs and runs[-1][1] == start:
                 start = runs.pop()[0]
             runs.append((start, end))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import BinaryIO, NamedTuple
 
@@ -22,34 +22,31 @@ _ZEROS = bytes(_BLOCK)
 _PIECE = 1 << 20
 _NEAR = 4096  # bytes, a page
 _HEADS = 512  # headers checked at a time: they fit into a core's cache
+_JSON = b".json\0"
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 # Entries of an extended header that change what the next header says.
 _TELLING = (b" path=", b" size=", b" linkpath=", b"GNU.sparse")
 
 
 class Bytes:
-    """A file as slices of bytes; of a local one little more is read than what is asked for."""
+    """A file as slices of bytes.
+
+    Attributes:
+      path: of the file.
+      jsons: where the bytes of a `.json` begin -> these, of those that the look through the headers came across.
+    """
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         """Takes a file that is open for reading."""
         self.path, self._file = path, file
         self._number = file.fileno() if files.is_local(path) and hasattr(os, "pread") else None
-        self._near, self._at = b"", 0
+        self.jsons: dict[int, bytes] = {}
 
     def __getitem__(self, where: slice) -> bytes:
-        start, stop = where.start, where.stop
-        if stop - start > _NEAR:
-            return self._read(start, stop - start)
-        # Headers, captions and `.json`s lie next to each other: one call instead of four for each sample.
-        if start < self._at or stop > self._at + len(self._near):
-            self._near, self._at = self._read(start, _NEAR), start
-        return self._near[start - self._at : stop - self._at]
-
-    def _read(self, start: int, size: int) -> bytes:
         if self._number is not None:
-            return os.pread(self._number, size, start)
-        self._file.seek(start)
-        return self._file.read(size)
+            return os.pread(self._number, where.stop - where.start, where.start)
+        self._file.seek(where.start)
+        return self._file.read(where.stop - where.start)
 
     def pieces(self, start: int) -> Iterator[bytes]:
         """What is there from a place on."""
@@ -68,49 +65,16 @@ def opened(path: str) -> Iterator[Bytes]:
         yield Bytes(path, file)
 
 
-class Member(NamedTuple):
-    """A file in a tar.
-
-    Attributes:
-      name: its name.
-      start: where its header begins, or the extended ones that belong to it.
-      data: where its bytes begin.
-      size: their number.
-      link: for a link, the bytes it leads to.
-    """
-
-    name: str
-    start: int
-    data: int
-    size: int
-    link: bytes | None
-
-    def read(self, tar: Bytes) -> bytes:
-        """Its bytes."""
-        return tar[self.data : self.data + self.size] if self.link is None else self.link
-
-
-class Sample(NamedTuple):
-    """A sample of a tar.
-
-    Attributes:
-      tar: the path of its tar.
-      key: its key there.
-      members: in order.
-    """
-
-    tar: str
-    key: str
-    members: tuple[Member, ...]
-
-
 class Index(NamedTuple):
     """The members of a tar in columns: objects for each would cost more than to find them.
 
     Attributes:
       path: of the tar.
-      names: of the members, and so on as `Member` has them.
-      links: number of a member -> the bytes that it leads to.
+      names: of the members.
+      starts: where each one's header begins, or the extended ones that belong to it.
+      data: where its bytes begin.
+      sizes: their number.
+      links: number of a link -> the bytes that it leads to.
     """
 
     path: str
@@ -129,18 +93,30 @@ class Index(NamedTuple):
         for key, members, _ in tars.grouped(self.path, zip(self.names, range(len(self.names)))):
             yield key, members
 
-    def member(self, i: int) -> Member:
-        """The member of that number."""
-        return Member(self.names[i], self.starts[i], self.data[i], self.sizes[i], self.links.get(i))
-
     def read(self, i: int, tar: Bytes) -> bytes:
         """The bytes of the member of that number."""
+        if (found := tar.jsons.get(self.data[i])) is not None:
+            return found
         tars.check_size(self.path, self.names[i], self.sizes[i])
         return self.links[i] if i in self.links else tar[self.data[i] : self.data[i] + self.sizes[i]]
 
     def sample(self, key: str, members: dict[str, int]) -> Sample:
-        """A sample as `samples` gives it, with its members."""
-        return Sample(self.path, key, tuple(map(self.member, members.values())))
+        """A sample as `samples` gives it."""
+        return Sample(self, key, tuple(members.values()))
+
+
+class Sample(NamedTuple):
+    """A sample of a tar.
+
+    Attributes:
+      table: the index of its tar.
+      key: its key there.
+      numbers: of its members, in order.
+    """
+
+    table: Index
+    key: str
+    numbers: tuple[int, ...]
 
 
 def index(tar: Bytes) -> Index:
@@ -178,8 +154,17 @@ def _plain_index(tar: Bytes) -> Index | None:
     starts: list[int] = []
     data: list[int] = []
     sizes: list[int] = []
-    at = start = 0
-    while (head := tar[at : at + _BLOCK]) != _ZEROS:
+    jsons: dict[int, bytes] = {}
+    at = start = near = 0
+    page = b""
+    while True:
+        # A sample's headers, caption and `.json` lie next to each other: one call for all.
+        if not near <= at <= near + len(page) - _BLOCK:
+            page, near = tar[at : at + _NEAR], at
+        place = at - near
+        head = page[place : place + _BLOCK]
+        if head == _ZEROS:
+            break
         try:
             size = int(head[124:135], 8)
         except ValueError:  # cut short, or of another form
@@ -191,6 +176,10 @@ def _plain_index(tar: Bytes) -> Index | None:
             starts.append(start)
             data.append(at)
             sizes.append(size)
+            if _JSON in head:
+                json = page[place + _BLOCK : place + _BLOCK + size]
+                if len(json) == size:
+                    jsons[at] = json
         elif kind == tarfile.XHDTYPE and not any(word in tar[at : at + size] for word in _TELLING):
             at += size + -size % _BLOCK
             continue
@@ -202,6 +191,7 @@ def _plain_index(tar: Bytes) -> Index | None:
     if text is None:
         return None
     tars.check_rest(tar.path, tar.pieces(at))
+    tar.jsons = jsons
     names = text.split("\0")[:-1]
     if "\0." in f"\0{text}" or "/." in text:
         seen = [i for i, name in enumerate(names) if not name.rpartition("/")[2].startswith(".")]
@@ -256,25 +246,30 @@ def write_samples(file: BinaryIO, chosen: Sequence[Sample]) -> None:
     keys = {sample.key for sample in chosen}
     written: set[str] = set()
     total = 0
-    for path, group in groupby(chosen, key=lambda sample: sample.tar):
+    for path, group in groupby(chosen, key=lambda sample: sample.table.path):
         with opened(path) as tar:
-            start = end = 0
-            for sample in group:
-                key = sample.key if sample.key not in written else _free_key(sample.key, keys)
-                written.add(key)
-                for member in sample.members:
-                    if key == sample.key and member.link is None:
-                        if member.start != end:
-                            total += _copy(file, tar, start, end)
-                            start = member.start
-                        end = member.data + -(-member.size // _BLOCK) * _BLOCK
-                    else:
-                        total += _copy(file, tar, start, end)
-                        start = end = 0
-                        total += _write_renamed(file, key + member.name[len(sample.key) :], member.read(tar))
-            total += _copy(file, tar, start, end)
+            total += _write_of_tar(file, tar, group, keys, written)
     total += file.write(2 * _ZEROS)
     file.write(bytes(-total % _RECORD))
+
+
+def _write_of_tar(file: BinaryIO, tar: Bytes, group: Iterable[Sample], keys: set[str], done: set[str]) -> int:
+    total = start = end = 0
+    for table, old, numbers in group:
+        key = old if old not in done else _free_key(old, keys)
+        done.add(key)
+        starts, data, sizes, links = table.starts, table.data, table.sizes, table.links
+        for i in numbers:
+            if key == old and i not in links:
+                if starts[i] != end:
+                    total += _copy(file, tar, start, end)
+                    start = starts[i]
+                end = data[i] + -(-sizes[i] // _BLOCK) * _BLOCK
+            else:
+                total += _copy(file, tar, start, end)
+                start = end = 0
+                total += _write_renamed(file, key + table.names[i][len(old) :], table.read(i, tar))
+    return total + _copy(file, tar, start, end)
 
 
 def _free_key(key: str, keys: set[str]) -> str:

@@ -128,13 +128,16 @@ class Unit:
         skipped: list[dict[str, str]] = []
         for key, members in index.samples():
             json = index.read(members["json"], tar) if "json" in members else None
-            try:
-                uid = self._uid(path, key, json)
-            except InputError as error:
-                if self.options.on_bad == "stop":
-                    raise InputError(f"{path}: sample {key!r}: {error}") from error
-                skipped.append({"tar": path, "key": key, "reason": str(error)})
-                continue
+            uid = plain_uid(json) if json is not None else None
+            if uid is None:
+                fields = {} if json is None else {"json": json}
+                try:
+                    uid = samples.sample_uid(path, tars.Sample(key, fields, {}), self.shared_names)
+                except InputError as error:
+                    if self.options.on_bad == "stop":
+                        raise InputError(f"{path}: sample {key!r}: {error}") from error
+                    skipped.append({"tar": path, "key": key, "reason": str(error)})
+                    continue
             good.append((key, members))
             texts.append(uid)
         at = self.subset.index.find(uids.from_hex(texts))
@@ -142,12 +145,6 @@ class Unit:
         kept = np.repeat(kept, self.subset.times[at[kept]])
         counts = {"samples": len(good) + len(skipped), "kept": len(kept), "skipped_samples": skipped}
         return Chosen([index.sample(*good[i]) for i in kept], at[kept], [{**facts, **counts}])
-
-    def _uid(self, path: str, key: str, json: bytes | None) -> str:
-        if json is not None and (found := plain_uid(json)) is not None:
-            return found
-        fields = {} if json is None else {"json": json}
-        return samples.sample_uid(path, tars.Sample(key, fields, {}), self.shared_names)
 
     def write(self, output: work.Output) -> None:
         """Writes the unit's tars, with the uids that each holds beside them, and the receipt.
