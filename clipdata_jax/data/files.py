@@ -23,6 +23,8 @@ from clipdata_jax.data.places import stamp as stamp
 from clipdata_jax.data.places import stamps as stamps
 from clipdata_jax.errors import InputError, StorageError
 
+_ROWS_AHEAD = 1 << 24
+
 
 def is_local(path: str) -> bool:
     """Whether a path is on this machine's own file system."""
@@ -37,6 +39,11 @@ def join(folder: str, *names: str) -> str:
 def threads_for(path: str) -> int:
     """How many small files to read at a time: a store's answers are waited for, a disk's are not."""
     return 1 if is_local(path) else remote.CONNECTIONS
+
+
+def parts_ahead(folder: str, rows: Sequence[int]) -> int:
+    """How many of a folder's parts to read at a time: as `threads_for`, and of large parts fewer, for the memory."""
+    return max(1, min(threads_for(folder), _ROWS_AHEAD // max(rows, default=1)))
 
 
 def list_names(folder: str) -> list[str]:

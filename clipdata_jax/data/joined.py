@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from clipdata_jax.data import arrays, files, parquet, uids
+from clipdata_jax.data import arrays, files, parquet, threads, uids
 from clipdata_jax.errors import InputError
 
 _HALVES = ("uid_hi", "uid_lo")
@@ -72,7 +73,8 @@ class Source:
           InputError: the file can't be read, a uid is no uid, or there twice.
         """
         read = _read_npy if self.path.endswith(".npy") else _read_parquet
-        found = [read(part, names) for part in self.parts]
+        each = functools.partial(read, names=names)
+        found = list(threads.in_order(each, self.parts, files.threads_for(self.path)))
         uid = np.concatenate([part[0] for part in found])
         return Joined(
             self.path, uid, {name: np.concatenate([part[1][name] for part in found]) for name in names}
@@ -121,8 +123,9 @@ def refuse_shared(sources: Sequence[Source], taken: Collection[str], names: Sequ
 
 def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     names: tuple[str, ...] = ()
-    for path in parts:
-        _, types = parquet.rows_and_types(path, "--columns takes parquet and npy")
+    footer = functools.partial(parquet.rows_and_types, advice="--columns takes parquet and npy")
+    footers = threads.in_order(footer, parts, files.threads_for(parts[0]))
+    for path, (_, types) in zip(parts, footers, strict=True):
         if "uid" not in types and not set(_HALVES) <= set(types):
             raise InputError(
                 f"{path}: has no column uid, nor uid_hi and uid_lo, by which its rows could be joined; it has"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 from clipdata_jax.data import files, parquet, runs, threads, uids
 from clipdata_jax.errors import InputError
 
+T = TypeVar("T")
 _UID_COLUMNS = ("uid_hi", "uid_lo")
 _ADVICE = "score that shard again"
 
@@ -125,14 +128,26 @@ class ScoreTable:
 
     def read(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The whole table in part order: uids (n,) and the named columns (n,), null being NaN."""
-        parts = [self.read_part(part, names) for part in self.parts]
+        parts = list(self.ahead(functools.partial(self.read_part, names=names), self.parts))
         uid = np.concatenate([part[0] for part in parts])
         return uid, {name: np.concatenate([part[1][name] for part in parts]) for name in names}
 
     def iterate(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
         """Part by part: name, uids, columns."""
-        for part in self.parts:
-            yield part, *self.read_part(part, names)
+        found = self.ahead(functools.partial(self.read_part, names=names), self.parts)
+        for part, (uid, columns) in zip(self.parts, found, strict=True):
+            yield part, uid, columns
+
+    def ahead(self, read: Callable[[str], T], parts: Sequence[str]) -> Iterator[T]:
+        """What a function reads of parts, in order; of an object store's some ahead."""
+        if self.threads == 1:
+            return map(read, parts)
+        return threads.in_order(read, parts, self.threads, ahead=1)
+
+    @property
+    def threads(self) -> int:
+        """How many parts to read at a time."""
+        return files.parts_ahead(self.folders[0], self.rows)
 
 
 def open_tables(folders: Sequence[str]) -> ScoreTable:

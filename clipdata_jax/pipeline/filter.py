@@ -7,6 +7,7 @@ are more than 64 MiB.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -77,10 +78,12 @@ def _apply(
     names = list(dict.fromkeys(name for condition in conditions for name in condition.columns))
     left = np.zeros(len(conditions) + 1, np.int64)
     nulls = dict.fromkeys(names, 0)
-    with progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="filter") as bar:
-        for part in parts:
+    bar = progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="filter")
+    read = metadata.ahead(lambda part: preset.read(part, names), parts)
+    with bar, contextlib.closing(read):
+        for number, part in enumerate(parts):
             bar.update(part.rows)
-            columns = skipped.attempt(part.path, functools.partial(preset.read, part, names))
+            columns = skipped.attempt(part.path, functools.partial(read, number))
             if columns is None:
                 left[0] += part.rows
                 continue

@@ -147,8 +147,8 @@ def _read_selection(table: tables.ScoreTable, name: str, path: str) -> _Selectio
     index = uids.Index(subset)
     kept, met = np.zeros(len(table), bool), np.zeros(len(subset), bool)
     start = 0
-    for part in table.parts:
-        at = index.find(table.read_uids(part))
+    for uid in table.ahead(table.read_uids, table.parts):
+        at = index.find(uid)
         kept[start : start + len(at)] = at >= 0
         met[at[at >= 0]] = True
         start += len(at)

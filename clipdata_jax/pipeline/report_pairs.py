@@ -88,8 +88,9 @@ def _uids_of(table: tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
     order = np.asarray(rows, np.int64)
     part_of = np.searchsorted(ends, order, side="right")
     found = np.empty(len(order), uids.DTYPE)
-    for part in np.unique(part_of):
-        uid, _ = table.read_part(table.parts[part], ())
+    several = np.unique(part_of).tolist()
+    read = table.ahead(table.read_uids, [table.parts[part] for part in several])
+    for part, uid in zip(several, read, strict=True):
         here = part_of == part
         found[here] = uid[order[here] - (ends[part] - table.rows[part])]
     return found

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from clipdata_jax import config
-from clipdata_jax.data import files, joined, tables
+from clipdata_jax.data import files, joined, tables, threads
 from clipdata_jax.data.sorting import UidSorter
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
@@ -61,6 +61,11 @@ class _Inputs:
         ]
         return [*parts, *(part for source in self.sources for part in source.parts), *self.rule.files()]
 
+    def entries(self) -> list[dict[str, Any]]:
+        """What the manifest says of these files."""
+        several = files.threads_for(self.table.folders[0])
+        return list(threads.in_order(manifest.file_entry, self.paths(), several))
+
 
 def run(options: config.Select) -> Summary:
     """Selects by the rule, writes the subset and its manifest, and prints what was kept.
@@ -77,7 +82,7 @@ def run(options: config.Select) -> Summary:
     plan = manifest.describe("select", options, rule=str(inputs.rule))
     manifest.refuse_other_run(options.out, plan, "command", "rule", "options.scores", "options.columns")
     with ThreadPoolExecutor(1) as beside:  # digests take as long as the selection
-        entries = beside.submit(lambda: [manifest.file_entry(path) for path in inputs.paths()])
+        entries = beside.submit(inputs.entries)
         summary = _select(inputs, options, options.out)
     manifest.write_beside(options.out, {**plan, "inputs": entries.result(), **summary.facts()})
     print(_text(summary, options.out))

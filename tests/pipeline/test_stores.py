@@ -125,6 +125,14 @@ def test_a_pool_is_planned_and_resumed_in_few_requests(world, tmp_path, clipdata
     faults.reset()
     assert clipdata(*score).returncode == 0
     assert faults.seen.total() < 4 * 12 + 60
+    (tmp_path / "few").mkdir()
+    for path in files.list_folder("s3://bucket/few"):
+        (tmp_path / "few" / os.path.basename(path)).write_bytes(files.read_bytes(path))
+    for folder in ("few", "s3://bucket/few"):  # the second in threads that read ahead
+        out = f"{folder.rpartition('/')[2]}-{len(folder)}.npy"
+        rule = "top(neg_clip_loss, 0.5) & top(clip_score, 0.7) >> top(rank(clip_score), 0.2)"
+        assert clipdata("select", folder, "--rule", rule, "--out", out).returncode == 0
+    assert (tmp_path / "few-3.npy").read_bytes() == (tmp_path / "few-15.npy").read_bytes()
 
 
 def test_a_store_that_is_not_there_is_told(clipdata, monkeypatch):
