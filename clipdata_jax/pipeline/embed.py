@@ -1,12 +1,14 @@
 """`clipdata embed`: pictures and captions in, metadata shards out, a unit at a time, no collective.
 
 Reading, decoding, the devices and writing overlap, across units too. In memory are, beside the models, some four
-samples per decoding thread, three batches of pixels, and the float16 embeddings of two units.
+samples per decoding thread, three batches of pixels, and the float16 embeddings of two units; in TMPDIR are two tars,
+where they are an object store's.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import os
 import time
@@ -20,7 +22,8 @@ from clipdata_jax import parallel
 from clipdata_jax.config import Embed
 from clipdata_jax.data import sources, tars
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, profiling, progress, targets, telemetry, work
+from clipdata_jax.pipeline import embed_summary, manifest, profiling, progress, targets, telemetry, work
+from clipdata_jax.pipeline.embed_inputs import Unit, at_hand
 from clipdata_jax.pipeline.embedded import Batch, Gathered, Shard, Tally
 from clipdata_jax.pipeline.samples import Bad, decoded_samples
 
@@ -64,9 +67,9 @@ def run(options: Embed) -> dict[str, Any] | None:
             {name: found.units[name] for name in todo}
         )
     finish = functools.partial(targets.finish, options.out, output, plan) if single else output.finish
-    result = finish(_summarise, share)
+    result = finish(embed_summary.summarise, share)
     if result is not None:
-        _print_summary(result, options)
+        embed_summary.tell(result, options)
     return result
 
 
@@ -147,12 +150,13 @@ class _Embedding:
         """Embeds units in order; what was finished before an error stays."""
         noun = "tar" if all(isinstance(source, sources.Tar) for source in units.values()) else "part"
         bar = progress.bar(total=len(units), unit=noun, name="embed")
-        with self._profiler, self._words, self._device, self._writer, bar:
+        ahead = at_hand(units)
+        with self._profiler, self._words, self._device, self._writer, bar, contextlib.closing(ahead):
             self._tally = Tally(bar)
             try:
-                for name, source in units.items():
-                    shard = self._fill(source)
-                    self._writing.append(self._writer.submit(self._write, name, shard))
+                for unit in ahead:
+                    shard = self._fill(unit)
+                    self._writing.append(self._writer.submit(self._write, unit, shard))
                     if len(self._writing) > 1:
                         self._writing.popleft().result()
                 for done in self._writing:
@@ -163,11 +167,12 @@ class _Embedding:
                 self._device.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _fill(self, source: sources.Source) -> Shard:
-        """Sends a source's samples to the devices."""
-        shard = Shard(source, [model.tag for model in self._models], with_texts=not self._options.images_only)
+    def _fill(self, unit: Unit) -> Shard:
+        """Sends a unit's samples to the devices."""
+        tags = [model.tag for model in self._models]
+        shard = Shard(unit.source, tags, with_texts=not self._options.images_only)
         start = time.monotonic()
-        for gathered in self._usable(source, shard):
+        for gathered in self._usable(unit, shard):
             shard.read += time.monotonic() - start
             while len(self._waiting) > _AHEAD:
                 self._waiting.popleft().result()
@@ -181,16 +186,18 @@ class _Embedding:
         shard.read += time.monotonic() - start
         return shard
 
-    def _usable(self, source: sources.Source, shard: Shard) -> Iterator[Gathered]:
-        """The batches of a source; if it turns out bad, and may be skipped, they end there and the shard says why.
+    def _usable(self, unit: Unit, shard: Shard) -> Iterator[Gathered]:
+        """The batches of a unit; if it turns out bad, and may be skipped, they end there and the shard says why.
 
         What goes wrong where they are used is not caught here: it is no fault of the source.
         """
         try:
-            yield from self._gathered(source, shard)
+            if unit.error is not None:
+                raise unit.error
+            yield from self._gathered(unit.source, shard)
             if not len(shard):
                 what = "a picture" if self._options.images_only else "a picture and a caption"
-                raise InputError(f"{source.path}: holds no sample with {what}")
+                raise InputError(f"{unit.source.path}: holds no sample with {what}")
         except InputError as error:
             if self._options.on_bad == "stop":
                 raise
@@ -248,46 +255,12 @@ class _Embedding:
         self._tally.add(shard, len(gathered), gathered.share)
         return found
 
-    def _write(self, name: str, shard: Shard) -> None:
+    def _write(self, unit: Unit, shard: Shard) -> None:
         parts: dict[str, Any] = {}
         shard.wait()
         if not shard.skipped:
-            parts = {f"{name}.parquet": shard.parquet(), f"{name}.npz": shard.npz}
-        done = shard.facts()
+            parts = {f"{unit.name}.parquet": shard.parquet(), f"{unit.name}.npz": shard.npz}
+        done = {**shard.facts(), "inputs": unit.facts()}
         times = self._watch.line(len(shard), read=shard.read, wait=shard.waited, compute=shard.computed)
-        self._output.complete(name, parts, done, inputs=done["inputs"], **times)
+        self._output.complete(unit.name, parts, done, inputs=unit.entries, **times)
         self._tally.add(shard, 0, 1.0)
-
-
-def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
-    facts = list(work.read_receipts(receipts))
-    add = functools.partial(sum, start=[])
-    return {
-        "pairs": sum(fact["pairs"] for fact in facts),
-        "skipped_samples": add(fact["skipped_samples"] for fact in facts),
-        "skipped_tars": add(fact["skipped_tars"] for fact in facts),
-        "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
-        "pool": add(fact["inputs"] for fact in facts),
-    }
-
-
-def _print_summary(result: dict[str, Any], options: Embed) -> None:
-    noun = "picture" if options.images_only else "pair"
-    for tag, model in result["models"].items():
-        print(
-            f"Embedded {progress.counted(result['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"
-            f" {model['temperature']:.4g}: {options.out}"
-        )
-    if result["repeated_uids"]:
-        print(f"{result['repeated_uids']:,} pairs repeat an uid of their tar")
-    skipped = result["skipped_tars"] + [
-        f"{sample['tar']}: sample {sample['key']!r}: {sample['reason']}"
-        for sample in result["skipped_samples"]
-    ]
-    if skipped:
-        listed = f"{options.out}.{manifest.NAME}" if targets.is_file(options.out) else manifest.NAME
-        print(
-            f"Skipped {progress.counted(len(result['skipped_tars']), 'tar')} and"
-            f" {progress.counted(len(result['skipped_samples']), 'sample')}, listed in {listed};"
-            f" the first: {skipped[0]}"
-        )

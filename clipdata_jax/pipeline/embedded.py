@@ -15,10 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16, Float32, UInt8
 
-from clipdata_jax.data import arrays, files, tars, uids
+from clipdata_jax.data import arrays, tars, uids
 from clipdata_jax.data.sources import Source
-from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest
 from clipdata_jax.pipeline.samples import Bad, Decoded
 
 
@@ -148,16 +146,7 @@ class Shard:
             ],
             "skipped_tars": [self.skipped] if self.skipped else [],
             "repeated_uids": len(uid) - len(uids.sort_unique(uid)),
-            "inputs": list(map(self._entry, self._source.inputs)),
         }
-
-    def _entry(self, path: str) -> dict[str, Any]:
-        try:
-            return manifest.file_entry(path)
-        except InputError:
-            if not self.skipped:
-                raise
-            return {"name": path, "bytes": files.size(path), "digest": None}  # skipped, for it can't be read
 
 
 def _as_text(name: str) -> str:

@@ -82,10 +82,10 @@ def test_a_tar_that_cannot_be_read_is_skipped_and_read_when_it_can(tmp_path, fla
 def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypatch):
     write = embed._Embedding._write
 
-    def stopped(self, name, *arguments):
-        if name == "1":
+    def stopped(self, unit, *arguments):
+        if unit.name == "1":
             os.kill(os.getpid(), signal.SIGTERM)
-        write(self, name, *arguments)
+        write(self, unit, *arguments)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
@@ -120,3 +120,31 @@ def test_times_that_cannot_be_written_stop_nothing(tmp_path, flags, clipdata):
     (tmp_path / "out" / "run.jsonl").unlink()
     (tmp_path / "out" / "run.jsonl").symlink_to("/dev/full")  # every write to it: no space left
     assert clipdata(*flags).returncode == 0
+
+
+@pytest.mark.parametrize("out", ["target.npz", "out"])
+def test_nothing_good_is_no_result(tmp_path, flags, clipdata, out):
+    for tar in range(3):
+        (tmp_path / f"{tar}.tar").write_bytes(b"no tar")
+    for _ in range(2):
+        done = clipdata(*flags[:-3], out, "--on-bad", "skip", *(["--images-only"] if "." in out else []))
+        assert done.returncode == 2 and "all that was to be embedded is bad and was skipped" in done.stderr
+        assert "The first: 0.tar: damaged or not a tar" in done.stderr
+    assert not (tmp_path / "target.npz").exists() and not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_what_is_written_while_it_is_embedded_is_told_by_the_next_run(tmp_path, flags, clipdata, monkeypatch):
+    fill = embed._Embedding._fill
+
+    def rewritten(self, unit):
+        if unit.name == "1":
+            write_pairs(tmp_path / "1.tar", range(40, 43))
+        return fill(self, unit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embed._Embedding, "_fill", rewritten)
+        assert clipdata(*flags).returncode == 0
+    assert clipdata("verify", "out").returncode == 2
+    done = clipdata(*flags)
+    assert done.returncode == 0 and "Embedded 11 pairs" in done.stdout
+    assert clipdata("verify", "out").returncode == 0

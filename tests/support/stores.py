@@ -29,6 +29,7 @@ class Faults:
         "short" sends half a body and calls it whole; "slow" sends it in pieces.
       always: requests (method and path) that match it get a 503 each time.
       seen: requests by method.
+      read: GETs by path.
     """
 
     def __init__(self, app: Callable) -> None:
@@ -40,6 +41,7 @@ class Faults:
         self.kinds: tuple[str, ...] = ()
         self.always: re.Pattern[str] | None = None
         self.seen: Counter[str] = Counter()
+        self.read: Counter[str] = Counter()
         self.broken: Counter[str] = Counter()
         self._attempts: Counter[tuple[str, ...]] = Counter()
 
@@ -69,6 +71,7 @@ class Faults:
         names = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_RANGE")
         request = tuple(environ.get(name, "") for name in names)
         self.seen[request[0]] += 1
+        self.read[request[1]] += request[0] == "GET"
         if self.always is not None and self.always.search(" ".join(request[:2])):
             return "503"
         self._attempts[request] += 1

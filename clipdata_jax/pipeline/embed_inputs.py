@@ -1,0 +1,83 @@
+"""The files that a unit of `embed` is made of: described, and fetched from a store, while another is embedded."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from clipdata_jax.data import files, runs
+from clipdata_jax.data.sources import Source
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A source whose files are at hand.
+
+    Attributes:
+      name: of the unit.
+      source: where its samples are.
+      entries: name, size and digest of its files, and the stamps that they had before they were read.
+      error: why they can't be read; None if they can.
+      copies: the files of object stores, as long as it isn't closed.
+    """
+
+    name: str
+    source: Source
+    entries: list[dict[str, Any]]
+    error: InputError | None
+    copies: contextlib.ExitStack
+
+    def facts(self) -> list[dict[str, Any]]:
+        """The entries as the manifest lists them, which knows no times."""
+        return [{name: value for name, value in entry.items() if name != "stamp"} for entry in self.entries]
+
+
+def at_hand(sources: Mapping[str, Source]) -> Generator[Unit]:
+    """Units in order, each at hand until the next is asked for: digests and samples are of one version of a file.
+
+    Another thread is one unit ahead: TMPDIR holds the files of two.
+
+    Raises:
+      StorageError: a store fails.
+    """
+    pending: collections.deque[Future[Unit]] = collections.deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="fetch") as fetcher:
+        try:
+            for name, source in sources.items():
+                pending.append(fetcher.submit(_fetch, name, source))
+                if len(pending) > 1:
+                    yield from _used(pending.popleft())
+            while pending:
+                yield from _used(pending.popleft())
+        finally:
+            for left in pending:
+                if not left.cancel() and left.exception() is None:
+                    left.result().copies.close()
+
+
+def _used(fetched: Future[Unit]) -> Iterator[Unit]:
+    unit = fetched.result()
+    with unit.copies:
+        yield unit
+
+
+def _fetch(name: str, source: Source) -> Unit:
+    with contextlib.ExitStack() as copies:
+        error = None
+        try:
+            copies.enter_context(files.keep(source.inputs))
+            stamps = list(map(runs.stamp, source.inputs))
+            entries = [
+                {**manifest.file_entry(path), "stamp": stamp}
+                for path, stamp in zip(source.inputs, stamps, strict=True)
+            ]
+        except InputError as found:
+            error = found
+            entries = [{"name": path, "bytes": files.size(path), "digest": None} for path in source.inputs]
+        return Unit(name, source, entries, error, copies.pop_all())
