@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import NoReturn
 
 from clipdata_jax import stopping
@@ -19,9 +20,13 @@ def main() -> NoReturn:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         status = stopping.STATUS
+    except Exception:
+        traceback.print_exc()
+        status = 1
     # Left to Python, a signal in its last moments would end it with another status.
     stopping.over()
-    if not stopping.asked():
+    # Who failed doesn't wait for others that may be waiting for it: they end with it.
+    if not stopping.asked() and not status:
         _leave_run()
     stopping.leave(stopping.STATUS if stopping.asked() else status)
 

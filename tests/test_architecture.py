@@ -66,6 +66,18 @@ def test_imports_go_one_way(path):
     assert imported_rooms(path) <= ALLOWED[room] | {room}
 
 
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.name)
+def test_no_process_that_a_test_starts_can_make_it_wait_for_ever(path):
+    for call in ast.walk(ast.parse(path.read_text())):
+        words = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+        if words in ("subprocess.run", "subprocess.check_call", "subprocess.check_output"):
+            assert "timeout" in [option.arg for option in call.keywords], (
+                f"line {call.lineno}: give a timeout"
+            )
+        if words == "subprocess.Popen":
+            assert path.name == "processes.py", f"line {call.lineno}: use support.processes.started"
+
+
 def run_python(code: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS",)}
     done = subprocess.run(
@@ -73,6 +85,7 @@ def run_python(code: str) -> str:
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -164,7 +177,9 @@ def test_a_reader_that_is_gone_is_no_failure(arguments):
     os.close(read)
     command = [sys.executable, "-W", "error", "-m", "clipdata_jax.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, check=False)
+    done = subprocess.run(
+        command, env=environment, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+    )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
 

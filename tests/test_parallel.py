@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from support.pools import make_pool
+from support.processes import started
 
 from clipdata_jax import parallel
 from clipdata_jax.config import Workers
@@ -35,14 +37,16 @@ def run_two(arguments: list[str], cwd: Path) -> list[str]:
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", *arguments, *flags, "--process-id", str(index)],
-            cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for index in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=240) for process in processes]
+    command = [sys.executable, "-W", "error", *arguments, *flags, "--process-id"]
+    options = {"cwd": cwd, "env": environment, "text": True, "seconds": 240}
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                started([*command, str(index)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+            )
+            for index in range(2)
+        ]
+        outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     return [out for out, _ in outputs]
 

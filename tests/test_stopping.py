@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.pictures import write_pairs
+from support.processes import started
 
 from clipdata_jax.data import tars, uids
 from clipdata_jax.pipeline.samples import sample_uid
@@ -86,14 +87,14 @@ def flags(tmp_path):
 
 
 def start(folder, change, flags):
-    return subprocess.Popen(
+    return started(
         [sys.executable, "-c", PROGRAM.format(change=change), *flags],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
 def check_stopped_and_goes_on(process, folder, flags, clipdata):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 75, (out, err)
     assert b"Traceback" not in err
     assert not list(folder.rglob(".*.tmp"))
@@ -107,7 +108,8 @@ def check_stopped_and_goes_on(process, folder, flags, clipdata):
     ids=["last file", "import", "swallowed", "jax"],
 )
 def test_sigterm_at_any_moment_says_run_me_again(tmp_path, flags, clipdata, change):
-    check_stopped_and_goes_on(start(tmp_path, change, flags), tmp_path, flags, clipdata)
+    with start(tmp_path, change, flags) as process:
+        check_stopped_and_goes_on(process, tmp_path, flags, clipdata)
 
 
 def test_a_unit_that_takes_long_is_given_up_after_some_seconds_or_at_the_second_signal(
@@ -117,13 +119,13 @@ def test_a_unit_that_takes_long_is_given_up_after_some_seconds_or_at_the_second_
     patient = IN_A_THREAD + "from clipdata_jax import stopping\nstopping._SECONDS = 1000.0\n"
     for change, signals in ((short, [signal.SIGINT]), (patient, [signal.SIGTERM, signal.SIGINT])):
         flags[-1] = f"out{len(signals)}"
-        process = start(tmp_path, change, flags)
-        assert process.stdout.readline().startswith(b"there")
-        assert list(tmp_path.rglob(".*.tmp"))
-        for number in signals:
-            process.send_signal(number)
-            time.sleep(0.2)  # or two at one time may count as one
-        check_stopped_and_goes_on(process, tmp_path, flags, clipdata)
+        with start(tmp_path, change, flags) as process:
+            assert process.stdout.readline().startswith(b"there")
+            assert list(tmp_path.rglob(".*.tmp"))
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(0.2)  # or two at one time may count as one
+            check_stopped_and_goes_on(process, tmp_path, flags, clipdata)
 
 
 POOL = """
@@ -143,19 +145,16 @@ def test_processes_that_tell_languages_end_with_a_killed_parent(tmp_path):
     pytest.importorskip("fasttext")
     (tmp_path / "program.py").write_text(POOL)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, "program.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE
-    ) as process:
-        try:
-            children = list(map(int, process.stdout.readline().split()))
-            # One that no caption came to may still be starting.
-            wait_until(lambda: all(map(ignores_sigterm, children)))
-            for child in children:
-                os.kill(child, signal.SIGTERM)  # as a terminal's Ctrl-C: to all of them; theirs to ignore
-            assert children and all(map(runs, children))
-        finally:
-            process.kill()
-    wait_until(lambda: not any(map(runs, children)))
+    command = [sys.executable, "program.py"]
+    with started(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as process:
+        children = list(map(int, process.stdout.readline().split()))
+        # One that no caption came to may still be starting.
+        wait_until(lambda: all(map(ignores_sigterm, children)))
+        for child in children:
+            os.kill(child, signal.SIGTERM)  # as a terminal's Ctrl-C: to all of them; theirs to ignore
+        assert children and all(map(runs, children))
+        process.kill()
+        wait_until(lambda: not any(map(runs, children)))
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -197,9 +196,9 @@ work.Output.complete = complete_or_die
 def test_what_killed_processes_began_is_finished_by_any_other_number(tmp_path, flags, clipdata):
     assert clipdata(*flags[:-1], "whole").returncode == 0
     for lives, worker in ((1, "0/2"), (0, "1/2"), (0, "0/1")):
-        process = start(tmp_path, DIES.format(lives=lives), [*flags, "--worker", worker])
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+        with start(tmp_path, DIES.format(lives=lives), [*flags, "--worker", worker]) as process:
+            told = process.communicate()
+        assert process.returncode == -signal.SIGKILL, told
     assert list(tmp_path.rglob(".half.npy.*.tmp"))
     told = [clipdata(*flags, "--worker", f"{index}/3").stdout for index in (2, 1, 0)]
     assert [len(text.splitlines()) for text in told].count(1) == 2 and not list(tmp_path.rglob(".*.tmp"))

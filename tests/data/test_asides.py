@@ -28,7 +28,7 @@ def hidden(folder):
 
 def test_what_a_killed_writer_leaves_goes_and_what_a_living_one_writes_stays(tmp_path):
     out = tmp_path / "out" / "parts" / "1.npz"
-    killed = subprocess.run([sys.executable, "-c", WRITER, str(out)], check=False)
+    killed = subprocess.run([sys.executable, "-c", WRITER, str(out)], timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL and len(hidden(tmp_path)) == 1 and not out.exists()
     with files.open_write(str(out)) as file:
         file.write(b"whole")

@@ -66,14 +66,16 @@ def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
     program = "import sys; from clipdata_jax.demo.pool import make_pool; make_pool(sys.argv[1], pairs=60)"
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run([sys.executable, "-c", program, str(tmp_path / seed)], env=environment, check=True)
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / seed)], env=environment, timeout=60, check=True
+        )
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_drawing_needs_no_jax():
     program = "import sys, clipdata_jax.demo.pool; sys.exit('jax' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, check=True)
 
 
 def test_pool_has_the_members_and_uids_it_says(pool):

@@ -77,7 +77,7 @@ def test_the_files_depend_on_the_captions_alone(tmp_path: Path):
     for name, captions in (("a", words), ("b", words[::-1])):
         command = [sys.executable, "-W", "error", "-c", script, json.dumps(captions), str(tmp_path / name)]
         root = str(Path(__file__).resolve().parents[2])
-        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": root})
+        subprocess.run(command, check=True, timeout=60, env={**os.environ, "PYTHONPATH": root})
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert names == ["merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
     for name in names:

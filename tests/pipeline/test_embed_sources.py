@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import CAPTIONS, make_checkpoint
 from support.pictures import jpeg, write_pairs
+from support.processes import started
 from support.tfds_pictures import prepare
 
 from clipdata_jax.data import sources
@@ -158,7 +159,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, small, clipda
     flags = ("embed", "pool", "--model", small, "--batch-size", 2)
     command = [sys.executable, "-m", "clipdata_jax.cli", *map(str, flags), "--out", "killed"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+    with started(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
         while not list(tmp_path.glob("killed/receipts/*.json")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

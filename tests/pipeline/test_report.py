@@ -235,7 +235,7 @@ def test_bad_input_ends_the_command_with_status_2(pool, clipdata):
 def test_the_report_needs_no_jax():
     code = "import sys, clipdata_jax.pipeline.report; sys.exit('jax' in sys.modules)"
     root = Path(report.__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False).returncode == 0
 
 
 def test_real_pictures_are_shown(shared, tmp_path):

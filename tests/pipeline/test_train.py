@@ -82,7 +82,8 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, pool, tokenizer, clipdata
     environment = {**os.environ, **cache, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     killed = subprocess.run(
         [sys.executable, "-W", "error", "-c", KILLED, *arguments("killed")],
-        cwd=tmp_path, env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, check=False,
+        cwd=tmp_path, env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, timeout=180,
+        check=False,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert os.listdir(tmp_path / "killed" / "checkpoints") == ["4"]

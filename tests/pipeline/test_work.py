@@ -17,7 +17,7 @@ class Slow:
         self.done, self.go = [], threading.Event()
 
     def complete(self, unit):
-        self.go.wait()
+        assert self.go.wait(60)
         if unit == "b":
             raise InputError("no space left")
         self.done.append(unit)
