@@ -65,6 +65,8 @@ def _raise_once(_: int, frame: FrameType | None) -> None:
 
 
 def _raise_later(_: int, frame: FrameType | None) -> None:
+    if _over.is_set():
+        leave()
     if _in_jax(frame) and next(_waits, None) is not None:
         signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
         return
@@ -97,6 +99,25 @@ def _wait_for_signal(read: int, seconds: float | None) -> None:
     while select.select([read], [], [], seconds)[0]:
         if set(os.read(read, 1)) & set(_SIGNALS):
             return
+
+
+def follow_parent() -> None:
+    """Makes a process of a pool end when its parent does, however that ends, and not by the terminal's Ctrl-C.
+
+    A terminal and a scheduler signal all processes: the first one stops the run, the others end what they are at.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        leave(1)  # nobody takes the results
 
 
 def leave(status: int = STATUS) -> NoReturn:

@@ -16,6 +16,7 @@ import pytest
 from support.pictures import write_pairs
 from support.processes import started
 
+from clipdata_jax import __main__, cli, stopping
 from clipdata_jax.data import tars, uids
 from clipdata_jax.pipeline.samples import sample_uid
 
@@ -210,3 +211,24 @@ def test_what_killed_processes_began_is_finished_by_any_other_number(tmp_path, f
     for name in files:
         if name.name != "run.jsonl":
             assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("ends", "status", "waits"), [(0, 0, 1), (2, 2, 0), (RuntimeError("ours"), 1, 0)])
+def test_who_fails_does_not_wait_for_processes_that_wait_for_it(monkeypatch, capsys, ends, status, waits):
+    def command():
+        if isinstance(ends, Exception):
+            raise ends
+        return ends
+
+    def leave(status):
+        raise SystemExit(status)
+
+    waited = []
+    for name, function in (("watch", lambda: None), ("over", lambda: None), ("leave", leave)):
+        monkeypatch.setattr(stopping, name, function)
+    monkeypatch.setattr(cli, "main", command)
+    monkeypatch.setattr(__main__, "_leave_run", lambda: waited.append(1))
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert (end.value.code, len(waited)) == (status, waits)
+    assert ("RuntimeError: ours" in capsys.readouterr().err) == (status == 1)

@@ -101,8 +101,20 @@ def find(folder: str) -> dict[str, dict[str, Any]]:
     """All files in a folder and the folders in it: name relative to the folder -> what is known of it."""
     fs, inner = filesystem(folder)
     local = isinstance(fs, LocalFileSystem)
-    found = fs.find(inner, detail=True) if local else remote.find(folder, fs, inner)
+    found = dict(sorted(_find_here(fs, inner).items())) if local else remote.find(folder, fs, inner)
     return {name[len(inner) :].lstrip("/"): info for name, info in found.items()}
+
+
+def _find_here(fs: Any, folder: str) -> dict[str, dict[str, Any]]:
+    """`fs.find`, but a folder that can't be listed is no empty one: all that is done would be done again."""
+    found: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(FileNotFoundError):  # gone meanwhile, or never there
+        for entry in fs.ls(folder, detail=True):
+            if entry["type"] == "directory":
+                found |= _find_here(fs, entry["name"])
+            else:
+                found[entry["name"]] = entry
+    return found
 
 
 def exists(path: str) -> bool:

@@ -45,6 +45,8 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, path: str, fs: Any, inner: str) -> None:
         super().__init__()
         self._path, self._fs, self._inner = path, fs, inner
+        self._whole: BinaryIO | None = None  # `close` looks at it, whatever goes wrong below
+        self._unpinned = False
         info = look(path, fs, inner)
         if info is None:
             raise FileNotFoundError(path)
@@ -53,8 +55,6 @@ class RemoteFile(io.RawIOBase):
         if info["size"] is None:
             raise StorageError(f"{path}: the server doesn't tell its size; download it first")
         self.info, self._size, self._at = info, int(info["size"]), 0
-        self._unpinned = False
-        self._whole: BinaryIO | None = None
 
     def readable(self) -> bool:
         return True

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from clipdata_jax import config
+from clipdata_jax import config, stopping
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 
@@ -32,7 +32,7 @@ class Probe:
           InputError: the process ended without an answer.
         """
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), stopping.follow_parent)
         try:
             return self._pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:

@@ -66,10 +66,17 @@ class Run:
     checks: list[Check] = dataclasses.field(default_factory=list)
     inputs: list[Check] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
+    _named: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, kind: str, path: str, text: str) -> None:
         """Takes note of a problem."""
         self.problems.append(Problem(kind, path, text))
+
+    def names_first(self, name: str) -> bool:
+        """Whether no record of the run has named an input before."""
+        before = len(self._named)
+        self._named.add(name)
+        return len(self._named) > before
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -126,7 +133,6 @@ def _size_and_digest(entry: object) -> tuple[int, str | None]:
 
 def input_checks(run: Run, held: object, *, digests: bool) -> None:
     """Adds the checks of the inputs in a record: entries with name, bytes and digest, or names alone."""
-    known = {check.path for check in run.inputs}
     for entry in held if isinstance(held, list) else []:
         name = entry.get("name") if isinstance(entry, dict) else entry
         if not isinstance(name, str) or "\0" in name:
@@ -134,9 +140,8 @@ def input_checks(run: Run, held: object, *, digests: bool) -> None:
                 "damaged", run.path, f"its record of inputs holds {str(entry)[:60]!r}, expected a file's name"
             )
             continue
-        if name in known:
+        if not run.names_first(name):
             continue
-        known.add(name)
         size, digest = (entry.get("bytes"), entry.get("digest")) if isinstance(entry, dict) else (None, None)
         size = size if isinstance(size, int) else None
         run.inputs.append(

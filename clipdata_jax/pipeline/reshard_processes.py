@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
-import signal
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
+from clipdata_jax import stopping
 from clipdata_jax.data import threads, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import work
@@ -36,7 +33,7 @@ def write_all(units: Sequence[Unit], output: work.Output, processes: int) -> Ite
         # Copying, digests and waiting for the disk leave the interpreter to the next unit.
         yield from threads.in_order(lambda unit: unit.write(output), units, ahead=1)
         return
-    with tempfile.TemporaryDirectory(prefix="clipdata-reshard-") as scratch:
+    with stopping.scratch("clipdata-reshard-") as scratch:
         units[0].subset.save(scratch)
         none = Subset(np.empty(0, uids.DTYPE), np.empty(0, np.int64))
         bare = [dataclasses.replace(unit, subset=none) for unit in units]
@@ -56,18 +53,8 @@ _here: dict[str, tuple[Subset, work.Output]] = {}
 
 
 def _begin(scratch: str, output: work.Output) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach all processes: the first one stops the run, the others end their tar.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    stopping.follow_parent()
     _here["run"] = Subset.mapped(scratch), output
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # it was killed, and nobody takes the results
 
 
 def _write(unit: Unit) -> None:

@@ -7,13 +7,12 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
-import signal
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from clipdata_jax import stopping
 from clipdata_jax.errors import InputError
 
 # Processes begin where there are captions to keep them busy for some time, and take so many at once.
@@ -56,23 +55,9 @@ class Languages:
         if self._pool is None:
             # A fork would copy the locks of pyarrow's threads. They end when this object does.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._processes, context, _end_with_parent)
+            self._pool = ProcessPoolExecutor(self._processes, context, stopping.follow_parent)
         chunks = (captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK))
         return np.concatenate(list(self._pool.map(_are_english, itertools.repeat(self.path), chunks)))
-
-
-def _end_with_parent() -> None:
-    """Makes a process of the pool end when its parent does, however that ends, and not by the terminal's Ctrl-C."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _are_english(path: str, captions: np.ndarray) -> np.ndarray:

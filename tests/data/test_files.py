@@ -193,3 +193,19 @@ def test_a_lost_mount_is_no_corrupt_file(tmp_path, number, kind):
     files.write_bytes(str(tmp_path / "f"), b"1")
     with pytest.raises(kind, match="can't be read"), files.open_read(str(tmp_path / "f")):
         raise OSError(number, os.strerror(number))
+
+
+def test_a_folder_that_fails_is_no_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "part").write_bytes(b"123")
+    assert files.sizes(str(tmp_path)) == {"a/b/part": 3} and files.sizes(str(tmp_path / "none")) == {}
+
+    def scan(path):
+        if str(path).endswith("b"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(OSError, match="Stale"):
+        files.sizes(str(tmp_path))
