@@ -164,7 +164,7 @@ def open_write(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
 
     Args:
       path: the file, which takes the place of the one before it.
-      new: whether there must be none before it (locally; see `write_new`).
+      new: whether there must be none before it; local files only, see `write_new`.
 
     Raises:
       FileExistsError: there is one, and it was to be new.
@@ -240,13 +240,13 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def write_new(path: str, data: bytes) -> bool:
-    """Writes a small file whole if there is none; returns whether it did. Of several processes at once one does.
-
-    On an object store, which has no such thing in common with others, that is only nearly so.
+    """Writes a small file whole if there is none; whether it did. Of several processes at once one, see `put_new`.
 
     Raises:
       InputError: as `open_write`.
     """
+    if not is_local(path):
+        return remote_files.put_new(path, *filesystem(path), data)
     if exists(path):
         return False
     try:

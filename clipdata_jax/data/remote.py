@@ -26,7 +26,8 @@ _LISTING_SECONDS = 600
 _WEB = ("http", "https")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 _STATUS = ("status", "status_code", "code")
-_TRANSIENT_STATUS = {408, 425, 429}
+_TRANSIENT_STATUS = {408, 409, 425, 429}  # 409: two put one file at a time, under a condition
+_UNKNOWN_TO_STORE = (400, 501)
 _TRANSIENT_ERRNO = {errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
 # By name, so that no package of a store that isn't used must be there.
 _TRANSIENT = {
@@ -103,6 +104,7 @@ def call(
 
     Raises:
       FileNotFoundError: the store says that there is no such thing.
+      FileExistsError: it says that there is one, where there was to be none.
       InputError: it may not be had, or only with credentials.
       StorageError: the last attempt failed too, or failed in a way that doesn't pass.
     """
@@ -151,6 +153,11 @@ def _status(error: BaseException) -> int | None:
     return next((status for one in _chain(error) if (status := _status_of(one))), None)
 
 
+def is_unknown(error: StorageError) -> bool:
+    """Whether a store may have refused because it doesn't know what it was asked for."""
+    return _status(error) in _UNKNOWN_TO_STORE
+
+
 def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
@@ -163,7 +170,7 @@ def _passes(error: Exception) -> bool:
         if _names(one) & _TRANSIENT:
             return True
         if (status := _status_of(one)) is not None and status >= 400:
-            return status >= 500 or status in _TRANSIENT_STATUS
+            return (status >= 500 and status != 501) or status in _TRANSIENT_STATUS
     return getattr(error, "errno", None) in _TRANSIENT_ERRNO
 
 
@@ -174,6 +181,8 @@ def _refuse(path: str, error: Exception) -> None:
         raise error
     if status in (404, 410) or isinstance(error, FileNotFoundError):
         raise FileNotFoundError(path) from error
+    if status == 412 or isinstance(error, FileExistsError):
+        raise FileExistsError(path) from error
     if names & _NO_CREDENTIALS:
         raise InputError(
             f"{path}: no credentials for this store ({_told(error)}); set them, see the README"

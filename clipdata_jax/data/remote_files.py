@@ -7,6 +7,7 @@ a whole, and a file that changes while it is read is refused.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from clipdata_jax import stopping
-from clipdata_jax.data.remote import Short, call, is_web, limit, look, stamp
+from clipdata_jax.data.remote import Short, call, is_unknown, is_web, limit, look, stamp
 from clipdata_jax.errors import InputError, StorageError
 
 BLOCK = 8 << 20
@@ -185,17 +186,49 @@ def put(path: str, fs: Any, inner: str, local: str) -> None:
       InputError: nothing can be written there.
       StorageError: the store fails.
     """
-    if is_web(fs):
-        raise InputError(f"{path}: a web server can only be read; choose another place to write to")
     size = os.path.getsize(local)
     seconds = limit(size)
-    try:
+    with _refusals_told(path, fs):
         if size <= _WHOLE:
             with open(local, "rb") as file:
                 data = file.read()
             call(path, fs.pipe_file, inner, data, fs=fs, seconds=seconds)
         else:
             call(path, fs.put_file, local, inner, fs=fs, seconds=seconds)
+
+
+def put_new(path: str, fs: Any, inner: str, data: bytes) -> bool:
+    """Puts a small file if there is none; whether it did. Of several at once one does, where the store can see to it.
+
+    Where it can't, another may come between the look and the put. Where an answer is lost, all may be told that
+    somebody else did it.
+
+    Raises:
+      InputError: as `put`.
+      StorageError: the store fails.
+    """
+    with _refusals_told(path, fs):
+        if "mode" in inspect.signature(getattr(fs, "_pipe_file", fs.pipe_file)).parameters:
+            try:
+                call(path, fs.pipe_file, inner, data, mode="create", fs=fs, seconds=limit(len(data)))
+                return True
+            except FileExistsError:
+                return False
+            except StorageError as error:
+                if not is_unknown(error):
+                    raise
+        if look(path, fs, inner) is not None:
+            return False
+        call(path, fs.pipe_file, inner, data, fs=fs, seconds=limit(len(data)))
+        return True
+
+
+@contextlib.contextmanager
+def _refusals_told(path: str, fs: Any) -> Iterator[None]:
+    if is_web(fs):
+        raise InputError(f"{path}: a web server can only be read; choose another place to write to")
+    try:
+        yield
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such bucket; make it first, or check the path") from error
 

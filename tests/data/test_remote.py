@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 
 import numpy as np
@@ -208,3 +209,31 @@ def test_the_user_s_own_configuration_has_the_last_word(monkeypatch):
     monkeypatch.setitem(remote.fsspec.config.conf, "gs", {"token": "anon", "use_listings_cache": True})
     files.filesystem("gs://bucket/x")
     assert seen == {"token": "anon", "use_listings_cache": True}
+
+
+@pytest.mark.parametrize("place", ["s3://pool", "memory://pool"])
+@pytest.mark.parametrize("conditions", [True, False])
+def test_a_file_is_new_once(s3, place, conditions):
+    s3.conditions = conditions
+    path = f"{place}/new-{conditions}"
+    s3.seen.clear()
+    assert files.write_new(path, b"first") and not files.write_new(path, b"second")
+    if conditions and "s3" in place:  # one request each: nothing comes between a look and a put
+        assert s3.seen == {"PUT": 2}
+    assert files.read_bytes(path) == b"first"
+
+
+def test_a_store_without_the_option_is_looked_at_first(s3, monkeypatch):
+    fs = files.filesystem("s3://pool")[0]
+    put = fs._pipe_file
+
+    async def older(path, data, chunksize=1 << 20):
+        return await put(path, data, chunksize)
+
+    monkeypatch.setattr(fs, "_pipe_file", older)
+    assert files.write_new("s3://pool/older", b"first") and not files.write_new("s3://pool/older", b"second")
+    with pytest.raises(InputError, match="no such bucket"):
+        files.write_new("s3://nowhere/older", b"first")
+    s3.always = re.compile("PUT /pool/failing")
+    with pytest.raises(StorageError, match="failed 6 times"):
+        files.write_new("s3://pool/failing", b"first")

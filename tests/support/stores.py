@@ -28,6 +28,7 @@ class Faults:
         "500" and "503" answer so; "reset" resets the connection; "cut" ends the body before its length is reached;
         "short" sends half a body and calls it whole; "slow" sends it in pieces.
       always: requests (method and path) that match it get a 503 each time.
+      conditions: whether the store knows puts under a condition.
       seen: requests by method.
       read: GETs by path.
     """
@@ -40,6 +41,7 @@ class Faults:
         """No faults; nothing seen."""
         self.kinds: tuple[str, ...] = ()
         self.always: re.Pattern[str] | None = None
+        self.conditions = True
         self.seen: Counter[str] = Counter()
         self.read: Counter[str] = Counter()
         self.broken: Counter[str] = Counter()
@@ -47,8 +49,10 @@ class Faults:
 
     def __call__(self, environ: Environment, start_response: Callable) -> Iterable[bytes]:
         kind = self._kind(environ)
+        if environ.get("HTTP_IF_NONE_MATCH") and not self.conditions:
+            kind = "501"
         self.broken[kind] += bool(kind)
-        if kind in ("500", "503"):
+        if kind in ("500", "501", "503"):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response(f"{kind} Broken", [("Content-Length", "0")])
             return [b""]
