@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from typing import NoReturn
 
 from clipdata_jax import stopping
+
+_SECONDS = 5.0
 
 
 def main() -> NoReturn:
@@ -25,18 +28,20 @@ def main() -> NoReturn:
         status = 1
     # Left to Python, a signal in its last moments would end it with another status.
     stopping.over()
-    # Who failed doesn't wait for others that may be waiting for it: they end with it.
-    if not stopping.asked() and not status:
-        _leave_run()
+    if not stopping.asked():
+        # Others may be waiting for one that failed: they end with it, unless they fail alike, each with its sentence.
+        _leave_run(_SECONDS if status else None)
     stopping.leave(stopping.STATUS if stopping.asked() else status)
 
 
-def _leave_run() -> None:
-    """Waits for the other processes of a `jax.distributed` run."""
+def _leave_run(seconds: float | None) -> None:
+    """Waits for the other processes of a `jax.distributed` run, so long at most."""
     if "jax" in sys.modules:
         import jax
 
-        jax.distributed.shutdown()
+        waiting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        waiting.start()
+        waiting.join(seconds)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,24 @@ import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import CAPTIONS, make_checkpoint
 from support.pictures import jpeg, write_pairs
-from support.processes import started
 from support.tfds_pictures import prepare
 
 from clipdata_jax.data import sources
 
 ROOT = Path(__file__).parents[2]
+# Ends the process, without a word, where its second unit is to be written.
+KILLED = """
+import os, signal, sys
+from clipdata_jax import cli
+from clipdata_jax.pipeline import work
+complete = work.Output.complete
+def complete_or_die(self, *arguments, **named):
+    if os.path.exists(self.path("receipts")):
+        os.kill(os.getpid(), signal.SIGKILL)
+    complete(self, *arguments, **named)
+work.Output.complete = complete_or_die
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +168,12 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, small, clipda
     for tar in range(4):
         write_pairs(tmp_path / "pool" / f"{tar}.tar", range(40 * tar, 40 * tar + 40))
     flags = ("embed", "pool", "--model", small, "--batch-size", 2)
-    command = [sys.executable, "-m", "clipdata_jax.cli", *map(str, flags), "--out", "killed"]
+    command = [sys.executable, "-c", KILLED, *map(str, flags), "--out", "killed"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with started(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
-        while not list(tmp_path.glob("killed/receipts/*.json")) and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    killed = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = sorted(path.stem for path in (tmp_path / "killed" / "receipts").glob("*.json"))
     assert done and not (tmp_path / "killed" / "manifest.json").exists()
     kept = {name: (tmp_path / "killed" / f"{name}.npz").stat().st_mtime_ns for name in done}
