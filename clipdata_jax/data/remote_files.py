@@ -208,6 +208,8 @@ def put_new(path: str, fs: Any, inner: str, data: bytes) -> bool:
       StorageError: the store fails.
     """
     with _refusals_told(path, fs):
+        if look(path, fs, inner) is not None:  # often, and the file may be large
+            return False
         if "mode" in inspect.signature(getattr(fs, "_pipe_file", fs.pipe_file)).parameters:
             try:
                 call(path, fs.pipe_file, inner, data, mode="create", fs=fs, seconds=limit(len(data)))
@@ -217,8 +219,6 @@ def put_new(path: str, fs: Any, inner: str, data: bytes) -> bool:
             except StorageError as error:
                 if not is_unknown(error):
                     raise
-        if look(path, fs, inner) is not None:
-            return False
         call(path, fs.pipe_file, inner, data, fs=fs, seconds=limit(len(data)))
         return True
 

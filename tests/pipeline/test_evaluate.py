@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from support.checkpoints import make_checkpoint
+from support.verifying import check_verify
 
 from clipdata_jax import cli, models
 from clipdata_jax.config import Evaluate
@@ -63,6 +64,7 @@ def test_figures_of_the_demo_set_are_the_plain_counts(tmp_path, checkpoint, zero
     beside = json.loads((tmp_path / "figures.json.manifest.json").read_bytes())
     assert beside["model"] == models.checkpoint_digest(checkpoint)
     assert beside["figures"]["classification"] == found
+    check_verify(clipdata, tmp_path / "figures.json", tmp_path / "figures.json")
 
 
 def test_real_captions_and_folders_of_real_pictures(tmp_path, checkpoint, shared):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.verifying import check_verify
 
 from clipdata_jax import config
 from clipdata_jax.data import tables, tars, uids
@@ -94,6 +95,7 @@ def test_the_command_makes_a_page_and_a_manifest(pool, clipdata):
     assert RULE.replace(">", "&gt;") in html and "9.8.7" in html
     told = json.loads((pool / "page.html.manifest.json").read_bytes())
     assert told["command"] == "report" and "page.html" in told["outputs"]
+    check_verify(clipdata, Path("page.html"), Path("page.html"))
     counts = told["counts"]
     assert (counts["pairs"], counts["kept"], counts["null"]) == (120, 30, 1)
     assert counts["shown"] == counts["found_in_tars"] > 60

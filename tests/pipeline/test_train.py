@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from support.checkpoints import CAPTIONS
+from support.verifying import check_verify
 
 from clipdata_jax import cli, models
 from clipdata_jax.config import Train
@@ -92,6 +93,7 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, pool, tokenizer, clipdata
     for name in ["manifest.json", *(f"model/{file}" for file in os.listdir(tmp_path / "whole" / "model"))]:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
     check_model(tmp_path / "whole")
+    check_verify(clipdata, tmp_path / "killed", tmp_path / "killed" / "model" / "model.safetensors")
 
 
 def check_model(out):
