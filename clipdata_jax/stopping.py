@@ -9,13 +9,19 @@ And nothing, for a while, in code of jax, which C++ may have called.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
+import hashlib
 import os
+import re
 import select
 import shutil
 import signal
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -29,6 +35,9 @@ _LATER_SECONDS = 0.02
 _asked, _over = threading.Event(), threading.Event()
 _waits = iter(range(50))  # how often it is raised later, until it is raised anyway
 _OURS, _JAX = f"{os.path.dirname(__file__)}{os.sep}", f"{os.sep}jax{os.sep}"
+
+
+_SCRATCH = re.compile(r"clipdata-(?:[a-z]+-)?([0-9a-f]{8})-[^-]+")
 
 
 class Stopped(KeyboardInterrupt):
@@ -136,13 +145,61 @@ def over() -> None:
 
 @contextlib.contextmanager
 def scratch(prefix: str) -> Iterator[str]:
-    """A folder for what doesn't fit in memory, removed at the end; where, the environment's TMPDIR says."""
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
-        asides.add(folder)
-        try:
-            yield folder
-        finally:
-            asides.discard(folder)
+    """A folder for what doesn't fit in memory, removed at the end; where, the environment's TMPDIR says.
+
+    Those of processes that were killed go too. A folder is locked while its process lives, as `data.asides` has it.
+    """
+    sweep_scratch(tempfile.gettempdir())
+    folder, lock = _locked_folder(prefix)
+    asides.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+        asides.discard(folder)
+
+
+@functools.cache
+def kernel() -> str:
+    """What tells running kernels apart, 8 hex digits; without /proc every process is one of its own."""
+    try:
+        mark = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        mark = uuid.uuid4().bytes
+    return hashlib.sha256(mark).hexdigest()[:8]
+
+
+def _locked_folder(prefix: str) -> tuple[str, int]:
+    while True:
+        folder = tempfile.mkdtemp(prefix=f"{prefix}{kernel()}-")
+        lock = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(folder):
+            return folder, lock
+        os.close(lock)  # taken for one left behind before it was locked
+
+
+@functools.cache
+def sweep_scratch(place: str) -> None:
+    """Removes what processes that were killed left in a place for temporary folders; once in a process."""
+    with contextlib.suppress(OSError):  # somebody else's place
+        for entry in os.scandir(place):
+            match = _SCRATCH.fullmatch(entry.name)
+            # Locks tell nothing across machines.
+            if match and match[1] == kernel() and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):  # gone, or somebody else's
+                    _remove_if_left(entry.path)
+
+
+def _remove_if_left(folder: str) -> None:
+    lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 @contextlib.contextmanager

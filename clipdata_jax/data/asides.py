@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import hashlib
 import os
 import re
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from clipdata_jax import stopping
@@ -64,17 +61,7 @@ def _take_new_name(aside: str, path: str) -> None:
 def _name(path: str) -> str:
     folder, name = os.path.split(path)
     # Containers that share a volume may share a process id too.
-    return os.path.join(folder, f".{name}.{_kernel()}-{uuid.uuid4().hex}.tmp")
-
-
-@functools.cache
-def _kernel() -> str:
-    """What tells running kernels apart, 8 hex digits; without /proc every process is one of its own."""
-    try:
-        mark = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:
-        mark = uuid.uuid4().bytes
-    return hashlib.sha256(mark).hexdigest()[:8]
+    return os.path.join(folder, f".{name}.{stopping.kernel()}-{uuid.uuid4().hex}.tmp")
 
 
 def _open_locked(aside: str) -> BinaryIO:
@@ -100,7 +87,7 @@ def sweep(folder: str, beginning: str = "", *, deep: bool = True) -> None:
             match = _NAME.fullmatch(name) if name.startswith(f".{beginning}") else None
             if match is not None:
                 with contextlib.suppress(OSError):  # gone, or somebody else's
-                    _remove_if_left(os.path.join(place, name), match[1] == _kernel())
+                    _remove_if_left(os.path.join(place, name), match[1] == stopping.kernel())
         if not deep:
             inside.clear()
 

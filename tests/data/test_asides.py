@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
+from clipdata_jax import stopping
 from clipdata_jax.data import asides, files
 
 WRITER = """
@@ -86,3 +88,46 @@ def test_a_writer_whose_file_was_taken_for_left_behind_begins_anew(tmp_path, mon
     with pytest.raises(ValueError, match="stop"), files.open_write(str(tmp_path / "b")):
         raise ValueError("stop")
     assert os.listdir(tmp_path) == ["a"]
+
+
+SCRATCH = """
+import os, signal
+from clipdata_jax import stopping
+with stopping.scratch("clipdata-select-") as folder:
+    open(os.path.join(folder, "run"), "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_scratch_folders_of_killed_processes_go_at_the_next_start(tmp_path, monkeypatch):
+    others = ["clipdata-pool", f"clipdata-{'0' * 8}-mine", "else"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with stopping.scratch("clipdata-") as alive:
+        subprocess.run(
+            [sys.executable, "-c", SCRATCH],
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            timeout=60,
+            check=False,
+        )
+        assert len(os.listdir(tmp_path)) == len(others) + 2
+        stopping.sweep_scratch.cache_clear()  # the next start
+        with stopping.scratch("clipdata-uids-") as next_one:
+            assert {*os.listdir(tmp_path)} == {*others, *map(os.path.basename, (alive, next_one))}
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+
+
+def test_a_scratch_folder_that_was_swept_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock, swept = stopping.fcntl.flock, []
+
+    def first_swept(file, how):
+        if not swept:
+            swept.extend(os.listdir(tmp_path))
+            os.rmdir(tmp_path / swept[0])
+        lock(file, how)
+
+    monkeypatch.setattr(stopping.fcntl, "flock", first_swept)
+    with stopping.scratch("clipdata-") as folder:
+        assert swept and os.listdir(tmp_path) == [os.path.basename(folder)] != swept
