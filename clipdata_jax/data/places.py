@@ -128,10 +128,7 @@ def size(path: str) -> int:
     Raises:
       InputError: there is no such file.
     """
-    there = info(path)
-    if there is None:
-        raise InputError(f"{path}: no such file; check the path")
-    return int(there["size"] or 0)
+    return int(_found(path)["size"] or 0)
 
 
 def stamp(path: str) -> str:
@@ -140,10 +137,14 @@ def stamp(path: str) -> str:
     Raises:
       InputError: there is no such file.
     """
+    return remote.stamp(_found(path))
+
+
+def _found(path: str) -> dict[str, Any]:
     there = info(path)
     if there is None:
         raise InputError(f"{path}: no such file; check the path")
-    return remote.stamp(there)
+    return there
 
 
 def stamps(folder: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from clipdata_jax import stopping
 from clipdata_jax.config import Score
 from clipdata_jax.data import files, tables, uids
 from clipdata_jax.data.pool import Shard
@@ -182,7 +182,7 @@ def _write_seconds(columns: int) -> float:
 
     def write() -> None:
         uids.sort_unique(uid)
-        with tempfile.TemporaryDirectory() as folder:
+        with stopping.scratch("clipdata-plan-") as folder:
             path = str(Path(folder) / "part.parquet")
             files.write_bytes(path, tables.part_bytes(uid, scores))
             files.digest(path)

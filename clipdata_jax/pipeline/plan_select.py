@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 
+from clipdata_jax import stopping
 from clipdata_jax.config import Reshard, Select
 from clipdata_jax.data import files, joined, sources, tables, tars, uids
 from clipdata_jax.pipeline import plan_embed
@@ -101,7 +101,7 @@ def _copy_seconds(path: str, written: float) -> dict[str, float]:
     with files.open_read(path) as file:
         data = file.read(_SAMPLE)
     read = (time.monotonic() - start) / max(len(data), 1)
-    with tempfile.TemporaryDirectory() as folder:
+    with stopping.scratch("clipdata-plan-") as folder:
         start = time.monotonic()
         files.write_bytes(files.join(folder, "sample"), data)
         write = (time.monotonic() - start) / max(len(data), 1)

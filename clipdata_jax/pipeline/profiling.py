@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any
 
+from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 
 
@@ -17,14 +18,17 @@ class Profiler:
       steps: how many are traced.
 
     Raises:
-      InputError: the folder can't be made.
+      InputError: the folder can't be made, or is not local.
     """
 
     def __init__(self, folder: str | None, steps: int) -> None:
         self._folder, self._steps, self._begun, self._running = folder, steps, 0, False
+        if folder is None:
+            return
+        if not files.is_local(folder):
+            raise InputError(f"--profile {folder}: is not local; name a local folder")
         try:
-            if folder is not None:
-                os.makedirs(folder, exist_ok=True)
+            os.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"--profile {folder}: can't be made ({(error.strerror or '').lower()}); name a local folder"

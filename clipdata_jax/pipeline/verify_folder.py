@@ -190,6 +190,8 @@ def _find_foreign(
             continue
         base = name.rpartition("/")[2]
         left = base.startswith(".") and base.endswith(".tmp")
+        if left and undone:  # perhaps just being written; who goes on with the run removes what is not
+            continue
         text = "was left by a process that was killed; delete it" if left else "no receipt knows it"
         run.add("foreign", files.join(run.path, name), text)
 

@@ -272,7 +272,8 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
     elif found:
         raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
     files.sweep(folder)
-    files.write_bytes(path, content)
+    if runs.PLAN not in found:
+        files.write_bytes(path, content)
     return Output(folder, tuple(units), was_finished=manifest.NAME in found)
 
 

@@ -15,7 +15,8 @@ from support.pools import cut_short, edit_npz, make_pool, unit_rows
 
 from clipdata_jax.data import pool as pools
 from clipdata_jax.data import tables, uids
-from clipdata_jax.pipeline import groups
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import groups, profiling
 
 SMALL = ("--batch-size", 40, "--repeats", 3, "--group", 2)
 
@@ -126,6 +127,8 @@ def test_every_unit_has_a_line_of_times_and_a_trace_changes_nothing(tmp_path, po
         assert all(line[f"{name}_seconds"] >= 0 for name in ("read", "wait", "compute", "write"))
         assert line["rows_per_second"] > 0 and line["resident_bytes"] > 1e6
     assert clipdata("score", "pool", "--out", "out", *flags).returncode == 0  # the same run, traced or not
+    with pytest.raises(InputError, match="--profile memory://trace: is not local"):
+        profiling.Profiler("memory://trace", steps=1)
 
 
 def test_a_mended_or_changed_input_is_scored_again(tmp_path, pool, clipdata):
