@@ -20,6 +20,7 @@ from clipdata_jax import stopping
 
 _NAME = re.compile(r"\..+\.([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
 _SILENT_SECONDS = 3600.0
+_BUFFER = 1 << 20  # many small writes cost as much as the bytes
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def _name(path: str) -> str:
 
 def _open_locked(aside: str) -> BinaryIO:
     while True:
-        file = open(aside, "x+b")  # noqa: SIM115  the caller closes it
+        file = open(aside, "x+b", _BUFFER)  # noqa: SIM115  the caller closes it
         with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.path.exists(aside):

@@ -156,11 +156,12 @@ def _plain_index(tar: Bytes) -> Index | None:
     sizes: list[int] = []
     jsons: dict[int, bytes] = {}
     at = start = near = 0
-    page = b""
+    last, page = -1, b""
     while True:
         # A sample's headers, caption and `.json` lie next to each other: one call for all.
-        if not near <= at <= near + len(page) - _BLOCK:
+        if at > last:
             page, near = tar[at : at + _NEAR], at
+            last = near + len(page) - _BLOCK
         place = at - near
         head = page[place : place + _BLOCK]
         if head == _ZEROS:

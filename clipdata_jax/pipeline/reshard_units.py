@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, BinaryIO
@@ -18,6 +20,8 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, samples, telemetry, work
 
 _ARRAYS = ("uids.npy", "times.npy", "high.npy")
+# Looking through headers holds the interpreter: one thread at a time, so that the others write meanwhile.
+_TURN = threading.Lock()
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9a-fA-F]{32})"')
 
 
@@ -114,7 +118,7 @@ class Unit:
             manifest.file_entry(path) if self.options.digests else {"name": path, "bytes": files.size(path)}
         )
         try:
-            with tar_index.opened(path) as tar:
+            with tar_index.opened(path) as tar, _TURN if files.is_local(path) else contextlib.nullcontext():
                 return self._choose_among(path, tar, {"input": entry})
         except InputError as error:
             if self.options.on_bad == "stop":
