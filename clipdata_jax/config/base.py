@@ -36,6 +36,12 @@ def require_positive(options: object, *names: str) -> None:
             require(value >= 1, name, value, "a whole number of at least 1")
 
 
+def require_temperature(t: float) -> None:
+    """Raises InputError unless t is a temperature of CLIP: the logit scale itself, 100, would score nonsense."""
+    expected = "a number above 0 and at most 1: 1/exp(logit scale) (OpenAI's CLIP models: 0.01)"
+    require(0 < t <= 1, "temperature", t, expected)
+
+
 def as_tuple(value: object) -> tuple:
     return value if isinstance(value, tuple) else (value,)
 

@@ -78,4 +78,8 @@ class Embed:
 
 def _split_tag(text: str) -> tuple[str, str]:
     tag, sign, folder = text.partition("=")
-    return (tag, folder) if sign and IDENTIFIER.fullmatch(tag) and folder else ("clip", text)
+    if sign and folder and "/" not in tag:
+        expected = "TAG=FOLDER with a plain word as TAG (letters, digits and _; ./a=b for a folder a=b)"
+        require(bool(IDENTIFIER.fullmatch(tag)), "model", text, expected)
+        return tag, folder
+    return "clip", text

@@ -123,6 +123,9 @@ class Filter:
 
     def _check_score(self) -> None:
         if self.preset not in _BY_SCORE:
+            if self.by_image:
+                named = f"nothing with --preset {self.preset}: --tag names the model of its embeddings"
+                require(self.arch is None, "arch", self.arch, named)
             return self._refuse("arch", "fraction", "threshold")
         require(bool(self.arch), "arch", self.arch, f"b32 or l14 with --preset {self.preset}")
         one = (self.fraction is None) != (self.threshold is None)

@@ -18,6 +18,7 @@ from clipdata_jax.config.base import (
     as_tuple,
     require,
     require_positive,
+    require_temperature,
     split_assignment,
 )
 from clipdata_jax.errors import InputError
@@ -56,8 +57,7 @@ class NegClipLoss:
             require(bool(values), flag, values, "at least one number")
         require(len(set(sizes)) == len(sizes), "batch_size", self.batch_size, "each size once")
         for t in temperatures:
-            good = math.isfinite(t) and t > 0
-            require(good, "temperature", t, "a number above 0 (OpenAI's CLIP models: 0.01)")
+            require_temperature(t)
         named = {in_thousandths(t) for t in temperatures}
         require(len(named) == len(temperatures), "temperature", self.temperature, "each temperature once")
         require(self.division in get_args(Division), "division", self.division, '"group" or "shard"')

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Annotated
 
 import tyro
 
-from clipdata_jax.config.base import File, Folder, OnBad, require, require_positive, require_some
+from clipdata_jax.config.base import (
+    File,
+    Folder,
+    OnBad,
+    require,
+    require_positive,
+    require_some,
+    require_temperature,
+)
 from clipdata_jax.config.scoring import MOST_RATIO
 
 _Sizes = Annotated[
@@ -62,8 +69,7 @@ class Sensitivity:
         require(0 < self.fraction < 1, "fraction", self.fraction, "a share above 0 and below 1")
         require(0 <= self.tolerance <= 1, "tolerance", self.tolerance, "a share between 0 and 1")
         for t in self.temperature:
-            good = math.isfinite(t) and t > 0
-            require(good, "temperature", t, "a number above 0 (OpenAI's CLIP models: 0.01)")
+            require_temperature(t)
         if self.batch_size:
             fits = max(self.batch_size) <= MOST_RATIO * min(self.batch_size)
             require(fits, "batch_size", self.batch_size, f"sizes within a factor of {MOST_RATIO}")

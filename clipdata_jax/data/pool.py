@@ -90,9 +90,9 @@ def open_pool(
         return _open_clip_retrieval(folder, on_bad, rows or {})
     metadata = {_stem(path): path for path in files.list_folder(folder, ".parquet")}
     arrays = {_stem(path): path for path in files.list_folder(folder, ".npz")}
+    if not arrays and files.list_folder(folder, ".tar"):
+        raise InputError(f"{folder}: holds tars, not embeddings; run `clipdata embed {folder} ...` first")
     if not metadata and not arrays:
-        if files.list_folder(folder, ".tar"):
-            raise InputError(f"{folder}: holds tars, not embeddings; run `clipdata embed {folder} ...` first")
         raise InputError(
             f"{folder}: the pool is empty; expected metadata shards, name.parquet beside name.npz, or"
             " clip-retrieval's folders img_emb, text_emb and metadata"

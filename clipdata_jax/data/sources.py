@@ -170,8 +170,8 @@ def find_sources(
             opened = caption_tables.open_table(table, *columns, need_caption=not images_only)
             found.append((table, _cut(opened)))
             facts.append(opened.facts())
-        elif images_only and files.is_folder(path) and not files.list_folder(path, ".tar"):
-            pictures, fact = _pictures(path.rstrip("/"))
+        elif files.is_folder(path) and not files.list_folder(path, ".tar"):
+            pictures, fact = _pictures(path.rstrip("/"), images_only)
             found.append((path.rstrip("/"), pictures))
             facts.append(fact)
         else:
@@ -210,7 +210,7 @@ def _table_of(path: str) -> str | None:
     return inside[0] if inside else None
 
 
-def _pictures(folder: str) -> tuple[list[Source], dict[str, Any]]:
+def _pictures(folder: str, images_only: bool) -> tuple[list[Source], dict[str, Any]]:
     runs.check_finished(folder)
     names = [
         path[len(folder) :].lstrip("/")
@@ -218,6 +218,9 @@ def _pictures(folder: str) -> tuple[list[Source], dict[str, Any]]:
         if path.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS
         and not path.rpartition("/")[2].startswith(".")
     ]
+    if not images_only:
+        hint = "; --images-only embeds the pictures in it, without captions" if names else ""
+        raise InputError(f"{folder}: the folder holds no .tar file; expected webdataset tars{hint}")
     if not names:
         endings = ", .".join(tars.IMAGE_EXTENSIONS)
         raise InputError(f"{folder}: the folder holds neither .tar files nor pictures (.{endings})")

@@ -215,6 +215,12 @@ def read_multiset(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(path: str) -> np.ndarray:
+    if path.endswith((".parquet", ".txt")):
+        files.size(path)  # a missing file is told as such
+        npy = f"{path.rpartition('.')[0]}.npy"
+        raise InputError(
+            f"{path}: expected a .npy file of uids; `clipdata uids convert {path} --out {npy}` makes one"
+        )
     uids = arrays.read_npy(path, "of uids")
     if uids.ndim != 1 or uids.dtype != DTYPE:
         raise InputError(f"{path}: holds {uids.dtype}, expected uids of dtype u8,u8 in one dimension")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import textwrap
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,12 +102,11 @@ def _download(name: str) -> Path:
                 if any(folder.glob(f"{stem}*.safetensors")):
                     return folder
     except Exception as error:  # the hub's client raises its own, its transport's and the system's errors
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 120, placeholder=" ...")
         raise InputError(
             f"{name} is no folder here and can't be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}); make a folder of {CONFIG}, {WEIGHTS} and {PREPROCESSOR} (or "
-            f"{OPEN_CLIP_CONFIG} and {OPEN_CLIP_WEIGHTS}) and {TOKENIZER} (or {VOCABULARY} and {MERGES}; for "
-            f"SigLIP {TOKENIZER_CONFIG} and {SENTENCES} too), and give its path"
+            f"({type(error).__name__}: {reason}); check the name and the network, or "
+            f"make a folder of {CONFIG}, {WEIGHTS} and the tokenizer's files, and give its path"
         ) from error
     if not any((folder / config).is_file() for config in (CONFIG, OPEN_CLIP_CONFIG)):
         return folder  # a tokenizer alone, perhaps

@@ -69,7 +69,10 @@ def run(options: Embed) -> dict[str, Any] | None:
     finish = functools.partial(targets.finish, options.out, output, plan) if single else output.finish
     result = finish(embed_summary.summarise, share)
     if result is not None:
-        embed_summary.tell(result, options)
+        if output.was_finished and not todo:
+            print(f"Already complete: {options.out}")
+        else:
+            embed_summary.tell(result, options)
     return result
 
 

@@ -163,7 +163,10 @@ def disk_free(out: str) -> int | None:
 
 def idle_note(processes: int, units: int) -> tuple[str, ...]:
     """A word on processes that have nothing to do, if there are such."""
-    return (f"only {units:,} of {processes:,} processes have a unit to work on",) if processes > units else ()
+    has = "has" if units == 1 else "have"
+    return (
+        (f"only {units:,} of {processes:,} processes {has} a unit to work on",) if processes > units else ()
+    )
 
 
 def size_text(size: float) -> str:

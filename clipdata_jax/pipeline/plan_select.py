@@ -80,12 +80,14 @@ def reshard(options: Reshard, machine: Machine, selected: int | None) -> Estimat
     share = 1.0 if selected is None else min(1.0, selected / max(rows, 1))
     kept = round(rows * share)
     written = round(whole * share) + _UID * kept
-    count = "all, for the subset isn't there yet" if selected is None else f"about {kept:,}"
+    to_write = (
+        "all to write, for the subset isn't there yet" if selected is None else f"about {kept:,} to write"
+    )
     seconds = _copy_seconds(units[0].path, written / machine.processes) if machine.calibrate else None
     return Estimate(
         command="reshard",
         rows=rows,
-        work=f"about {counted(rows, 'sample')}, {counted(len(units), 'tar')}; {count} to write",
+        work=f"about {counted(rows, 'sample')}, {counted(len(units), 'tar')}; {to_write}",
         read=round(whole * share) + 512 * 4 * rows,
         written=written,
         out=options.out,

@@ -14,14 +14,17 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e\n\t]")
 
 
 def bar(*, total: int, unit: str, name: str) -> Any:
-    """A tqdm bar with rate and time left, to `update(n)`; a log file gets a line every ten seconds."""
+    """A tqdm bar with rate and time left, to `update(n)`; a log file gets a line every ten seconds.
+
+    Where nothing is left to do, none is shown.
+    """
     import tqdm as tqdms
 
     notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
     tqdm = importlib.import_module("tqdm.notebook").tqdm if notebook else tqdms.tqdm
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     shown = {} if live else {"file": _Lines(), "mininterval": 10.0, "ncols": 100}
-    return tqdm(total=total, unit=unit, unit_scale=True, desc=name, leave=True, **shown)
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=name, leave=True, disable=not total, **shown)
 
 
 class _Lines:

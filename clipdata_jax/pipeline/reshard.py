@@ -85,7 +85,10 @@ def run(options: config.Reshard) -> Summary | None:
     if content is None:
         return None
     summary = Summary(**{field.name: content[field.name] for field in dataclasses.fields(Summary)})
-    print(_text(summary, f"{summary.written:,} tars written: {options.out}"))
+    if output.was_finished and not remaining:
+        print(f"Already complete: {options.out}")
+    else:
+        print(_text(summary, f"{progress.counted(summary.written, 'tar')} written: {options.out}"))
     if summary.missing == summary.selected:
         raise InputError(
             f"none of the {summary.selected:,} selected uids is in the tars: a uid is the one in a sample's .json or,"
@@ -164,7 +167,9 @@ def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], wri
 
 
 def _text(summary: Summary, written: str) -> str:
-    lines = [f"kept {summary.kept:,} of {summary.samples:,} samples in {summary.tars:,} tars; {written}"]
+    lines = [
+        f"kept {summary.kept:,} of {summary.samples:,} samples in {progress.counted(summary.tars, 'tar')}; {written}"
+    ]
     if summary.copies:
         lines.append(f"{summary.copies:,} of these are copies: the subset holds their uids more than once")
     if summary.repeated:
@@ -179,7 +184,8 @@ def _text(summary: Summary, written: str) -> str:
     reasons += [f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in summary.skipped_samples]
     if reasons:
         lines.append(
-            f"skipped {len(summary.skipped_tars):,} tars and {len(summary.skipped_samples):,} samples, listed in"
+            f"skipped {progress.counted(len(summary.skipped_tars), 'tar')} and"
+            f" {progress.counted(len(summary.skipped_samples), 'sample')}, listed in"
             f" {manifest.NAME}; the first: {reasons[0]}"
         )
     return "\n".join(lines)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -76,11 +77,15 @@ def run(options: Score) -> dict[str, Any] | None:
         groups=_describe_groups(units, options.neg_clip_loss),
     )
     output = work.open_output(options.out, plan=plan, units=list(by_name))
-    _score_units(output, share, by_name, pool, tag, options, makers)
+    todo = output.remaining(share)
+    _score_units(output, share, by_name, todo, pool, tag, options, makers)
     _check_all_bad_rows(output, pool, options)
     result = output.finish(_summarise, share)
     if result is not None:
-        _print_summary(result, options)
+        if not todo and output.was_finished:
+            print(f"Already complete: {options.out}")
+        else:
+            _print_summary(result, options, made_by.get("temperature"))
     return result
 
 
@@ -105,15 +110,15 @@ def _score_units(
     output: work.Output,
     share: parallel.Share,
     by_name: dict[str, tuple[Shard, ...]],
+    todo: list[str],
     pool: Pool,
     tag: str,
     options: Score,
     makers: list[Columns],
 ) -> None:
-    """Scores this process's units that are not done yet."""
+    """Scores the units to do, this process's that are not done yet."""
     rows = {name: sum(shard.rows for shard in unit) for name, unit in by_name.items()}
     first_rows = dict(zip(rows, np.cumsum([0, *rows.values()]).tolist(), strict=False))
-    todo = output.remaining(share)
     dim = score_inputs.dimension(pool, tag)
     bad_rows = sum(_count_bad(receipt["facts"]) for receipt in output.receipts().values())
     queue = ((by_name[name], first_rows[name]) for name in todo)
@@ -236,11 +241,18 @@ def _describe_size(size: dict[str, Any], rows: int) -> str:
     return f"{batches} of {size['effective'][1]:,} pairs{told}"
 
 
-def _print_summary(result: dict[str, Any], options: Score) -> None:
+def _other_temperature(given: Sequence[float], stated: object) -> str:
+    """A word where the embeddings' manifest says another temperature than was given."""
+    other = isinstance(stated, float) and not any(math.isclose(t, stated, rel_tol=1e-3) for t in given)
+    return f" (the embeddings' manifest says {stated:.4g})" if other else ""
+
+
+def _print_summary(result: dict[str, Any], options: Score, stated: object) -> None:
     masked = {reason: count for reason, count in result["masked"].items() if count}
     temperatures = np.atleast_1d(result["temperature"]).tolist()
     assumed = " (assumed: the embeddings name none; --temperature sets it)"
     told = " and ".join(f"{t:.4g}" for t in temperatures)
+    told += _other_temperature(temperatures, stated)
     lines = [
         f"Scored {progress.counted(result['rows'], 'pair')} at temperature{'s' if len(temperatures) > 1 else ''} {told}"
         f"{assumed if result['temperature_from'] == 'assumed' else ''}, in"

@@ -135,8 +135,9 @@ def as_text(result: Result) -> str:
                     percent(figures.overlap_clip_score),
                 ]
             )
+    of_all = "" if result.sampled == result.pairs else f" sampled from {result.pairs:,}"
     lines = [
-        f"The top {result.options.fraction:g} of {result.sampled:,} of {result.pairs:,} pairs, varied about"
+        f"The top {result.options.fraction:g} of {result.sampled:,} pairs{of_all}, varied about"
         f" {_describe(plan.base)} (*); finest: {_describe(plan.finest)}",
         "",
         progress.table(rows),

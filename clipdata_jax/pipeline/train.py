@@ -271,5 +271,6 @@ def _print_summary(result: dict[str, Any], output: work.Output) -> None:
             *(f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in result["skipped_samples"]),
         ][0]
         print(
-            f"Skipped {skipped[1]} tars and {skipped[0]} samples, listed in {manifest.NAME}; the first: {first}"
+            f"Skipped {progress.counted(skipped[1], 'tar')} and {progress.counted(skipped[0], 'sample')}, listed in"
+            f" {manifest.NAME}; the first: {first}"
         )

@@ -155,8 +155,9 @@ def _findings(source: Source, pool: Source | None, multiset: bool) -> Iterator[s
 def _text(options: config.Uids, summary: Summary) -> str:
     lines = [_file_text(one, options.multiset) for one in summary.files]
     written = summary.written or 0
-    word = "copy" if options.operation == "convert" else options.operation
-    lines.append(f"{word}: {counted(written, 'uid')}{_share(options, summary)}: {options.out}")
+    lines.append(f"{options.operation}: {counted(written, 'uid')}{_share(options, summary)}: {options.out}")
+    if not written:
+        lines.append("No uid is left: the file is there, and empty")
     return "\n".join(lines)
 
 

@@ -164,9 +164,9 @@ class _Parser:
 
     def comparison(self, node: ast.Compare) -> Rule:
         sides = [node.left, *node.comparators]
-        if any(
-            isinstance(side, ast.BinOp | ast.Call | ast.Compare) and not _is_value(side) for side in sides
-        ):
+        if any(isinstance(side, ast.Call) and not _is_value(side) for side in sides):
+            self.fault(node, "a rule can't be compared; did you mean >>?")
+        if any(isinstance(side, ast.BinOp | ast.Compare) and not _is_value(side) for side in sides):
             self.fault(node, "comparisons stand in parentheses: (clip_score >= 0.25) & top(norm_sim_2, 0.3)")
         if len(sides) > 2:
             self.fault(node, "one comparison at a time: (0.2 <= clip_score) & (clip_score <= 0.3)")

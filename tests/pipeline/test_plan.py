@@ -163,7 +163,7 @@ def test_what_waits_is_noted(pool, capsys):
     )
     text = capsys.readouterr().out
     assert "|B| is more than the pool's 790 pairs, which make one batch" in text
-    assert "only 1 of 9 processes have a unit to work on" in text
+    assert "only 1 of 9 processes has a unit to work on" in text
     assert "a unit has 1 group for 4 devices, the others wait" in text
 
 
@@ -191,7 +191,8 @@ def test_a_config_is_planned_whole_with_times(whole, clipdata, monkeypatch):
     blocks = dict(block.split("\n", 1) for block in done.stdout.strip().split("\n\n") if "\n" in block)
     assert list(blocks) == ["embed", "score", "reshard"]
     assert (
-        "about 12 pairs, 2 units" in blocks["embed"] and "12 samples, 2 tars; all, for" in blocks["reshard"]
+        "about 12 pairs, 2 units" in blocks["embed"]
+        and "12 samples, 2 tars; all to write, for" in blocks["reshard"]
     )
     assert "select: takes 790 rows that score still has to write to scores" in done.stdout
     for name, parts in (

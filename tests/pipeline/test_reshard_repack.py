@@ -109,7 +109,7 @@ def test_a_tar_that_is_skipped_leaves_its_unit_the_others(tmp_path, pool, clipda
     assert numbers_in(tmp_path / "out/00000_00001.tar") == [8, 20, 22, 24]
     found, skipped = done.stdout.splitlines()[-2:]
     assert found.startswith("found 30 of 35 selected uids (85.71 %); 5 are in no tar, e.g. ")
-    assert done.returncode == 0 and skipped.startswith("skipped 1 tars and 0 samples")
+    assert done.returncode == 0 and skipped.startswith("skipped 1 tar and 0 samples")
 
 
 def test_uids_that_a_subset_repeats_are_written_as_often(tmp_path, pool, clipdata):

@@ -109,6 +109,7 @@ def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
         (["--tag", "l14"], "no embeddings tagged 'l14'; name one with --tag: b32"),
         (["--temperature", "0"], "--temperature is 0.0, expected a number above 0"),
         (["--temperature", "nan"], "--temperature is nan"),
+        (["--temperature", "100"], "--temperature is 100.0, expected a number above 0 and at most 1: 1/exp"),
         (["--temperature", "0.01", "-1"], "--temperature is -1.0, expected a number above 0"),
         (["--temperature", "0.01", "0.01"], "expected each temperature once"),
         (["--repeats", "0"], "--repeats is 0"),

@@ -131,7 +131,7 @@ def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, cap
     (skipped,) = made["skipped_samples"]
     assert skipped["key"] == samples[spoilt].key and "not a picture" in skipped["reason"]
     assert len(made["skipped_tars"]) == 1 and "00001.tar: damaged" in made["skipped_tars"][0]
-    assert "Skipped 1 tars and 1 samples" in capsys.readouterr().out
+    assert "Skipped 1 tar and 1 sample" in capsys.readouterr().out
     # The same run again only says so; another one is refused and leaves everything as it is.
     before = (tmp_path / "out" / "manifest.json").read_bytes()
     assert train.run(options) == made

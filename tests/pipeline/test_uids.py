@@ -89,7 +89,7 @@ def test_forms_turn_into_each_other_and_back(tmp_path, clipdata):
         halves = ["--halves"] if target.startswith("halves") else []
         done = clipdata("uids", "convert", source, "--multiset", "--out", target, *halves)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == f"copy: 300 uids: {target}"
+        assert done.stdout.splitlines()[-1] == f"convert: 300 uids: {target}"
     assert np.load(tmp_path / "back.npy").tolist() == sorted(THEIRS.tolist())
     assert clipdata("uids", "convert", "t.txt", "--out", "set.npy").returncode == 0
     assert np.load(tmp_path / "set.npy").tolist() == POOL[100:300].tolist()
@@ -183,6 +183,7 @@ def test_wrong_options(tmp_path, clipdata, arguments, words):
 def test_empty_files_are_sets_too(tmp_path, clipdata):
     np.save(tmp_path / "empty.npy", MINE[:0])
     for name, count in (("union", 200), ("minus", 0), ("intersect", 0)):
-        assert clipdata("uids", name, "empty.npy", "mine.npy", "--out", f"{name}.npy").returncode == 0
+        done = clipdata("uids", name, "empty.npy", "mine.npy", "--out", f"{name}.npy")
+        assert done.returncode == 0 and ("No uid is left" in done.stdout) == (not count)
         assert len(np.load(tmp_path / f"{name}.npy")) == count
     assert "- " in clipdata("uids", "stats", "empty.npy", "mine.npy").stdout

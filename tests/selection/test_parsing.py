@@ -65,6 +65,7 @@ CASES = [
     ("sample(a, 0.2, sed=1)", "1", "only temperature=, seed="),
     ("a >= 0.2 & top(b, 0.2)", "a >= 0.2 & top(b, 0.2)", "comparisons stand in parentheses"),
     ("0.2 <= a <= 0.3", "0.2 <= a <= 0.3", "one comparison at a time"),
+    ("top(a, 0.3) > top(b, 0.2)", "top(a, 0.3) > top(b, 0.2)", "did you mean >>?"),
     ("(1 < 2)", "1 < 2", "one side of a comparison must be a column"),
     ("(a in b)", "a in b", "compared by"),
     ("uids(a)", "uids(a)", "in quotes"),
