@@ -34,11 +34,11 @@ from clipdata_jax.__main__ import main
 main()
 """
 IN_A_THREAD = """
-from clipdata_jax.data import tar_index
+from clipdata_jax.data import tar_copy
 def write(file, chosen):
     file.write(b"half")
     pause()
-tar_index.write_samples = write
+tar_copy.write_samples = write
 """
 IN_ITS_LAST_FILE = """
 link = os.link

@@ -1,4 +1,4 @@
-"""Where the samples of a tar lie, and tars made of such samples: copied block by block, headers and all.
+"""Where the samples of a tar lie.
 
 What decides which samples are wanted is their headers and `.json`s; the rest of a tar is not read until it is copied.
 """
@@ -8,18 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from clipdata_jax.data import files, tars
-from clipdata_jax.errors import InputError
 
-_BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
+_BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
-_PIECE = 1 << 20
+PIECE = 1 << 20
 _NEAR = 4096  # bytes, a page
 _HEADS = 512  # headers checked at a time: they fit into a core's cache
 _JSON = b".json\0"
@@ -39,8 +37,9 @@ class Bytes:
     def __init__(self, path: str, file: BinaryIO) -> None:
         """Takes a file that is open for reading."""
         self.path, self._file = path, file
-        self._number = file.fileno() if files.is_local(path) and hasattr(os, "pread") else None
+        self._number = file.fileno() if files.is_local(path) and hasattr(os, "preadv") else None
         self.jsons: dict[int, bytes] = {}
+        self._room = memoryview(bytearray(PIECE))
 
     def __getitem__(self, where: slice) -> bytes:
         if self._number is not None:
@@ -48,9 +47,17 @@ class Bytes:
         self._file.seek(where.start)
         return self._file.read(where.stop - where.start)
 
+    def into_room(self, start: int, size: int) -> memoryview:
+        """As a slice, of at most 1 MiB, in memory that the next call takes again: fresh memory costs threads dearly."""
+        room = self._room[:size]
+        if self._number is not None:
+            return room[: os.preadv(self._number, [room], start)]
+        self._file.seek(start)
+        return room[: self._file.readinto(room)]  # type: ignore[attr-defined]
+
     def pieces(self, start: int) -> Iterator[bytes]:
         """What is there from a place on."""
-        while piece := self[start : (start := start + _PIECE)]:
+        while piece := self[start : (start := start + PIECE)]:
             yield piece
 
 
@@ -150,7 +157,7 @@ def _plain_index(tar: Bytes) -> Index | None:
 
     Reading 10,000 headers takes tarfile as long as copying half a gigabyte.
     """
-    heads: list[bytes] = []
+    heads = bytearray()  # an object for each would cost more than its bytes
     starts: list[int] = []
     data: list[int] = []
     sizes: list[int] = []
@@ -171,7 +178,7 @@ def _plain_index(tar: Bytes) -> Index | None:
         except ValueError:  # cut short, or of another form
             return None
         kind = head[156:157]
-        heads.append(head)
+        heads += head
         at += _BLOCK
         if kind in _FILES:
             starts.append(start)
@@ -201,13 +208,13 @@ def _plain_index(tar: Bytes) -> Index | None:
     return Index(tar.path, names, starts, data, sizes, {})
 
 
-def _plain_names(heads: list[bytes]) -> str | None:
+def _plain_names(heads: bytearray) -> str | None:
     """The files' names in headers, a NUL after each; None if one of these is not plain or its checksum is wrong."""
-    if not heads or len(heads[-1]) < _BLOCK:
+    if not heads or len(heads) % _BLOCK:
         return None
     found: list[bytes] = []
-    for start in range(0, len(heads), _HEADS):
-        rows = np.frombuffer(b"".join(heads[start : start + _HEADS]), np.uint8).reshape(-1, _BLOCK)
+    every = np.frombuffer(heads, np.uint8).reshape(-1, _BLOCK)
+    for rows in np.split(every, range(_HEADS, len(every), _HEADS)):
         if not _are_plain(rows):
             return None
         of_files = rows[(rows[:, 156] == ord("0")) | (rows[:, 156] == 0), :100]
@@ -236,65 +243,3 @@ def _are_plain(rows: np.ndarray) -> bool:
     sums = pairs.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
     sums += 8 * ord(" ") - rows[:, 148:156].sum(axis=1, dtype=np.int64)
     return bool((told == sums).all() and (digits >= 0).all() and (digits < 8).all())
-
-
-def write_samples(file: BinaryIO, chosen: Sequence[Sample]) -> None:
-    """Writes samples in order as a tar: headers and bytes as they are, one run of neighbours after the other.
-
-    A sample whose key was written before (a copy, or another tar's sample) gets the first free one of key-1, key-2
-    and so on, since readers of webdataset would take the two for one. It and links get new headers.
-    """
-    keys = {sample.key for sample in chosen}
-    written: set[str] = set()
-    total = 0
-    for path, group in groupby(chosen, key=lambda sample: sample.table.path):
-        with opened(path) as tar:
-            total += _write_of_tar(file, tar, group, keys, written)
-    total += file.write(2 * _ZEROS)
-    file.write(bytes(-total % _RECORD))
-
-
-def _write_of_tar(file: BinaryIO, tar: Bytes, group: Iterable[Sample], keys: set[str], done: set[str]) -> int:
-    total = start = end = 0
-    for table, old, numbers in group:
-        key = old if old not in done else _free_key(old, keys)
-        done.add(key)
-        starts, data, sizes, links = table.starts, table.data, table.sizes, table.links
-        for i in numbers:
-            if key == old and i not in links:
-                if starts[i] != end:
-                    total += _copy(file, tar, start, end)
-                    start = starts[i]
-                end = data[i] + -(-sizes[i] // _BLOCK) * _BLOCK
-            else:
-                total += _copy(file, tar, start, end)
-                start = end = 0
-                total += _write_renamed(file, key + table.names[i][len(old) :], table.read(i, tar))
-    return total + _copy(file, tar, start, end)
-
-
-def _free_key(key: str, keys: set[str]) -> str:
-    number = 1
-    while f"{key}-{number}" in keys:
-        number += 1
-    keys.add(f"{key}-{number}")
-    return f"{key}-{number}"
-
-
-def _copy(file: BinaryIO, tar: Bytes, start: int, end: int) -> int:
-    for at in range(start, end, _PIECE):
-        stop = min(at + _PIECE, end)
-        piece = tar[at:stop]
-        if len(piece) < stop - at:
-            raise InputError(f"{tar.path}: became shorter while it was read; give the command again")
-        file.write(piece)
-    return end - start
-
-
-def _write_renamed(file: BinaryIO, name: str, data: bytes) -> int:
-    header = tars.header(name, len(data))
-    file.write(header)
-    file.write(data)
-    padding = -len(data) % _BLOCK
-    file.write(bytes(padding))
-    return len(header) + len(data) + padding

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clipdata_jax import config
-from clipdata_jax.data import files, tar_index, tars, uids
+from clipdata_jax.data import files, tar_copy, tar_index, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, samples, telemetry, work
 
@@ -166,7 +166,7 @@ class Unit:
         parts: dict[str, Callable[[BinaryIO], None]] = {}
         held: dict[str, int] = {}
         for name, rows in self.outputs(len(chosen.samples)):
-            parts[f"{name}.tar"] = functools.partial(tar_index.write_samples, chosen=chosen.samples[rows])
+            parts[f"{name}.tar"] = functools.partial(tar_copy.write_samples, chosen=chosen.samples[rows])
             parts[f"uids/{name}.npy"] = functools.partial(_write_uids, rows=self.subset.uids[chosen.at[rows]])
             held[f"{name}.tar"] = len(chosen.at[rows])
         inputs = [facts["input"] for facts in chosen.facts]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipdata_jax.data import files, tar_index, tars
+from clipdata_jax.data import files, tar_copy, tar_index, tars
 from clipdata_jax.errors import InputError
 
 MEMBERS = [("a/0.jpg", b"picture" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
@@ -80,7 +80,7 @@ def test_what_is_written_reads_the_same(form, tmp_path):
     files.write_bytes(f"memory://{tmp_path}/t.tar", files.read_bytes(path))
     for source in (path, f"memory://{tmp_path}/t.tar"):
         with open(tmp_path / "out.tar", "wb") as out:
-            tar_index.write_samples(out, found(source))
+            tar_copy.write_samples(out, found(source))
         assert list(tars.read_members(str(tmp_path / "out.tar"))) == list(tars.read_members(path))
         assert (tmp_path / "out.tar").stat().st_size % tarfile.RECORDSIZE == 0
 
@@ -88,7 +88,7 @@ def test_what_is_written_reads_the_same(form, tmp_path):
 def test_headers_travel_as_they_are(tmp_path):
     path = write(tmp_path / "t.tar", MEMBERS, mtime=1.5, mode=0o600, uname="me")
     with open(tmp_path / "out.tar", "wb") as out:
-        tar_index.write_samples(out, found(path)[1:])
+        tar_copy.write_samples(out, found(path)[1:])
     with tarfile.open(tmp_path / "out.tar") as got, tarfile.open(path) as was:
         assert [(info.name, info.mtime, info.mode, info.uname) for info in got] == [
             (info.name, 1.5, 0o600, "me") for info in was.getmembers()[2:]
@@ -99,7 +99,7 @@ def test_a_key_that_comes_again_is_numbered(tmp_path):
     first = found(write(tmp_path / "1.tar", [("a/0.jpg", b"1"), ("a/0.seg.png", b"2"), ("a/0-1.jpg", b"3")]))
     second = found(write(tmp_path / "2.tar", [("a/0.jpg", b"4"), ("b.jpg", b"5")]))
     with open(tmp_path / "out.tar", "wb") as out:
-        tar_index.write_samples(out, [first[0], first[0], *first, *second])
+        tar_copy.write_samples(out, [first[0], first[0], *first, *second])
     assert list(tars.read_members(str(tmp_path / "out.tar"))) == [
         *[("a/0.jpg", b"1"), ("a/0.seg.png", b"2"), ("a/0-2.jpg", b"1"), ("a/0-2.seg.png", b"2")],
         *[("a/0-3.jpg", b"1"), ("a/0-3.seg.png", b"2"), ("a/0-1.jpg", b"3")],
@@ -143,7 +143,7 @@ def test_a_tar_that_becomes_shorter_is_not_copied_half(tmp_path):
     chosen = found(path)
     (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:2000])
     with open(tmp_path / "out.tar", "wb") as out, pytest.raises(InputError, match=r"t\.tar: became shorter"):
-        tar_index.write_samples(out, chosen)
+        tar_copy.write_samples(out, chosen)
 
 
 def test_a_sparse_member_is_refused(tmp_path):
