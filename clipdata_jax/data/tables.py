@@ -18,7 +18,7 @@ from clipdata_jax.errors import InputError
 
 T = TypeVar("T")
 _UID_COLUMNS = ("uid_hi", "uid_lo")
-_ADVICE = "score that shard again"
+_ADVICE = "delete that file and give score's command again"
 
 
 def part_bytes(uid: np.ndarray, columns: Mapping[str, np.ndarray], null: np.ndarray | None = None) -> bytes:
@@ -212,8 +212,9 @@ def _check_sizes(folder: str) -> None:
     for name, size in runs.recorded_sizes(folder).items():
         if name.endswith(".parquet") and found.get(name) != size:
             there = f"has {found[name]:,} bytes" if name in found else "is missing"
+            advice = _ADVICE if name in found else _ADVICE.removeprefix("delete that file and ")
             raise InputError(
-                f"{files.join(folder, name)}: {there}, {runs.MANIFEST} says {size:,}; score that shard again"
+                f"{files.join(folder, name)}: {there}, {runs.MANIFEST} says {size:,} bytes; {advice}"
             )
 
 

@@ -46,7 +46,7 @@ def run(options: config.Demo) -> dict[str, Any]:
         scores=(place["scores"],),
         subset=chosen,
         tars=(place["pool"],),
-        title="The demo's pool: negCLIPLoss, then NormSim",
+        title="Demo pool: negCLIPLoss, then NormSim",
         out=files.join(options.out, "report.html"),
     )
     _call("report", page)
@@ -137,7 +137,7 @@ def _as_typed(options: Any) -> str:
             flags.append(flag)
         else:
             flags.append(" ".join([flag, *map(shlex.quote, words)]))
-    return " ".join([*map(shlex.quote, positional), *flags]).replace(shlex.quote(MODEL), "DEMO-MODEL")
+    return " ".join([*map(shlex.quote, positional), *flags])
 
 
 def _truth(pool: str) -> tuple[np.ndarray, np.ndarray]:

@@ -198,7 +198,7 @@ def _select(
     """Takes the steps that are left; the first process writes state and trace after each."""
     path = output.path(_STATE)
     state = State.from_bytes(files.read_bytes(path)) if files.exists(path) else State.start(rows)
-    total = sum(rows_scored(int(state.alive.sum()), keep, drop)) // share.count
+    total = sum(rows_scored(int(state.alive.sum()), keep, drop))
     last = -(-(len(rows.uid) - keep) // drop)
     with (
         progress.bar(total=total, unit="row", name="norm-sim-d") as bar,

@@ -114,7 +114,8 @@ def take_step(
       keep: rows that stay at the end.
       drop: rows that a step drops.
       share: the blocks that this process scores; all processes of a run take the step together.
-      scored: called with the number of rows that this process scored since it was called last.
+      scored: called with the number of rows scored since it was called last; of what other processes score it
+        hears at the step's end, so that every process counts all rows.
     """
     index = np.flatnonzero(state.alive)
     moment = state.moment / len(index) if state.step else rows.first_moment
@@ -147,6 +148,7 @@ def _score(
         from jax.experimental import multihost_utils
 
         found = np.asarray(multihost_utils.process_allgather(found)).swapaxes(0, 1)
+        scored(len(index) - sum(map(len, own)))
     return found.reshape(-1)[: len(index)]
 
 

@@ -44,7 +44,8 @@ def run(options: config.Report) -> None:
     made_by = _manifest_at(f"{options.subset}.{manifest.NAME}")
     rule = _rule_of(made_by)
     wanted = {"pictures": options.pictures if paths else 0, "seed": options.seed}
-    compared = comparison.plan(own.kept, others, scores, **wanted)
+    unions = report_targets.union_columns(table)
+    compared = comparison.plan(own.kept, others, scores, **wanted, unions=unions)
     plan = contents.plan(scores, own.kept, rule=rule, also=compared.shown(), **wanted)
     pairs, described = None, None
     skipped: list[str] = []

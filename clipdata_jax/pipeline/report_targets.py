@@ -21,6 +21,18 @@ def row_columns(table: tables.ScoreTable) -> dict[str, str]:
     return {match[2]: match[0] for match in found if match and match[1] in table.columns}
 
 
+def union_columns(table: tables.ScoreTable) -> set[str]:
+    """The columns of NormSim-infinity to a union of targets, as the tables' manifests name it."""
+    found = set()
+    for folder in table.folders:
+        match manifest.read(folder):
+            case {"options": {"norm_sim": {"union": str(name)}}}:
+                found |= (
+                    {f"norm_sim_inf_{name}"} if table.columns.get(f"norm_sim_inf_{name}") == folder else set()
+                )
+    return found
+
+
 def read(
     table: tables.ScoreTable, targets: Mapping[str, str], rows: Collection[int]
 ) -> dict[int, tuple[page.Nearest, ...]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -55,7 +54,7 @@ class Targets:
 
     Attributes:
       names: the targets.
-      unions: targets left out, since they are the union of the others.
+      unions: targets left out, since they are unions of others.
       counts: of the whole pool and every selection.
     """
 
@@ -99,6 +98,7 @@ def plan(
     *,
     pictures: int,
     seed: int = 0,
+    unions: Collection[str] = (),
 ) -> Comparison:
     """Compares a selection with others of the same pool and chooses the pairs to show; holds no further copy of them.
 
@@ -108,6 +108,7 @@ def plan(
       scores: column -> float32, (n,); NaN and infinities count as null.
       pictures: pairs in each grid; 0 draws none, and no captions.
       seed: of the choice.
+      unions: columns of NormSim-infinity to a union of targets: nearest to a pair is a target, not their union.
     """
     selections = [Selection(OWN, own), *others]
     differences = []
@@ -128,7 +129,7 @@ def plan(
         rows=len(own),
         overlaps=tuple(_overlap(one, selections) for one in selections),
         differences=tuple(differences),
-        targets=_targets(everything, scores),
+        targets=_targets(everything, scores, unions),
         samples=tuple(samples),
     )
 
@@ -150,11 +151,12 @@ def _draw(kept: np.ndarray, but_not: np.ndarray | None, wanted: int, *, seed: in
     return choice.draw_both(belongs, kept, wanted, seed=seed, salt=salt)
 
 
-def _targets(selections: Sequence[Selection], scores: Mapping[str, np.ndarray]) -> Targets | None:
+def _targets(
+    selections: Sequence[Selection], scores: Mapping[str, np.ndarray], unions: Collection[str]
+) -> Targets | None:
     names = [name for name in columns.ordered(scores) if name.startswith(_TARGETS)]
     names = [name for name in names if not columns.is_side_column(name)]
     rows = len(selections[0].kept)
-    unions = [name for name in names if len(names) > 2 and _is_union(name, names, scores, rows)]
     singles = [name for name in names if name not in unions]
     if len(singles) < 2:
         return None
@@ -167,20 +169,8 @@ def _targets(selections: Sequence[Selection], scores: Mapping[str, np.ndarray]) 
     found = zip(selections, counts.tolist(), strict=True)
     return Targets(
         tuple(map(_target, singles)),
-        tuple(map(_target, unions)),
+        tuple(_target(name) for name in names if name in unions),
         tuple(TargetCounts(one.name, tuple(pairs)) for one, pairs in found),
-    )
-
-
-def _is_union(name: str, names: Sequence[str], scores: Mapping[str, np.ndarray], rows: int) -> bool:
-    """Whether a column is everywhere the largest of the others, as a union of their targets is."""
-    others = [other for other in names if other != name]
-    return all(
-        np.array_equal(
-            _finite(scores[name][part]),
-            functools.reduce(np.maximum, (_finite(scores[other][part]) for other in others)),
-        )
-        for part in chunks(rows)
     )
 
 

@@ -20,7 +20,7 @@ from support.verifying import check_verify
 from clipdata_jax import config
 from clipdata_jax.data import tables, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, report
+from clipdata_jax.pipeline import manifest, report, report_targets
 
 RULE = "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"
 
@@ -386,3 +386,20 @@ def test_a_broken_tar_is_skipped_where_that_is_asked(pool, clipdata):
     assert "Skipped: tars/a.tar: damaged" in (pool / "page.html").read_text("utf-8")
     told = json.loads((pool / "page.html.manifest.json").read_bytes())
     assert len(told["skipped_tars"]) == 1 and "tars/a.tar: damaged" in told["skipped_tars"][0]
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["[]", '{"options": {"norm_sim": {"union": null}}}', '{"options": {"norm_sim": {"union": "all"}}}'],
+)
+def test_a_union_is_what_the_manifest_calls_so(tmp_path, told):
+    columns = {f"norm_sim_inf_{name}": np.zeros(2, np.float32) for name in ("mine", "all", "None")}
+    part = tables.part_bytes(uids.from_hex(["0" * 32, "1" * 32]), columns)
+    for folder, says in (("a", "{}"), ("b", told)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.parquet").write_bytes(part)
+        (tmp_path / folder / "manifest.json").write_text(says)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    expected = {"norm_sim_inf_all"} if "all" in told else set()
+    assert report_targets.union_columns(tables.open_tables([b])) == expected
+    assert not report_targets.union_columns(tables.open_tables([a, b]))  # the column is that of the first

@@ -152,6 +152,27 @@ def test_a_mended_or_changed_input_is_scored_again(tmp_path, pool, clipdata):
     np.testing.assert_allclose(after[120:], 1, atol=2e-3)
 
 
+def test_a_part_that_is_damaged_resized_or_missing_comes_back_as_the_message_says(tmp_path, pool, clipdata):
+    flags = ("score", "pool", "--out", "out", "--batch-size", 20, "--group", 1)
+    assert clipdata(*flags).returncode == 0
+    part = tmp_path / "out" / "00000001.parquet"
+    good, names = part.read_bytes(), ["neg_clip_loss"]
+    flipped = bytearray(good)
+    flipped[len(good) // 3] ^= 1
+    advice = "delete that file and give score's command again"
+    for bad, said in ((bytes(flipped), "damaged"), (good + b"x", f"says {len(good):,} bytes; {advice}")):
+        part.write_bytes(bad)
+        with pytest.raises(InputError, match=said) as raised:
+            tables.open_tables([str(tmp_path / "out")]).read(names)
+        assert str(raised.value).endswith(advice)
+        part.unlink()
+        with pytest.raises(
+            InputError, match=r"is missing, manifest\.json says .* bytes; give score's command"
+        ):
+            tables.open_tables([str(tmp_path / "out")])
+        assert clipdata(*flags).returncode == 0 and part.read_bytes() == good
+
+
 def test_an_unfinished_pool_is_refused(tmp_path, pool, clipdata):
     (tmp_path / "pool" / "plan.json").write_text("{}")
     done = clipdata("score", "pool", "--out", "out")

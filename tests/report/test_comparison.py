@@ -26,15 +26,21 @@ def test_overlaps_and_drawn_pairs_are_those_of_the_masks():
     assert sorted(found.samples[2].rows) == np.flatnonzero(other).tolist()
 
 
-def test_nearest_targets_are_counted_and_a_union_is_left_out():
+def test_nearest_targets_are_counted_and_a_union_named_is_left_out():
     scores, own, other = made()
     a, b = (np.nan_to_num(scores[f"norm_sim_inf_{name}"], nan=-np.inf) for name in "ab")
     scores["norm_sim_inf_all"] = np.maximum(a, b)
-    targets = comparison.plan(own, [comparison.Selection("x", other)], scores, pictures=0).targets
+    others, named = [comparison.Selection("x", other)], {"norm_sim_inf_all", "norm_sim_inf_elsewhere"}
+    targets = comparison.plan(own, others, scores, pictures=0, unions=named).targets
     assert (targets.names, targets.unions) == (("a", "b"), ("all",))
     scored = np.maximum(a, b) > -np.inf
     for counts, mask in zip(targets.counts, (scored, own & scored, other & scored), strict=True):
         assert counts.pairs == ((mask & (a >= b)).sum(), (mask & (b > a)).sum())
+    # A target that holds the others is none: only who made the scores knows.
+    held = comparison.plan(own, others, scores, pictures=0).targets
+    assert (held.names, held.unions) == (("a", "all", "b"), ())
+    del scores["norm_sim_inf_b"]
+    assert comparison.plan(own, others, scores, pictures=0, unions=named).targets is None
 
 
 def test_lengths_and_languages_are_of_the_captions_found():
