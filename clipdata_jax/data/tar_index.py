@@ -188,7 +188,7 @@ def _plain_index(tar: Bytes) -> Index | None:
                 json = page[place + _BLOCK : place + _BLOCK + size]
                 if len(json) == size:
                     jsons[at] = json
-        elif kind == tarfile.XHDTYPE and not any(word in tar[at : at + size] for word in _TELLING):
+        elif kind == tarfile.XHDTYPE and _tells_nothing(tar[at : at + size]):
             at += size + -size % _BLOCK
             continue
         elif kind != tarfile.DIRTYPE or size:
@@ -206,6 +206,20 @@ def _plain_index(tar: Bytes) -> Index | None:
         names = [names[i] for i in seen]
         starts, data, sizes = ([column[i] for i in seen] for column in (starts, data, sizes))
     return Index(tar.path, names, starts, data, sizes, {})
+
+
+def _tells_nothing(records: bytes) -> bool:
+    """Whether pax records are whole, each of the length it says, and name nothing that matters here."""
+    if any(word in records for word in _TELLING):
+        return False
+    at = 0
+    while at < len(records):
+        length = records[at : at + 8].partition(b" ")[0]
+        end = at + int(length) if length.isdigit() else at
+        if end == at or records[end - 1 : end] != b"\n" or b"\0" in records[at:end]:
+            return False  # Python's versions differ in what they make of these
+        at = end
+    return True
 
 
 def _plain_names(heads: bytearray) -> str | None:
