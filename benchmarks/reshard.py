@@ -3,7 +3,7 @@
     python benchmarks/reshard.py [--rounds 5] [--tars 8] [--samples 10000] [--kilobytes 35] [--processes 1]
         [--shares 0.3 1.0]
 
-Tars as DataComp's downloads have them: 10,000 samples each; a picture's bytes (35 KB, its pools' mean), a caption, a
+Tars as DataComp's downloads have them: 10,000 samples each; a picture's bytes (--kilobytes), a caption, a
 json with uid, url and sizes. One JSON line a figure, medians of turns taken in one run, all tars in the page cache. Two
 peers copy the kept runs of bytes, known beforehand, to one file a tar: one thread, and one a core. Both sides write
 alike, through `files.open_write`, and end with the files on the disk (fsync); `reshard` finds out what to keep, and
