@@ -114,7 +114,7 @@ def embed(folder: Path, checkpoint: Path, out: str) -> float:
         [sys.executable, "-m", "clipdata_jax.cli", *map(str, command)], check=True, capture_output=True
     )
     lines = [json.loads(line) for line in (folder / out / "run.jsonl").read_text().splitlines()]
-    return sum(line["pairs"] for line in lines[1:]) / (lines[-1]["time"] - lines[0]["time"])
+    return sum(line["rows"] for line in lines[1:]) / (lines[-1]["time"] - lines[0]["time"])
 
 
 def memory(folder: Path) -> None:
