@@ -79,15 +79,22 @@ def open_pool(
       rows: shard -> its pairs, where they are known; other shards' footers are read.
 
     Raises:
-      InputError: no such folder, nothing in it, a parquet file without its embeddings or the reverse.
+      InputError: no such folder, nothing in it, no pairs in it, a parquet file without its embeddings or the
+        reverse.
     """
-    folder = folder.rstrip("/") or folder
+    pool = _open(folder.rstrip("/") or folder, on_bad, texts, rows or {})
+    if not len(pool):
+        raise InputError(f"{pool.folder}: the pool is empty: its {len(pool.shards)} shards have no rows")
+    return pool
+
+
+def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> Pool:
     if not files.is_folder(folder):
         what = "is a file" if files.exists(folder) else "no such folder"
         raise InputError(f"{folder}: {what}; expected a folder of metadata shards (.parquet beside .npz)")
     runs.check_finished(folder)
     if files.is_folder(files.join(folder, "img_emb")):
-        return _open_clip_retrieval(folder, on_bad, rows or {})
+        return _open_clip_retrieval(folder, on_bad, rows)
     metadata = {_stem(path): path for path in files.list_folder(folder, ".parquet")}
     arrays = {_stem(path): path for path in files.list_folder(folder, ".npz")}
     if not arrays and files.list_folder(folder, ".tar"):
@@ -101,7 +108,7 @@ def open_pool(
         has, lacks = (".parquet", ".npz") if alone[0] in metadata else (".npz", ".parquet")
         raise InputError(f"{folder}: {alone[0]}{has} has no {alone[0]}{lacks} beside it; add or remove it")
     found = [(name, metadata[name], arrays[name], arrays[name]) for name in sorted(metadata)]
-    shards, unreadable = _read_footers(found, on_bad, rows or {})
+    shards, unreadable = _read_footers(found, on_bad, rows)
     return Pool(folder, shards, _first_tags(shards, texts), unreadable=unreadable)
 
 

@@ -35,8 +35,6 @@ def run(options: NormSimD) -> dict[str, Any] | None:
     files.sweep_beside(options.out)
     share = parallel.start(options.workers)
     pool = open_pool(options.pool, on_bad=options.on_bad, texts=False)
-    if not len(pool):
-        raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
     survivors = None if options.survivors is None else _read_survivors(options.survivors)
     plan = manifest.describe(

@@ -11,7 +11,6 @@ from clipdata_jax.config import Score
 from clipdata_jax.data import arrays, files
 from clipdata_jax.data import pool as pools
 from clipdata_jax.data.pool import Pool, Shard
-from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import score, score_inputs, target_sets
 from clipdata_jax.pipeline.score_columns import neg_clip_loss_columns, norm_sim_column
 
@@ -51,8 +50,6 @@ class Work:
 def look(options: Score) -> Work:
     """Reads footers and headers, no embeddings."""
     pool = pools.open_pool(options.pool, on_bad=options.on_bad)
-    if not len(pool):
-        raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
     made_by = target_sets.made_by_model(options.pool, tag)
     temperatures, _ = score_inputs.temperatures(options.neg_clip_loss.temperatures(), made_by)

@@ -47,8 +47,6 @@ def run(options: Score) -> dict[str, Any] | None:
     """
     share = parallel.start(options.workers)
     pool = pools.open_pool(options.pool, on_bad=options.on_bad, rows=_planned_rows(options))
-    if not len(pool):
-        raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
     tag = pool.tag(options.tag)
     made_by = target_sets.made_by_model(options.pool, tag)
     temperatures, source = score_inputs.temperatures(options.neg_clip_loss.temperatures(), made_by)

@@ -89,10 +89,7 @@ def run(options: Sensitivity) -> dict[Setting, Figures]:
 def _open_pool(options: Sensitivity) -> Pool:
     if files.is_folder(options.out):
         raise InputError(f"{options.out}: is a folder; --out names the .html file to write")
-    pool = pools.open_pool(options.pool, on_bad=options.on_bad)
-    if not len(pool):
-        raise InputError(f"{options.pool}: the pool is empty: its {len(pool.shards)} shards have no rows")
-    return pool
+    return pools.open_pool(options.pool, on_bad=options.on_bad)
 
 
 def _default_sizes(rows: int) -> tuple[int, ...]:

@@ -53,6 +53,11 @@ def no_texts(pool: Path) -> None:
         np.savez(path, b32_img=np.zeros((1, 32), np.float16))
 
 
+def no_rows(pool: Path) -> None:
+    shutil.rmtree(pool)
+    make_pool(pool, [0, 0])
+
+
 def empty(pool: Path) -> None:
     for path in pool.iterdir():
         path.unlink()
@@ -69,6 +74,7 @@ def empty(pool: Path) -> None:
         (no_texts, ["00000002.npz: holds b32_img; expected <tag>_img and <tag>_txt"]),
         (cut_short, ["00000001.npz: damaged or not a NumPy file"]),
         (empty, ["pool: the pool is empty; expected metadata shards"]),
+        (no_rows, ["pool: the pool is empty: its 2 shards have no rows"]),
         (lambda pool: (pool / "00000001.npz").unlink(), ["00000001.parquet has no 00000001.npz beside it"]),
         (lambda pool: shutil.rmtree(pool), ["pool: no such folder"]),
         (
