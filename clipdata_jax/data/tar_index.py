@@ -188,7 +188,7 @@ def _plain_index(tar: Bytes) -> Index | None:
                 json = page[place + _BLOCK : place + _BLOCK + size]
                 if len(json) == size:
                     jsons[at] = json
-        elif kind == tarfile.XHDTYPE and _tells_nothing(tar[at : at + size]):
+        elif kind == tarfile.XHDTYPE and _tells_nothing(tar[at : at + size + -size % _BLOCK]):
             at += size + -size % _BLOCK
             continue
         elif kind != tarfile.DIRTYPE or size:
@@ -209,15 +209,19 @@ def _plain_index(tar: Bytes) -> Index | None:
 
 
 def _tells_nothing(records: bytes) -> bool:
-    """Whether pax records are whole, each of the length it says, and name nothing that matters here."""
+    """Whether pax records are whole, with nothing but NULs behind them, and name nothing that matters here.
+
+    Others are left to tarfile, whose versions differ in what they make of damaged ones.
+    """
     if any(word in records for word in _TELLING):
         return False
-    at = 0
+    records, at = records.rstrip(b"\0"), 0
     while at < len(records):
-        length = records[at : at + 8].partition(b" ")[0]
-        end = at + int(length) if length.isdigit() else at
-        if end == at or records[end - 1 : end] != b"\n" or b"\0" in records[at:end]:
-            return False  # Python's versions differ in what they make of these
+        length, space, _ = records[at : at + 8].partition(b" ")
+        end = at + int(length) if space and length.isdigit() else at
+        keyword, sign, value = records[at + len(length) + 1 : end].partition(b"=")
+        if not (keyword and sign and value.endswith(b"\n")) or end > len(records) or b"\0" in keyword + value:
+            return False
         at = end
     return True
 
