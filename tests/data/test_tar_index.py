@@ -126,7 +126,9 @@ def small(tmp_path_factory):
 @given(
     place=st.integers(0, 4607), value=st.sampled_from(b"\0 019x\x80LS"), cut=st.integers(0, 10240) | st.none()
 )
-@example(place=524, value=0, cut=None)  # the end of a pax record, and what is behind it: newer Pythons refuse these
+@example(
+    place=524, value=0, cut=None
+)  # the end of a pax record, and what is behind it: newer Pythons refuse these
 @example(place=525, value=ord(" "), cut=None)
 def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused(small, place, value, cut):
     damaged = bytearray(small.read_bytes())
