@@ -25,6 +25,9 @@ class Verify:
     """Folders that embed, score, reshard or train wrote, and files with a .manifest.json beside them."""
     pool: PoolCheck = "digest"
     """How to compare the inputs of a run with its records: by "digest", which reads all of them, by "size", or "no"."""
+    stores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL...")] = ()
+    """Buckets and web servers whose files may be asked for where records name them as inputs, besides the outputs'
+    own: s3://pool-bucket. Records may be a stranger's; files of this machine are read without."""
     threads: int = 0
     """Threads that read and take digests; 0 means two a core."""
 

@@ -12,6 +12,8 @@ from typing import Any
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 
+_OF_THE_KERNEL = ("/proc/", "/sys/", "/dev/")  # to read there may do something
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -58,6 +60,7 @@ class Run:
       checks: of its own files.
       inputs: checks of the files it was made of.
       problems: what the records alone tell.
+      stores: buckets and servers besides its own whose files may be opened where records name them.
     """
 
     path: str
@@ -66,11 +69,35 @@ class Run:
     checks: list[Check] = dataclasses.field(default_factory=list)
     inputs: list[Check] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
+    stores: tuple[str, ...] = ()
     _named: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, kind: str, path: str, text: str) -> None:
         """Takes note of a problem."""
         self.problems.append(Problem(kind, path, text))
+
+    def may_open(self, name: str) -> bool:
+        """Whether an input that a record names may be looked at; where not, a problem says so.
+
+        To read a file of this machine does nothing, to anybody. What is sent to a store or a server may do something,
+        in the user's name: these are asked only where the user named them.
+        """
+        store = _store(name)
+        if not store:
+            kernel = os.path.realpath(name).startswith(_OF_THE_KERNEL)
+            if kernel:
+                self.add("refused", self.path, f"a record names {name[:200]!r}, which is no file; not opened")
+            return not kernel
+        if store in {_store(self.path), *map(_store, self.stores)} and "::" not in name:
+            return True
+        if self.names_first(store):
+            self.add(
+                "refused",
+                store,
+                f"inputs lie there, say the records, which may be a stranger's ({name[:200]!r} for one); not asked:"
+                f" allow it with --stores {store}, or leave inputs out with --pool no",
+            )
+        return False
 
     def names_first(self, name: str) -> bool:
         """Whether no record of the run has named an input before."""
@@ -92,6 +119,14 @@ def read_json(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected an object")
     return content
+
+
+def _store(path: str) -> str:
+    """The bucket or server of an address, "s3://bucket/"; "" for a path of this machine."""
+    if "://" not in path and "::" not in path:
+        return ""
+    scheme, _, rest = path.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}/"
 
 
 def is_inside(name: object) -> bool:
@@ -140,7 +175,7 @@ def input_checks(run: Run, held: object, *, digests: bool) -> None:
                 "damaged", run.path, f"its record of inputs holds {str(entry)[:60]!r}, expected a file's name"
             )
             continue
-        if not run.names_first(name):
+        if not run.names_first(name) or not run.may_open(name):
             continue
         size, digest = (entry.get("bytes"), entry.get("digest")) if isinstance(entry, dict) else (None, None)
         size = size if isinstance(size, int) else None

@@ -55,9 +55,9 @@ def _open(path: str, options: config.Verify) -> Run:
             raise InputError(
                 f"{folder}: holds no {runs.PLAN}; expected a folder that a command of ours filled"
             )
-        return open_folder(folder, inputs=inputs, digests=digests)
+        return open_folder(folder, inputs=inputs, digests=digests, stores=options.stores)
     if files.exists(f"{path}.{manifest.NAME}"):
-        return open_file(path, inputs=inputs, digests=digests)
+        return open_file(path, inputs=inputs, digests=digests, stores=options.stores)
     if files.exists(path):
         raise InputError(
             f"{path}: no {path}.{manifest.NAME} beside it, so there is nothing to compare it with"

@@ -13,7 +13,7 @@ from clipdata_jax.pipeline import manifest, verify_contents
 from clipdata_jax.pipeline.records import Check, Run, entries, input_checks, read_json
 
 
-def open_file(path: str, *, inputs: bool, digests: bool) -> Run:
+def open_file(path: str, *, inputs: bool, digests: bool, stores: tuple[str, ...] = ()) -> Run:
     """Reads the manifest beside a file.
 
     Args:
@@ -21,13 +21,14 @@ def open_file(path: str, *, inputs: bool, digests: bool) -> Run:
         stranger wrote is not to be opened.)
       inputs: whether the run's inputs are to be checked.
       digests: whether they are to be read whole for it.
+      stores: where they may lie, see `Run.stores`.
 
     Raises:
       InputError: the manifest is missing or can't be read.
     """
     beside = f"{path}.{manifest.NAME}"
     content = read_json(beside)
-    run = Run(path, str(content.get("command", "?")))
+    run = Run(path, str(content.get("command", "?")), stores=stores)
     outputs = list(entries(content.get("outputs")).items())
     if len(outputs) != 1:
         raise InputError(f"{beside}: names {len(outputs)} outputs, expected the file beside it")

@@ -16,20 +16,21 @@ _OWN_FOLDERS = ("checkpoints/", "trace/", "profile/")
 _Receipts = dict[str, dict[str, Any]]
 
 
-def open_folder(folder: str, *, inputs: bool, digests: bool) -> Run:
+def open_folder(folder: str, *, inputs: bool, digests: bool, stores: tuple[str, ...] = ()) -> Run:
     """Reads a folder's records.
 
     Args:
       folder: that a command filled, or fills.
       inputs: whether the run's inputs are to be checked.
       digests: whether they are to be read whole for it.
+      stores: where they may lie, see `Run.stores`.
 
     Raises:
       InputError: there is no plan, or it can't be read: this is no run.
     """
     plan = read_json(files.join(folder, runs.PLAN))
     names = plan.get("units")
-    run = Run(folder, str(plan.get("command", "?")))
+    run = Run(folder, str(plan.get("command", "?")), stores=stores)
     if not isinstance(names, list) or not all(is_inside(name) and "/" not in name for name in names):
         raise InputError(f"{files.join(folder, runs.PLAN)}: its units are no list of plain names")
     for name in _repeated(names):
@@ -201,6 +202,8 @@ def _find_added(run: Run, plan: dict[str, Any]) -> None:
     options, pool = plan.get("options"), plan.get("pool")
     folder = options.get("pool") if isinstance(options, dict) else None
     if not isinstance(folder, str) or not isinstance(pool, list) or "\0" in folder:
+        return
+    if not run.may_open(folder):
         return
     known = {name for name in pool if isinstance(name, str)}
     unreadable = plan.get("unreadable") or []

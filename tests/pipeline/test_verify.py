@@ -16,7 +16,7 @@ from test_architecture import run_python
 
 from clipdata_jax.cli import main
 from clipdata_jax.data import arrays as saved
-from clipdata_jax.data import tars, uids
+from clipdata_jax.data import files, remote, tars, uids
 
 PART = "scores/00000001.parquet"
 
@@ -235,6 +235,35 @@ def test_damage_to_other_outputs_is_named(output, damage, words, work, clipdata)
     damage(work)
     done = clipdata("verify", output)
     assert done.returncode == 2 and words in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["memory://pool/a", "memory://subset.npy/../a", "simplecache::memory://pool/a", "file:///etc/hostname"],
+)
+def test_no_store_is_asked_because_a_record_names_it(name, work, clipdata, monkeypatch):
+    entry = {"name": name, "bytes": 1}
+    edit(work / "subset.npy.manifest.json", lambda content: content["inputs"].append(entry))
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "connect", None)
+        done = clipdata("verify", "subset.npy")
+        assert done.returncode == 2 and f"({name!r} for one); not asked" in done.stdout, done.stdout
+        assert clipdata("verify", "subset.npy", "--pool", "no").returncode == 0
+
+
+def test_a_store_that_the_user_names_is_asked(work, clipdata):
+    entry = {"name": "memory://pool/a", "bytes": 1}
+    edit(work / "subset.npy.manifest.json", lambda content: content["inputs"].append(entry))
+    command = ["verify", "subset.npy", "--stores", "memory://pool"]
+    assert "missing: memory://pool/a" in clipdata(*command).stdout
+    files.write_bytes("memory://pool/a", b"1")
+    done = clipdata(*command)
+    assert done.returncode == 0, done.stdout
+    edit(work / "scores/plan.json", lambda plan: plan["options"].update(pool="memory://other"))
+    assert "refused: memory://other/" in clipdata("verify", "scores").stdout
+    edit(work / "subset.npy.manifest.json", lambda content: content["inputs"].append({"name": "/proc/kmsg"}))
+    done = clipdata(*command)
+    assert done.returncode == 2 and "names '/proc/kmsg', which is no file; not opened" in done.stdout
 
 
 def test_a_run_that_is_not_finished_is_good_as_far_as_it_went(work, clipdata):
