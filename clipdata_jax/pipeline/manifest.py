@@ -105,6 +105,24 @@ def to_json(content: Any) -> bytes:
     return f"{text}\n".encode(errors="backslashreplace")
 
 
+def first_difference(before: Any, now: Any, name: str = "") -> str:
+    """What differs between two runs' plans, in words; the options first, since they explain the rest."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        # What the user chose explains best: other options bring other inputs and units.
+        for key in sorted({*before, *now}, key=lambda key: (key not in ("command", "options"), key)):
+            if before.get(key) != now.get(key):
+                return first_difference(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for old, new in zip(before, now, strict=True):
+            if old != new:
+                file = (
+                    old["name"] if isinstance(old, dict) and isinstance(new, dict) and "name" in old else ""
+                )
+                return first_difference(old, new, f"{name}[{file}]" if file else name)
+    shown = [text if len(text) < 80 else text[:77] + "..." for text in (json.dumps(before), json.dumps(now))]
+    return f"{name} was {shown[0]}, now {shown[1]}"
+
+
 def write_beside(path: str, content: dict[str, Any]) -> None:
     """Writes the manifest of an output that is one file: `<file>.manifest.json`."""
     files.sweep_beside(path)

@@ -13,7 +13,7 @@ from clipdata_jax.data import files, runs, uids
 from clipdata_jax.data.embeddings import BAD_REASONS
 from clipdata_jax.data.pool import Pool, open_pool
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, profiling, progress, work
+from clipdata_jax.pipeline import manifest, profiling, progress, telemetry, work
 from clipdata_jax.pipeline.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
 from clipdata_jax.pipeline.norm_sim_d_steps import Rows, State, rows_scored, take_step
 from clipdata_jax.selection import ranking
@@ -22,7 +22,7 @@ _WORK, _STATE = "work", "state.npz"
 
 
 def run(options: NormSimD) -> dict[str, Any] | None:
-    """Selects, writes the subset, its manifest and the trace of the steps beside it.
+    """Selects, writes the subset, its manifest, the trace of the steps and their times beside it.
 
     Returns the manifest, or None in processes other than the first, which alone writes; all must see its files.
 
@@ -88,7 +88,7 @@ def _finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
     was = {name: before.get(name) for name in plan}
     now = json.loads(manifest.to_json(plan))
     if was != now:
-        difference = work.first_difference(was, now)
+        difference = manifest.first_difference(was, now)
         raise InputError(f"{out}: already holds another run's subset ({difference}); {advice}")
     changed = [name for name, size in pool if files.size(name) != size]
     if changed or not whole:
@@ -198,6 +198,7 @@ def _select(
     state = State.from_bytes(files.read_bytes(path)) if files.exists(path) else State.start(rows)
     total = sum(rows_scored(int(state.alive.sum()), keep, drop))
     last = -(-(len(rows.uid) - keep) // drop)
+    watch = telemetry.Stopwatch(share.index)
     with (
         progress.bar(total=total, unit="row", name="norm-sim-d") as bar,
         profiling.Profiler(options.profile, steps=3) as profiler,
@@ -205,10 +206,16 @@ def _select(
         while state.trace[-1]["rows"] > keep:
             bar.set_postfix_str(f"step {state.step + 1} of {last}", refresh=False)
             profiler.step()
-            state = take_step(rows, state, keep=keep, drop=drop, share=share, scored=bar.update)
+            seconds, scored = telemetry.Seconds(), state.trace[-1]["rows"]
+            state = take_step(
+                rows, state, keep=keep, drop=drop, share=share, scored=bar.update, seconds=seconds
+            )
             if not share.index:
-                files.write_bytes(path, state.to_bytes())
-                _write_trace(options.out, state)
+                with seconds.on("write"):
+                    files.write_bytes(path, state.to_bytes())
+                    _write_trace(options.out, state)
+                line = {"step": state.step, **watch.line(scored, **seconds)}
+                telemetry.append(f"{options.out}.{runs.TIMES}", line)
     if not share.index:
         _write_trace(options.out, state)
     return state

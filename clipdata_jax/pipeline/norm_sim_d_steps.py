@@ -11,12 +11,14 @@ import collections
 import dataclasses
 import io
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from clipdata_jax import parallel
+from clipdata_jax.pipeline import telemetry
 from clipdata_jax.selection import ranking
 
 BLOCK = 8_192  # rows that a device, or the host's sum, takes at a time: 8 MiB of float16 at d = 512
@@ -101,6 +103,7 @@ def take_step(
     drop: int,
     share: parallel.Share = _ALONE,
     scored: Callable[[int], object] = lambda rows: None,
+    seconds: telemetry.Seconds | None = None,
 ) -> State:
     """Scores the rows that are left by f'Sf and drops the `drop` lowest, or as many as leave `keep` of them.
 
@@ -116,17 +119,21 @@ def take_step(
       share: the blocks that this process scores; all processes of a run take the step together.
       scored: called with the number of rows scored since it was called last; of what other processes score it
         hears at the step's end, so that every process counts all rows.
+      seconds: gets what the step took: "read", the host gathering rows from their file, "wait", for other processes'
+        scores, and "compute", all the rest.
     """
+    start, seconds = time.monotonic(), telemetry.Seconds() if seconds is None else seconds
     index = np.flatnonzero(state.alive)
     moment = state.moment / len(index) if state.step else rows.first_moment
     order = np.full(len(state.alive), np.inf, np.float32)
-    order[index] = -_score(rows.emb, index, moment, share, scored)
+    order[index] = -_score(rows.emb, index, moment, share, scored, seconds)
     stays = max(keep, len(index) - drop)
     alive = ranking.first([order, rows.uid["f0"], rows.uid["f1"]], stays, state.alive)
     dropped = np.flatnonzero(state.alive & ~alive)
     left = state.moment - sum_moment(rows.emb, dropped)
     threshold = float(f"{-order[alive].max():.9g}")
     line = _line(state.step + 1, stays, len(dropped), threshold, left)
+    seconds["compute"] = time.monotonic() - start - sum(seconds.values())
     return State(state.step + 1, alive, left, (*state.trace, line))
 
 
@@ -136,23 +143,27 @@ def _score(
     moment: np.ndarray,
     share: parallel.Share,
     scored: Callable[[int], object],
+    seconds: telemetry.Seconds,
 ) -> np.ndarray:
     """f'Sf of some rows, in every process; each process scores every n-th block."""
     count = -(-len(index) // BLOCK)
     own = [index[n * BLOCK : (n + 1) * BLOCK] for n in range(share.index, count, share.count)]
     found = np.zeros((-(-count // share.count), BLOCK), np.float32)
-    for slot, score in enumerate(_score_blocks(emb, own, moment)):
+    for slot, score in enumerate(_score_blocks(emb, own, moment, seconds)):
         found[slot] = score
         scored(len(own[slot]))
     if share.count > 1:
         from jax.experimental import multihost_utils
 
-        found = np.asarray(multihost_utils.process_allgather(found)).swapaxes(0, 1)
+        with seconds.on("wait"):
+            found = np.asarray(multihost_utils.process_allgather(found)).swapaxes(0, 1)
         scored(len(index) - sum(map(len, own)))
     return found.reshape(-1)[: len(index)]
 
 
-def _score_blocks(emb: np.ndarray, blocks: Sequence[np.ndarray], moment: np.ndarray) -> Iterator[np.ndarray]:
+def _score_blocks(
+    emb: np.ndarray, blocks: Sequence[np.ndarray], moment: np.ndarray, seconds: telemetry.Seconds
+) -> Iterator[np.ndarray]:
     """f'Sf of each block of rows, padded to one shape, in order; the blocks are dealt to this process's devices."""
     import jax
 
@@ -163,7 +174,9 @@ def _score_blocks(emb: np.ndarray, blocks: Sequence[np.ndarray], moment: np.ndar
     waiting: collections.deque[Any] = collections.deque()
     for number, block in enumerate(blocks):
         turn = number % len(devices)
-        images = jax.device_put(parallel.pad_rows(emb[block], BLOCK), devices[turn])
+        with seconds.on("read"):
+            images = parallel.pad_rows(emb[block], BLOCK)
+        images = jax.device_put(images, devices[turn])
         waiting.append(scores.vas(images, placed[turn]))
         if len(waiting) > 2 * len(devices):  # bounds the queue of blocks
             yield np.asarray(waiting.popleft())

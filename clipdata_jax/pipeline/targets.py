@@ -53,7 +53,7 @@ def finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
     found = {**{key: before.get(key) for key in wanted}, "pool": [entry["name"] for entry in pool]}
     if found != wanted:
         raise InputError(
-            f"{out}: already holds the results of another run ({work.first_difference(found, wanted)}); choose"
+            f"{out}: already holds the results of another run ({manifest.first_difference(found, wanted)}); choose"
             " another --out, or delete the file"
         )
     whole = [entry["bytes"] for entry in before["outputs"].values()] == [files.size(out)]

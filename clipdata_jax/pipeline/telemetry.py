@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clipdata_jax.data import files, runs
@@ -49,6 +51,37 @@ class Stopwatch:
             **{f"{name}_seconds": round(spent, 3) for name, spent in seconds.items()},
             **_memory(),
         }
+
+
+class Seconds(dict[str, float]):
+    """Seconds by what they were spent on."""
+
+    @contextlib.contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        """Adds the block's."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self[name] = self.get(name, 0.0) + time.monotonic() - start
+
+
+def timed(line: dict[str, Any]) -> dict[str, Any]:
+    """A line with the time."""
+    return {"time": round(time.time(), 3), **line}
+
+
+def to_lines(lines: Sequence[dict[str, Any]]) -> bytes:
+    """What a `run.jsonl` of these lines holds."""
+    return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+
+
+def append(path: str, line: dict[str, Any]) -> None:
+    """Appends one line, with the time, to a local file."""
+    # A full disk stops the run where results are written; times are not worth it. One write to a file that is
+    # opened to append: lines of several processes don't mix.
+    with contextlib.suppress(OSError), open(files.filesystem(path)[1], "ab", buffering=0) as file:
+        file.write(to_lines([timed(line)]))
 
 
 def _memory() -> dict[str, int]:

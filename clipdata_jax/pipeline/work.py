@@ -1,9 +1,10 @@
 """What a unit of work is: planned before it begins, written whole or not at all, recognised when done.
 
 Every command that fills a folder uses this module. A folder of results holds `plan.json` (what run it
-belongs to), the units' own files, one receipt per finished unit under `receipts/`, `run.jsonl` (times) and,
-when all units are done, `manifest.json`. A unit's files appear one by one, each whole; its receipt comes last,
-so a unit with a receipt whose files are all there in the recorded size is done, and any other is done again.
+belongs to), the units' own files, one receipt per finished unit under `receipts/`, `run.jsonl` (times; on an
+object store it comes last, from the receipts) and, when all units are done, `manifest.json`. A unit's files appear
+one by one, each whole; its receipt comes last, so a unit with a receipt whose files are all there in the recorded
+size is done, and any other is done again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 from clipdata_jax import parallel
 from clipdata_jax.data import files, runs, threads
 from clipdata_jax.errors import InputError, StorageError
-from clipdata_jax.pipeline import manifest
+from clipdata_jax.pipeline import manifest, telemetry
 
 _RECEIPTS = "receipts"
 
@@ -121,7 +122,10 @@ class Output:
         ]
         receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": stamped}
         # The receipt comes last: with it another process may find all done, and take the folder away.
-        self.log({"unit": unit, **times, "write_seconds": round(time.monotonic() - start, 3)})
+        line = {"unit": unit, **times, "write_seconds": round(time.monotonic() - start, 3)}
+        self.log(line)
+        if not files.is_local(self.folder):
+            receipt["times"] = telemetry.timed(line)
         written = manifest.to_json(receipt)
         files.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), written)
         self._known[unit] = len(written), json.loads(written)
@@ -141,16 +145,10 @@ class Output:
     def log(self, line: dict[str, Any]) -> None:
         """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest.
 
-        Not on an object store, which can't append.
+        Not on an object store, which can't append: there the units' lines are kept in their receipts.
         """
-        if not files.is_local(self.folder):
-            return
-        text = json.dumps({"time": round(time.time(), 3), **line}) + "\n"
-        # A full disk stops the run where results are written; times are not worth it. One write to a file that is
-        # opened to append: lines of several processes don't mix.
-        path = files.filesystem(self.path(runs.TIMES))[1]
-        with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
-            file.write(text.encode())
+        if files.is_local(self.folder):
+            telemetry.append(self.path(runs.TIMES), line)
 
     def finish(
         self,
@@ -181,6 +179,9 @@ class Output:
         outputs = {name: entry for receipt in receipts.values() for name, entry in receipt["files"].items()}
         content = {**plan, **facts(list(receipts.values())), "outputs": outputs}
         if self._take_manifest(manifest.to_json(content), share):
+            if not (self.was_finished or files.is_local(self.folder)):
+                lines = [receipt["times"] for receipt in receipts.values() if "times" in receipt]
+                files.write_bytes(self.path(runs.TIMES), telemetry.to_lines(lines))
             return content
         print(f"{who} is done, and so is the run; another process tells of it")
         return None
@@ -254,7 +255,6 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
       InputError: the folder holds something else, or another run's results.
     """
     content = manifest.to_json({**plan, "units": list(units)})
-    path = files.join(folder, runs.PLAN)
     if files.exists(folder) and not files.is_folder(folder):
         raise InputError(
             f"{folder}: is a file where a folder for the results is expected; choose another --out"
@@ -262,37 +262,32 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
     # What begins with a dot another process of this run may just be writing, its plan to begin with.
     found = [name for name in files.list_names(folder) if not name.startswith(".")]
     if runs.PLAN in found:
-        before = files.read_bytes(path)
-        if before != content:
-            difference = first_difference(json.loads(before), json.loads(content))
-            raise InputError(
-                f"{folder}: already holds the results of another run ({difference});"
-                " choose another --out, or delete the folder"
-            )
+        _check_plan(folder, content)
     elif found:
         raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
     files.sweep(folder)
-    if runs.PLAN not in found:
-        files.write_bytes(path, content)
+    if runs.PLAN not in found and not files.write_new(files.join(folder, runs.PLAN), content):
+        _check_plan(folder, content)  # of one that began at the same time
     return Output(folder, tuple(units), was_finished=manifest.NAME in found)
 
 
-def first_difference(before: Any, now: Any, name: str = "") -> str:
-    """What differs between two runs' plans, in words; the options first, since they explain the rest."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        # What the user chose explains best: other options bring other inputs and units.
-        for key in sorted({*before, *now}, key=lambda key: (key not in ("command", "options"), key)):
-            if before.get(key) != now.get(key):
-                return first_difference(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for old, new in zip(before, now, strict=True):
-            if old != new:
-                file = (
-                    old["name"] if isinstance(old, dict) and isinstance(new, dict) and "name" in old else ""
-                )
-                return first_difference(old, new, f"{name}[{file}]" if file else name)
-    shown = [text if len(text) < 80 else text[:77] + "..." for text in (json.dumps(before), json.dumps(now))]
-    return f"{name} was {shown[0]}, now {shown[1]}"
+def _check_plan(folder: str, content: bytes) -> None:
+    """Makes sure that the plan in a folder is this run's.
+
+    Raises:
+      InputError: it is another's.
+    """
+    before = files.read_bytes(files.join(folder, runs.PLAN))
+    if before == content:
+        return
+    try:
+        difference = manifest.first_difference(json.loads(before), json.loads(content))
+    except (ValueError, RecursionError):
+        difference = f"its {runs.PLAN} is no JSON"
+    raise InputError(
+        f"{folder}: already holds the results of another run ({difference});"
+        " choose another --out, or delete the folder"
+    )
 
 
 def read_receipts(receipts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -97,7 +97,7 @@ def test_it_is_the_plain_selection_from_the_survivors(tmp_path, clipdata, small_
     assert said[0] == "kept 20 of 100 pairs (20.00 %): new/s.npy"
     assert said[1] == "from 70 survivors, in 7 steps of 8 pairs"
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
-        "s.npy", "s.npy.manifest.json", "s.npy.trace.jsonl",
+        "s.npy", "s.npy.manifest.json", "s.npy.run.jsonl", "s.npy.trace.jsonl",
     ]  # fmt: skip
 
 
@@ -113,6 +113,10 @@ def test_the_trace_has_a_line_per_step(tmp_path, clipdata):
     np.testing.assert_allclose(lines[0]["eigenvalues"], want, rtol=1e-5)
     score = np.sort(np.einsum("nd,de,ne->n", emb, emb.T @ emb / 100, emb))
     np.testing.assert_allclose(lines[1]["threshold"], score[7], rtol=1e-5)
+    times = [json.loads(line) for line in (tmp_path / "s.npy.run.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["rows"]) for line in times] == list(enumerate(range(100, 36, -7), start=1))
+    names = {"read_seconds", "compute_seconds", "write_seconds", "rows_per_second", "time", "process"}
+    assert all(names <= set(line) and min(line[name] for name in names) >= 0 for line in times)
     content = json.loads((tmp_path / "s.npy.manifest.json").read_text())
     assert (content["kept"], content["pairs"], content["steps_taken"]) == (31, 100, 10)
     assert [Path(entry["name"]).suffix for entry in content["pool_files"]] == [".npz", ".parquet"] * 3

@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
+from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import telemetry, writers
+from clipdata_jax.pipeline import telemetry, work, writers
 from clipdata_jax.report.telemetry import Unit
 
 
@@ -55,6 +56,22 @@ def test_an_error_in_the_last_unit_is_told_too():
     with pytest.raises(InputError, match="no space left"), writers.Writer(output) as writer:
         writer.complete("a")
         writer.complete("b")
+
+
+@pytest.mark.parametrize("folder", ["out", "memory://begun-at-once"])
+def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "list_names", lambda folder: [])  # each finds the folder empty
+        first = work.open_output(folder, plan={"command": "a"}, units=["u"])
+        assert work.open_output(folder, plan={"command": "a"}, units=["u"]) == first
+        before = files.read_bytes(first.path("plan.json"))
+        with pytest.raises(InputError, match=r"results of another run \(command was \"a\", now \"b\"\)"):
+            work.open_output(folder, plan={"command": "b"}, units=["u"])
+    assert files.read_bytes(first.path("plan.json")) == before
+    files.write_bytes(first.path("plan.json"), b"{")
+    with pytest.raises(InputError, match=r"its plan\.json is no JSON"):
+        work.open_output(folder, plan={"command": "a"}, units=["u"])
 
 
 def test_lines_of_a_stranger_are_read_as_far_as_they_make_sense(tmp_path):
