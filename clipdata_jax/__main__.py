@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
+import time
 import traceback
 from typing import NoReturn
 
@@ -31,17 +33,21 @@ def main() -> NoReturn:
     if not stopping.asked():
         # Others may be waiting for one that failed: they end with it, unless they fail alike, each with its sentence.
         _leave_run(_SECONDS if status else None)
+    if stopping.asked():
+        stopping.part()
     stopping.leave(stopping.STATUS if stopping.asked() else status)
 
 
 def _leave_run(seconds: float | None) -> None:
-    """Waits for the other processes of a `jax.distributed` run, so long at most."""
+    """Waits for the other processes of a `jax.distributed` run, so long at most, and until a signal comes."""
     if "jax" in sys.modules:
         import jax
 
         waiting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         waiting.start()
-        waiting.join(seconds)
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while waiting.is_alive() and not stopping.asked() and time.monotonic() < end:
+            waiting.join(0.1)
 
 
 if __name__ == "__main__":

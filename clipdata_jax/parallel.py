@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipdata_jax import stopping
 from clipdata_jax.config import Workers
 from clipdata_jax.errors import InputError
 
@@ -32,6 +35,9 @@ class Share:
 ALONE = Share()
 # A process that is done waits for the others before it leaves: they may have days of work left.
 _LAST_WAIT_SECONDS = 30 * 24 * 3600
+_STOPPED, _PARTED = "clipdata/stopped", "clipdata/parted"
+_LONG = 1000 * _LAST_WAIT_SECONDS
+_GRACE_SECONDS = 0.2  # from a process's last word to its end
 
 
 def start(workers: Workers) -> Share:
@@ -50,7 +56,8 @@ def start(workers: Workers) -> Share:
     import jax
 
     found = workers.coordinator == "auto"
-    before = signal.getsignal(signal.SIGTERM)
+    # It would put its own handler of SIGTERM in place of ours, and end nothing.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             None if found else workers.coordinator,
@@ -65,9 +72,42 @@ def start(workers: Workers) -> Share:
         raise InputError(
             f"--coordinator {workers.coordinator}: {who} could not join the run ({_first_line(error)}); {advice}"
         ) from error
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # jax has put its own in C there, which ends nothing
-    return Share(jax.process_index(), jax.process_count())
+    joined = Share(jax.process_index(), jax.process_count())
+    partners = _Partners(joined)
+    if stopping.join(partners):
+        threading.Thread(target=partners.listen, name="partners", daemon=True).start()
+    return joined
+
+
+class _Partners:
+    """The other processes of a run, spoken to through jax's coordinator, which lives in the first process."""
+
+    def __init__(self, share: Share) -> None:
+        from jax._src import distributed  # there is no public name for it; Orbax takes it from here, too
+
+        self._share = share
+        self._client: Any = distributed.global_state.client
+        # Whoever waits in C++ for what another will never send is ended by the clock, the first one after the others.
+        self.seconds = 2.0 if share.index else 5.0
+
+    def tell(self) -> None:
+        self._client.key_value_set(_STOPPED, "", allow_overwrite=True)
+
+    def part(self) -> None:
+        self.tell()  # it may come to this before another thread does
+        if self._share.index:
+            self._client.key_value_set(f"{_PARTED}/{self._share.index}", "")
+            return
+        for index in range(1, self._share.count):
+            self._client.blocking_key_value_get(f"{_PARTED}/{index}", _LONG)
+        time.sleep(_GRACE_SECONDS)
+
+    def listen(self) -> None:
+        """Waits for another process to be stopped, and stops this one, too."""
+        with contextlib.suppress(Exception):  # the run is over
+            self._client.blocking_key_value_get(_STOPPED, _LONG)
+            if not stopping.asked():
+                signal.pthread_kill(threading.main_thread().ident or 0, stopping.TOLD)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,9 @@
 The first signal is raised in the main thread, so that `with` and `finally` tidy up. Code in C doesn't see that, and
 threads may take long to join: so a thread that does nothing else ends the process some seconds later, or at once when
 a second signal comes. Nothing is raised while a module is imported, for packages in C++ would abort: the process ends.
-And nothing, for a while, in code of jax, which C++ may have called.
+And nothing, for a while, in code of jax and Orbax: C++ may have called it, and a loop of asyncio breaks in its midst.
+
+Processes of a `jax.distributed` run stop together, see `join`.
 """
 
 from __future__ import annotations
@@ -19,29 +21,52 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 STATUS = 75
 """EX_TEMPFAIL of sysexits.h, "try again": the same command goes on from where it was."""
 asides: set[str] = set()
 """Files that are being written aside in this process, and its scratch folders, to be removed with it."""
 _SECONDS = 5.0  # a preempted machine is gone after 30
+_PART_SECONDS = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TOLD = signal.SIGUSR1
+"""What a process sends itself where it hears that another of its run was stopped."""
 _LATER_SECONDS = 0.02
 _asked, _over = threading.Event(), threading.Event()
 _waits = iter(range(50))  # how often it is raised later, until it is raised anyway
-_OURS, _JAX = f"{os.path.dirname(__file__)}{os.sep}", f"{os.sep}jax{os.sep}"
-
+_OURS = f"{os.path.dirname(__file__)}{os.sep}"
+_DELICATE = f"{os.sep}jax{os.sep}", f"{os.sep}orbax{os.sep}"
 
 _SCRATCH = re.compile(r"clipdata-(?:[a-z]+-)?([0-9a-f]{8})-[^-]+")
 
 
 class Stopped(KeyboardInterrupt):
     """Raised in the main thread where a signal asks the process to stop."""
+
+
+class Partners(Protocol):
+    """The other processes of a joined run.
+
+    Attributes:
+      seconds: how long this process may take to end, where it is stuck.
+    """
+
+    seconds: float
+
+    def tell(self) -> None:
+        """Says to them that this process is being stopped."""
+
+    def part(self) -> None:
+        """Says to them that it leaves, or waits until they have said so."""
+
+
+_partners: Partners | None = None
 
 
 def asked() -> bool:
@@ -56,17 +81,39 @@ def watch() -> None:
     # Python writes the signal's number there even while the main thread is in C.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_end_in_time, args=(read,), name="stop", daemon=True).start()
-    for number in _SIGNALS:
+    for number in (*_SIGNALS, TOLD):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's jobs in the background have Ctrl-C
             signal.signal(number, _raise_once)
     signal.signal(signal.SIGALRM, _raise_later)
 
 
+def join(partners: Partners) -> bool:
+    """Makes a stop of this process one of the others, too; whether it did: not where `watch` hasn't set it up.
+
+    Which of them leaves first is not all the same: those that are left without the first process of a
+    `jax.distributed` run are aborted by C++ at once, and those that wait for another's data wait on.
+    """
+    global _partners
+    if signal.getsignal(TOLD) is not _raise_once:
+        return False
+    _partners = partners
+    return True
+
+
+def part() -> None:
+    """Sees to it that no other process of a joined run is aborted when this one leaves."""
+    if _partners is not None:
+        with contextlib.suppress(Exception):  # there is no run any more
+            _partners.part()
+
+
 def _raise_once(_: int, frame: FrameType | None) -> None:
     if _over.is_set():
-        leave()
+        _asked.set()
+        return
     if _imports(frame):
         os.write(2, b"clipdata: stopped; run the same command again\n")
+        part()
         leave()
     if not _asked.is_set():  # what a second one does is the other thread's
         _asked.set()
@@ -75,16 +122,16 @@ def _raise_once(_: int, frame: FrameType | None) -> None:
 
 def _raise_later(_: int, frame: FrameType | None) -> None:
     if _over.is_set():
-        leave()
-    if _in_jax(frame) and next(_waits, None) is not None:
+        return
+    if _is_delicate(frame) and next(_waits, None) is not None:
         signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
         return
     raise Stopped
 
 
-def _in_jax(frame: FrameType | None) -> bool:
+def _is_delicate(frame: FrameType | None) -> bool:
     while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
-        if _JAX in frame.f_code.co_filename:
+        if any(name in frame.f_code.co_filename for name in _DELICATE):
             return True
         frame = frame.f_back
     return False
@@ -99,15 +146,39 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def _end_in_time(read: int) -> None:
-    _wait_for_signal(read, None)
-    _wait_for_signal(read, _SECONDS)
+    """Ends the process some seconds after its first signal, or at the second one that somebody sends it."""
+    end, sent = None, 0
+    while (number := _next_signal(read, end)) is not None:
+        sent += number != TOLD
+        if sent > 1:
+            break
+        if end is None:
+            end = time.monotonic() + (_SECONDS if _partners is None else _partners.seconds)
+            _start(_tell)  # which may take long
+    if sent < 2:
+        _start(part).join(_PART_SECONDS)
     leave()
 
 
-def _wait_for_signal(read: int, seconds: float | None) -> None:
-    while select.select([read], [], [], seconds)[0]:
-        if set(os.read(read, 1)) & set(_SIGNALS):
-            return
+def _start(function: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def _next_signal(read: int, end: float | None) -> int | None:
+    """The next signal, None where there is none until `end`."""
+    while select.select([read], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
+        number = os.read(read, 1)[0]
+        if number in (*_SIGNALS, TOLD):
+            return number
+    return None
+
+
+def _tell() -> None:
+    if _partners is not None:
+        with contextlib.suppress(Exception):  # there is no run any more
+            _partners.tell()
 
 
 def follow_parent() -> None:
@@ -139,7 +210,7 @@ def leave(status: int = STATUS) -> NoReturn:
 
 
 def over() -> None:
-    """Says that the command has ended: a signal from now on ends the process at once."""
+    """Says that the command has ended: a signal from now on raises nothing, and `asked` tells of it."""
     _over.set()
 
 

@@ -25,7 +25,7 @@ ALLOWED = {
     "scores": set(),
     "models": {"errors", "config"},
     "data": {"errors", "config", "stopping"},
-    "parallel": {"errors", "config"},
+    "parallel": {"errors", "config", "stopping"},
     "selection": {"errors", "config", "data", "stopping"},
     "training": {"errors", "config", "models", "data", "parallel", "scores"},
     "evaluation": {"errors", "config", "models", "data", "parallel", "scores"},

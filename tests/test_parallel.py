@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -28,8 +29,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def run_two(arguments: list[str], cwd: Path) -> list[str]:
-    """Runs a Python program as two processes of one `jax.distributed` run; returns what each printed."""
+def run_two(arguments: list[str], cwd: Path, *, status: int = 0) -> list[str]:
+    """Runs a Python program as two processes of one `jax.distributed` run, both to end so; what each printed."""
     port = free_port()
     environment = {
         **os.environ,
@@ -47,7 +48,7 @@ def run_two(arguments: list[str], cwd: Path) -> list[str]:
             for index in range(2)
         ]
         outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [status, status], outputs
     return [out for out, _ in outputs]
 
 
@@ -96,6 +97,35 @@ def test_two_processes_select_as_one_does(tmp_path, clipdata):
     run_two(["-m", "clipdata_jax.cli", *flags, "two.npy"], tmp_path)
     for suffix in ("npy", "npy.trace.jsonl"):
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+
+
+STOPPED = """
+import os, signal, sys
+from clipdata_jax.pipeline import norm_sim_d
+take_step = norm_sim_d.take_step
+def take_step_or_stop(rows, state, **named):
+    if sys.argv[-1] == "0" and state.step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return take_step(rows, state, **named)
+norm_sim_d.take_step = take_step_or_stop
+from clipdata_jax.__main__ import main
+main()
+"""
+
+
+def test_when_one_of_two_processes_is_stopped_both_say_run_me_again(tmp_path, clipdata):
+    make_pool(tmp_path / "pool", [900, 200], dim=8)
+    (tmp_path / "program.py").write_text(STOPPED)
+    flags = ["norm-sim-d", "pool", "--fraction", "0.2", "--steps", "5", "--out"]
+    # The second process waits in C++ for scores that the first, which holds the run together, won't send.
+    printed = run_two(["program.py", *flags, "two.npy"], tmp_path, status=75)
+    assert len(printed) == 2 and not list(tmp_path.rglob(".*.tmp"))
+    for name in ("two.npy", "one.npy"):  # goes on, in one process
+        assert clipdata(*flags, name).returncode == 0
+    for suffix in ("npy", "npy.trace.jsonl"):
+        assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "two.npy.run.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5]
 
 
 PROGRAM = """

@@ -66,7 +66,10 @@ def contrastive_loss(
     f_bd, g_bd = image_emb.astype(jnp.float32), text_emb.astype(jnp.float32)
     logits = jnp.einsum("id,jd->ij", f_bd, g_bd, precision="highest") * jnp.exp(logit_scale)
     sums_b = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
-    return jnp.mean(sums_b / 2 - jnp.diagonal(logits))
+    # Not the diagonal of the logits, which are split over processes by rows: to cut it out of them takes collectives
+    # in a branch, where XLA on CPUs lets them overtake others; gloo then aborts the process.
+    pair_b = jnp.einsum("id,id->i", f_bd, g_bd, precision="highest") * jnp.exp(logit_scale)
+    return jnp.mean(sums_b / 2 - pair_b)
 
 
 def adamw(

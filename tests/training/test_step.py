@@ -69,6 +69,13 @@ def test_loss_names_shapes_that_differ():
         contrastive_loss(jnp.ones((4, 2)), jnp.ones((3, 2)), jnp.float32(0))
 
 
+def test_no_collective_is_in_a_branch_where_it_could_overtake_others():
+    rows = jax.NamedSharding(parallel.data_mesh(jax.devices()[:2]), jax.P("data"))
+    gradient = jax.jit(jax.grad(contrastive_loss, argnums=(0, 1)), in_shardings=(rows, rows, None))
+    text = gradient.lower(jnp.ones((4, 2)), jnp.ones((4, 2)), jnp.float32(0)).compile().as_text()
+    assert "all-gather(" in text and "conditional(" not in text
+
+
 def batch(b=16):
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (b, 16, 16, 3), np.uint8), rng.integers(0, 50, (b, 6)).astype(np.int32)
