@@ -6,7 +6,9 @@ import dataclasses
 import importlib
 import inspect
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -158,18 +160,30 @@ def _as_launched(name: str, options: Any) -> Any | None:
 
 def _overview() -> str:
     width = max(map(len, _COMMANDS))
-    lines = [
+    width, name_width = _width(), max(map(len, _COMMANDS))
+    told = [
         "clipdata: choose the image-text pairs that train the best CLIP.",
         "",
         "usage: clipdata COMMAND [options]      clipdata COMMAND --help explains a command",
         "",
-        *(f"  {name:<{width}}  {_summary(command.options)}" for name, command in _COMMANDS.items()),
-        "",
+    ]
+    for name, command in _COMMANDS.items():
+        told += textwrap.wrap(
+            f"{name:<{name_width}}  {_summary(command.options)}",
+            width,
+            initial_indent="  ",
+            subsequent_indent=" " * (name_width + 4),
+        )
+    end = (
         "A pool goes through: embed -> score -> select -> reshard, and report shows what was kept.",
         "Stopped by Ctrl-C or SIGTERM, a command ends with status 75: the same command then goes on where it was.",
         "Start with: clipdata demo",
-    ]
-    return "\n".join(lines)
+    )
+    return "\n".join([*told, "", *(line for words in end for line in textwrap.wrap(words, width))])
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 100)
 
 
 def _summary(options: type) -> str:
@@ -181,21 +195,24 @@ def _parse(name: str, arguments: list[str]) -> Any:
 
     command = _COMMANDS[name]
     default, arguments = _from_config(name, arguments)
-    description = "\n\n".join(
-        [
-            inspect.cleandoc(command.options.__doc__ or ""),
-            f"Example: {command.example}",
-            "--config FILE.py sets all options from the file's get_config(); flags override it.",
-        ]
-    )
+    if {"-h", "--help"} & set(arguments):
+        print(_explained(command), end="\n\n")  # tyro would leave it unwrapped
     return tyro.cli(
         command.options,
         prog=f"clipdata {name}",
-        description=description,
+        description="",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
         **({} if default is None else {"default": default}),
     )
+
+
+def _explained(command: _Command) -> str:
+    """What a command does, its example and how it takes a file of options, as wide as the terminal."""
+    paragraphs = inspect.cleandoc(command.options.__doc__ or "").split("\n\n")
+    told = [textwrap.fill(" ".join(words.split()), _width()) for words in paragraphs]
+    config_words = "--config FILE.py sets all options from the file's get_config(); flags override it."
+    return "\n\n".join([*told, f"Example: {command.example}", textwrap.fill(config_words, _width())])
 
 
 def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:

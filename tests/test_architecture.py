@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -128,6 +129,17 @@ assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
     assert (
         f"usage: clipdata {command}" in text and f"Example: clipdata {command}" in text and "--config" in text
     )
+    assert "None" not in text and text.count("efault:") == text.count("(default:")
+    assert max(len(line) for line in text.splitlines() if not line.startswith("Example:")) <= 80
+
+
+def test_help_of_an_option_is_one_line_of_source():
+    """A second line is shown as a line of its own, in the middle of a sentence."""
+    for path in (PACKAGE / "config").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for option, told in itertools.pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
+                if isinstance(option, ast.AnnAssign) and isinstance(told, ast.Expr):
+                    assert told.lineno == told.end_lineno, f"{path}:{told.lineno}"
 
 
 def test_sets_of_uids_need_no_jax(tmp_path):

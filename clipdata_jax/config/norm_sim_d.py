@@ -8,7 +8,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from clipdata_jax.config.base import File, Folder, OnBad, Profile, Workers, require, require_positive
+from clipdata_jax.config.base import (
+    NONE,
+    File,
+    Folder,
+    OnBad,
+    Profile,
+    Workers,
+    require,
+    require_positive,
+    unset,
+)
 from clipdata_jax.errors import InputError
 
 
@@ -24,17 +34,17 @@ class NormSimD:
     """Folder of metadata shards (parquet beside npz, as DataComp's; pictures alone will do), or clip-retrieval's."""
     out: File
     """The .npy file to write: uids as u8,u8, sorted, unique. Work files lie beside it until it is done."""
-    survivors: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """A .npy file of uids to start from, usually what `select` kept by negCLIPLoss; default: the whole pool."""
-    fraction: float | None = None
+    survivors: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset("the whole pool")] = None
+    """A .npy file of uids to start from, usually what `select` kept by negCLIPLoss."""
+    fraction: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), NONE] = None
     """Share of the pool (not of the survivors) to keep: 0.2. Give this or --count."""
-    count: int | None = None
-    """Number of pairs to keep."""
+    count: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
+    """Number of pairs to keep. Give this or --fraction."""
     steps: int = 500
     """Steps to drop the others in; equal steps, rounded up, so that the last ones may have less or nothing to do."""
     init: Literal["pool", "survivors"] = "pool"
     """Whose second moment the first step uses: the whole pool's, as the paper's authors do, or the survivors'."""
-    tag: str | None = None
+    tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
     """Which model's embeddings, where the pool has several, e.g. b32 or l14."""
     normalize: bool = False
     """Scale embedding rows that are not of unit norm instead of leaving them out."""

@@ -20,6 +20,7 @@ from clipdata_jax.config.base import (
     require_positive,
     require_temperature,
     split_assignment,
+    unset,
 )
 from clipdata_jax.errors import InputError
 
@@ -28,7 +29,8 @@ Division = Literal["group", "shard"]
 Sizes = Annotated[int | tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")]
 Temperatures = Annotated[
     float | tuple[float, ...] | None,
-    tyro.conf.arg(metavar="FLOAT [FLOAT ...]", help_behavior_hint="(default: none)"),
+    tyro.conf.arg(metavar="FLOAT [FLOAT ...]"),
+    unset("what the pool's manifest says, else 0.01"),
 ]
 MOST_RATIO = 16  # of one pass's largest |B| to its smallest: more would take more cells than memory bears
 
@@ -44,10 +46,10 @@ class NegClipLoss:
     group: int = 4
     """Batches' worth (of the largest |B|) of distinct pairs that one pass compares, m: lowers the noise, and costs."""
     temperature: Temperatures = None
-    """The teacher's 1/exp(logit_scale); several: each a column. Default: what the pool's manifest says, else 0.01."""
+    """The teacher's 1/exp(logit_scale); several: each a column."""
     division: Division = "group"
     """"group": all K from one pass over m batches; "shard": K cuts of each file in K passes, as the paper's code."""
-    mix_shards: Annotated[int | None, NONE] = None
+    mix_shards: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
     """For shards of one topic each: take so many at a time and deal their pairs to groups at random; costs memory."""
 
     def __post_init__(self) -> None:
@@ -92,8 +94,10 @@ class NormSim:
     """Embeddings of target pictures (.npy, .npz, a folder of `embed`), or pictures: a folder, tars, tfds:name/split."""
     target_model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
     """The pool's model, to embed targets of pictures with."""
-    target_cache: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
-    """Where embeddings of targets of pictures are kept, by content; default ~/.cache/clipdata/targets."""
+    target_cache: Annotated[
+        str | None, tyro.conf.arg(metavar="FOLDER"), unset("~/.cache/clipdata/targets")
+    ] = None
+    """Where embeddings of targets of pictures are kept, by content."""
     union: Annotated[str | None, tyro.conf.arg(metavar="NAME"), NONE] = None
     """Name of a further column: NormSim to all targets taken as one."""
     p: tuple[float, ...] = (math.inf,)

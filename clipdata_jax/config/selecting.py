@@ -20,10 +20,11 @@ from clipdata_jax.config.base import (
     require_positive,
     require_some,
     split_assignment,
+    unset,
 )
 from clipdata_jax.errors import InputError
 
-Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="(default: none)")]
+Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES..."), NONE]
 Compared = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE...", help_behavior_hint="(default: none)")
 ]
@@ -76,17 +77,16 @@ class Reshard:
     """The .npy file of selected uids (`select` writes it; DataComp's subset files work too)."""
     out: Folder
     """Folder to write the tars to."""
-    samples_per_tar: Annotated[int | None, NONE] = None
-    """Repack: tars of that many samples each, in the pool's order, instead of one for each of the pool's tars.
-    A uid made of tar name and key is lost with the name; the files in uids/ keep it."""
+    samples_per_tar: Annotated[
+        int | None, tyro.conf.arg(metavar="INT"), unset("a tar for each of the pool's")
+    ] = None
+    """Repack into tars of so many samples each. Uids made of tar name and key are then kept in the files in uids/."""
     tars_per_unit: int = 32
-    """With --samples-per-tar: so many of the pool's tars after one another are repacked together and written or
-    resumed as one; only the last tar of each such unit may hold fewer samples."""
+    """With --samples-per-tar: so many of the pool's tars are repacked as one unit; its last tar may be shorter."""
     on_bad: OnBad = "stop"
     """A broken tar: "stop" with a message, or "skip" it and list it in the manifest."""
     digests: bool = False
-    """Take digests of all tars, read and written, for receipts and manifest: it means to read the pool whole, and
-    takes longer than the copying. Without it tars are told by size, and those of the pool by time of change."""
+    """Record digests of all tars, not sizes and times of change; reads the pool whole: slower than the copying."""
     dry_run: bool = False
     """Only count what would be kept; write nothing."""
     processes: int = 1

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from clipdata_jax.config.base import (
+    NONE,
     File,
     Folder,
     OnBad,
@@ -52,7 +53,7 @@ class Sensitivity:
     """How large a sample to read: so many groups of the largest m and |B|."""
     tolerance: float = 0.01
     """Share of the selection that may differ between two seeds; decides which m is called enough."""
-    tag: str | None = None
+    tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
     """Which model's embeddings, where the pool has several, e.g. b32 or l14."""
     seed: int = 0
     """The first of the two seeds that are compared; the other is the next number."""

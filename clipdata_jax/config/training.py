@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
 import tyro
 
 from clipdata_jax.config.base import (
+    NONE,
     File,
     Folder,
     OnBad,
@@ -18,6 +20,7 @@ from clipdata_jax.config.base import (
     require,
     require_positive,
     require_some,
+    unset,
 )
 from clipdata_jax.errors import InputError
 
@@ -32,7 +35,7 @@ class Train:
     """Folder for checkpoints and, at the end, the model in transformers' layout."""
     tokenizer: Folder
     """Folder with CLIP tokenizer files, e.g. a checkpoint's."""
-    subset: str | None = None
+    subset: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset("all pairs")] = None
     """A .npy file of uids: train on these pairs only."""
     steps: int = 2_000
     """Optimiser steps."""
@@ -97,10 +100,10 @@ class Evaluate:
     """Tars of pictures with captions (.txt, or the list "captions" in .json): recall at 1, 5 and 10, both ways."""
     classification: Tars = ()
     """Tars of labelled pictures: class index in .cls, or class name as the folder of the member."""
-    classnames: str | None = None
+    classnames: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
     """A .json file with the list of class names, for --classification."""
-    templates: str | None = None
-    """A .json file with the list of prompts, "{c}" standing for the class; default: "a photo of a {c}."."""
+    templates: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset('"a photo of a {c}."')] = None
+    """A .json file with the list of prompts, "{c}" standing for the class."""
     batch_size: int = 256
     """Pictures a device takes at a time."""
     on_bad: OnBad = "stop"

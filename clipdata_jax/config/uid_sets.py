@@ -38,8 +38,7 @@ class Uids:
     out: _File = None
     """The .npy, .txt or .parquet file to write: sorted; unique unless --multiset."""
     multiset: bool = False
-    """Repeats count: union adds how often the files hold a uid, intersect takes the fewest, minus subtracts; verify
-    lets them pass. Without it files are sets, and it is said how many repeats were left out."""
+    """Repeats count: union adds them up, intersect takes the fewest, minus subtracts; verify lets them pass."""
     halves: bool = False
     """Write .parquet with columns uid_hi and uid_lo (uint64), as score tables have them, instead of uid."""
     pool: _File = None

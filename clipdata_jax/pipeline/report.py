@@ -67,7 +67,11 @@ def run(options: config.Report) -> None:
         steps=_steps(made_by),
         trace=_trace(options.subset),
         runs=[draw_run(folder, units) for folder in options.scores if (units := telemetry.read(folder))],
-        warnings=[*_warnings(own, others), *(f"Skipped: {text.shorten(reason)}" for reason in skipped)],
+        warnings=[
+            *_warnings(own, others),
+            *_absent(plan, pairs),
+            *(f"Skipped: {text.shorten(reason)}" for reason in skipped),
+        ],
         provenance=_provenance(options, made_by),
     )
     html = page.render(plan, about, pairs, compared=compared, captions=described).encode()
@@ -204,6 +208,13 @@ def _warnings(own: _Selection, others: list[_Selection]) -> list[str]:
     ]
 
 
+def _absent(plan: contents.Contents, pairs: Mapping[int, page.Pair] | None) -> list[str]:
+    """Some pictures of a pool are always gone; that most are means rather that not all its tars were named."""
+    if pairs is None or 2 * len(pairs) >= len(plan.scores):
+        return []
+    return ["Most of the pairs shown here are not in the tars that were given: name all tars of the pool."]
+
+
 def _provenance(
     options: config.Report, made_by: Mapping[str, Any]
 ) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -237,6 +248,8 @@ def _flatten(facts: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iter
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return ""
     try:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except RecursionError:

@@ -57,11 +57,13 @@ class Disagreement:
       correlation: of the two ranks over all pairs that have both scores.
       first_higher: rows that the first score ranks far above the second, the widest gap first.
       second_higher: the other way round.
+      widest: the widest gap of each, as a share of the pool; 0 where none is.
     """
 
     correlation: float
     first_higher: tuple[int, ...]
     second_higher: tuple[int, ...]
+    widest: tuple[float, float]
 
 
 def draw(rows: np.ndarray, wanted: int, *, seed: int, salt: str) -> np.ndarray:
@@ -175,7 +177,9 @@ def disagree(
         sums += np.array([len(rows), a.sum(), b.sum(), a @ a, b @ b, a @ b], float)
         best = _widest(best, a - b, rows + part.start, wanted)
         worst = _widest(worst, b - a, rows + part.start, wanted)
-    return Disagreement(_correlation(sums), tuple(row for _, row in best), tuple(row for _, row in worst))
+    widest = (-best[0][0] if best else 0.0, -worst[0][0] if worst else 0.0)
+    first_higher, second_higher = (tuple(row for _, row in gaps) for gaps in (best, worst))
+    return Disagreement(_correlation(sums), first_higher, second_higher, widest)
 
 
 def _widest(

@@ -69,6 +69,7 @@ def draw(
     def place(value: float) -> float:
         return round(_BASE - (value - low) / (high - low) * (_BASE - _TOP), 1)
 
+    ticks = ticks_between(low, high, 4)
     lines = []
     for kind, line in series.items():
         dots = tuple(
@@ -80,5 +81,12 @@ def draw(
     return Drawing(
         tuple(lines),
         tuple((round(x[i], 1), label, i == base) for i, label in enumerate(labels)),
-        tuple((place(tick), show(tick)) for tick in ticks_between(low, high, 4)),
+        tuple(zip(map(place, ticks), _shortened([show(tick) for tick in ticks]), strict=True)),
     )
+
+
+def _shortened(labels: list[str]) -> list[str]:
+    """Decimal numbers without the zeros that all of them end in."""
+    while labels and all("." in label and label.endswith(("0", ".")) for label in labels):
+        labels = [label[:-1] for label in labels]
+    return labels

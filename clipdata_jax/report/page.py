@@ -133,6 +133,7 @@ def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
         "picture": picture if isinstance(picture, Thumbnail) else None,
         "problem": picture,
         "caption": "" if pair is None else text.shorten(pair.caption),
+        "no_caption": "caption unknown" if pair is None else "no caption",
         "scores": scores,
         "nearest": []
         if pair is None
@@ -161,7 +162,13 @@ def environment() -> jinja2.Environment:
         finalize=_finalize,
     )
     made.filters.update(
-        count=text.count, compact=text.compact, percent=text.percent, top=text.top, value=text.value
+        count=text.count,
+        pairs=text.pairs,
+        compact=text.compact,
+        duration=text.duration,
+        percent=text.percent,
+        top=text.top,
+        value=text.value,
     )
     made.globals.update(
         label=columns.label,

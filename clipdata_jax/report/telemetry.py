@@ -11,6 +11,7 @@ from clipdata_jax.report import lines, text
 
 SECONDS = ("read", "wait", "compute", "write")
 _POINTS = 9  # as many as a chart can label
+_LEAST = 3  # fewer units make no line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Run:
       rows: in all.
       rows_per_second: mean over the units' rows, of one process.
       seconds: name -> (seconds in all, seconds for 1,000 rows).
-      charts: title and drawing of each chart.
+      charts: title and drawing of each chart; none where there are fewer than three units.
     """
 
     name: str
@@ -57,13 +58,23 @@ class Run:
 
 
 def draw(name: str, units: Sequence[Unit]) -> Run:
-    """Sums units up, and draws them in at most nine stretches of as many units each.
+    """Sums units up, and draws three or more of them in at most nine stretches of as many units each.
 
     Args:
       name: of the run.
       units: at least one.
     """
     units = sorted(units, key=lambda unit: unit.time)
+    rows = sum(unit.rows for unit in units)
+    totals = {
+        which: (math.fsum(unit.seconds[which] for unit in units), _for_thousand(units, which))
+        for which in SECONDS
+    }
+    charts = _charts(units) if len(units) >= _LEAST else ()
+    return Run(name, len(units), int(rows), _rate(units), totals, charts)
+
+
+def _charts(units: Sequence[Unit]) -> tuple[tuple[str, lines.Drawing], ...]:
     count = min(_POINTS, len(units))
     edges = [len(units) * i // count for i in range(count + 1)]
     stretches = [units[start:end] for start, end in itertools.pairwise(edges)]
@@ -73,17 +84,11 @@ def draw(name: str, units: Sequence[Unit]) -> Run:
         "main": [_for_thousand(part, "compute") for part in stretches],
         "other": [_for_thousand(part, "wait") for part in stretches],
     }
-    rows = sum(unit.rows for unit in units)
-    totals = {
-        which: (math.fsum(unit.seconds[which] for unit in units), _for_thousand(units, which))
-        for which in SECONDS
-    }
     speed = lines.draw(labels, -1, rates, show=text.compact, from_zero=True, least_span=1.0)
     spent = lines.draw(
         labels, -1, waits, show=lambda value: text.value(value, 4), from_zero=True, least_span=1e-3
     )
-    charts = ("Rows a second, a process", speed), ("Seconds for 1,000 rows", spent)
-    return Run(name, len(units), int(rows), _rate(units), totals, charts)
+    return ("Rows a second, a process", speed), ("Seconds for 1,000 rows", spent)
 
 
 def _rate(units: Sequence[Unit]) -> float:

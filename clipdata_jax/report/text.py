@@ -51,6 +51,27 @@ def compact(number: float) -> str:
     return f"{number:.3g}"
 
 
+def pairs(number: int) -> str:
+    """1 pair, 12,345 pairs."""
+    return f"{number:,} pair{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: 0 s, <0.1 ms, 12 ms, 1.4 s, 2 min 5 s, 3 h 20 min; "–" if there is none."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds == 0:
+        return "0 s"
+    if seconds < 0.9995:
+        shown = f"{seconds * 1000:.1f}" if seconds < 0.00995 else f"{seconds * 1000:.0f}"
+        return "<0.1 ms" if shown == "0.0" else f"{shown} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 def percent(share: float) -> str:
     """A share as 30.0 %, 0.4 %, <0.1 %; "–" when there is nothing to take a share of."""
     if math.isnan(share):

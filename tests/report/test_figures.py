@@ -142,6 +142,7 @@ def test_disagreement_is_the_widest_gap_of_ranks():
     assert gap[list(found.first_higher)].tolist() == np.sort(gap)[::-1][:5].tolist()
     assert gap[list(found.second_higher)].tolist() == np.sort(gap)[:5].tolist()
     assert found.correlation == pytest.approx(np.corrcoef(order_a, order_b)[0, 1], abs=1e-6)
+    assert found.widest == pytest.approx((gap.max() / len(gap), -gap.min() / len(gap)), abs=1e-6)
 
 
 def test_equal_scores_agree():

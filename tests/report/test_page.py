@@ -87,7 +87,7 @@ def test_the_page_says_what_was_kept(plan, pairs):
     share = f"{plan.kept / 800:.1%}".replace("%", " %")
     assert f"keeps {plan.kept} of 800 image-text pairs, {share}" in words
     assert "Without a score 2" in words and "top(neg_clip_loss, 0.3) 800 240" in words
-    assert f"{len(pairs)} of {len(plan.scores)} shown pairs found" in words
+    assert f"Pictures {len(pairs)} of the {len(plan.scores)} shown" in words
     assert "not in the tars" in words and words.count("picture unreadable") >= len(HOSTILE)
     assert "picture too large" not in words
     cards = [attrs for tag, attrs in reader.tags if tag == "article"]
@@ -97,7 +97,7 @@ def test_the_page_says_what_was_kept(plan, pairs):
     shown += [*plan.disagreement.first_higher, *plan.disagreement.second_higher]
     assert len(cards) == len(shown) == 3 * 7 * 3 + 4 * 3 + 2 * 3
     assert sum(card["class"] == "card in" for card in cards) == sum(plan.is_kept[row] for row in shown)
-    for title in ("NormSim∞ in1k × negCLIPLoss", "Where CLIPScore and negCLIPLoss disagree", "Provenance"):
+    for title in ("NormSim∞ in1k × negCLIPLoss", "Where CLIPScore and negCLIPLoss differ most", "Provenance"):
         assert title in words
 
 

@@ -33,6 +33,13 @@ def test_a_single_setting_and_small_differences_are_drawn_as_such():
     flat = lines.draw(["1", "2"], 0, {"a": [0.5, 0.5001]}, show=str, from_zero=False, least_span=0.02)
     (_, first, _), (_, second, _) = flat.lines[0].dots
     assert abs(first - second) < 2
+
+
+def test_labels_of_an_axis_end_where_their_digits_do():
+    drawn = lines.draw(["1", "2"], 0, {"a": [0, 0.21]}, show="{:.4f}".format, from_zero=True, least_span=0.1)
+    assert [label for _, label in drawn.y_ticks] == ["0.0", "0.1", "0.2"]
+    whole = lines.draw(["1", "2"], 0, {"a": [0, 30]}, show="{:.1f}".format, from_zero=True, least_span=1)
+    assert [label for _, label in whole.y_ticks] == ["0", "10", "20", "30"]
     nothing = lines.draw(["1"], 0, {"a": [math.nan]}, show=str, from_zero=False, least_span=0.02)
     assert nothing.lines[0].path == ""
 
@@ -54,6 +61,7 @@ def test_the_page_shows_every_setting_and_escapes_names():
     html = sensitivity_page.render(told)
     assert "<script" not in html and "<b>note" not in html and "\u202e" not in html
     assert "&lt;script&gt;" in html and "What it means &amp; costs." in html and "12,000" in html
-    assert html.count("<tr><td>1</td>") == 1 and html.count('<tr class="base"><td>4</td>') == 1
+    assert html.count('<tr><th scope="row">1</th>') == 1
+    assert html.count('<tr class="base"><th scope="row">4</th>') == 1
     assert "0.4\u202f%" in html and ">nan<" not in html and "<td>–</td>" in html
     assert html == sensitivity_page.render(dataclasses.replace(told))

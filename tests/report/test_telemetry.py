@@ -14,7 +14,7 @@ def units(count):
     ]
 
 
-@pytest.mark.parametrize(("count", "shown", "last"), [(1, 1, "0:00"), (9, 9, "2:40"), (1000, 9, "5:33:00")])
+@pytest.mark.parametrize(("count", "shown", "last"), [(3, 3, "0:40"), (9, 9, "2:40"), (1000, 9, "5:33:00")])
 def test_charts_show_the_whole_run_in_few_stretches(count, shown, last):
     run = telemetry.draw("scores", units(count))
     for title, drawing in run.charts:
@@ -25,9 +25,14 @@ def test_charts_show_the_whole_run_in_few_stretches(count, shown, last):
 
 
 def test_a_mean_of_rates_counts_the_time_and_lines_stand_where_they_belong():
-    run = telemetry.draw("scores", units(2)[::-1])
-    assert run.rows_per_second == pytest.approx(200 / 12)
+    run = telemetry.draw("scores", units(3)[::-1])
+    assert run.rows_per_second == pytest.approx(300 / 22)
     (_, speed), (_, spent) = run.charts
-    assert [shown for _, _, shown in speed.lines[0].dots] == ["10", "50"]
+    assert [shown for _, _, shown in speed.lines[0].dots] == ["10", "50", "10"]
     work, waiting = ([y for _, y, _ in line.dots] for line in spent.lines)
     assert [line.kind for line in spent.lines] == ["main", "other"] and max(work) < min(waiting)
+
+
+def test_two_units_make_no_line():
+    run = telemetry.draw("scores", units(2))
+    assert not run.charts and run.seconds["read"] == pytest.approx((4, 20))

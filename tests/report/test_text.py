@@ -34,6 +34,24 @@ def test_a_long_caption_is_cut_and_says_so():
 
 
 @pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 s"),
+        (0.00004, "<0.1 ms"),
+        (0.0022, "2.2 ms"),
+        (0.2252, "225 ms"),
+        (0.9996, "1.0 s"),
+        (59.96, "1 min 0 s"),
+        (125.4, "2 min 5 s"),
+        (12_000, "3 h 20 min"),
+        (math.nan, "–"),
+    ],
+)
+def test_a_time_is_told_in_the_unit_that_suits_it(seconds, shown):
+    assert text.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
     ("share", "shown"),
     [(0.0, "0.0"), (0.0001, "<0.1"), (0.3, "30.0"), (0.9999, "99.9"), (1.0, "100.0"), (0.12345, "12.3")],
 )
