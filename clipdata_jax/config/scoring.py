@@ -46,7 +46,7 @@ class NegClipLoss:
     group: int = 4
     """Batches' worth (of the largest |B|) of distinct pairs that one pass compares, m: lowers the noise, and costs."""
     temperature: Temperatures = None
-    """The teacher's 1/exp(logit_scale); several: each a column."""
+    """1/exp(logit scale) of the model, 0.01 for OpenAI's CLIP; several: each a column."""
     division: Division = "group"
     """"group": all K from one pass over m batches; "shard": K cuts of each file in K passes, as the paper's code."""
     mix_shards: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
@@ -150,7 +150,7 @@ class Score:
     normalize: bool = False
     """Scale embedding rows that are not of unit norm instead of masking them out."""
     where: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
-    """Score only the pairs of a subset (`select` wrote it); the others get null. For scores of single pairs."""
+    """Score only the pairs of a subset file, the others get null. Not for neg_clip_loss, which needs all of them."""
     force: bool = False
     """Score even where a target is of another model than the pool."""
     max_bad_rows: float = 0.01

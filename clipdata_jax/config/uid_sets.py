@@ -31,8 +31,8 @@ class Uids:
     the files.
     """
 
-    operation: tyro.conf.Positional[UidsOperation]
-    """What to do."""
+    operation: tyro.conf.Positional[Annotated[UidsOperation, tyro.conf.arg(metavar="OPERATION")]]
+    """What to do: union, intersect, minus, stats, convert or verify."""
     files: tyro.conf.Positional[_Files]
     """Files of uids, and folders of .parquet files."""
     out: _File = None

@@ -131,7 +131,7 @@ def _as_typed(options: Any) -> str:
             continue
         words = [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
         flag = f"--{field.name.replace('_', '-')}"
-        if field.name in ("tars", "scores", "pool") and default is dataclasses.MISSING:
+        if "Positional" in str(field.type):
             positional += words
         elif isinstance(value, bool):
             flags.append(flag)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipdata_jax import config
+from clipdata_jax import cli, config
 from clipdata_jax.data import uids
 from clipdata_jax.pipeline import demo
 
@@ -18,7 +19,8 @@ from clipdata_jax.pipeline import demo
 def test_the_demo_tells_the_truth_about_what_each_method_kept(tmp_path, clipdata):
     done = clipdata("demo", "--out", "d", "--pairs", 400, devices=1)
     assert done.returncode == 0, done.stderr
-    commands = re.findall(r"^\$ clipdata (\w+)", done.stdout, re.MULTILINE)
+    lines = re.findall(r"^\$ clipdata (.*)", done.stdout, re.MULTILINE)
+    commands = [cli._parse(command, words) and command for command, *words in map(shlex.split, lines)]
     assert commands == ["embed", "embed", "score", "select", "select", "select", "reshard", "report"]
     truth = pq.read_table(tmp_path / "d" / "pool" / "truth.parquet").to_pydict()
     kind = dict(zip(truth["uid"], truth["kind"], strict=True))
