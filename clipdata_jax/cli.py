@@ -9,8 +9,8 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from clipdata_jax import config, stopping
 from clipdata_jax.errors import InputError, StorageError, of_the_disk
@@ -195,6 +195,7 @@ def _parse(name: str, arguments: list[str]) -> Any:
 
     command = _COMMANDS[name]
     default, arguments = _from_config(name, arguments)
+    _check_repeats(command.options, arguments)
     if {"-h", "--help"} & set(arguments):
         print(_explained(command), end="\n\n")  # tyro would leave it unwrapped
     return tyro.cli(
@@ -205,6 +206,26 @@ def _parse(name: str, arguments: list[str]) -> Any:
         config=(tyro.conf.OmitArgPrefixes,),
         **({} if default is None else {"default": default}),
     )
+
+
+def _check_repeats(options: type, arguments: list[str]) -> None:
+    """Raises InputError where a flag that takes a list is given twice: only the last list would count."""
+    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    for name in _lists(options):
+        flag = f"--{name.replace('_', '-')}"
+        if given.count(flag) > 1:
+            raise InputError(
+                f"{flag} is given {given.count(flag)} times; give all its values after one {flag}"
+            )
+
+
+def _lists(options: type) -> Iterator[str]:
+    """Names of the options that take several values."""
+    for name, kind in get_type_hints(options).items():
+        if dataclasses.is_dataclass(kind):
+            yield from _lists(cast(type, kind))
+        elif any(get_origin(one) is tuple for one in (kind, *get_args(kind))):
+            yield name
 
 
 def _explained(command: _Command) -> str:

@@ -162,6 +162,7 @@ assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
         (["--version"], 0, f"clipdata {clipdata_jax.__version__}"),
         (["rank"], 2, "'rank' is no command; there are embed"),
         (["score", "pool", "--out", "x", "--nonsense"], 2, "nonsense"),
+        (["score", "pool", "--out=x", "--target", "a=b", "--target=c=d"], 2, "--target is given 2 times"),
         (["score", "--config"], 2, "--config needs a file"),
         (["score", "--config", "missing.py"], 2, "--config missing.py: can't be read"),
         (["score", "--config", "empty.py"], 2, "has no function get_config()"),

@@ -88,7 +88,7 @@ def _charts(units: Sequence[Unit]) -> tuple[tuple[str, lines.Drawing], ...]:
     spent = lines.draw(
         labels, -1, waits, show=lambda value: text.value(value, 4), from_zero=True, least_span=1e-3
     )
-    return ("Rows a second, a process", speed), ("Seconds for 1,000 rows", spent)
+    return ("Rows a second in each process", speed), ("Seconds for 1,000 rows", spent)
 
 
 def _rate(units: Sequence[Unit]) -> float:
@@ -104,7 +104,7 @@ def _for_thousand(units: Sequence[Unit], name: str) -> float:
 
 
 def _clock(seconds: float) -> str:
-    """2:05, or 1:02:05, since the first unit was done."""
+    """2:05, or 1h02, since the first unit was done: as short as nine labels of an axis must be."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}h{minutes:02}" if hours else f"{minutes}:{rest:02}"
