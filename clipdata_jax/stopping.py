@@ -244,12 +244,14 @@ def kernel() -> str:
 def _locked_folder(prefix: str) -> tuple[str, int]:
     while True:
         folder = tempfile.mkdtemp(prefix=f"{prefix}{kernel()}-")
-        lock = os.open(folder, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # some file systems have no locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.path.exists(folder):
-            return folder, lock
-        os.close(lock)  # taken for one left behind before it was locked
+        # Before it is locked, another process or thread may take it for one left behind.
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.exists(folder):
+                return folder, lock
+            os.close(lock)
 
 
 @functools.cache

@@ -248,6 +248,9 @@ def keep(paths: Sequence[tuple[str, Any, str]]) -> Iterator[None]:
     Args:
       paths: path, file system, and name there of each. What is missing is left to whoever reads it.
     """
+    if not paths:
+        yield
+        return
     with stopping.scratch("clipdata-") as folder:
         made = []
         try:

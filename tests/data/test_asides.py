@@ -118,16 +118,19 @@ def test_scratch_folders_of_killed_processes_go_at_the_next_start(tmp_path, monk
     assert sorted(os.listdir(tmp_path)) == sorted(others)
 
 
-def test_a_scratch_folder_that_was_swept_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "name"), [(os, "open"), (stopping.fcntl, "flock")])
+def test_a_scratch_folder_that_was_swept_before_it_was_locked_is_made_anew(
+    tmp_path, monkeypatch, module, name
+):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    lock, swept = stopping.fcntl.flock, []
+    whole, swept = getattr(module, name), []
 
-    def first_swept(file, how):
-        if not swept:
+    def first_swept(*arguments):
+        if not swept and os.listdir(tmp_path):
             swept.extend(os.listdir(tmp_path))
             os.rmdir(tmp_path / swept[0])
-        lock(file, how)
+        return whole(*arguments)
 
-    monkeypatch.setattr(stopping.fcntl, "flock", first_swept)
+    monkeypatch.setattr(module, name, first_swept)
     with stopping.scratch("clipdata-") as folder:
         assert swept and os.listdir(tmp_path) == [os.path.basename(folder)] != swept
