@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import re
 import shutil
 import subprocess
@@ -89,7 +90,7 @@ def hostile(url: str) -> str:
 
 def report_page(clipdata, tmp_path, evil: str) -> str:
     """The page of a pool all of whose names and texts are hostile."""
-    short = "<img src=x onerror=document.title='owned'>"  # file names end at a slash
+    short = "<img src=x onerror=document['title']='owned'>"  # file names end at a slash, keys at a dot
     names = [f"{row:032x}" for row in range(40)]
     members = []
     for row, name in enumerate(names):
@@ -118,6 +119,8 @@ def report_page(clipdata, tmp_path, evil: str) -> str:
         *("--title", evil, "--on-bad", "skip", "--out", "page.html"),
     )
     assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "page.html.manifest.json").read_bytes())["counts"]
+    assert told["found_in_tars"] == told["shown"] > 0  # the captions are on the page
     return (tmp_path / "page.html").read_text("utf-8")
 
 
