@@ -132,9 +132,8 @@ def _run(arguments: list[str]) -> int:
 def _planned(words: list[str]) -> config.Run:
     """The command that `plan ... -- COMMAND ...` names, with its options."""
     name, rest = (words[0], words[1:]) if words else ("", [])
-    if name not in get_args(config.Planned):
-        raise InputError(f"after -- stands {name!r}, expected one of {', '.join(get_args(config.Planned))}")
-    return config.Run(**{name: _parse(name, rest)})
+    config.require_planned(name, "the command after --")
+    return config.Run(**{name.replace("-", "_"): _parse(name, rest)})
 
 
 def _stopped(name: str) -> int:

@@ -11,8 +11,9 @@ from clipdata_jax.config.embedding import Embed as Embed
 from clipdata_jax.config.filtering import Filter as Filter
 from clipdata_jax.config.loading import load_run as load_run
 from clipdata_jax.config.norm_sim_d import NormSimD as NormSimD
+from clipdata_jax.config.planning import PLANNED as PLANNED
 from clipdata_jax.config.planning import Plan as Plan
-from clipdata_jax.config.planning import Planned as Planned
+from clipdata_jax.config.planning import require_planned as require_planned
 from clipdata_jax.config.run import Run as Run
 from clipdata_jax.config.scoring import NegClipLoss as NegClipLoss
 from clipdata_jax.config.scoring import NormSim as NormSim

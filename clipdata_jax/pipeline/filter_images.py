@@ -40,7 +40,7 @@ def open_preset(
     Raises:
       InputError: embeddings, target or centroids are missing, damaged or don't fit, or are too few to cluster.
     """
-    reader = _Reader(options)
+    reader = Reader(options)
     target = read_target(options.target or "", options.tag, dim=reader.dim)
     facts: dict[str, Any] = {}
     inputs: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ def open_preset(
     )
 
 
-class _Reader:
+class Reader:
     """Reads metadata with the embeddings beside it as one more column."""
 
     def __init__(self, options: Filter) -> None:
@@ -135,7 +135,7 @@ def _read_centroids(path: str, dim: int) -> np.ndarray:
 def _draw_sample(
     options: Filter,
     parts: Sequence[metadata.Part],
-    reader: _Reader,
+    reader: Reader,
     captions: Preset,
     skipped: metadata.Skipped,
 ) -> np.ndarray:

@@ -50,26 +50,44 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metada
       InputError: a column or a file is missing or holds something else.
     """
     name = options.preset
-    columns = _COLUMNS.get(name, ((), ()))
-    numbers = (datacomp.similarity(options.arch),) if options.arch else columns[1]
-    metadata.check_columns(parts, texts=columns[0], numbers=numbers, what=f"--preset {name}")
+    texts, numbers = columns(options)
+    metadata.check_columns(parts, texts=texts, numbers=numbers, what=f"--preset {name}")
     if name == "no_filter":
         return Preset(())
     if name == "clip_score":
         return _by_score(options, parts, skipped)
-    languages = Languages(options.lid_model, options.processes or os.cpu_count() or 1)
-    notes = (_SMALL_MODEL,) if languages.is_small else ()
+    if options.by_image:
+        from clipdata_jax.pipeline import filter_images  # which loads jax
+
+        captions, score = beside_pictures(options, parts, skipped)
+        return filter_images.open_preset(options, parts, captions, score, skipped)
+    languages, notes = _languages(options)
     if name == "laion2b":
         return Preset(datacomp.laion2b(languages), (languages.path,), (_FASTTEXT, *notes))
     if name == "text_based":
         return _by_text(options, languages, notes)
-    if options.by_image:
-        from clipdata_jax.pipeline import filter_images  # which loads jax
-
-        captions = Preset(datacomp.image_captions(languages), (languages.path,), notes)
-        score = Preset(()) if options.arch is None else _by_score(options, parts, skipped)
-        return filter_images.open_preset(options, parts, captions, score, skipped)
     return Preset(datacomp.basic_filter(languages), (languages.path,), notes)
+
+
+def beside_pictures(
+    options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped
+) -> tuple[Preset, Preset]:
+    """What a preset that looks at pictures asks of captions, and of CLIPScores."""
+    languages, notes = _languages(options)
+    captions = Preset(datacomp.image_captions(languages), (languages.path,), notes)
+    return captions, Preset(()) if options.arch is None else _by_score(options, parts, skipped)
+
+
+def _languages(options: Filter) -> tuple[Languages, tuple[str, ...]]:
+    """The model that tells languages, and what is to be said of it."""
+    languages = Languages(options.lid_model, options.processes or os.cpu_count() or 1)
+    return languages, (_SMALL_MODEL,) if languages.is_small else ()
+
+
+def columns(options: Filter) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns of text and those of numbers that are looked at."""
+    texts, numbers = _COLUMNS.get(options.preset, ((), ()))
+    return texts, (datacomp.similarity(options.arch),) if options.arch else numbers
 
 
 _COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -49,10 +49,10 @@ def fit(emb: np.ndarray, clusters: int, *, seed: int, steps: int) -> Clusters:
       InputError: fewer different rows than clusters, or a cluster of more rows than can be summed.
     """
     mesh = parallel.local_mesh()
-    rows = _padded(len(emb), mesh)
-    placed = _spread(emb, rows, mesh)
+    rows = padded(len(emb), mesh)
+    placed = spread(emb, rows, mesh)
     mask = jnp.arange(rows) < len(emb)
-    centroids = place(_seed(emb, placed, clusters, seed, mesh))
+    centroids = place(choose_seeds(emb, placed, clusters, seeds_a_round(clusters), seed, mesh))
     before, cosines = None, []
     with progress.bar(total=steps, unit="step", name="k-means") as bar:
         for _ in range(steps):
@@ -89,7 +89,7 @@ def assign(emb: np.ndarray, centroids: jax.Array) -> np.ndarray:
     while start < len(emb):
         doublings = ((len(emb) - start - 1) // least).bit_length()
         side = least * min(_PIECE, 1 << doublings)
-        piece = _spread(emb[start : start + side], side, mesh)
+        piece = spread(emb[start : start + side], side, mesh)
         waiting.append(k_means.assign_clusters(piece, centroids, mesh=mesh).row)
         if len(waiting) > 1:
             found.append(np.asarray(waiting.pop(0)))
@@ -97,24 +97,28 @@ def assign(emb: np.ndarray, centroids: jax.Array) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int32), *found, *map(np.asarray, waiting)])[: len(emb)]
 
 
-def _spread(rows: np.ndarray, side: int, mesh: jax.sharding.Mesh) -> jax.Array:
+def spread(rows: np.ndarray, side: int, mesh: jax.sharding.Mesh) -> jax.Array:
     """Rows, and rows of zeros after them, dealt over the devices."""
     return jax.device_put(parallel.pad_rows(rows, side), jax.NamedSharding(mesh, jax.P(parallel.AXIS)))
 
 
-def _padded(rows: int, mesh: jax.sharding.Mesh) -> int:
+def padded(rows: int, mesh: jax.sharding.Mesh) -> int:
     return max(1, -(-rows // (BLOCK * mesh.size))) * BLOCK * mesh.size
 
 
-def _seed(
-    emb: np.ndarray, placed: jax.Array, clusters: int, seed: int, mesh: jax.sharding.Mesh
+def seeds_a_round(clusters: int) -> int:
+    """How many first centroids are drawn at a time."""
+    return max(1, clusters // _ROUNDS)
+
+
+def choose_seeds(
+    emb: np.ndarray, placed: jax.Array, clusters: int, a_round: int, seed: int, mesh: jax.sharding.Mesh
 ) -> np.ndarray:
     """k rows, each drawn by its squared distance from those drawn before: k-means++.
 
     Arthur and Vassilvitskii 2007. Up to 256 clusters one by one; more in up to 512 rounds, whose rows are drawn without
     looking at each other, as in k-means|| (Bahmani et al. 2012).
     """
-    a_round = max(1, clusters // _ROUNDS)
     norms = _norms(emb)
     chosen = [int(np.argmin(mix(seed, 0, np.arange(len(emb), dtype=np.uint64))))]
     best = np.full(len(emb), -np.inf, np.float32)

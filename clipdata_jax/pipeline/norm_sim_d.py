@@ -120,13 +120,13 @@ def _prepare(
         output = work.open_output(folder, plan=plan, units=[UNIT])
         try:
             _read_rows(output, pool, tag, options, survivors)
-            _check_steps(options, _facts(output)["rows"], plan["keep"])
+            check_steps(options, _facts(output)["rows"], plan["keep"])
         except InputError:
             _remove(folder)  # no step is lost, and other options may be tried
             raise
         _wait(share)
     facts = _facts(output)
-    return output, facts, _check_steps(options, facts["rows"], plan["keep"])
+    return output, facts, check_steps(options, facts["rows"], plan["keep"])
 
 
 def _wait(share: parallel.Share) -> None:
@@ -149,7 +149,7 @@ def _read_rows(
     if survivors is not None and options.survivors is not None:
         skip = options.on_bad == "skip"
         members, missing = count_members(pool, survivors, options.survivors, skip=skip)
-    _check_steps(options, members, options.keep(len(pool)))
+    check_steps(options, members, options.keep(len(pool)))
     reader = Reader(pool, tag, options, survivors)
     reader.facts |= {"missing_survivors": missing}
     reader.write(output)
@@ -167,7 +167,7 @@ def _facts(output: work.Output) -> dict[str, Any]:
     return {**receipt["facts"], "pool_files": entries}
 
 
-def _check_steps(options: NormSimD, rows: int, keep: int) -> int:
+def check_steps(options: NormSimD, rows: int, keep: int) -> int:
     """How many rows a step drops: those to drop over the steps, rounded up.
 
     Raises:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import get_args
+from typing import Any
 
 from clipdata_jax import config
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import plan_embed, plan_score, plan_select
+from clipdata_jax.pipeline import (
+    plan_embed,
+    plan_evaluate,
+    plan_filter,
+    plan_norm_sim_d,
+    plan_score,
+    plan_select,
+    plan_sensitivity,
+    plan_train,
+)
 from clipdata_jax.pipeline.plan_estimates import (
     Estimate,
     Machine,
     Probe,
     disk_free,
+    per_second,
     size_text,
     this_machine,
     time_text,
 )
 from clipdata_jax.pipeline.progress import counted
+
+# command -> whose output it reads, and which of its options says where that is
+_READS = {
+    "score": ("embed", "pool"),
+    "sensitivity": ("embed", "pool"),
+    "select": ("score", "scores"),
+    "filter": ("embed", "metadata"),
+    "norm-sim-d": ("embed", "pool"),
+    "train": ("reshard", "tars"),
+    "evaluate": ("train", "model"),
+}
 
 
 def run(options: config.Plan, given: config.Run | None = None) -> list[Estimate]:
@@ -31,63 +51,80 @@ def run(options: config.Plan, given: config.Run | None = None) -> list[Estimate]
     Raises:
       InputError: something can't fit: it says what, and what would; or an input is missing or wrong.
     """
-    planned = _planned(options, given)
+    whole = _whole(options, given)
+    planned = {name: one for name in config.PLANNED if (one := _options(whole, name)) is not None}
+    names = [name for name in planned if name in options.commands or not options.commands]
+    if not names:
+        wanted = ", ".join(options.commands or config.PLANNED)
+        raise InputError(f"{options.config}: its Run sets none of {wanted}")
     with Probe() as probe:
-        machine = this_machine(options, probe, look=bool({"embed", "score"} & set(planned)))
-        made: list[Estimate] = []
-        for name in planned:
-            found = _estimate(name, planned, machine, made)
-            if isinstance(found, str):
-                print(f"{name}: {found}\n")
+        machine = this_machine(options, probe, look=any(_on_devices(planned[name]) for name in names))
+        made: dict[str, Estimate] = {}
+        for name in names:
+            if waits := _waits(name, planned, made):
+                print(f"{name}: {waits}\n")
                 continue
-            made.append(found)
-            print(_text(found, machine), end="\n\n")
+            found = made[name] = _estimate(name, planned, machine)
+            print(_text(found, machine), end="\n\n", flush=True)
             _refuse_full_disk(found)
-    return made
+    return list(made.values())
 
 
-def _planned(options: config.Plan, given: config.Run | None) -> dict[str, object]:
-    """Name -> options of the commands to plan, in the order in which they run."""
+def _whole(options: config.Plan, given: config.Run | None) -> config.Run:
     if (options.config is None) == (given is None):
         raise InputError(
             "name a config file, or a command with its options after --: clipdata plan -- score POOL --out TABLE"
         )
-    whole = given or config.load_run(options.config or "")
-    names = options.commands or get_args(config.Planned)
-    planned = {
-        name: getattr(whole, name)
-        for name in get_args(config.Planned)
-        if name in names and getattr(whole, name) is not None
-    }
-    if not planned:
-        raise InputError(f"{options.config}: its Run sets none of {', '.join(names)}")
-    return planned
+    return given or config.load_run(options.config or "")
 
 
-def _estimate(
-    name: str, planned: dict[str, object], machine: Machine, made: list[Estimate]
-) -> Estimate | str:
-    """What a command takes; or why that can't be said yet: another one makes what it reads."""
+def _options(whole: config.Run, name: str) -> Any:
+    return getattr(whole, name.replace("-", "_"))
+
+
+def _on_devices(options: Any) -> bool:
+    if isinstance(options, config.Filter):
+        return options.by_image
+    return not isinstance(options, (config.Select, config.Reshard))
+
+
+def _estimate(name: str, planned: dict[str, Any], machine: Machine) -> Estimate:
+    """What a command takes."""
     options = planned[name]
+    coming = {one.out for other, one in planned.items() if other != name and one.out is not None}
     if isinstance(options, config.Embed):
         return plan_embed.estimate(options, machine)
     if isinstance(options, config.Score):
-        return _after("embed", options.pool, made, lambda: plan_score.estimate(options, machine))
+        return plan_score.estimate(options, machine)
+    if isinstance(options, config.Sensitivity):
+        return plan_sensitivity.estimate(options, machine)
+    if isinstance(options, config.Filter):
+        return plan_filter.estimate(options, machine)
+    if isinstance(options, config.Train):
+        return plan_train.estimate(options, machine, coming)
+    if isinstance(options, config.Evaluate):
+        return plan_evaluate.estimate(options, machine)
     if isinstance(options, config.Select):
-        return _after("score", options.scores[0], made, lambda: plan_select.select(options, machine))
+        return plan_select.select(options, machine)
+    if isinstance(options, config.NormSimD):
+        return plan_norm_sim_d.estimate(options, machine, coming)
     if isinstance(options, config.Reshard):
         return plan_select.reshard(options, machine, None)
     raise AssertionError(name)
 
 
-def _after(before: str, path: str, made: list[Estimate], estimate: Callable[[], Estimate]) -> Estimate | str:
-    """An estimate, or if its input is still to be made by a command planned before, a word on that."""
-    made_by = [one for one in made if one.command == before and one.out.rstrip("/") == path.rstrip("/")]
-    if made_by and not files.exists(files.join(path, "manifest.json")):
-        return (
-            f"takes {made_by[0].rows:,} rows that {before} still has to write to {path}: plan it again then"
-        )
-    return estimate()
+def _waits(name: str, planned: dict[str, Any], made: dict[str, Estimate]) -> str:
+    """Why what a command takes can't be said yet, if another of the plan makes what it reads."""
+    maker, option = _READS.get(name, ("", ""))
+    if maker not in planned:
+        return ""
+    paths = getattr(planned[name], option)
+    path = (paths if isinstance(paths, str) else paths[0]).rstrip("/")
+    out = planned[maker].out.rstrip("/")
+    if f"{path}/".startswith(f"{out}/") and not files.exists(files.join(out, "manifest.json")):
+        rows = f"{made[maker].rows:,} rows that" if maker in ("embed", "score") and maker in made else "what"
+        return f"takes {rows} {maker} still has to write to {path}: plan it again then"
+    return ""
 
 
 def _refuse_full_disk(found: Estimate) -> None:
@@ -101,12 +138,12 @@ def _refuse_full_disk(found: Estimate) -> None:
 
 def _text(found: Estimate, machine: Machine) -> str:
     n = machine.processes
-    each = f", {size_text(found.read / n)} a process" if n > 1 else ""
+    each = f", {size_text(found.read / n)} a process" if n > 1 and not found.alone else ""
     free = disk_free(found.out)
     room = "" if free is None else f" ({size_text(free)} free)"
     lines = {
         "work": found.work,
-        "read": f"{size_text(found.read)}{each}",
+        "read": f"{size_text(found.read)}{each}{found.again}",
         "memory": f"{size_text(found.memory)} a process, of {size_text(machine.memory)}",
     }
     if found.device_memory:
@@ -119,21 +156,23 @@ def _text(found: Estimate, machine: Machine) -> str:
     if found.operations:
         lines["operations"] = f"{found.operations:.2g} (additions and multiplications of the products)"
     lines["write"] = f"{size_text(found.written)} to {found.out}{room}"
-    lines["time"] = _time_text(found, machine)
+    lines |= _time_lines(found, machine)
     lines |= {f"note {number}": note for number, note in enumerate(found.notes, start=1)}
     width = max(map(len, lines))
     return "\n".join([found.command, *(f"  {name:<{width}}  {text}" for name, text in lines.items())])
 
 
-def _time_text(found: Estimate, machine: Machine) -> str:
-    if found.seconds is None or found.total is None:
-        return "not measured (--calibrate measures)"
-    parts = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in found.seconds.items() if seconds)
-    devices = machine.devices
-    where = (
-        [counted(machine.processes, "process")] if machine.processes > 1 and found.command != "select" else []
-    )
+def _time_lines(found: Estimate, machine: Machine) -> dict[str, str]:
+    """How long it takes, what takes it, and how fast it goes once it is under way."""
+    times = found.times
+    if times is None:
+        return {"time": "not measured (--calibrate measures)"}
+    devices, several = machine.devices, machine.processes > 1 and not found.alone
+    where = [counted(machine.processes, "process")] if several else []
     where += [counted(devices.count, f"{devices.platform} device")] if found.operations else []
-    on = f" on {' of '.join(where)}" if where else ""
-    rate = found.rows / max(found.total, 1e-9)
-    return f"about {time_text(found.total)}{on}, {rate:,.0f} rows a second ({parts})"
+    parts = {"start": times.start, **times.parts}
+    return {
+        "time": f"about {time_text(times.total)}" + (f" on {' of '.join(where)}" if where else ""),
+        "of which": ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts.items() if seconds),
+        "rate": f"{found.rate or per_second(found.rows, 'rows', times.work)}, once it is under way",
+    }

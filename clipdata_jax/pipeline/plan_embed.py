@@ -10,7 +10,7 @@ from clipdata_jax.config import Embed
 from clipdata_jax.data import sources
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import plan_probe_embed, targets
-from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, idle_note, size_text
+from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, Times, idle_note, size_text
 from clipdata_jax.pipeline.plan_probe_embed import EmbedFacts
 from clipdata_jax.pipeline.progress import counted
 
@@ -36,11 +36,10 @@ def estimate(options: Embed, machine: Machine) -> Estimate:
     each, stored = look(units)
     rows = [round(each * _weight(unit)) for unit in units]
     facts: EmbedFacts = machine.probe.ask(plan_probe_embed.embed, options, machine.calibrate)
-    on_device = facts.parameters + 2 * facts.batch
-    memory = host_memory(options, facts, max(rows), stored, machine)
-    _refuse_large(options, facts, memory, on_device, machine)
+    units_in_memory = 2 * max(rows) * (2 * facts.numbers + 4 * _COLUMNS)
+    memory = host_memory(options, facts, stored, machine) + units_in_memory
+    refuse_large("embed", options, facts, memory, machine)
     total_rows = sum(rows)
-    seconds, total = _seconds(facts, rows, machine) if machine.calibrate else (None, None)
     return Estimate(
         command="embed",
         rows=total_rows,
@@ -52,10 +51,9 @@ def estimate(options: Embed, machine: Machine) -> Estimate:
         written=total_rows * (2 * facts.numbers + (0 if targets.is_file(options.out) else _COLUMNS)),
         out=options.out,
         memory=memory,
-        device_memory=on_device,
-        operations=total_rows * facts.operations,
-        seconds=seconds,
-        total=total,
+        device_memory=device_memory(facts),
+        operations=total_rows * (facts.of_picture + facts.of_caption),
+        times=_times(facts, rows, machine) if machine.calibrate else None,
         notes=idle_note(machine.processes, len(units)),
     )
 
@@ -92,18 +90,23 @@ def _weight(unit: sources.Source) -> float:
     return unit.stop - unit.start if isinstance(unit, sources.Rows) else 1.0
 
 
-def host_memory(options: Embed, facts: EmbedFacts, unit: int, stored: float, machine: Machine) -> int:
-    """Bytes of a process: models, batches of pixels, samples on their way to decoders, two units' embeddings."""
+def device_memory(facts: EmbedFacts) -> int:
+    """Bytes of a device: the models, and two batches."""
+    return facts.parameters + 2 * facts.batch
+
+
+def host_memory(options: Embed, facts: EmbedFacts, stored: float, machine: Machine) -> int:
+    """Bytes of a process without embeddings: models, batches of pixels, samples on their way to decoders."""
     pixels = 3 * options.batch_size * machine.devices.count * facts.pixels
     decoders = options.decoders or os.cpu_count() or 1
     decoded = 4 * decoders * (stored + 3 * 4 * 1_000_000) / 4  # a megapixel or so, decoded, in one of four
-    units = 2 * unit * (2 * facts.numbers + 4 * _COLUMNS)
     on_devices = machine.devices.count * (facts.parameters + facts.batch) if machine.shares_memory else 0
-    return round(_BASE + pixels + decoded + units + on_devices)
+    return round(_BASE + pixels + decoded + on_devices)
 
 
-def _refuse_large(options: Embed, facts: EmbedFacts, memory: int, on_device: int, machine: Machine) -> None:
-    own = machine.devices.memory
+def refuse_large(command: str, options: Embed, facts: EmbedFacts, memory: int, machine: Machine) -> None:
+    """Raises InputError if models and batches can't fit, and says what would."""
+    on_device, own = device_memory(facts), machine.devices.memory
     for needed, there, what in ((on_device, own, "a device"), (memory, machine.memory, "the machine")):
         if there is None or needed <= there:
             continue
@@ -113,18 +116,14 @@ def _refuse_large(options: Embed, facts: EmbedFacts, memory: int, on_device: int
         fits = (there - needed) // each + options.batch_size
         advice = f"use --batch-size {fits}" if fits >= 1 else "use a smaller model, or --dtype bfloat16"
         raise InputError(
-            f"embed: models and batches take {size_text(needed)}, and {what} has {size_text(there)}; {advice}"
+            f"{command}: models and batches take {size_text(needed)}, and {what} has {size_text(there)}; {advice}"
         )
 
 
-def _seconds(facts: EmbedFacts, rows: Sequence[int], machine: Machine) -> tuple[dict[str, float], float]:
+def _times(facts: EmbedFacts, rows: Sequence[int], machine: Machine) -> Times:
     n = machine.processes
     most = max(sum(rows[index::n]) for index in range(min(n, len(rows))))
-    parts = {"decode": most * facts.decode, "encode": most * facts.encode, "start": facts.start}
+    parts = {"decode": most * facts.decode, "encode": most * (facts.picture + facts.caption)}
     # A CPU's cores do both; elsewhere decoding runs beside the devices.
-    both = (
-        parts["decode"] + parts["encode"]
-        if machine.devices.platform == "cpu"
-        else max(parts["decode"], parts["encode"])
-    )
-    return parts, both + parts["start"]
+    work = sum(parts.values()) if machine.devices.platform == "cpu" else max(parts.values())
+    return Times(parts, facts.start, work)

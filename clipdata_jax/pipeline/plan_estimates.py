@@ -31,10 +31,12 @@ class Probe:
         Raises:
           InputError: the process ended without an answer.
         """
+        from clipdata_jax.pipeline import plan_probe
+
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), stopping.follow_parent)
         try:
-            return self._pool.submit(function, *arguments).result()
+            return self._pool.submit(plan_probe.quietly, function, *arguments).result()
         except BrokenProcessPool as error:
             raise InputError(
                 "measuring ended abruptly, for want of memory most likely; plan with --no-calibrate"
@@ -87,6 +89,32 @@ class Machine:
         return self.devices.memory is None
 
 
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """How long a command takes, in seconds of the slowest process.
+
+    Attributes:
+      parts: what -> seconds that it takes by itself.
+      start: until the first row can be worked on: imports, models, compiling.
+      work: after the start; less than the sum of the parts where they run side by side.
+    """
+
+    parts: dict[str, float]
+    start: float
+    work: float
+
+    @classmethod
+    def one_by_one(cls, start: float, **parts: float) -> Times:
+        """Parts that wait for each other."""
+        named = {name.replace("_", " "): seconds for name, seconds in parts.items()}
+        return cls(named, start, sum(parts.values()))
+
+    @property
+    def total(self) -> float:
+        """Seconds altogether."""
+        return self.start + self.work
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What a command takes; bytes and operations of all processes together, memory of one.
@@ -101,8 +129,10 @@ class Estimate:
       memory: bytes of a process at most.
       device_memory: bytes of a device at most.
       operations: floating-point operations.
-      seconds: of the slowest process by what takes them; None where nothing was measured.
-      total: seconds altogether: some of the above run at one time.
+      times: None where nothing was measured.
+      rate: how fast it goes once it is under way, in words; default: rows a second.
+      alone: whether one process does all, however many there are.
+      again: what is read again and again, in words.
       notes: what else there is to know.
     """
 
@@ -115,8 +145,10 @@ class Estimate:
     memory: int
     device_memory: int = 0
     operations: float = 0.0
-    seconds: dict[str, float] | None = None
-    total: float | None = None
+    times: Times | None = None
+    rate: str = ""
+    alone: bool = False
+    again: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -161,12 +193,26 @@ def disk_free(out: str) -> int | None:
     return shutil.disk_usage(path).free
 
 
-def idle_note(processes: int, units: int) -> tuple[str, ...]:
+def idle_note(processes: int, units: int, unit: str = "unit") -> tuple[str, ...]:
     """A word on processes that have nothing to do, if there are such."""
     has = "has" if units == 1 else "have"
     return (
-        (f"only {units:,} of {processes:,} processes {has} a unit to work on",) if processes > units else ()
+        (f"only {units:,} of {processes:,} processes {has} a {unit} to work on",) if processes > units else ()
     )
+
+
+def refuse_large(command: str, what: str, needed: float, there: int | None, advice: str) -> None:
+    """Raises InputError, which says what would fit, if something takes more bytes than there are."""
+    if there is not None and needed > there:
+        raise InputError(
+            f"{command}: {what} takes {size_text(needed)}, and there are {size_text(there)}; {advice}"
+        )
+
+
+def per_second(count: float, what: str, seconds: float) -> str:
+    """A rate in words: "1,200 rows a second"."""
+    rate = count / max(seconds, 1e-9)
+    return f"{rate:,.0f} {what} a second" if rate >= 10 else f"{rate:.2g} {what} a second"
 
 
 def size_text(size: float) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import importlib
+import io
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipdata_jax import stopping
-from clipdata_jax.config import Score
+from clipdata_jax.config import NegClipLoss, Score
 from clipdata_jax.data import files, tables, uids
 from clipdata_jax.data.pool import Shard
 from clipdata_jax.pipeline import group_scores
@@ -24,6 +28,7 @@ from clipdata_jax.pipeline.score_units import Unit, read_ahead, shard_files
 _ROWS = 8_192  # of a group on a CPU; elsewhere that is too little to keep a device busy
 _TARGETS = 4_096
 _WRITTEN = 1 << 17  # rows of a part
+_IMPORTS = 1.0  # seconds of what a command loads before it asks for jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +73,34 @@ class ScoreRates:
 
 def devices() -> tuple[str, int, int | None]:
     """The platform of this process's devices, how many they are, and the bytes of memory that each has."""
+    start_seconds()
     import jax
 
     found = jax.local_devices()
     return found[0].platform, len(found), (found[0].memory_stats() or {}).get("bytes_limit")
 
 
-def score(question: ScoreQuestion) -> ScoreRates:
-    """Measures what `score` does: reads a sample of the pool, scores pairs like it, writes columns like its."""
-    begin = time.monotonic()
+@functools.cache
+def start_seconds(module: str = "jax") -> float:
+    """Seconds until a command that needs a module can begin: imports, devices. Asked first of all."""
+    before = _IMPORTS if module == "jax" else start_seconds()
+    return before + timed(lambda: _load(module))[1]
+
+
+def _load(module: str) -> None:
     import jax
 
+    importlib.import_module(module)
     jax.block_until_ready(jax.numpy.zeros(1) + 1)
-    start = time.monotonic() - begin
-    _forget(path for shard in question.shards for path in shard_files(shard))
-    unit, read = timed(lambda: _read(question))
-    per_square, compiling = _group_seconds(question)
+
+
+def score(question: ScoreQuestion) -> ScoreRates:
+    """Measures what `score` does: reads a sample of the pool, scores pairs like it, writes columns like its."""
+    forget(path for shard in question.shards for path in shard_files(shard))
+    unit, read = timed(lambda: read_unit(question))
+    per_square, compiling = group_seconds(
+        question.options.neg_clip_loss, question.dim, question.temperatures, question.group
+    )
     clip_score, per_target = _row_seconds(question, unit)
     return ScoreRates(
         read=read / max(len(unit.uid), 1),
@@ -92,8 +109,14 @@ def score(question: ScoreQuestion) -> ScoreRates:
         per_target=per_target,
         write=_write_seconds(question.columns),
         compile=compiling,
-        start=start + 1.0,
+        start=start_seconds(),
     )
+
+
+def quietly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns; bars of what it runs aren't shown."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return function(*arguments)
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -103,7 +126,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.monotonic() - start
 
 
-def _forget(paths: Any) -> None:
+def forget(paths: Any) -> None:
     """Asks the system to drop files from memory, so that it is the disk that is measured."""
     for path in set(paths):
         if files.is_local(path) and hasattr(os, "posix_fadvise"):
@@ -111,35 +134,39 @@ def _forget(paths: Any) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _read(question: ScoreQuestion) -> Unit:
+def read_unit(question: ScoreQuestion) -> Unit:
+    """Reads the shards as one unit."""
     return next(read_ahead(iter([(question.shards, 0)]), question.tag, question.dim, question.options))
 
 
-def _unit_rows(rows: int, dim: int, seed: int = 0) -> np.ndarray:
+def unit_rows(rows: int, dim: int, seed: int = 0) -> np.ndarray:
+    """Random unit rows, float16."""
     emb = np.random.default_rng(seed).standard_normal((rows, dim), np.float32)
     return (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float16)
 
 
-def _group_seconds(question: ScoreQuestion) -> tuple[float, float]:
+def group_seconds(
+    settings: NegClipLoss, dim: int, temperatures: Sequence[float], group: tuple[int, int]
+) -> tuple[float, float]:
     """Seconds a row squared when every device compares a group, tiles and cells as in the run; and to compile it."""
     import jax
 
-    rows, cells = question.group
+    rows, cells = group
     if not rows:
         return 0.0, 0.0
     slots = rows // cells
     if jax.default_backend() == "cpu":
         cells = max(1, min(cells, _ROWS // slots))
         slots = min(slots, _ROWS)
-    rows, settings = cells * slots, question.options.neg_clip_loss
-    images, texts = (_unit_rows(rows, question.dim, seed) for seed in (0, 1))
+    rows = cells * slots
+    images, texts = (unit_rows(rows, dim, seed) for seed in (0, 1))
     pairs = Pairs(images, texts, np.ones(rows, bool))
     sizes = len(settings.batch_sizes()) if settings.division == "group" else 1
     repeats = settings.repeats if cells > 1 else 1
     everything = np.arange(rows)
     job = Job(everything, everything, rows, np.zeros((sizes, repeats, cells), np.int32))
     jobs = [job] * len(jax.local_devices())
-    call = lambda: list(group_scores.run(jobs, pairs, question.temperatures))  # noqa: E731
+    call = lambda: list(group_scores.run(jobs, pairs, temperatures))  # noqa: E731
     first = timed(call)[1]
     seconds = statistics.median(timed(call)[1] for _ in range(3))
     return seconds / rows**2, first - seconds
@@ -153,18 +180,19 @@ def _row_seconds(question: ScoreQuestion, unit: Unit) -> tuple[float, float]:
     images, texts = unit.images[:rows], unit.texts[:rows]
     pair = target = 0.0
     if "clip_score" in question.options.chosen():
-        pair = _steady(lambda: by_rows(scores.clip_score, images, texts)) / -(-rows // _ROWS) / _ROWS
+        pair = steady(lambda: by_rows(scores.clip_score, images, texts)) / -(-rows // _ROWS) / _ROWS
     if question.targets:
         import jax
 
-        held = jax.device_put(_unit_rows(_TARGETS, question.dim))
+        held = jax.device_put(unit_rows(_TARGETS, question.dim))
         p = question.options.norm_sim.p[0]
         whole = jax.device_put(np.resize(images, (_ROWS, question.dim)))
-        target = _steady(lambda: scores.norm_sim(whole, held, p=p)) / _ROWS / _TARGETS
+        target = steady(lambda: scores.norm_sim(whole, held, p=p)) / _ROWS / _TARGETS
     return pair, target
 
 
-def _steady(call: Callable[[], Any]) -> float:
+def steady(call: Callable[[], Any]) -> float:
+    """Seconds of a call that was made before."""
     import jax
 
     def whole() -> None:
@@ -172,6 +200,15 @@ def _steady(call: Callable[[], Any]) -> float:
 
     whole()
     return statistics.median(timed(whole)[1] for _ in range(3))
+
+
+def twice(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a call, and by how many more the first one takes: to compile."""
+    import jax
+
+    first = timed(lambda: jax.block_until_ready(call()))[1]
+    seconds = steady(call)
+    return seconds, max(0.0, first - seconds)
 
 
 def _write_seconds(columns: int) -> float:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import collections
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from clipdata_jax.config import NegClipLoss, Score
-from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import groups, plan_probe, shard_division, target_sets
-from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, idle_note, size_text
+from clipdata_jax.pipeline import groups, plan_pool, plan_probe, shard_division, target_sets
+from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, Times, idle_note, size_text
 from clipdata_jax.pipeline.plan_score_inputs import Work, look
 from clipdata_jax.pipeline.progress import counted
 from clipdata_jax.pipeline.score_units import shard_files
 
-_SAMPLE = 64 << 20  # bytes of the pool that are read to see how fast that is
 _TILE, _TILES = 2_048, 6  # rows a side, and how many the kernel has at a time, in float32
 _UIDS = 16
 _LOOKED_AT = 1 << 16  # rows at a time, in float32
@@ -33,28 +30,23 @@ def estimate(options: Score, machine: Machine) -> Estimate:
     work = look(options)
     settings, rows = options.neg_clip_loss, len(work.pool)
     jobs = group_jobs(work.units, settings) if "neg_clip_loss" in options.chosen() else {}
-    sizes = files.sizes(work.pool.folder)
-    paths = sorted({path for shard in work.pool.shards for path in shard_files(shard)})
-    read = sum(sizes[path[len(work.pool.folder) :].lstrip("/")] for path in paths)
     largest = max(jobs, default=(0, 0))
     on_device = device_memory(largest, work, settings)
     # What is laid out for a CPU's devices is not copied again.
     beside = on_device if machine.shares_memory else largest[0] * work.row
     memory = host_memory(work, beside * machine.devices.count)
     refuse_large(work, settings, memory, on_device, machine)
-    seconds, total = _seconds(options, work, jobs, machine) if machine.calibrate else (None, None)
     return Estimate(
         command="score",
         rows=rows,
         work=_describe(work, settings, options, jobs),
-        read=read,
+        read=plan_pool.bytes_of(work.pool, work.pool.shards, shard_files),
         written=int(rows * (_UIDS + 4 * work.columns) * _COMPRESSED) + 2_000 * len(work.pool.shards),
         out=options.out,
         memory=memory,
         device_memory=on_device,
         operations=operations(options, work, jobs),
-        seconds=seconds,
-        total=total,
+        times=_times(options, work, jobs, machine) if machine.calibrate else None,
         notes=tuple(_notes(options, work, machine)),
     )
 
@@ -148,9 +140,7 @@ def kernel_seconds(
     return max(shares)
 
 
-def _seconds(
-    options: Score, work: Work, jobs: dict[tuple[int, int], list[int]], machine: Machine
-) -> tuple[dict[str, float], float]:
+def _times(options: Score, work: Work, jobs: dict[tuple[int, int], list[int]], machine: Machine) -> Times:
     common = max(jobs, key=lambda shape: sum(jobs[shape]), default=(0, 0))
     found: plan_probe.ScoreRates = machine.probe.ask(plan_probe.score, _question(options, work, common))
     devices, n = machine.devices.count, machine.processes
@@ -160,7 +150,6 @@ def _seconds(
         "negCLIPLoss": kernel_seconds(jobs, found.per_square, n, devices),
         "other scores": rows * (found.clip_score + found.per_target * _comparisons(options, work)) / devices,
         "write": rows * found.write,
-        "start": found.start + found.compile * len(jobs),
     }
     one_unit = parts["read"] * max(work.units) / rows
     work_seconds = parts["negCLIPLoss"] + parts["other scores"] + parts["write"]
@@ -168,7 +157,7 @@ def _seconds(
         total = parts["read"] + work_seconds
     else:
         total = max(parts["read"], work_seconds + one_unit)
-    return parts, total + parts["start"]
+    return Times(parts, found.start + found.compile * len(jobs), total)
 
 
 def _comparisons(options: Score, work: Work) -> int:
@@ -179,16 +168,9 @@ def _comparisons(options: Score, work: Work) -> int:
 
 
 def _question(options: Score, work: Work, common: tuple[int, int]) -> plan_probe.ScoreQuestion:
-    sample = list(itertools.islice((shard for shard in work.pool.shards if shard.rows), 1))
-    size = sample[0].rows * work.row
-    for shard in work.pool.shards[1:]:
-        size += shard.rows * work.row
-        if size > _SAMPLE:
-            break
-        sample.append(shard)
     return plan_probe.ScoreQuestion(
         options,
-        tuple(sample),
+        plan_pool.sample(work.pool.shards, work.row),
         work.tag,
         work.dim,
         work.temperatures,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zipfile
-from collections.abc import Sequence
 
 from clipdata_jax.config import Score
 from clipdata_jax.data import arrays, files
 from clipdata_jax.data import pool as pools
-from clipdata_jax.data.pool import Pool, Shard
-from clipdata_jax.pipeline import score, score_inputs, target_sets
+from clipdata_jax.data.pool import Pool
+from clipdata_jax.pipeline import plan_pool, score, score_inputs, target_sets
 from clipdata_jax.pipeline.score_columns import neg_clip_loss_columns, norm_sim_column
 
 
@@ -66,7 +64,7 @@ def look(options: Score) -> Work:
         columns += len(options.norm_sim.p) * (len(named) + (options.norm_sim.union is not None))
         columns += len(with_row) if options.norm_sim.nearest else 0
         targets = tuple(_target_rows(path, tag) for path in named.values() if target_sets.is_embedded(path))
-    itemsize, plain = _form(pool.shards, tag, dim)
+    itemsize, plain = plan_pool.form(pool.shards, tag, dim)
     copies = _copies(plain, max(map(len, planned)) > 1, options.normalize, min(2, len(units)))
     return Work(pool, units, tag, dim, itemsize, copies, temperatures, columns, targets)
 
@@ -79,17 +77,6 @@ def _copies(plain: bool, joined: bool, normalize: bool, units: int) -> int:
     if plain and not joined:
         return units * normalize
     return units + (joined and (normalize or not plain))
-
-
-def _form(shards: Sequence[Shard], tag: str, dim: int) -> tuple[int, bool]:
-    """Bytes of a number, by the size of the first shard's array, and whether that can be mapped."""
-    first = next(shard for shard in shards if shard.rows)
-    size, plain = files.size(first.images), True
-    if first.images.endswith(".npz"):
-        with files.open_read(first.images) as file, zipfile.ZipFile(file) as members:
-            held = members.getinfo(f"{tag}_img.npy")
-            size, plain = held.file_size, held.compress_type == zipfile.ZIP_STORED
-    return max(1, size // (first.rows * dim)), plain and files.is_local(first.images)
 
 
 def _target_rows(path: str, tag: str) -> int:

@@ -9,7 +9,7 @@ from clipdata_jax import stopping
 from clipdata_jax.config import Reshard, Select
 from clipdata_jax.data import files, joined, sources, tables, tars, uids
 from clipdata_jax.pipeline import plan_embed
-from clipdata_jax.pipeline.plan_estimates import Estimate, Machine
+from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, Times
 from clipdata_jax.pipeline.progress import counted
 from clipdata_jax.selection import parsing
 
@@ -37,7 +37,6 @@ def select(options: Select, machine: Machine) -> Estimate:
     kept = min(options.memory_gb * 2**30, rows * _SCORE * len(columns))
     own = [name for name in columns if name in table.columns]
     reading = _part_seconds(table, own) * rows if machine.calibrate else 0.0
-    seconds = {"read": reading, "start": _START}
     return Estimate(
         command="select",
         rows=rows,
@@ -46,8 +45,8 @@ def select(options: Select, machine: Machine) -> Estimate:
         written=0 if options.out is None else _UID * rows,
         out=options.out or ".",
         memory=_BASE + round(kept) + 2 * beside + largest * (2 * _UID + 3 * _SCORE * max(1, len(columns))),
-        seconds=seconds if machine.calibrate else None,
-        total=sum(seconds.values()) if machine.calibrate else None,
+        times=Times.one_by_one(_START, read=reading) if machine.calibrate else None,
+        alone=True,
         notes=("how much is written depends on the rule: at most every uid",),
     )
 
@@ -83,7 +82,6 @@ def reshard(options: Reshard, machine: Machine, selected: int | None) -> Estimat
     to_write = (
         "all to write, for the subset isn't there yet" if selected is None else f"about {kept:,} to write"
     )
-    seconds = _copy_seconds(units[0].path, written / machine.processes) if machine.calibrate else None
     return Estimate(
         command="reshard",
         rows=rows,
@@ -92,12 +90,11 @@ def reshard(options: Reshard, machine: Machine, selected: int | None) -> Estimat
         written=written,
         out=options.out,
         memory=_BASE + 3 * _UID * (selected or rows) + round(8 * stored) * (os.cpu_count() or 1),
-        seconds=seconds,
-        total=None if seconds is None else sum(seconds.values()),
+        times=_copy_times(units[0].path, written / machine.processes) if machine.calibrate else None,
     )
 
 
-def _copy_seconds(path: str, written: float) -> dict[str, float]:
+def _copy_times(path: str, written: float) -> Times:
     """Seconds to read and to write so many bytes, by a sample of a tar."""
     start = time.monotonic()
     with files.open_read(path) as file:
@@ -107,4 +104,4 @@ def _copy_seconds(path: str, written: float) -> dict[str, float]:
         start = time.monotonic()
         files.write_bytes(files.join(folder, "sample"), data)
         write = (time.monotonic() - start) / max(len(data), 1)
-    return {"read": read * written, "write": write * written, "start": _START}
+    return Times.one_by_one(_START, read=read * written, write=write * written)

@@ -164,6 +164,15 @@ def sample_uid(path: str, sample: tars.Sample, shared_names: Collection[str] = (
     return _uid(path, sample.key, _fields(sample), shared_names)
 
 
+def captions_of(sample: tars.Sample) -> tuple[str, ...]:
+    """All captions of a sample.
+
+    Raises:
+      InputError: it has none, or what holds them can't be read.
+    """
+    return _captions(sample, _fields(sample))[1]
+
+
 def _fields(sample: tars.Sample) -> dict[str, Any]:
     if "json" not in sample.members:
         return {}

@@ -9,7 +9,7 @@ import numpy as np
 from clipdata_jax.config import Sensitivity
 from clipdata_jax.data import files
 from clipdata_jax.data import pool as pools
-from clipdata_jax.data.pool import Pool
+from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import groups, manifest, progress, score_inputs, target_sets
 from clipdata_jax.pipeline import sensitivity_scores as trials
@@ -41,29 +41,23 @@ def run(options: Sensitivity) -> dict[Setting, Figures]:
     Raises:
       InputError: bad input, or a sample too small to select from.
     """
-    pool = _open_pool(options)
-    tag = pool.tag(options.tag)
-    model = target_sets.made_by_model(options.pool, tag)
-    (first, *_), source = score_inputs.temperatures(options.temperature or None, model)
-    temperatures = options.temperature or (first, first / 2, first * 2)
-    sizes = options.batch_size or _default_sizes(len(pool))
-    sample = _read_sample(pool, tag, options, options.groups * max(options.group) * max(sizes))
+    inputs = look(options)
+    pool = inputs.pool
+    sample = _read_sample(inputs, options)
     rows = len(sample.uid)
     count = int(options.fraction * rows)
     if not count:
         raise InputError(
             f"{options.pool}: {rows} pairs are too few to select --fraction {options.fraction:g}"
         )
-    made = trials.plan(
-        repeats=options.repeats, group=options.group, batch_sizes=sizes, temperatures=temperatures, rows=rows
-    )
+    made = inputs.plan(options, rows)
     found = _measure(made, sample, options, count)
     result = Result(
         options,
         made,
         found,
         advice=trials.advise(made, found, rows=rows, pairs=len(pool), tolerance=options.tolerance),
-        notes=_notes(made, sample, pool, options, source),
+        notes=_notes(made, sample, pool, options, inputs.source),
         sampled=rows,
         pairs=len(pool),
     )
@@ -72,9 +66,9 @@ def run(options: Sensitivity) -> dict[Setting, Figures]:
         options,
         pool=[path for shard in pool.shards for path in shard_files(shard)],
         devices=True,
-        tag=tag,
-        temperature=first,
-        temperature_from=source,
+        tag=inputs.tag,
+        temperature=inputs.temperatures[0],
+        temperature_from=inputs.source,
         sampled=rows,
         skipped=list(sample.skipped),
     )
@@ -86,10 +80,63 @@ def run(options: Sensitivity) -> dict[Setting, Figures]:
     return found
 
 
-def _open_pool(options: Sensitivity) -> Pool:
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A pool, what of it is looked at, and how.
+
+    Attributes:
+      pool: the shards.
+      tag: the model.
+      temperatures: to try; others vary at the first.
+      source: where that is from.
+      sizes: each |B| to try.
+      units: runs of shards, evenly spaced, that are read.
+      part: share of their pairs that the sample takes.
+    """
+
+    pool: Pool
+    tag: str
+    temperatures: tuple[float, ...]
+    source: str
+    sizes: tuple[int, ...]
+    units: tuple[tuple[Shard, ...], ...]
+    part: float
+
+    def quota(self, rows: int) -> int:
+        """How many pairs of a unit of so many the sample takes."""
+        return max(1, round(self.part * rows))
+
+    def plan(self, options: Sensitivity, rows: int) -> Plan:
+        """The settings to try on a sample of so many pairs."""
+        return trials.plan(
+            repeats=options.repeats,
+            group=options.group,
+            batch_sizes=self.sizes,
+            temperatures=self.temperatures,
+            rows=rows,
+        )
+
+
+def look(options: Sensitivity) -> Inputs:
+    """Chooses what to read of a pool, about as many pairs as `options.groups` of the largest groups have.
+
+    Raises:
+      InputError: the pool is missing or wrong, or `out` is a folder.
+    """
     if files.is_folder(options.out):
         raise InputError(f"{options.out}: is a folder; --out names the .html file to write")
-    return pools.open_pool(options.pool, on_bad=options.on_bad)
+    pool = pools.open_pool(options.pool, on_bad=options.on_bad)
+    tag = pool.tag(options.tag)
+    model = target_sets.made_by_model(options.pool, tag)
+    (first, *_), source = score_inputs.temperatures(options.temperature or None, model)
+    sizes = options.batch_size or _default_sizes(len(pool))
+    wanted = options.groups * max(options.group) * max(sizes)
+    units = groups.plan_units(pool.shards, -(-wanted // options.groups))
+    chosen = sorted({(2 * i + 1) * len(units) // (2 * options.groups) for i in range(options.groups)})
+    read = tuple(units[index] for index in chosen)
+    part = min(1.0, wanted / sum(shard.rows for unit in read for shard in unit))
+    temperatures = options.temperature or (first, first / 2, first * 2)
+    return Inputs(pool, tag, temperatures, source, sizes, read, part)
 
 
 def _default_sizes(rows: int) -> tuple[int, ...]:
@@ -100,19 +147,16 @@ def _default_sizes(rows: int) -> tuple[int, ...]:
     return tuple(size for size in (largest, largest // 2, largest // 4) if size >= min(largest, 8))
 
 
-def _read_sample(pool: Pool, tag: str, options: Sensitivity, wanted: int) -> _Sample:
-    """About as many pairs as wanted, drawn by hash from evenly spaced units of the pool."""
+def _read_sample(inputs: Inputs, options: Sensitivity) -> _Sample:
+    """The sample, drawn by hash."""
+    pool, tag = inputs.pool, inputs.tag
     dim = score_inputs.dimension(pool, tag)
-    units = groups.plan_units(pool.shards, -(-wanted // options.groups))
-    chosen = sorted({(2 * i + 1) * len(units) // (2 * options.groups) for i in range(options.groups)})
-    part = min(1.0, wanted / sum(shard.rows for index in chosen for shard in units[index]))
     taken: list[tuple[Pairs, np.ndarray]] = []
     left_out, skipped = 0, [*pool.unreadable]
-    queue = ((units[index], 0) for index in chosen)
-    with progress.bar(total=len(chosen), unit="unit", name="read") as bar:
+    queue = ((unit, 0) for unit in inputs.units)
+    with progress.bar(total=len(inputs.units), unit="unit", name="read") as bar:
         for unit in read_ahead(queue, tag, dim, options):
-            quota = max(1, round(part * len(unit.uid)))
-            drawn = np.sort(groups.hash_order(unit.uid, options.seed)[:quota])
+            drawn = np.sort(groups.hash_order(unit.uid, options.seed)[: inputs.quota(len(unit.uid))])
             rows = drawn[unit.good[drawn]]
             left_out += len(drawn) - len(rows)
             skipped += unit.skipped.values()

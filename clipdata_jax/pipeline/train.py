@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _UNIT = "model"
 # Every process holds all pictures, decoded.
-_MEMORY_BOUND = 16 << 30
+MEMORY_BOUND = 16 << 30
 
 
 def run(options: Train) -> dict[str, Any] | None:
@@ -105,7 +105,7 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
     reporter = Reporter(options, output) if first else None
     with reporter or contextlib.nullcontext():
         model = training.train(
-            models.CLIP(_model_config(options, tokenizer), rngs=nnx.Rngs(options.seed)),
+            models.CLIP(model_config(options, tokenizer), rngs=nnx.Rngs(options.seed)),
             pool.pairs(),
             optimizer=training.adamw(
                 learning_rate=options.learning_rate,
@@ -136,7 +136,8 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
     output.complete(_UNIT, parts, facts)
 
 
-def _model_config(options: Train, tokenizer: Tokenizer) -> Any:
+def model_config(options: Train, tokenizer: Tokenizer) -> Any:
+    """The model's shape."""
     from clipdata_jax import models
 
     width, layers, heads = options.width, options.layers, options.heads
@@ -225,10 +226,10 @@ class _Pool:
         expected = len(self._pixels) * grows
         if self._subset is not None:
             expected = min(expected, max(len(self._subset), len(self._pixels)))
-        if expected * each > _MEMORY_BOUND:
+        if expected * each > MEMORY_BOUND:
             raise InputError(
                 f"about {expected:,.0f} pictures of {each:,} bytes need {expected * each / 2**30:.0f} GiB of memory,"
-                f" more than the {_MEMORY_BOUND >> 30} GiB that this trainer holds; use a smaller --subset or"
+                f" more than the {MEMORY_BOUND >> 30} GiB that this trainer holds; use a smaller --subset or"
                 " --image-size"
             )
 

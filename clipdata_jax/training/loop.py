@@ -22,7 +22,7 @@ from clipdata_jax.models import CLIP
 from clipdata_jax.training import order
 from clipdata_jax.training.step import TrainState, init_state, make_step, split_model
 
-_KEPT_CHECKPOINTS = 2
+KEPT_CHECKPOINTS = 2
 # Steps handed to the devices before the first one's loss is read: keeps them busy, and bounds what piles up.
 _IN_FLIGHT = 2
 
@@ -89,7 +89,7 @@ def train(
     params, merge = split_model(model)
     state = init_state(params, optimizer, mesh)
     step_function = make_step(merge, optimizer, mesh)
-    with _manager(checkpoints) as manager:
+    with open_checkpoints(checkpoints) as manager:
         state, done = _restore(manager, state)
         if done:
             report(done, None)
@@ -103,7 +103,7 @@ def train(
             # A checkpoint must not hold what a bad loss made of the parameters.
             _settle(pending, report, 0 if due or step + 1 == steps else _IN_FLIGHT)
             if due:
-                _save(manager, step + 1, state)
+                save(manager, step + 1, state)
     return merge(jax.device_get(state.params))
 
 
@@ -137,14 +137,15 @@ def _settle(
 
 
 @contextlib.contextmanager
-def _manager(folder: str | None) -> Iterator[Any]:
+def open_checkpoints(folder: str | None) -> Iterator[Any]:
+    """What `save` writes with into a folder, the last two kept; None where there is no folder."""
     if folder is None:
         yield None
         return
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(_KEPT_CHECKPOINTS),
+        preservation_policy=ocp.checkpoint_managers.LatestN(KEPT_CHECKPOINTS),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=False,
     )
@@ -154,7 +155,8 @@ def _manager(folder: str | None) -> Iterator[Any]:
         yield manager
 
 
-def _save(manager: Any, step: int, state: TrainState) -> None:
+def save(manager: Any, step: int, state: TrainState) -> None:
+    """Writes a checkpoint, whole when this returns."""
     import orbax.checkpoint as ocp
 
     manager.save(step, args=ocp.args.StandardSave(state))

@@ -94,14 +94,13 @@ def test_time_is_what_was_measured_times_the_work(pool):
         "negCLIPLoss": kernel,
         "other scores": 790 * (0.5 + 0.1 * 5) / 2,
         "write": 197.5,
-        "start": 5,
     }
-    assert found.seconds == pytest.approx(want)
-    assert found.total == pytest.approx(sum(want.values()))  # a CPU's cores do all of it
+    assert found.times.parts == pytest.approx(want) and found.times.start == 5
+    assert found.times.total == pytest.approx(5 + sum(want.values()))  # a CPU's cores do all of it
     beside = plan_score.estimate(options, machine("gpu"))
     work = want["negCLIPLoss"] + want["other scores"] + want["write"]
-    assert beside.total == pytest.approx(max(790, work + 300) + 5)
-    assert plan_score.estimate(options, machine("cpu", 3)).seconds["read"] == 300  # the largest unit
+    assert beside.times.total == pytest.approx(max(790, work + 300) + 5)
+    assert plan_score.estimate(options, machine("cpu", 3)).times.parts["read"] == 300  # the largest unit
 
 
 def test_memory_of_a_unit(pool):
@@ -169,7 +168,7 @@ def test_what_waits_is_noted(pool, capsys):
 
 @pytest.fixture
 def whole(pool, tmp_path):
-    """A config that sets every command."""
+    """A config that sets every command that can be planned."""
     write_pairs(tmp_path / "tars" / "0.tar", range(8))
     write_pairs(tmp_path / "tars" / "1.tar", range(8, 12))
     make_checkpoint(tmp_path / "model")
@@ -179,7 +178,14 @@ def whole(pool, tmp_path):
         "  embed=Embed(sources=('tars',), model=('model',), out='metadata', batch_size=4),\n"
         "  score=Score(pool='pool', out='scores', neg_clip_loss=NegClipLoss(batch_size=64)),\n"
         "  select=Select(scores=('scores',), rule='top(neg_clip_loss, 0.3)', out='s.npy'),\n"
-        "  reshard=Reshard(tars=('tars',), subset='s.npy', out='selected'))\n"
+        "  sensitivity=Sensitivity(pool='pool', out='s.html', batch_size=(64,), groups=1, repeats=(2,), group=(1,)),\n"
+        "  filter=Filter(metadata='pool', preset='image_based', tag='b32', target='target.npy', clusters=4,\n"
+        "    out='f.npy'),\n"
+        "  norm_sim_d=NormSimD(pool='pool', survivors='s.npy', fraction=0.2, steps=5, out='n.npy'),\n"
+        "  reshard=Reshard(tars=('tars',), subset='s.npy', out='selected'),\n"
+        "  train=Train(tars=('tars',), tokenizer='model', out='run', batch_size=4, image_size=16, width=8, layers=1,\n"
+        "    heads=2, embed_dim=8, context_length=16),\n"
+        "  evaluate=Evaluate(model='model', retrieval=('tars',), out='e.json'))\n"
     )
     return tmp_path
 
@@ -189,19 +195,26 @@ def test_a_config_is_planned_whole_with_times(whole, clipdata, monkeypatch):
     done = clipdata("plan", "run.py", "--processes", 2)
     assert done.returncode == 0, done.stderr
     blocks = dict(block.split("\n", 1) for block in done.stdout.strip().split("\n\n") if "\n" in block)
-    assert list(blocks) == ["embed", "score", "reshard"]
-    assert (
-        "about 12 pairs, 2 units" in blocks["embed"]
-        and "12 samples, 2 tars; all to write, for" in blocks["reshard"]
-    )
+    expected = {
+        "embed": ("decode", "encode"),
+        "score": ("read", "negCLIPLoss"),
+        "sensitivity": ("read", "score", "compare selections"),
+        "filter": ("read", "captions and numbers"),
+        "norm-sim-d": ("read", "score", "choose"),
+        "reshard": ("write",),
+        "train": ("digests", "decode", "steps", "checkpoints"),
+        "evaluate": ("decode", "pictures", "captions"),
+    }
+    assert list(blocks) == list(expected)
+    assert "about 12 pairs, 2 units" in blocks["embed"]
+    assert "12 samples, 2 tars; all to write, for" in blocks["reshard"]
     assert "select: takes 790 rows that score still has to write to scores" in done.stdout
-    for name, parts in (
-        ("embed", ("decode", "encode")),
-        ("score", ("read", "negCLIPLoss")),
-        ("reshard", ("write",)),
-    ):
-        (line,) = (line for line in blocks[name].splitlines() if line.strip().startswith("time"))
-        assert "about" in line and all(part in line for part in parts) and "2 processes" in line
+    for name, parts in expected.items():
+        lines = dict(line.strip().split("  ", 1) for line in blocks[name].splitlines())
+        assert "about" in lines["time"]
+        assert ("2 processes" in lines["time"]) == (name not in ("sensitivity", "filter", "evaluate"))
+        assert all(f"{part} " in lines["of which"] for part in ("start", *parts))
+        assert " a second" in lines["rate"] and lines["rate"].endswith("once it is under way")
     assert "1 cpu device" in blocks["score"]
 
 
@@ -209,11 +222,15 @@ def test_a_config_is_planned_whole_with_times(whole, clipdata, monkeypatch):
     ("arguments", "words"),
     [
         ([], "name a config file, or a command with its options after --"),
-        (["--", "train", "x"], "after -- stands 'train', expected one of embed, score, select, reshard"),
+        (
+            ["--", "rank", "x"],
+            "the command after -- is 'rank', expected one of embed, score, sensitivity, select",
+        ),
+        (["run.py", "--commands", "rank"], "--commands is 'rank', expected one of embed"),
         (["run.py", "--", "score", "pool", "--out", "x"], "name a config file, or a command"),
         (["run.py", "--processes", "0"], "--processes is 0, expected a whole number"),
         (["missing.py"], "--config missing.py: can't be read"),
-        (["run.py", "--commands", "select", "--no-calibrate"], "scores: no such folder"),
+        (["--", "select", "scores", "--rule", "top(a, 0.1)", "--out", "s.npy"], "scores: no such folder"),
     ],
 )
 def test_bad_usage(arguments, words, whole, clipdata):

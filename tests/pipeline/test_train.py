@@ -37,12 +37,12 @@ KILLED = """
 import os, signal, sys
 from clipdata_jax import cli
 from clipdata_jax.training import loop
-save = loop._save
+save = loop.save
 def save_and_die(manager, step, state):
     save(manager, step, state)
     if step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-loop._save = save_and_die
+loop.save = save_and_die
 sys.exit(cli.main(sys.argv[1:]))
 """
 
