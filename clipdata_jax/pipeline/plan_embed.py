@@ -16,7 +16,7 @@ from clipdata_jax.pipeline.progress import counted
 
 _LOOKED_AT = 100  # samples of a source, to tell how many it holds
 _SOURCES = 3
-_BASE = 300 << 20  # the interpreter, jax and what it compiled
+_BASE = 220 << 20  # the interpreter, jax and what it compiled
 _COLUMNS = 60  # bytes of a pair's uid, sizes, tar and key in parquet
 
 

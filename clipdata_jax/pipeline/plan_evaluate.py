@@ -17,7 +17,7 @@ from clipdata_jax.pipeline.progress import counted
 _LOOKED_AT = 100  # samples, to tell how many captions a picture has
 _STORED = 100_000  # bytes of a picture on its way to a decoder
 _COPIES = 2  # of all embeddings, float32, when they are joined
-_FIGURES = 20_000  # bytes of the figures and their manifest
+_FIGURES = 2_000  # bytes of the figures and their manifest
 
 
 def estimate(options: Evaluate, machine: Machine) -> Estimate:

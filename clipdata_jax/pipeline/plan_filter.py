@@ -17,10 +17,19 @@ from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, Times, per_s
 from clipdata_jax.pipeline.plan_probe_filter import SEED_ROUNDS, FilterRates
 from clipdata_jax.pipeline.progress import counted
 
-_BASE, _JAX = 130 << 20, 120 << 20  # the interpreter, pyarrow and fastText; jax and what it compiled
+_BASE, _TEXTS, _JAX = (
+    100 << 20,
+    30 << 20,
+    60 << 20,
+)  # the interpreter and pyarrow; fastText; jax and what it compiled
 _SORTED = 64 << 20  # uids that are kept, until they go to a file
 _PARTS = 2  # in memory: one that is filtered, one that is read
-_OF_ROW = 150  # bytes of a pair's uid as text and as numbers, and of its caption's object and places
+_OF_ROW, _OF_CAPTION = (
+    70,
+    80,
+)  # bytes of a pair's uid as text and as numbers, of its caption's object and places
+_DECODED = 3  # how much larger columns are in memory than in their file
+_UID = 16
 _DRAWN = 64  # bytes beside a drawn pair's embedding
 _BLOCKS = 16 * 2_048  # rows that a device is given at a time to find their clusters
 _SAMPLED = 1 << 16  # rows that are read to see how fast that is
@@ -53,26 +62,24 @@ def estimate(options: Filter, machine: Machine) -> Estimate:
     if machine.calibrate:
         sample = _sample(parts)
         found = machine.probe.ask(
-            plan_probe_filter.filter_rates, options, sample, pictures.dim, pictures.clusters
+            plan_probe_filter.filter_rates, options, sample, pictures.dim, pictures.clusters, pictures.drawn
         )
-    drawn = round(pictures.drawn * found.passing)
+    drawn, kept = round(pictures.drawn * found.captions), round(rows * found.passing)
+    columns = _column_bytes(options, parts)
     memory, on_device = _memory(options, parts, pictures, drawn, machine)
+    memory += min(_SORTED, _UID * kept) + round(_PARTS * _DECODED * columns * _largest(parts).rows)
     _refuse_large(options, pictures, memory, on_device, machine)
     passes = 1 + bool(pictures.drawn)
     return Estimate(
         command="filter",
         rows=rows,
         work=f"{counted(rows, 'pair')}, {counted(len(parts), 'file')}{_pictures_text(options, pictures, drawn)}",
-        read=round(passes * (_column_bytes(options, parts) + rows * pictures.row)),
-        written=16 * round(rows * (found.passing if machine.calibrate else 1))
-        + 4 * pictures.dim * pictures.clusters * bool(pictures.drawn),
+        read=round(passes * rows * (columns + pictures.row)),
+        written=_UID * kept + 4 * pictures.dim * pictures.clusters * bool(pictures.drawn),
         out=options.out,
         memory=memory,
         device_memory=on_device,
-        operations=2.0
-        * pictures.dim
-        * pictures.clusters
-        * (drawn * (1 + options.steps) + rows * found.passing),
+        operations=2.0 * pictures.dim * pictures.clusters * (drawn * (1 + options.steps) + kept),
         times=_times(options, rows, pictures, drawn, found) if machine.calibrate else None,
         rate=_rate(rows, found, pictures) if machine.calibrate else "",
         alone=True,
@@ -119,8 +126,8 @@ def _sample(parts: Sequence[metadata.Part]) -> tuple[metadata.Part, ...]:
 
 
 def _column_bytes(options: Filter, parts: Sequence[metadata.Part]) -> float:
-    """Bytes of the columns that are looked at, by those of one file."""
-    part = max(parts, key=lambda part: part.rows)
+    """Bytes a row of the columns that are looked at, by those of one file."""
+    part = _largest(parts)
     texts, numbers = filter_presets.columns(options)
     with files.open_read(part.path) as file:
         footer = pq.ParquetFile(file).metadata
@@ -130,19 +137,22 @@ def _column_bytes(options: Filter, parts: Sequence[metadata.Part]) -> float:
         if chunk.path_in_schema in sizes:
             sizes[chunk.path_in_schema] += chunk.total_compressed_size
     again = sizes[numbers[0]] if options.fraction and numbers[0] in sizes else 0
-    return (sum(sizes.values()) + again) / part.rows * sum(one.rows for one in parts)
+    return (sum(sizes.values()) + again) / part.rows
+
+
+def _largest(parts: Sequence[metadata.Part]) -> metadata.Part:
+    return max(parts, key=lambda part: part.rows)
 
 
 def _memory(
     options: Filter, parts: Sequence[metadata.Part], pictures: _Pictures, drawn: int, machine: Machine
 ) -> tuple[int, int]:
-    """Bytes of the process: files that are looked through, a score a pair, the drawn pairs; and of a device."""
-    largest = max(parts, key=lambda part: part.rows)
+    """Bytes of the process: rows that are looked through, a score a pair, the drawn pairs; and of a device."""
+    largest, texts, numbers = _largest(parts), *filter_presets.columns(options)
     rows, devices = sum(part.rows for part in parts), machine.devices.count
-    looked_at = _PARTS * (largest.rows * _OF_ROW + 3 * largest.bytes)
-    _, numbers = filter_presets.columns(options)
+    of_row = _OF_ROW + (_OF_CAPTION if texts else 0)
     scores = rows * (9 if str(largest.types.get(numbers[0])) == "double" else 5) if options.fraction else 0
-    host = _BASE + _SORTED + looked_at + scores
+    host = _BASE + (_TEXTS if texts else 0) + _PARTS * largest.rows * of_row + scores
     if not options.by_image:
         return host, 0
     centroids = 4 * pictures.dim * pictures.clusters

@@ -26,7 +26,7 @@ from clipdata_jax.pipeline.plan_estimates import (
 from clipdata_jax.pipeline.plan_probe_norm_sim_d import NormSimDRates
 from clipdata_jax.pipeline.progress import counted
 
-_BASE = 200 << 20  # the interpreter, jax and what it compiled
+_BASE = 150 << 20  # the interpreter, jax and what it compiled
 _UID = 16
 _OF_ROW = (
     48  # bytes of what a step keeps of a row: alive, score, order, places, and what choosing copies of them

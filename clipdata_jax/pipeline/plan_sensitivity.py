@@ -18,7 +18,8 @@ from clipdata_jax.pipeline.score_units import shard_files
 from clipdata_jax.pipeline.sensitivity_scores import Plan
 
 _SEEDS = 2
-_PAGE = 200_000  # bytes of the page and its figures, more or less
+_PAGE = 40_000  # bytes of the page and its figures, more or less
+_PROGRAM = 30 << 20  # bytes that compiling one more shape of groups leaves behind
 _RANKS = 40  # bytes a row of what ranks and choosing take at a time
 
 _Jobs = dict[tuple[int, int], list[int]]
@@ -108,7 +109,8 @@ def _memory(
     read = plan_score.host_memory(work, 0) + 2 * rows * work.row
     scores = _SEEDS * 4 * len(made.settings()) + _RANKS
     scoring = plan_score.host_memory(dataclasses.replace(work, units=(0,)), beside * machine.devices.count)
-    return max(read, scoring + rows * (work.row + scores)), on_device
+    compiled = _PROGRAM * (len(jobs) - 1)
+    return compiled + max(read, scoring + rows * (work.row + scores)), on_device
 
 
 def _times(

@@ -14,7 +14,7 @@ from clipdata_jax.pipeline.plan_probe_train import TrainFacts
 from clipdata_jax.pipeline.progress import counted
 from clipdata_jax.pipeline.train import MEMORY_BOUND
 
-_BASE = 400 << 20  # the interpreter, jax, optax and orbax, and what was compiled
+_BASE = 600 << 20  # the interpreter, jax, optax and orbax, and what was compiled
 _OF_PAIR = 400  # bytes of a pair's uid, of its arrays' heads, and of lists
 _STATES = 5  # parameters, two moments, the gradient, the update
 _CHECKPOINT = 3  # of which it holds so many
@@ -57,7 +57,7 @@ def estimate(options: Train, machine: Machine, coming: Collection[str]) -> Estim
         command="train",
         rows=work.pairs,
         work=f"about {counted(work.pairs, 'pair')}, {counted(options.steps, 'step')} of {options.batch_size:,} pairs"
-        f" ({options.steps * options.batch_size / max(work.pairs, 1):.1f} times each);"
+        f" (each {options.steps * options.batch_size / work.pairs:.2g} times);"
         f" {facts.parameters:,} parameters",
         read=work.bytes * machine.processes,
         written=min(_LAST, work.checkpoints) * state + 4 * facts.parameters,
@@ -69,7 +69,8 @@ def estimate(options: Train, machine: Machine, coming: Collection[str]) -> Estim
         rate="" if times is None else _rate(options, work, times),
         again=", three times in all: digests, pictures, digests once more",
         notes=(
-            f"{counted(work.checkpoints, 'checkpoint')} of {size_text(state)}, the last {_LAST} are kept",
+            f"{counted(work.checkpoints, 'checkpoint')} of {size_text(state)}"
+            + (f", the last {_LAST} are kept" if work.checkpoints > _LAST else ""),
             *notes,
         ),
     )
