@@ -70,7 +70,7 @@ def require_planned(name: str, where: str) -> None:
     """Raises InputError, which says why if there is a reason, unless a command of that name is planned."""
     if name in PLANNED:
         return
-    planned = f"expected one of {', '.join(PLANNED)}"
+    planned = ", ".join(PLANNED)
     if name in _UNPLANNED:
-        raise InputError(f"{name} needs no plan: {_UNPLANNED[name]}; {planned}")
-    raise InputError(f"{where} is {name!r}, {planned}")
+        raise InputError(f"{name} needs no plan: {_UNPLANNED[name]}; planned are {planned}")
+    raise InputError(f"{where} is {name!r}, expected one of {planned}")

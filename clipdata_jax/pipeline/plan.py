@@ -138,7 +138,7 @@ def _refuse_full_disk(found: Estimate) -> None:
 
 def _text(found: Estimate, machine: Machine) -> str:
     n = machine.processes
-    each = f", {size_text(found.read / n)} a process" if n > 1 and not found.alone else ""
+    each = f", {size_text(found.read / n)} a process" if n > 1 and found.dealt and not found.alone else ""
     free = disk_free(found.out)
     room = "" if free is None else f" ({size_text(free)} free)"
     lines = {

@@ -131,6 +131,7 @@ class Estimate:
       operations: floating-point operations.
       times: None where nothing was measured.
       rate: how fast it goes once it is under way, in words; default: rows a second.
+      dealt: whether the processes share out what is read.
       alone: whether one process does all, however many there are.
       again: what is read again and again, in words.
       notes: what else there is to know.
@@ -147,6 +148,7 @@ class Estimate:
     operations: float = 0.0
     times: Times | None = None
     rate: str = ""
+    dealt: bool = True
     alone: bool = False
     again: str = ""
     notes: tuple[str, ...] = ()

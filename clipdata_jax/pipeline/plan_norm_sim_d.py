@@ -97,6 +97,7 @@ def estimate(options: NormSimD, machine: Machine, coming: Collection[str]) -> Es
         operations=_operations(options, work, survivors),
         times=times,
         rate="" if times is None else _rate(work, times),
+        dealt=False,
         again=_again(work, spilled),
         notes=(
             f"{size_text(work.copy)} of it are a copy of the embeddings beside --out, removed at the end",

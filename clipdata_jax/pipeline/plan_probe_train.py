@@ -26,73 +26,77 @@ _SAVED = 1 << 28  # bytes of the largest state that is saved to see how long tha
 
 @dataclasses.dataclass(frozen=True)
 class TrainFacts:
-    """The model's parameters, the numbers a pair keeps for the way back, operations a pair; seconds a step, a sample to
-    decode, a byte to digest, a checkpoint, and until the first tar can be read.
+    """The model's parameters, the numbers a pair keeps for the way back, operations a pair, tokens of the longest of
+    some captions, and seconds a sample to decode.
     """
 
     parameters: int
     kept: int
     operations: float
-    step: float = 0.0
-    decode: float = 0.0
-    digest: float = 0.0
-    checkpoint: float = 0.0
-    start: float = 0.0
+    length: int
+    decode: float
 
 
-def train(options: Train, source: sources.Tar, each: int, calibrate: bool) -> TrainFacts:
-    """The model's size; and if asked, how long its true step takes.
+@dataclasses.dataclass(frozen=True)
+class TrainRates:
+    """Seconds a step, a byte to digest, a checkpoint, and until the first tar can be read."""
 
-    Args:
-      options: of the command.
-      source: a tar of it.
-      each: pairs of a batch that a device takes.
-      calibrate: whether to measure.
-    """
-    start = plan_probe.start_seconds("clipdata_jax.training") if calibrate else 0.0
+    step: float
+    digest: float
+    checkpoint: float
+    start: float
+
+
+def sizes(options: Train, source: sources.Tar) -> TrainFacts:
+    """The model's sizes; forward and twice as much backward; the logits, of the whole batch, too."""
     from clipdata_jax import models
 
     tokenizer = models.load_tokenizer(options.tokenizer)
     config = training_command.model_config(options, tokenizer)
-    if not calibrate:
-        return _sizes(config, options.context_length, options.batch_size)
     transform = models.ImageTransform(size=options.image_size)
     decode, found = plan_probe_embed.decode_seconds(source, [transform], need_caption=True)
-    captions, tokens = plan_probe.timed(lambda: tokenizer([sample.caption for sample in found]))
-    ends = (captions == tokenizer.eos_token_id).argmax(axis=1)
-    length = int(ends.max(initial=options.context_length if not found else 0)) + 1
-    facts = _sizes(config, min(length, options.context_length), options.batch_size)
-    digest = plan_probe.timed(lambda: files.digest(source.path))[1] / files.size(source.path)
-    trial, making = plan_probe.timed(lambda: _Trial(config, options, length))
-    step, compiling = trial.step_seconds(each, facts.operations)
-    return dataclasses.replace(
-        facts,
-        step=step,
-        decode=decode + tokens / max(len(found), 1),
-        digest=digest,
-        checkpoint=trial.checkpoint_seconds(_STATE * facts.parameters),
-        start=start + making + compiling,
-    )
-
-
-def _sizes(config: Any, length: int, batch: int) -> TrainFacts:
-    """Forward and twice as much backward; the logits, of the whole batch, too."""
+    ids, tokens = plan_probe.timed(lambda: tokenizer([sample.caption for sample in found]))
+    longest = (ids == tokenizer.eos_token_id).argmax(axis=1).max(initial=0)
+    length = int(longest) + 1 if found else options.context_length
     towers = plan_model.picture_operations(config) + plan_model.caption_operations(config, length)
     return TrainFacts(
         parameters=plan_model.parameters(config),
         kept=plan_model.kept(config, length),
-        operations=3 * (towers + 2.0 * batch * config.embed_dim),
+        operations=3 * (towers + 2.0 * options.batch_size * config.embed_dim),
+        length=length,
+        decode=decode + tokens / max(len(found), 1),
+    )
+
+
+def rates(options: Train, source: sources.Tar, facts: TrainFacts, each: int) -> TrainRates:
+    """How long the true step takes.
+
+    Args:
+      options: of the command.
+      source: a tar of it.
+      facts: the model's sizes.
+      each: pairs of a batch that a device takes.
+    """
+    start = plan_probe.start_seconds("clipdata_jax.training")
+    trial, making = plan_probe.timed(lambda: _Trial(options, facts.length))
+    step, compiling = trial.step_seconds(each, facts.operations)
+    return TrainRates(
+        step=step,
+        digest=plan_probe.timed(lambda: files.digest(source.path))[1] / files.size(source.path),
+        checkpoint=trial.checkpoint_seconds(_STATE * facts.parameters),
+        start=start + making + compiling,
     )
 
 
 class _Trial:
     """A model like the run's, to take steps with."""
 
-    def __init__(self, config: Any, options: Train, length: int) -> None:
+    def __init__(self, options: Train, length: int) -> None:
         from flax import nnx
 
         from clipdata_jax import models, training
 
+        config = training_command.model_config(options, models.load_tokenizer(options.tokenizer))
         self._mesh, self._length, self._size = parallel.local_mesh(), length, options.image_size
         self._optimizer = training.adamw(
             learning_rate=options.learning_rate,

@@ -10,7 +10,7 @@ from clipdata_jax.data import files, sources, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import plan_embed, plan_probe_train
 from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, Times, per_second, refuse_large, size_text
-from clipdata_jax.pipeline.plan_probe_train import TrainFacts
+from clipdata_jax.pipeline.plan_probe_train import TrainFacts, TrainRates
 from clipdata_jax.pipeline.progress import counted
 from clipdata_jax.pipeline.train import MEMORY_BOUND
 
@@ -23,13 +23,12 @@ _LAST = 2  # checkpoints that stay
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """Samples, pairs to train on, and bytes of the tars; pairs of a device and of a process; checkpoints."""
+    """Samples, pairs to train on, and bytes of the tars; pairs of a batch that a device takes; checkpoints."""
 
     samples: int
     pairs: int
     bytes: int
     each: int
-    own: int
     checkpoints: int
 
 
@@ -46,12 +45,10 @@ def estimate(options: Train, machine: Machine, coming: Collection[str]) -> Estim
     """
     work, notes = _look(options, machine, coming)
     source = sources.Tar(tars.find_tars(options.tars)[0], 1)
-    facts: TrainFacts = machine.probe.ask(
-        plan_probe_train.train, options, source, work.each, machine.calibrate
-    )
+    facts: TrainFacts = machine.probe.ask(plan_probe_train.sizes, options, source)
     on_device = _device_memory(facts, work, machine)
-    memory = _memory(options, work, facts, on_device, machine)
-    times = _times(options, work, facts, machine) if machine.calibrate else None
+    memory = _memory(options, work, facts, machine)
+    times = _times(options, work, source, facts, machine) if machine.calibrate else None
     state = _CHECKPOINT * 4 * facts.parameters
     return Estimate(
         command="train",
@@ -80,11 +77,16 @@ def _device_memory(facts: TrainFacts, work: _Work, machine: Machine) -> int:
     """Bytes of the model's state, and of what a batch keeps for the way back; refused where they can't fit."""
     state, there = _STATES * 4 * facts.parameters, machine.devices.memory
     needed = state + 4 * facts.kept * work.each
-    fits = 0 if there is None else max(0, there - state) // (4 * facts.kept)
-    most = fits * machine.devices.count * machine.processes
-    advice = f"use --batch-size {most:,} or less" if fits else "use a smaller --width or fewer --layers"
-    refuse_large("train", "the model and its batch", needed, there, advice)
+    fits = 0 if there is None else (there - state) // (4 * facts.kept)
+    refuse_large("train", "the model with its batch", needed, there, _smaller(fits, machine))
     return needed
+
+
+def _smaller(fits: int, machine: Machine) -> str:
+    """What to do where a device can take only so many pairs of a batch."""
+    if fits < 1:
+        return "use a smaller --width or fewer --layers"
+    return f"use --batch-size {fits * machine.devices.count * machine.processes:,} or less"
 
 
 def _look(options: Train, machine: Machine, coming: Collection[str]) -> tuple[_Work, tuple[str, ...]]:
@@ -112,35 +114,36 @@ def _look(options: Train, machine: Machine, coming: Collection[str]) -> tuple[_W
             " or a smaller --batch-size"
         )
     checkpoints = -(-options.steps // options.checkpoint_every)
-    each, own = options.batch_size // devices, options.batch_size // machine.processes
-    return _Work(found, pairs, whole, each, own, checkpoints), tuple(notes)
+    return _Work(found, pairs, whole, options.batch_size // devices, checkpoints), tuple(notes)
 
 
-def _memory(options: Train, work: _Work, facts: TrainFacts, on_device: int, machine: Machine) -> int:
+def _memory(options: Train, work: _Work, facts: TrainFacts, machine: Machine) -> int:
     """Bytes of a process: all pictures and tokens, batches on their way, a checkpoint that is written."""
-    picture = 3 * options.image_size**2
-    tokens = 2 * 4 * options.context_length
-    pictures = work.pairs * picture
-    most = min(MEMORY_BOUND, machine.memory)
-    advice = f"use a --subset of at most {most // picture:,} pairs, or a smaller --image-size"
-    refuse_large("train", f"pictures of {work.pairs:,} pairs in memory", pictures, MEMORY_BOUND, advice)
-    on_devices = machine.devices.count * on_device if machine.shares_memory else 0
-    batches = 3 * work.own * picture
-    rest = _BASE + on_devices + batches + _CHECKPOINT * 4 * facts.parameters
-    memory = rest + work.pairs * (picture + tokens + _OF_PAIR)
-    advice = f"use a --subset of at most {max(0, machine.memory - rest) // picture:,} pairs, or a smaller --image-size"
-    refuse_large("train", f"{work.pairs:,} pairs in memory", memory, machine.memory, advice)
+    picture, devices = 3 * options.image_size**2, machine.devices.count
+    of_pair, of_batch = picture + 8 * options.context_length + _OF_PAIR, 3 * picture
+    fixed = _BASE + _CHECKPOINT * 4 * facts.parameters
+    if machine.shares_memory:
+        fixed, of_batch = fixed + devices * _STATES * 4 * facts.parameters, of_batch + 4 * facts.kept
+    rest = fixed + of_batch * work.each * devices
+    fits = int((machine.memory - fixed) // (of_batch * devices))
+    refuse_large("train", "the model with its batch", rest, machine.memory, _smaller(fits, machine))
+    shorter = "use a --subset of at most {:,} pairs, or a smaller --image-size"
+    pictures, advice = work.pairs * picture, shorter.format(MEMORY_BOUND // picture)
+    refuse_large("train", f"{work.pairs:,} pictures, all in memory,", pictures, MEMORY_BOUND, advice)
+    memory, advice = rest + work.pairs * of_pair, shorter.format((machine.memory - rest) // of_pair)
+    refuse_large("train", f"training with {work.pairs:,} pairs in memory", memory, machine.memory, advice)
     return memory
 
 
-def _times(options: Train, work: _Work, facts: TrainFacts, machine: Machine) -> Times:
+def _times(options: Train, work: _Work, source: sources.Tar, facts: TrainFacts, machine: Machine) -> Times:
+    found: TrainRates = machine.probe.ask(plan_probe_train.rates, options, source, facts, work.each)
     decoded = work.samples if options.subset is None else work.pairs
     return Times.one_by_one(
-        facts.start,
-        digests=2 * facts.digest * work.bytes,
+        found.start,
+        digests=2 * found.digest * work.bytes,
         decode=facts.decode * decoded,
-        steps=facts.step * options.steps,
-        checkpoints=facts.checkpoint * work.checkpoints,
+        steps=found.step * options.steps,
+        checkpoints=found.checkpoint * work.checkpoints,
     )
 
 

@@ -116,7 +116,7 @@ def test_a_writer_that_hides_its_file_is_overruled(tmp_path):
 def test_checkpoints_go_where_all_other_files_of_a_path_go(tmp_path, monkeypatch, form):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = form.format(home=tmp_path)
-    with loop._manager(folder) as manager:
+    with loop.open_checkpoints(folder) as manager:
         assert str(manager.directory) == str(tmp_path / "checkpoints")
     assert files.is_folder(folder)
 

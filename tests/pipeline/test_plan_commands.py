@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from support import metadata_pools
-from support.checkpoints import make_checkpoint
+from support.checkpoints import CAPTIONS, make_checkpoint
 from support.pictures import write_pairs
 from support.pools import make_pool, unit_rows
 
@@ -28,7 +28,7 @@ from clipdata_jax.pipeline import (
 )
 from clipdata_jax.pipeline.norm_sim_d_steps import BLOCK
 from clipdata_jax.pipeline.plan_probe_norm_sim_d import NormSimDRates
-from clipdata_jax.pipeline.plan_probe_train import TrainFacts
+from clipdata_jax.pipeline.plan_probe_train import TrainFacts, TrainRates
 from clipdata_jax.pipeline.train import model_config
 
 SIZES, DIM = (60, 40, 50), 16
@@ -52,18 +52,18 @@ def planned(run: config.Run, **options) -> plan_estimates.Estimate:
 
 
 class Measured(plan_estimates.Probe):
-    """Tells rates that somebody else measured."""
+    """Tells, one after the other, what somebody else measured."""
 
-    def __init__(self, found):
-        self._found = found
+    def __init__(self, *found):
+        self._found = list(found)
 
     def ask(self, function, *arguments):
-        return self._found
+        return self._found.pop(0)
 
 
-def machine(found, processes=1, devices=1) -> plan_estimates.Machine:
+def machine(found, processes=1, devices=1, then=None) -> plan_estimates.Machine:
     on = plan_estimates.Devices("cpu", devices, None)
-    return plan_estimates.Machine(processes, 1 << 40, on, Measured(found), True)
+    return plan_estimates.Machine(processes, 1 << 40, on, Measured(found, then), True)
 
 
 def by_moment(**options) -> config.NormSimD:
@@ -207,7 +207,9 @@ def test_a_step_of_training_is_as_large_as_xla_makes_it(tars):
         return training.TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     state = jax.eval_shape(start)
-    batch = jax.ShapeDtypeStruct((32, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((32, 16), np.int32)
+    ids = models.load_tokenizer("model")(CAPTIONS)
+    longest = int((ids == shape.text.eos_token_id).argmax(axis=1).max()) + 1
+    batch = jax.ShapeDtypeStruct((32, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((32, longest), np.int32)
     mesh = parallel.data_mesh(jax.devices()[:1])
     compiled = training.make_step(merge[0], optimizer, mesh).lower(state, *batch).compile()
     memory = compiled.memory_analysis()
@@ -220,8 +222,9 @@ def test_a_step_of_training_is_as_large_as_xla_makes_it(tars):
 
 
 def test_training_is_told_in_pairs_and_steps(tars):
-    facts = TrainFacts(1_000, 500, 7.0, step=2.0, decode=0.5, digest=1e-6, checkpoint=3.0, start=9.0)
-    found = plan_train.estimate(to_train(), machine(facts), ())
+    sizes = TrainFacts(parameters=1_000, kept=500, operations=7.0, length=9, decode=0.5)
+    rates = TrainRates(step=2.0, digest=1e-6, checkpoint=3.0, start=9.0)
+    found = plan_train.estimate(to_train(), machine(sizes, then=rates), ())
     assert found.rows == 60 and found.operations == 10 * 16 * 7
     stored = found.read
     want = {"digests": 2e-6 * stored, "decode": 30.0, "steps": 20.0, "checkpoints": 9.0}
@@ -235,9 +238,9 @@ def test_training_is_told_in_pairs_and_steps(tars):
     [
         ({"batch_size": 64}, {}, "about 60 pairs to train on, fewer than one batch of 64"),
         ({"batch_size": 20}, {"devices": 8}, "expected a multiple of the 8 devices"),
-        ({}, {"device_memory_gb": 0.0015}, "the model and its batch takes .*; use --batch-size"),
+        ({}, {"device_memory_gb": 0.0015}, "the model with its batch takes .*; use --batch-size"),
         ({}, {"device_memory_gb": 0.0001}, "use a smaller --width or fewer --layers"),
-        ({}, {"memory_gb": 0.01}, "use a --subset of at most 0 pairs"),
+        ({}, {"memory_gb": 0.01}, "use a smaller --width or fewer --layers"),
         ({"subset": "none.npy"}, {}, "none.npy"),
     ],
 )
@@ -255,6 +258,18 @@ def test_advice_on_a_batch_fits(tars):
     planned(config.Run(train=to_train(batch_size=most)), device_memory_gb=limit)
     with pytest.raises(InputError, match="--batch-size"):
         planned(config.Run(train=to_train(batch_size=most + 1)), device_memory_gb=limit)
+
+
+def test_pictures_that_memory_cannot_hold_are_refused_with_a_number_that_fits(tars):
+    limit = (planned(config.Run(train=to_train())).memory - 10_000) / 2**30
+    with pytest.raises(
+        InputError, match=r"training with 60 pairs in memory takes .*; use a --subset"
+    ) as refusal:
+        planned(config.Run(train=to_train()), memory_gb=limit)
+    most = int(str(refusal.value).partition("at most ")[2].split()[0])
+    assert 16 <= most < 60
+    uids.write_subset("some.npy", uids.sort_unique(uids.from_hex([f"{row:032x}" for row in range(most)])))
+    planned(config.Run(train=to_train(subset="some.npy")), memory_gb=limit)
 
 
 def test_evaluation_counts_pictures_captions_and_prompts(tars, here):

@@ -207,7 +207,7 @@ def test_bad_input_is_one_clear_sentence(tmp_path, pool, tokenizer, capsys, monk
 def test_more_pictures_than_memory_are_refused_after_the_first_tar(
     tmp_path, pool, tokenizer, capsys, monkeypatch
 ):
-    monkeypatch.setattr(train, "_MEMORY_BOUND", 30 * 3 * 32**2)
+    monkeypatch.setattr(train, "MEMORY_BOUND", 30 * 3 * 32**2)
     arguments = ["train", str(pool), "--tokenizer", str(tokenizer), "--out", str(tmp_path / "out")]
     assert cli.main([*arguments, *TINY]) == 2
     assert "about 40 pictures of 3,072 bytes need" in capsys.readouterr().err.strip().splitlines()[-1]
