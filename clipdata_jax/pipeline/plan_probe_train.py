@@ -17,7 +17,8 @@ from clipdata_jax.pipeline import train as training_command
 
 _SECONDS = 10.0  # that trying steps may take
 _FEW = 8  # pairs a device, tried where the true batch would take longer
-_SLOWER = 2.0  # how much longer a step takes than plain products of as many operations
+_SLOWER = 3.0  # how much longer a step takes than plain products of as many operations
+_COMPILING = 0.8  # seconds a layer, where no step is tried
 _TRIES = 3
 _PRODUCT = 1_024  # rows a side of the product that tells a large model's rate
 _STATE = 12  # bytes of a parameter and its two moments
@@ -98,6 +99,7 @@ class _Trial:
 
         config = training_command.model_config(options, models.load_tokenizer(options.tokenizer))
         self._mesh, self._length, self._size = parallel.local_mesh(), length, options.image_size
+        self._layers = config.vision.layers + config.text.layers
         self._optimizer = training.adamw(
             learning_rate=options.learning_rate,
             warmup=options.warmup,
@@ -118,7 +120,7 @@ class _Trial:
             if (_TRIES + 1) * _SLOWER * of_pair * tried < _SECONDS:
                 seconds, compiling = self._try(tried)
                 return seconds * pairs / tried, compiling
-        return _SLOWER * of_pair * pairs, 0.0
+        return _SLOWER * of_pair * pairs, _COMPILING * self._layers
 
     def _try(self, pairs: int) -> tuple[float, float]:
         import jax
