@@ -19,6 +19,7 @@ import re
 import select
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -42,7 +43,6 @@ _asked, _over = threading.Event(), threading.Event()
 _waits = iter(range(50))  # how often it is raised later, until it is raised anyway
 _OURS = f"{os.path.dirname(__file__)}{os.sep}"
 _DELICATE = f"{os.sep}jax{os.sep}", f"{os.sep}orbax{os.sep}"
-
 _SCRATCH = re.compile(r"clipdata-(?:[a-z]+-)?([0-9a-f]{8})-[^-]+")
 
 
@@ -85,13 +85,13 @@ def watch() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's jobs in the background have Ctrl-C
             signal.signal(number, _raise_once)
     signal.signal(signal.SIGALRM, _raise_later)
+    sys.unraisablehook = _raise_again
 
 
 def join(partners: Partners) -> bool:
     """Makes a stop of this process one of the others, too; whether it did: not where `watch` hasn't set it up.
 
-    Which of them leaves first is not all the same: those that are left without the first process of a
-    `jax.distributed` run are aborted by C++ at once, and those that wait for another's data wait on.
+    The first process of a `jax.distributed` run must leave last: C++ aborts those that are left without it.
     """
     global _partners
     if signal.getsignal(TOLD) is not _raise_once:
@@ -127,6 +127,14 @@ def _raise_later(_: int, frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
         return
     raise Stopped
+
+
+def _raise_again(lost: sys.UnraisableHookArgs) -> None:
+    """Raises later what was raised where Python drops it: in a destructor, in what a weak reference calls."""
+    if lost.exc_type is Stopped:
+        signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _is_delicate(frame: FrameType | None) -> bool:
