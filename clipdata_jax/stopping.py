@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import os
 import re
 import select
@@ -40,9 +41,10 @@ TOLD = signal.SIGUSR1
 """What a process sends itself where it hears that another of its run was stopped."""
 _LATER_SECONDS = 0.02
 _asked, _over = threading.Event(), threading.Event()
-_waits = iter(range(50))  # how often it is raised later, until it is raised anyway
+_waits = itertools.count()
 _OURS = f"{os.path.dirname(__file__)}{os.sep}"
-_DELICATE = f"{os.sep}jax{os.sep}", f"{os.sep}orbax{os.sep}"
+# How often it is raised later, until it is raised anyway; a checkpoint that is begun is better finished.
+_DELICATE = {f"{os.sep}jax{os.sep}": 50, f"{os.sep}orbax{os.sep}": 200}
 _SCRATCH = re.compile(r"clipdata-(?:[a-z]+-)?([0-9a-f]{8})-[^-]+")
 
 
@@ -51,13 +53,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class Partners(Protocol):
-    """The other processes of a joined run.
+    """The other processes of a joined run."""
 
-    Attributes:
-      seconds: how long this process may take to end, where it is stuck.
-    """
-
-    seconds: float
+    seconds: float  # that this process may take to end, where it is stuck
 
     def tell(self) -> None:
         """Says to them that this process is being stopped."""
@@ -123,7 +121,7 @@ def _raise_once(_: int, frame: FrameType | None) -> None:
 def _raise_later(_: int, frame: FrameType | None) -> None:
     if _over.is_set():
         return
-    if _is_delicate(frame) and next(_waits, None) is not None:
+    if next(_waits) < _patience(frame):
         signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
         return
     raise Stopped
@@ -137,12 +135,12 @@ def _raise_again(lost: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
 
 
-def _is_delicate(frame: FrameType | None) -> bool:
+def _patience(frame: FrameType | None) -> int:
+    most = 0
     while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
-        if any(name in frame.f_code.co_filename for name in _DELICATE):
-            return True
+        most = max([most, *(often for name, often in _DELICATE.items() if name in frame.f_code.co_filename)])
         frame = frame.f_back
-    return False
+    return most
 
 
 def _imports(frame: FrameType | None) -> bool:

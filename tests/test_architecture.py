@@ -28,7 +28,7 @@ ALLOWED = {
     "data": {"errors", "config", "stopping"},
     "parallel": {"errors", "config", "stopping"},
     "selection": {"errors", "config", "data", "stopping"},
-    "training": {"errors", "config", "models", "data", "parallel", "scores"},
+    "training": {"errors", "config", "models", "data", "parallel", "scores", "stopping"},
     "evaluation": {"errors", "config", "models", "data", "parallel", "scores"},
     "report": {"errors", "config", "data", "selection"},
     "demo": {"errors", "data"},

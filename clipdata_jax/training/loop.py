@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
-from clipdata_jax import parallel
+from clipdata_jax import parallel, stopping
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP
@@ -23,6 +23,7 @@ from clipdata_jax.training import order
 from clipdata_jax.training.step import TrainState, init_state, make_step, split_model
 
 KEPT_CHECKPOINTS = 2
+_UNFINISHED = ".orbax-checkpoint-tmp"
 # Steps handed to the devices before the first one's loss is read: keeps them busy, and bounds what piles up.
 _IN_FLIGHT = 2
 
@@ -159,7 +160,12 @@ def save(manager: Any, step: int, state: TrainState) -> None:
     """Writes a checkpoint, whole when this returns."""
     import orbax.checkpoint as ocp
 
+    # Where a stop cuts it short, what it has written goes with the process; Orbax would remove it at the next start.
+    aside = f"{manager.directory}/{step}{_UNFINISHED}"
+    if jax.process_index() == 0:
+        stopping.asides.add(aside)
     manager.save(step, args=ocp.args.StandardSave(state))
+    stopping.asides.discard(aside)
 
 
 def _restore(manager: Any, state: TrainState) -> tuple[TrainState, int]:

@@ -5,10 +5,12 @@ import os
 
 import jax
 import numpy as np
+import orbax.checkpoint
 import pytest
 from flax import nnx
+from orbax.checkpoint._src.path.atomicity import TMP_DIR_SUFFIX
 
-from clipdata_jax import parallel
+from clipdata_jax import parallel, stopping
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
 from clipdata_jax.training import Pairs, adamw, loop, make_step, split_model, train
@@ -88,6 +90,21 @@ def test_a_stopped_run_ends_in_the_same_bits(tmp_path):
     done = run(tmp_path / "stopped", report=lambda step, loss: again.append(step))
     assert again == [7]
     np.testing.assert_array_equal(done["logit_scale"], whole["logit_scale"])
+
+
+def test_what_a_stop_leaves_of_a_checkpoint_goes_with_the_process(tmp_path, monkeypatch):
+    def save(self, step, args):
+        (tmp_path / f"{step}{TMP_DIR_SUFFIX}").mkdir()
+        raise Stopped
+
+    monkeypatch.setattr(stopping, "asides", set())
+    monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "save", save)
+    with pytest.raises(Stopped):
+        run(tmp_path)
+    assert stopping.asides == {str(path) for path in tmp_path.iterdir()} and stopping.asides
+    monkeypatch.undo()
+    run(tmp_path)
+    assert not stopping.asides
 
 
 def test_fewer_pairs_than_a_batch_and_batches_that_do_not_divide_are_refused():
