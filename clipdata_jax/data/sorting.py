@@ -5,15 +5,13 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from clipdata_jax.data import files, uids
+from clipdata_jax.data import uid_files, uids
 
 _STEP = 1 << 10  # of a run's uids every so many are looked at, to cut all runs into even ranges
-_COPY = 1 << 20
 
 
 class UidSorter:
@@ -38,28 +36,11 @@ class UidSorter:
             self._spill()
 
     def write(self, path: str) -> int:
-        """Writes a subset file of all uids; returns how many they are, each counted once."""
+        """Writes a subset file, .npy, of all uids; returns how many they are, each counted once."""
         if not self._runs:
-            whole = self._sorted()
-            with files.open_write(path) as file:
-                np.save(file, whole, allow_pickle=False)
-            return len(whole)
+            return uid_files.write(path, [self._sorted()])
         self._spill()
-        merged, rows = os.path.join(self._scratch(), "merged"), 0
-        # The header says how many there are, and no file on an object store lets it be written last.
-        with open(merged, "wb") as aside:
-            for ordered in self._merge():
-                ordered.tofile(aside)
-                rows += len(ordered)
-        with files.open_write(path) as file, open(merged, "rb") as aside:
-            shape = {
-                "descr": np.lib.format.dtype_to_descr(uids.DTYPE),
-                "fortran_order": False,
-                "shape": (rows,),
-            }
-            np.lib.format.write_array_header_1_0(file, shape)
-            shutil.copyfileobj(aside, file, _COPY)
-        return rows
+        return uid_files.write(path, self._merge())
 
     def _sorted(self) -> np.ndarray:
         whole = np.concatenate([np.empty(0, uids.DTYPE), *self._held])

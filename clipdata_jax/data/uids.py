@@ -13,6 +13,7 @@ from clipdata_jax.data import arrays, files
 from clipdata_jax.errors import InputError
 
 DTYPE = np.dtype("u8,u8")
+_STEP = 1 << 16
 _HEX = re.compile(r"[0-9a-fA-F]{32}")
 
 
@@ -114,10 +115,16 @@ def sort(uids: np.ndarray) -> np.ndarray:
     those top bits, hardly any among hashes, are put in order afterwards.
     """
     low = np.uint64(max(len(uids) - 1, 0).bit_length())
-    keys = uids["f0"] >> low << low
-    keys |= np.arange(len(uids), dtype=np.uint64)
+    # In place and in steps: fresh memory for every step of millions of rows costs more than the sorting.
+    keys = uids["f0"].copy()
+    keys >>= low
+    keys <<= low
+    for start in range(0, len(keys), _STEP):
+        keys[start : start + _STEP] |= np.arange(start, min(start + _STEP, len(keys)), dtype=np.uint64)
     keys.sort()
-    same = keys[1:] >> low == keys[:-1] >> low
+    differ = keys[1:] ^ keys[:-1]
+    differ >>= low
+    same = differ == 0
     keys &= (np.uint64(1) << low) - np.uint64(1)
     ordered = np.take(uids, keys.view(np.int64))
     if same.any():

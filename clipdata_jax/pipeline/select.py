@@ -6,6 +6,8 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from clipdata_jax import config
 from clipdata_jax.data import files, joined, tables, threads
 from clipdata_jax.data.sorting import UidSorter
@@ -116,10 +118,10 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary
     with Tables(inputs.table, names, by_column, options.memory_gb * 2**30) as pool:
         evaluation, sorter, kept = Evaluation(inputs.rule, pool), UidSorter(pool.scratch), 0
         for block, mask in evaluation:
-            here = int(mask.sum())
+            here = int(np.count_nonzero(mask))
             kept += here
             if here and out is not None:
-                sorter.add(block.uid[mask])
+                sorter.add(block.uid.compress(mask))  # several times faster than by brackets
         summary = Summary(
             rule=str(inputs.rule),
             pairs=len(inputs.table),

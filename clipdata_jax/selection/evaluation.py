@@ -60,5 +60,5 @@ class Evaluation:
             null = np.zeros(block.rows, bool)
             for column in value.leaves():
                 null |= np.isnan(column.of(block))
-            self.without_score[name]["null"] += int(null.sum())
-            self.without_score[name]["infinite"] += int((~finite & ~null).sum())
+            self.without_score[name]["null"] += int(np.count_nonzero(null))
+            self.without_score[name]["infinite"] += int(np.count_nonzero(~finite & ~null))

@@ -57,7 +57,7 @@ class FilterWork:
 
     def keep(self, block: Block, among: np.ndarray, steps: list[Step]) -> np.ndarray:
         mask = among & self.mask(block)
-        steps.append(Step(self.rule, int(among.sum()), int(mask.sum())))
+        steps.append(Step(self.rule, int(np.count_nonzero(among)), int(np.count_nonzero(mask))))
         return mask
 
     def end(self) -> None:
@@ -86,12 +86,14 @@ class FirstWork:
 
     def keep(self, block: Block, among: np.ndarray, steps: list[Step]) -> np.ndarray | None:
         keys, there = self.keys(block)
-        seen = int(among.sum())
+        seen = int(np.count_nonzero(among))
         if not self.search.found:
             self.search.look(block, keys, among & there, seen)
             return None
         mask = self.search.keep(block, keys, among & there)
-        steps.append(Step(self.rule, seen, int(mask.sum()), self.search.count if self.asks else None))
+        steps.append(
+            Step(self.rule, seen, int(np.count_nonzero(mask)), self.search.count if self.asks else None)
+        )
         return mask
 
     def end(self) -> None:
@@ -137,7 +139,7 @@ class PairWork:
         if left is None or right is None:
             return None
         mask = self.combine(left, right)
-        steps.append(Step(self.rule, int(among.sum()), int(mask.sum())))
+        steps.append(Step(self.rule, int(np.count_nonzero(among)), int(np.count_nonzero(mask))))
         return mask
 
     def end(self) -> None:
