@@ -12,33 +12,25 @@ from typing import Any, BinaryIO
 from fsspec.implementations.local import LocalFileSystem
 
 from clipdata_jax import stopping
-from clipdata_jax.data import asides, disk, places, remote, remote_files, threads
-from clipdata_jax.data.braces import expand_braces
+from clipdata_jax.data import asides, disk, places, remote, remote_files
+from clipdata_jax.data.patterns import expand as expand
 from clipdata_jax.data.places import exists as exists
 from clipdata_jax.data.places import filesystem as filesystem
 from clipdata_jax.data.places import is_folder as is_folder
+from clipdata_jax.data.places import is_local as is_local
 from clipdata_jax.data.places import remembering as remembering
 from clipdata_jax.data.places import size as size
 from clipdata_jax.data.places import stamp as stamp
 from clipdata_jax.data.places import stamps as stamps
+from clipdata_jax.data.places import threads_for as threads_for
 from clipdata_jax.errors import InputError, StorageError
 
 _ROWS_AHEAD = 1 << 24
 
 
-def is_local(path: str) -> bool:
-    """Whether a path is on this machine's own file system."""
-    return isinstance(filesystem(path)[0], LocalFileSystem)
-
-
 def join(folder: str, *names: str) -> str:
     """A path below a folder; forward slashes, on object stores too."""
     return "/".join([folder.rstrip("/") if folder != "/" else "", *names])
-
-
-def threads_for(path: str) -> int:
-    """How many small files to read at a time: a store's answers are waited for, a disk's are not."""
-    return 1 if is_local(path) else remote.CONNECTIONS
 
 
 def parts_ahead(folder: str, rows: Sequence[int]) -> int:
@@ -76,38 +68,13 @@ def sizes(folder: str) -> dict[str, int]:
     return {name: int(info["size"] or 0) for name, info in places.find(folder).items()}
 
 
-def expand(patterns: str | tuple[str, ...]) -> list[str]:
-    """The files that patterns mean: `{000..099}` and `{a,b}` braces, `*` globs, folders stay folders.
-
-    Brace ranges keep the order they are written in and must all exist; globs are sorted.
-
-    Raises:
-      InputError: a pattern or a name matches nothing.
-    """
-    found: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        names = expand_braces(pattern)
-        plain = [name for name in names if not any(char in name for char in "*?[")]
-        there = dict(zip(plain, threads.in_order(exists, plain, threads_for(pattern)), strict=True))
-        for name in names:
-            if name in there and not there[name]:
-                raise InputError(f"{name}: no such file or folder (from {pattern!r}); check the path")
-            found += [name] if name in there else _glob(name)
-    return found
-
-
-def _glob(pattern: str) -> list[str]:
-    fs, inner = filesystem(pattern)
-    local = isinstance(fs, LocalFileSystem)
-    matches = sorted(fs.glob(inner) if local else remote.call(pattern, fs.glob, inner, fs=fs))
-    if not matches:
-        raise InputError(f"{pattern}: the pattern matches no file; check the path, and quote it in the shell")
-    return [match if local else fs.unstrip_protocol(match) for match in matches]
-
-
 @contextlib.contextmanager
-def open_read(path: str) -> Iterator[BinaryIO]:
+def open_read(path: str, *, at_once: bool = False) -> Iterator[BinaryIO]:
     """Opens a file for reading bytes; of an object store's, no read is ever silently short.
+
+    Args:
+      path: the file.
+      at_once: get all of a store's file by one request, if it is small: for who reads here and there in it.
 
     Raises:
       InputError: the file isn't there, is a folder, may not be read, or its disk fails.
@@ -122,7 +89,7 @@ def open_read(path: str) -> Iterator[BinaryIO]:
             with open(copy[0] if copy else inner, "rb") as local:
                 yield local
         else:
-            with remote_files.open_read(path, fs, inner) as file:
+            with remote_files.open_read(path, fs, inner, places.remembered(fs, inner), at_once) as file:
                 yield file
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
@@ -217,6 +184,7 @@ def _written(path: str, *, digests: bool, new: bool = False) -> Iterator[tuple[B
             with open(aside, "x+b") as file:
                 yield file, entry
                 _describe(file, entry, digests)
+            places.forget(fs, inner)
             remote_files.put(path, fs, inner, aside)
     except OSError as error:
         if not disk.reason(error) or (new and isinstance(error, FileExistsError)):
@@ -246,6 +214,7 @@ def write_new(path: str, data: bytes) -> bool:
       InputError: as `open_write`.
     """
     if not is_local(path):
+        places.forget(*filesystem(path))
         return remote_files.put_new(path, *filesystem(path), data)
     if exists(path):
         return False
@@ -273,6 +242,7 @@ def sweep(folder: str) -> None:
 def remove(path: str) -> None:
     """Removes a file, or a folder and all in it."""
     fs, inner = filesystem(path)
+    places.forget(fs, inner)
     if isinstance(fs, LocalFileSystem):
         fs.rm(inner, recursive=True)
     else:
@@ -283,6 +253,14 @@ def read_bytes(path: str) -> bytes:
     """Reads a small file whole."""
     with open_read(path) as file:
         return file.read()
+
+
+def size_and_digest(path: str) -> dict[str, Any]:
+    """A file's "bytes" and "digest", of one reading."""
+    entry: dict[str, Any] = {}
+    with open_read(path) as file:
+        _describe(file, entry, digests=True)
+    return entry
 
 
 def digest(path: str) -> str:

@@ -18,8 +18,8 @@ _STEP, _TEXT_BYTES, _TIMES = 512, 1 << 28, 64
 
 
 @contextlib.contextmanager
-def _opened(path: str, advice: str) -> Iterator[pq.ParquetFile]:
-    with files.open_read(path) as file, _damage_told(path, advice):
+def _opened(path: str, advice: str, *, at_once: bool = False) -> Iterator[pq.ParquetFile]:
+    with files.open_read(path, at_once=at_once) as file, _damage_told(path, advice):
         found = pq.ParquetFile(file, page_checksum_verification=True)
         _check_rows(path, found)
         yield found
@@ -78,7 +78,7 @@ def iterate(path: str, names: Sequence[str], rows: int, advice: str = "write it 
     Raises:
       InputError: as `read`.
     """
-    with _opened(path, advice) as file:
+    with _opened(path, advice, at_once=True) as file:
         schema = _schema(path, file, names)
         numbers = all(map(pa.types.is_primitive, schema.types))
         if numbers and rows >= file.metadata.num_rows:

@@ -24,6 +24,16 @@ def filesystem(path: str) -> tuple[Any, str]:
         raise InputError(f"{path}: this kind of path can't be opened here ({error})") from error
 
 
+def is_local(path: str) -> bool:
+    """Whether a path is on this machine's own file system."""
+    return isinstance(filesystem(path)[0], LocalFileSystem)
+
+
+def threads_for(path: str) -> int:
+    """How many small files to read at a time: a store's answers are waited for, a disk's are not."""
+    return 1 if is_local(path) else remote.CONNECTIONS
+
+
 def info(path: str) -> dict[str, Any] | None:
     """What is known of a file or folder; None if there is none."""
     fs, inner = filesystem(path)
@@ -62,6 +72,17 @@ def remembering() -> Iterator[None]:
         yield
     finally:
         _seen = before
+
+
+def remembered(fs: Any, inner: str) -> dict[str, Any] | None:
+    """What a store said of a file while `remembering`; None where it wasn't asked, or there is none."""
+    return None if _seen is None else _seen.get(_key(fs, inner))
+
+
+def forget(fs: Any, inner: str) -> None:
+    """Lets go of what was remembered of a file, which is written or removed."""
+    if _seen is not None:
+        _seen.pop(_key(fs, inner), None)
 
 
 def _key(fs: Any, inner: str) -> str:

@@ -137,7 +137,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__
 
 
-def _status_of(error: BaseException) -> int | None:
+def _own_status(error: BaseException) -> int | None:
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -148,14 +148,14 @@ def _status_of(error: BaseException) -> int | None:
     return None
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error came from."""
-    return next((status for one in _chain(error) if (status := _status_of(one))), None)
+    return next((status for one in _chain(error) if (status := _own_status(one))), None)
 
 
 def is_unknown(error: StorageError) -> bool:
     """Whether a store may have refused because it doesn't know what it was asked for."""
-    return _status(error) in _UNKNOWN_TO_STORE
+    return status_of(error) in _UNKNOWN_TO_STORE
 
 
 def _names(error: BaseException) -> set[str]:
@@ -169,14 +169,14 @@ def _passes(error: Exception) -> bool:
             return False
         if _names(one) & _TRANSIENT:
             return True
-        if (status := _status_of(one)) is not None and status >= 400:
+        if (status := _own_status(one)) is not None and status >= 400:
             return (status >= 500 and status != 501) or status in _TRANSIENT_STATUS
     return getattr(error, "errno", None) in _TRANSIENT_ERRNO
 
 
 def _refuse(path: str, error: Exception) -> None:
     """Raises what a failure that doesn't pass means."""
-    status, names = _status(error), {name for one in _chain(error) for name in _names(one)}
+    status, names = status_of(error), {name for one in _chain(error) for name in _names(one)}
     if isinstance(error, (InputError, StorageError)):
         raise error
     if status in (404, 410) or isinstance(error, FileNotFoundError):
@@ -203,7 +203,7 @@ def _refuse(path: str, error: Exception) -> None:
 def _told(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= 200 else f"{text[:197]}..."
-    return text if (status := _status(error)) is None else f"HTTP {status}: {text}"
+    return text if (status := status_of(error)) is None else f"HTTP {status}: {text}"
 
 
 def look(path: str, fs: Any, inner: str) -> dict[str, Any] | None:

@@ -17,13 +17,14 @@ from typing import Any, BinaryIO
 import fsspec
 
 from clipdata_jax import stopping
-from clipdata_jax.data.remote import Short, call, is_unknown, is_web, limit, look, stamp
+from clipdata_jax.data.remote import Short, call, is_unknown, is_web, limit, look, stamp, status_of
 from clipdata_jax.errors import InputError, StorageError
 
 BLOCK = 8 << 20
 """Bytes that are read ahead."""
 _LARGEST = 32 << 20  # of one request
 _WHOLE = 64 << 20  # what is put from memory
+_NOT_SO_LONG = 416  # the status of an answer where a range lies beyond the end
 
 
 class RemoteFile(io.RawIOBase):
@@ -33,6 +34,7 @@ class RemoteFile(io.RawIOBase):
       path: what messages call it.
       fs: its file system.
       inner: its name there.
+      info: what the store said of it before, if every answer tells whether it still is that file.
 
     Attributes:
       info: what the store says of it.
@@ -43,12 +45,13 @@ class RemoteFile(io.RawIOBase):
       StorageError: the store fails, or tells no size, so that no cut-off copy could be told.
     """
 
-    def __init__(self, path: str, fs: Any, inner: str) -> None:
+    def __init__(self, path: str, fs: Any, inner: str, info: dict[str, Any] | None = None) -> None:
         super().__init__()
         self._path, self._fs, self._inner = path, fs, inner
         self._whole: BinaryIO | None = None  # `close` looks at it, whatever goes wrong below
         self._unpinned = False
-        info = look(path, fs, inner)
+        if info is None or not hasattr(fs, "call_s3"):
+            info = look(path, fs, inner)
         if info is None:
             raise FileNotFoundError(path)
         if info["type"] == "directory":
@@ -114,10 +117,15 @@ class RemoteFile(io.RawIOBase):
     def _s3_range(self, start: int, end: int, seconds: float) -> bytes:
         bucket, key, _ = self._fs.split_path(self._inner)
         span = f"bytes={start}-{end - 1}"
-        answer = self._fs.call_s3("get_object", Bucket=bucket, Key=key, Range=span, timeout=seconds)
+        try:
+            answer = self._fs.call_s3("get_object", Bucket=bucket, Key=key, Range=span, timeout=seconds)
+        except Exception as error:
+            if status_of(error) == _NOT_SO_LONG:
+                raise self._changed() from error
+            raise
         try:
             # The answer's own tag is looked at: not every such store knows conditions on a request.
-            if answer.get("ETag") != self.info.get("ETag"):
+            if _tag(answer) != _tag(self.info):
                 raise self._changed()
             return bytes(fsspec.asyn.sync(self._fs.loop, answer["Body"].read, timeout=seconds))
         finally:
@@ -171,11 +179,18 @@ class RemoteFile(io.RawIOBase):
         )
 
 
+def _tag(info: dict[str, Any]) -> str:
+    # Not every store puts a tag in quotes in its listings, too.
+    return str(info.get("ETag", "")).strip('"')
+
+
 @contextlib.contextmanager
-def open_read(path: str, fs: Any, inner: str) -> Iterator[BinaryIO]:
-    """Opens a file of a store for reading; see `RemoteFile`."""
-    with RemoteFile(path, fs, inner) as raw, io.BufferedReader(raw, BLOCK) as file:
-        yield file
+def open_read(
+    path: str, fs: Any, inner: str, info: dict[str, Any] | None = None, at_once: bool = False
+) -> Iterator[BinaryIO]:
+    """Opens a file of a store for reading; see `RemoteFile`. With `at_once` a small one is got by one request."""
+    with RemoteFile(path, fs, inner, info) as raw, io.BufferedReader(raw, BLOCK) as file:
+        yield io.BytesIO(raw.readall()) if at_once and int(raw.info["size"]) <= BLOCK else file
         raw.check_unchanged()
 
 

@@ -64,7 +64,7 @@ def file_entry(path: str) -> dict[str, Any]:
         entry = {"name": path, "bytes": sum(one["bytes"] for one in inside), "files": len(inside)}
         whole = hashlib.sha256(to_json([{**one, "name": one["name"][len(path) :]} for one in inside]))
         return {**entry, "digest": f"sha256:{whole.hexdigest()}"}
-    return {"name": path, "bytes": files.size(path), "digest": files.digest(path)}
+    return {"name": path, **files.size_and_digest(path)}
 
 
 def _versions() -> dict[str, str]:

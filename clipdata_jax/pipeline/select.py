@@ -69,6 +69,7 @@ class _Inputs:
         return list(threads.in_order(manifest.file_entry, self.paths(), several))
 
 
+@files.remembering()
 def run(options: config.Select) -> Summary:
     """Selects by the rule, writes the subset and its manifest, and prints what was kept.
 

@@ -11,7 +11,7 @@ import resource
 import numpy as np
 import pytest
 
-from clipdata_jax.data import braces, disk, files, uid_files
+from clipdata_jax.data import disk, files, patterns, uid_files
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.models import files as checkpoint_files
 from clipdata_jax.training import loop
@@ -74,7 +74,11 @@ def test_patterns_that_match_nothing(folder, pattern, words):
 
 
 def test_ranges_keep_their_zeros():
-    assert braces.expand_braces("p/{008..010}/{a,b}.tar")[:3] == ["p/008/a.tar", "p/008/b.tar", "p/009/a.tar"]
+    assert patterns.expand_braces("p/{008..010}/{a,b}.tar")[:3] == [
+        "p/008/a.tar",
+        "p/008/b.tar",
+        "p/009/a.tar",
+    ]
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

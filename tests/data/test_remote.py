@@ -138,6 +138,25 @@ def test_a_file_that_changes_while_it_is_read_is_refused(s3, web, monkeypatch, s
         file.read()
 
 
+@pytest.mark.parametrize("size", [64, 8])
+def test_a_file_that_changed_since_it_was_listed_is_refused(s3, size):
+    files.write_bytes("s3://pool/listed/f", bytes(64))
+    with files.remembering():
+        assert files.list_folder("s3://pool/listed") == ["s3://pool/listed/f"]
+        s3.reset()
+        assert files.size("s3://pool/listed/f") == 64 and files.read_bytes("s3://pool/listed/f") == bytes(64)
+        assert s3.seen == {"GET": 1}
+        files.filesystem("s3://pool")[0].pipe_file("pool/listed/f", b"\1" * size)  # as somebody else does
+        with (
+            pytest.raises(StorageError, match="was changed while it was read"),
+            files.open_read("s3://pool/listed/f") as file,
+        ):
+            file.seek(32)
+            file.read()
+        files.write_bytes("s3://pool/listed/f", b"2")  # as this process does
+        assert files.size("s3://pool/listed/f") == 1 and files.read_bytes("s3://pool/listed/f") == b"2"
+
+
 def test_what_stays_broken_ends_in_one_sentence(s3):
     files.write_bytes("s3://pool/f", b"1")
     for kind in ("GET", "HEAD", "PUT"):
