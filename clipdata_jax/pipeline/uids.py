@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -177,7 +178,7 @@ def _file_text(one: File, multiset: bool) -> str:
 
 
 def _table(summary: Summary, multiset: bool) -> str:
-    """Sizes, then uids in common of each two files, as numbers and as shares of the row's file."""
+    """Sizes, then uids in common of each two files, a line a pair: however many they are, it fits a terminal."""
     if summary.overlap is None:
         raise AssertionError("no overlap")
     both, names = summary.overlap.both, [f"[{i}]" for i in range(1, len(summary.files) + 1)]
@@ -187,12 +188,14 @@ def _table(summary: Summary, multiset: bool) -> str:
         numbers = f"{one.rows:>14,} {one.rows - one.repeats:>14,} {one.repeats:>14,}"
         lines.append(f"{name:>5} {numbers}   {one.path}{order}")
     if len(names) > 1:
-        what = "with repeats (the fewer of the two)" if multiset else "each once"
-        lines += ["", f"in both, {what}; and as a share of the row's file"]
-        lines.append(" ".join([f"{'':>5}", *(f"{name:>24}" for name in names)]))
-        for i, name in enumerate(names):
-            shares = (f"{n:,} {_percent(n / both[i, i]) if both[i, i] else '-':>9}" for n in both[i])
-            lines.append(" ".join([f"{name:>5}", *(f"{share:>24}" for share in shares)]))
+        what = "with repeats" if multiset else "each once"
+        lines += ["", f"{'':>9} {'in both':>14} {'of the first':>14} {'of the second':>14}   {what}"]
+        for i, j in itertools.combinations(range(len(names)), 2):
+            n = both[i, j]
+            of = (_percent(n / both[k, k]) if both[k, k] else "-" for k in (i, j))
+            lines.append(
+                " ".join([f"{names[i]:>4} {names[j]:>4}", f"{n:>14,}", *(f"{one:>14}" for one in of)])
+            )
         lines += [
             "",
             f"{summary.overlap.any:,} different uids in any of them, {summary.overlap.all:,} in all",

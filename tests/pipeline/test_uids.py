@@ -71,15 +71,16 @@ def test_overlaps_are_counted_and_shared_out(clipdata):
         "  [1]            200            200              0   mine.npy",
         "  [2]            300            200            100   theirs.npy (not sorted)",
         "",
-        "in both, each once; and as a share of the row's file",
-        "                           [1]                      [2]",
-        "  [1]            200  100.00 %            100   50.00 %",
-        "  [2]            100   50.00 %            200  100.00 %",
+        "                 in both   of the first  of the second   each once",
+        " [1]  [2]            100        50.00 %        50.00 %",
         "",
         "300 different uids in any of them, 100 in all",
     )
     text = clipdata("uids", "stats", "mine.npy", "theirs.npy", "--multiset").stdout
-    assert re.search(r"\[2\] +100 +33.33 % +300 +100.00 %", text) and "with repeats" in text
+    assert re.search(r"\[1\] +\[2\] +100 +50.00 % +33.33 %$", text, re.M) and "with repeats" in text
+    many = clipdata("uids", "stats", *["mine.npy", "theirs.npy"] * 5).stdout
+    assert re.search(r"\[9\] \[10\] +100 +50.00 % +50.00 %$", many, re.M)
+    assert max(map(len, many.splitlines())) <= 80
     assert "in both" not in clipdata("uids", "stats", "mine.npy").stdout
 
 
