@@ -77,6 +77,8 @@ class _Parser:
                 return self.comparison(node)
             case ast.Call():
                 return self.call(node)
+            case ast.BinOp(_, ast.Add(), _):
+                self.fault(node, "rules are put together by | (what either keeps), &, - and >>")
             case ast.BoolOp(op):
                 self.text.word(type(op).__name__.lower())
             case ast.UnaryOp(ast.Not()):
@@ -230,6 +232,8 @@ class _Parser:
                 self.fault(node, "a fraction is written as a decimal: 0.1 for 10%")
             case ast.BinOp(ast.Constant(), ast.Mod(), _):
                 self.fault(node, "a fraction is written as a decimal: 0.1 for 10%")
+            case ast.BinOp(ast.Constant(), ast.Div(), ast.Constant()):
+                self.fault(node, "a fraction is written as a decimal: 0.25 for 1/4")
         self.fault(node, "expected a number")
 
     def whole(self, node: ast.expr) -> int:
