@@ -35,7 +35,6 @@ STATUS = 75
 asides: set[str] = set()
 """Files that are being written aside in this process, and its scratch folders, to be removed with it."""
 _SECONDS = 5.0  # a preempted machine is gone after 30
-_PART_SECONDS = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TOLD = signal.SIGUSR1
 """What a process sends itself where it hears that another of its run was stopped."""
@@ -162,7 +161,7 @@ def _end_in_time(read: int) -> None:
             end = time.monotonic() + (_SECONDS if _partners is None else _partners.seconds)
             _start(_tell)  # which may take long
     if sent < 2:
-        _start(part).join(_PART_SECONDS)
+        _start(part).join(0.5)
     leave()
 
 
