@@ -180,7 +180,8 @@ def open_tables(folders: Sequence[str]) -> ScoreTable:
 def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
     paths = files.list_folder(folder, ".parquet")
     if not paths:
-        found = "is empty" if files.is_folder(folder) else "no such folder"
+        missing = "is no folder" if files.exists(folder) else "no such folder"
+        found = "is empty" if files.is_folder(folder) else missing
         raise InputError(f"{folder}: {found}; expected a score table, a folder that `clipdata score` wrote")
     if files.exists(files.join(folder, "plan.json")) and not files.exists(
         files.join(folder, "manifest.json")
