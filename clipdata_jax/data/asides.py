@@ -20,7 +20,7 @@ from clipdata_jax import stopping
 
 _NAME = re.compile(r"\..+\.([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
 _SILENT_SECONDS = 3600.0
-_BUFFER = 1 << 20  # many small writes cost as much as the bytes
+_BUFFER = 1 << 18  # many small writes cost as much as the bytes
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import BinaryIO
 
-from clipdata_jax.data import tar_index, tars
-from clipdata_jax.data.tar_index import PIECE, Bytes, Sample
+from clipdata_jax.data import tar_bytes, tars
+from clipdata_jax.data.tar_bytes import Bytes
+from clipdata_jax.data.tar_index import Sample
 from clipdata_jax.errors import InputError
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _ZEROS = bytes(_BLOCK)
+_ROOM = 1 << 19  # more than an open file keeps back, or it would copy what it is given
 
 
 def write_samples(file: BinaryIO, chosen: Sequence[Sample]) -> None:
@@ -23,16 +25,60 @@ def write_samples(file: BinaryIO, chosen: Sequence[Sample]) -> None:
     """
     keys = {sample.key for sample in chosen}
     written: set[str] = set()
-    total = 0
+    out = Room(file)
     for path, group in groupby(chosen, key=lambda sample: sample.table.path):
-        with tar_index.opened(path) as tar:
-            total += _write_of_tar(file, tar, group, keys, written)
-    total += file.write(2 * _ZEROS)
-    file.write(bytes(-total % _RECORD))
+        with tar_bytes.opened(path) as tar:
+            _write_of_tar(out, tar, group, keys, written)
+    out.write(2 * _ZEROS)
+    out.write(bytes(-out.total % _RECORD))
+    out.flush()
 
 
-def _write_of_tar(file: BinaryIO, tar: Bytes, group: Iterable[Sample], keys: set[str], done: set[str]) -> int:
-    total = start = end = 0
+class Room:
+    """What goes to a file, by the piece: bytes are read where they are written from, and nothing is copied between.
+
+    Attributes:
+      total: bytes so far.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.total = 0
+        self._file, self._room, self._used = file, memoryview(bytearray(_ROOM)), 0
+
+    def copy(self, tar: Bytes, start: int, end: int) -> None:
+        """Takes bytes of a tar."""
+        self.total += end - start
+        while start < end:
+            place = self._room[self._used : self._used + end - start]
+            size = tar.into(place, start)
+            if not size:
+                raise InputError(f"{tar.path}: became shorter while it was read; give the command again")
+            start += size
+            self._take(size)
+
+    def write(self, data: bytes) -> None:
+        """Takes bytes."""
+        self.total += len(data)
+        rest = memoryview(data)
+        while rest:
+            size = min(len(rest), _ROOM - self._used)
+            self._room[self._used : self._used + size] = rest[:size]
+            rest = rest[size:]
+            self._take(size)
+
+    def _take(self, size: int) -> None:
+        self._used += size
+        if self._used == _ROOM:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is there."""
+        self._file.write(self._room[: self._used])
+        self._used = 0
+
+
+def _write_of_tar(out: Room, tar: Bytes, group: Iterable[Sample], keys: set[str], done: set[str]) -> None:
+    start = end = 0
     for table, old, numbers in group:
         key = old if old not in done else _free_key(old, keys)
         done.add(key)
@@ -40,14 +86,14 @@ def _write_of_tar(file: BinaryIO, tar: Bytes, group: Iterable[Sample], keys: set
         for i in numbers:
             if key == old and i not in links:
                 if starts[i] != end:
-                    total += _copy(file, tar, start, end)
+                    out.copy(tar, start, end)
                     start = starts[i]
                 end = data[i] + -(-sizes[i] // _BLOCK) * _BLOCK
             else:
-                total += _copy(file, tar, start, end)
+                out.copy(tar, start, end)
                 start = end = 0
-                total += _write_renamed(file, key + table.names[i][len(old) :], table.read(i, tar))
-    return total + _copy(file, tar, start, end)
+                _write_renamed(out, key + table.name(i)[len(old) :], table.read(i, tar))
+    out.copy(tar, start, end)
 
 
 def _free_key(key: str, keys: set[str]) -> str:
@@ -58,20 +104,7 @@ def _free_key(key: str, keys: set[str]) -> str:
     return f"{key}-{number}"
 
 
-def _copy(file: BinaryIO, tar: Bytes, start: int, end: int) -> int:
-    for at in range(start, end, PIECE):
-        size = min(PIECE, end - at)
-        piece = tar.into_room(at, size)
-        if len(piece) < size:
-            raise InputError(f"{tar.path}: became shorter while it was read; give the command again")
-        file.write(piece)
-    return end - start
-
-
-def _write_renamed(file: BinaryIO, name: str, data: bytes) -> int:
-    header = tars.header(name, len(data))
-    file.write(header)
-    file.write(data)
-    padding = -len(data) % _BLOCK
-    file.write(bytes(padding))
-    return len(header) + len(data) + padding
+def _write_renamed(out: Room, name: str, data: bytes) -> None:
+    out.write(tars.header(name, len(data)))
+    out.write(data)
+    out.write(bytes(-len(data) % _BLOCK))

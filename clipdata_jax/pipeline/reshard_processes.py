@@ -31,8 +31,8 @@ def write_all(units: Sequence[Unit], output: work.Output, processes: int) -> Ite
     """
     count = min(processes, len(units))
     if count <= 1:
-        # Copying, digests and waiting for the disk leave the interpreter, and the last a core, to the next unit.
-        several = (os.cpu_count() or 1) + 1
+        # Copying, digests and waiting for the disk leave the interpreter to the next unit.
+        several = max(2, os.cpu_count() or 1)
         yield from threads.in_order(lambda unit: unit.write(output), units, several, ahead=1)
         return
     with stopping.scratch("clipdata-reshard-") as scratch:

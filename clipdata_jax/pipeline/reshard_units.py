@@ -15,13 +15,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clipdata_jax import config
-from clipdata_jax.data import files, tar_copy, tar_index, tars, uids
+from clipdata_jax.data import files, tar_bytes, tar_copy, tar_index, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, samples, telemetry, work
 
 _ARRAYS = ("uids.npy", "times.npy", "high.npy")
 # Looking through headers holds the interpreter: one thread at a time, so that the others write meanwhile.
 _TURN = threading.Lock()
+_KEY = b'"uid"'
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9a-fA-F]{32})"')
 
 
@@ -118,23 +119,23 @@ class Unit:
             manifest.file_entry(path) if self.options.digests else {"name": path, "bytes": files.size(path)}
         )
         try:
-            with tar_index.opened(path) as tar, _TURN if files.is_local(path) else contextlib.nullcontext():
+            with tar_bytes.opened(path) as tar, _TURN if files.is_local(path) else contextlib.nullcontext():
                 return self._choose_among(path, tar, {"input": entry})
         except InputError as error:
             if self.options.on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
             return Chosen([], np.empty(0, np.int64), [{"input": entry, "skipped": str(error)}])
 
-    def _choose_among(self, path: str, tar: tar_index.Bytes, facts: dict[str, Any]) -> Chosen:
+    def _choose_among(self, path: str, tar: tar_bytes.Bytes, facts: dict[str, Any]) -> Chosen:
         index = tar_index.index(tar)
-        good: list[tuple[str, dict[str, int]]] = []
         texts: list[str] = []
+        good: list[int] = []
         skipped: list[dict[str, str]] = []
-        for key, members in index.samples():
-            json = index.read(members["json"], tar) if "json" in members else None
+        for i, number in enumerate(index.jsons):
+            json = index.read(number, tar) if number >= 0 else None
             uid = plain_uid(json) if json is not None else None
             if uid is None:
-                fields = {} if json is None else {"json": json}
+                key, fields = index.keys[i], {} if json is None else {"json": json}
                 try:
                     uid = samples.sample_uid(path, tars.Sample(key, fields, {}), self.shared_names)
                 except InputError as error:
@@ -142,13 +143,13 @@ class Unit:
                         raise InputError(f"{path}: sample {key!r}: {error}") from error
                     skipped.append({"tar": path, "key": key, "reason": str(error)})
                     continue
-            good.append((key, members))
+            good.append(i)
             texts.append(uid)
         at = self.subset.index.find(uids.from_hex(texts))
         kept = np.flatnonzero(at >= 0)
         kept = np.repeat(kept, self.subset.times[at[kept]])
         counts = {"samples": len(good) + len(skipped), "kept": len(kept), "skipped_samples": skipped}
-        return Chosen([index.sample(*good[i]) for i in kept], at[kept], [{**facts, **counts}])
+        return Chosen([index.sample(good[i]) for i in kept], at[kept], [{**facts, **counts}])
 
     def write(self, output: work.Output) -> None:
         """Writes the unit's tars, with the uids that each holds beside them, and the receipt.
@@ -190,13 +191,11 @@ def plain_uid(json: bytes) -> str | None:
     Nothing else of it matters here, and parsing all of it takes several times longer. Only one brace before it: the
     object's own. No backslash before it: what looks like a key is no end of a longer one.
     """
-    match = _UID.search(json)
-    if match is None or json.count(b'"uid"') > 1:
+    at = json.find(_KEY)
+    if at < 0 or json.find(_KEY, at + 1) >= 0 or json.count(b"{", 0, at) != 1 or json.find(b"\\", 0, at) >= 0:
         return None
-    before = json[: match.start()]
-    if before.count(b"{") != 1 or b"\\" in before:
-        return None
-    return match[1].decode().lower()
+    match = _UID.match(json, at)
+    return match[1].decode().lower() if match else None
 
 
 def _write_uids(file: BinaryIO, rows: np.ndarray) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import tarfile
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clipdata_jax.data import files, tar_copy, tar_index, tars
+from clipdata_jax.data import files, tar_bytes, tar_copy, tar_headers, tar_index, tars
 from clipdata_jax.errors import InputError
 
 MEMBERS = [("a/0.jpg", b"picture" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
@@ -36,12 +37,27 @@ def special(name, kind, target=""):
     return info
 
 
+def timed(name, mtime, **headers):
+    info = tarfile.TarInfo(name)
+    info.mtime, info.pax_headers = mtime, headers
+    return info
+
+
+def pairs(size, count):
+    return [(f"{i}.{kind}", b"x" * size(i)) for i in range(count) for kind in ("jpg", "json")]
+
+
 LINKS = [special("z.jpg", tarfile.SYMTYPE, "a/0.jpg"), special("z.txt", tarfile.LNKTYPE, "a/0.txt")]
 FORMS = {
     "POSIX": ({}, MEMBERS, True),
     "times of fractions": ({"mtime": 1.5}, MEMBERS, True),  # webdataset writes these, in extended headers
     "old GNU": ({"kind": tarfile.GNU_FORMAT, "mtime": 3}, MEMBERS, True),
     "ustar": ({"kind": tarfile.USTAR_FORMAT, "uname": "me"}, MEMBERS, True),
+    "times of fractions, in part": ({}, [timed("a/0.jpg", 1.5), *MEMBERS[1:], timed("b.jpg", 2.25)], True),
+    "two extended headers": ({}, [timed("a/0.jpg", 1.5, comment="x")], True),
+    "many samples": ({"mtime": 1.5}, pairs(lambda i: i * 97 % 9000, 700), True),
+    "upper and lower": ({}, [("A.JPG", b"x"), ("A.Json", b"{}"), ("a.jpg", b"y"), ("b", b"z")], True),
+    "large members": ({"mtime": 2.5}, pairs(lambda i: (3 - i) << 20, 3), True),
     "a folder": ({}, [special("a", tarfile.DIRTYPE), *MEMBERS], True),
     "hidden files": ({}, [("a/._0.jpg", b"note"), *MEMBERS, (".DS_Store", b"note")], True),
     "long names, GNU": ({"kind": tarfile.GNU_FORMAT}, [(f"{'d' * 150}/0.jpg", b"x"), *MEMBERS], False),
@@ -59,20 +75,23 @@ def form(request, tmp_path):
 
 
 def found(path) -> list[tar_index.Sample]:
-    with tar_index.opened(path) as tar:
+    with tar_bytes.opened(path) as tar:
         index = tar_index.index(tar)
-    return [index.sample(*sample) for sample in index.samples()]
+    return [index.sample(i) for i in range(len(index.keys))]
 
 
 def test_samples_are_those_that_reading_gives(form):
     path, plain = form
-    with tar_index.opened(path) as tar:
-        assert (tar_index._plain_index(tar) is not None) == plain
+    with tar_bytes.opened(path) as tar:
+        assert (tar_headers.read(tar) is not None) == plain
         index = tar_index.index(tar)
-        got = [
-            (key, {ext: index.read(i, tar) for ext, i in members.items()}) for key, members in index.samples()
-        ]
-    assert got == [(sample.key, sample.members) for sample in tars.read_tar(path)]
+        samples = [index.sample(i) for i in range(len(index.keys))]
+        got = [[index.read(number, tar) for number in sample.numbers] for sample in samples]
+        jsons = [index.read(number, tar) if number >= 0 else None for number in index.jsons]
+    read = list(tars.read_tar(path))
+    assert [sample.key for sample in samples] == [sample.key for sample in read]
+    assert got == [list(sample.members.values()) for sample in read]
+    assert jsons == [sample.members.get("json") for sample in read]
 
 
 def test_what_is_written_reads_the_same(form, tmp_path):
@@ -108,7 +127,7 @@ def test_a_key_that_comes_again_is_numbered(tmp_path):
 
 
 def outcome(path) -> object:
-    with tar_index.opened(path) as tar:
+    with tar_bytes.opened(path) as tar:
         try:
             return tar_index.index(tar)
         except InputError as error:
@@ -137,7 +156,7 @@ def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused(small, place, valu
     path.write_bytes(damaged[:cut])
     with pytest.MonkeyPatch.context() as patch:
         got = outcome(str(path))
-        patch.setattr(tar_index, "_plain_index", lambda tar: None)
+        patch.setattr(tar_headers, "read", lambda tar: None)
         want = outcome(str(path))
     assert got == want
 
@@ -156,3 +175,26 @@ def test_a_sparse_member_is_refused(tmp_path):
         InputError, match=r"t\.tar: damaged or not a tar \('0\.jpg' is stored as a sparse file"
     ):
         found(path)
+
+
+names = st.text("aA.j/é", min_size=1, max_size=5) | st.sampled_from(
+    ["a.json", "a.JSON", "a/a.json", "a.a.json"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(names, min_size=1, max_size=5), st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+def test_samples_of_any_names_are_those_that_tarfile_and_reading_give(tmp_path_factory, members, kind):
+    path = tmp_path_factory.getbasetemp() / "names.tar"
+    write(path, [(name, b"x") for name in members], kind)
+    with pytest.MonkeyPatch.context() as patch:
+        got = outcome(str(path))
+        patch.setattr(tar_headers, "read", lambda tar: None)
+        assert got == outcome(str(path))
+    try:
+        read = [(sample.key, len(sample.members)) for sample in tars.read_tar(str(path))]
+    except InputError as error:
+        assert got == str(error)
+    else:
+        assert isinstance(got, tar_index.Index)
+        assert list(zip(got.keys, np.diff(got.first).tolist(), strict=True)) == read
