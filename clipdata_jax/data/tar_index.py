@@ -14,6 +14,7 @@ from clipdata_jax.data import files, tar_headers, tars
 from clipdata_jax.data.tar_bytes import Bytes
 
 _UPPER = np.uint8(ord("A"))
+_MOST = 64  # members of a sample: comparing all of them with each other would take too long
 
 
 class Index(NamedTuple):
@@ -130,7 +131,7 @@ def _groups(path: str, names: list[bytes]) -> _Groups:
 
 
 def _plain_groups(names: np.ndarray) -> _Groups | None:
-    """The same by columns; None where letters aren't plain or something is wrong.
+    """The same by columns; None where letters aren't plain, samples are very large or something is wrong.
 
     Args:
       names: shape (n, w), uint8.
@@ -143,12 +144,16 @@ def _plain_groups(names: np.ndarray) -> _Groups | None:
     ends = np.where(dots.any(axis=1), dots.argmax(axis=1), lengths)
     keys = _strings(np.where(columns < ends[:, None], names, 0))
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    first = np.append(starts, len(names))
+    most = int(np.diff(first).max())
+    # "a" and "a." have one extension, none.
+    if most > _MOST or (names[np.arange(len(names)), lengths - 1] == ord(".")).any():
+        return None
     texts = _texts(keys[starts])
     # Within a sample names differ in their extensions only, which are told apart in lower case.
     lower = _strings(names | ((names >= _UPPER) & (names < _UPPER + 26)) * np.uint8(32))
-    first = np.append(starts, len(names))
     sample = np.repeat(np.arange(len(starts)), np.diff(first))
-    for lag in range(1, int(np.diff(first).max())):
+    for lag in range(1, most):
         if ((lower[lag:] == lower[:-lag]) & (sample[lag:] == sample[:-lag])).any():
             return None
     if len(set(texts)) < len(texts):

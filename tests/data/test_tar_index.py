@@ -183,6 +183,8 @@ names = st.text("aA.j/é", min_size=1, max_size=5) | st.sampled_from(
 
 
 @settings(max_examples=200, deadline=None)
+@example(["a", "a."], tarfile.PAX_FORMAT)
+@example([f"a.{i}" for i in range(99)], tarfile.PAX_FORMAT)
 @given(st.lists(names, min_size=1, max_size=5), st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
 def test_samples_of_any_names_are_those_that_tarfile_and_reading_give(tmp_path_factory, members, kind):
     path = tmp_path_factory.getbasetemp() / "names.tar"
