@@ -261,9 +261,13 @@ def test_a_store_that_the_user_names_is_asked(work, clipdata):
     assert done.returncode == 0, done.stdout
     edit(work / "scores/plan.json", lambda plan: plan["options"].update(pool="memory://other"))
     assert "refused: memory://other/" in clipdata("verify", "scores").stdout
-    edit(work / "subset.npy.manifest.json", lambda content: content["inputs"].append({"name": "/proc/kmsg"}))
-    done = clipdata(*command)
-    assert done.returncode == 2 and "names '/proc/kmsg', which is no file; not opened" in done.stdout
+    for name in ("/proc/kmsg", "\ud800"):
+        edit(
+            work / "subset.npy.manifest.json",
+            lambda content, name=name: content["inputs"].append({"name": name}),
+        )
+        done = clipdata(*command)
+        assert done.returncode == 2 and f"names {name!r}, which is no file; not opened" in done.stdout
 
 
 def test_a_run_that_is_not_finished_is_good_as_far_as_it_went(work, clipdata):
