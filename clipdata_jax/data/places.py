@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,11 +41,11 @@ def info(path: str) -> dict[str, Any] | None:
     if not isinstance(fs, LocalFileSystem):
         if copy := remote_files.kept(path):
             return copy[1]
-        if _seen is None:
+        if (seen := _seen) is None:  # another thread may end its block here
             return remote.look(path, fs, inner)
-        if (key := _key(fs, inner)) not in _seen:
-            _seen[key] = remote.look(path, fs, inner)
-        return _seen[key]
+        if (key := _key(fs, inner)) not in seen:
+            seen[key] = remote.look(path, fs, inner)
+        return seen.get(key)
     return dict(fs.info(inner)) if fs.exists(inner) else None
 
 
@@ -60,29 +61,36 @@ def is_folder(path: str) -> bool:
 
 
 _seen: dict[str, dict[str, Any] | None] | None = None
+_blocks, _lock = 0, threading.Lock()
 
 
 @contextlib.contextmanager
 def remembering() -> Iterator[None]:
-    """Until the block ends, a store is asked once for each file, or not at all after a listing that tells of it."""
-    global _seen
-    before = _seen
-    _seen = {} if before is None else before
+    """Until the block ends, a store is asked once for each file, or not at all after a listing that tells of it.
+
+    Blocks of several threads, which may end in any order, share what they remember until the last one ends.
+    """
+    global _seen, _blocks
+    with _lock:
+        _blocks += 1
+        _seen = {} if _seen is None else _seen
     try:
         yield
     finally:
-        _seen = before
+        with _lock:
+            _blocks -= 1
+            _seen = _seen if _blocks else None
 
 
 def remembered(fs: Any, inner: str) -> dict[str, Any] | None:
     """What a store said of a file while `remembering`; None where it wasn't asked, or there is none."""
-    return None if _seen is None else _seen.get(_key(fs, inner))
+    return None if (seen := _seen) is None else seen.get(_key(fs, inner))
 
 
 def forget(fs: Any, inner: str) -> None:
     """Lets go of what was remembered of a file, which is written or removed."""
-    if _seen is not None:
-        _seen.pop(_key(fs, inner), None)
+    if (seen := _seen) is not None:
+        seen.pop(_key(fs, inner), None)
 
 
 def _key(fs: Any, inner: str) -> str:
@@ -94,9 +102,9 @@ def entries(folder: str) -> list[dict[str, Any]]:
     fs, inner = filesystem(folder)
     if not isinstance(fs, LocalFileSystem):
         found = remote.entries(folder, fs, inner)
-        if _seen is not None:
+        if (seen := _seen) is not None:
             # A web server's listing tells no sizes.
-            _seen.update({_key(fs, one["name"]): one for one in found if one.get("size") is not None})
+            seen.update({_key(fs, one["name"]): one for one in found if one.get("size") is not None})
         return found
     return list(fs.ls(inner, detail=True)) if fs.isdir(inner) else []
 

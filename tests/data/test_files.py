@@ -81,6 +81,19 @@ def test_ranges_keep_their_zeros():
     ]
 
 
+def test_what_is_remembered_ends_with_the_last_block_that_remembers():
+    """Blocks of two threads end in any order."""
+    one, other = files.remembering(), files.remembering()
+    one.__enter__()
+    other.__enter__()
+    assert not files.exists("memory://remembered/f")
+    files.filesystem("memory://remembered")[0].pipe_file("/remembered/f", b"1")  # as somebody else does
+    one.__exit__(None, None, None)
+    assert not files.exists("memory://remembered/f")
+    other.__exit__(None, None, None)
+    assert files.exists("memory://remembered/f")
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new/file.bin"
     with pytest.raises(RuntimeError), files.open_write(str(path)) as file:
