@@ -158,7 +158,6 @@ def _as_launched(name: str, options: Any) -> Any | None:
 
 
 def _overview() -> str:
-    width = max(map(len, _COMMANDS))
     width, name_width = _width(), max(map(len, _COMMANDS))
     told = [
         "clipdata: choose the image-text pairs that train the best CLIP.",

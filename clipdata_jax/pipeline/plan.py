@@ -109,7 +109,7 @@ def _estimate(name: str, planned: dict[str, Any], machine: Machine) -> Estimate:
     if isinstance(options, config.NormSimD):
         return plan_norm_sim_d.estimate(options, machine, coming)
     if isinstance(options, config.Reshard):
-        return plan_select.reshard(options, machine, None)
+        return plan_select.reshard(options, machine)
     raise AssertionError(name)
 
 

@@ -81,7 +81,7 @@ def estimate(options: Filter, machine: Machine) -> Estimate:
         device_memory=on_device,
         operations=2.0 * pictures.dim * pictures.clusters * (drawn * (1 + options.steps) + kept),
         times=_times(options, rows, pictures, drawn, found) if machine.calibrate else None,
-        rate=_rate(rows, found, pictures) if machine.calibrate else "",
+        rate=_rate(found, pictures) if machine.calibrate else "",
         alone=True,
         notes=("how much is written depends on how many pairs are kept",),
     )
@@ -180,7 +180,7 @@ def _rounds(clusters: int) -> int:
     return -(-clusters // max(1, clusters // SEED_ROUNDS))
 
 
-def _rate(rows: int, found: FilterRates, pictures: _Pictures) -> str:
+def _rate(found: FilterRates, pictures: _Pictures) -> str:
     """Of the pass that filters."""
     each = found.read + found.conditions + found.assign * found.passing * pictures.clusters
     return per_second(1, "pairs", each) + (" to filter" if pictures.drawn else "")

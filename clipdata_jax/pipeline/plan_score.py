@@ -31,7 +31,7 @@ def estimate(options: Score, machine: Machine) -> Estimate:
     settings, rows = options.neg_clip_loss, len(work.pool)
     jobs = group_jobs(work.units, settings) if "neg_clip_loss" in options.chosen() else {}
     largest = max(jobs, default=(0, 0))
-    on_device = device_memory(largest, work, settings)
+    on_device = device_memory(largest, work)
     # What is laid out for a CPU's devices is not copied again.
     beside = on_device if machine.shares_memory else largest[0] * work.row
     memory = host_memory(work, beside * machine.devices.count)
@@ -39,7 +39,7 @@ def estimate(options: Score, machine: Machine) -> Estimate:
     return Estimate(
         command="score",
         rows=rows,
-        work=_describe(work, settings, options, jobs),
+        work=_describe(work, settings, jobs),
         read=plan_pool.bytes_of(work.pool, work.pool.shards, shard_files),
         written=int(rows * (_UIDS + 4 * work.columns) * _COMPRESSED) + 2_000 * len(work.pool.shards),
         out=options.out,
@@ -76,7 +76,7 @@ def operations(options: Score, work: Work, jobs: dict[tuple[int, int], list[int]
     return total
 
 
-def device_memory(largest: tuple[int, int], work: Work, settings: NegClipLoss) -> int:
+def device_memory(largest: tuple[int, int], work: Work) -> int:
     """Bytes of a device: two rounds of pairs, the tables of log-sums twice for one of them, tiles, the targets."""
     rows, cells = largest
     pairs = rows * work.row
@@ -180,7 +180,7 @@ def _question(options: Score, work: Work, common: tuple[int, int]) -> plan_probe
     )
 
 
-def _describe(work: Work, settings: NegClipLoss, options: Score, jobs: dict[Any, Any]) -> str:
+def _describe(work: Work, settings: NegClipLoss, jobs: dict[Any, Any]) -> str:
     counts = (len(work.pool), "pair"), (len(work.pool.shards), "shard"), (len(work.units), "unit")
     text = ", ".join(counted(*count) for count in counts)
     if not jobs:

@@ -59,13 +59,12 @@ def _part_seconds(table: tables.ScoreTable, columns: list[str]) -> float:
     return (time.monotonic() - start) / max(rows, 1)
 
 
-def reshard(options: Reshard, machine: Machine, selected: int | None) -> Estimate:
+def reshard(options: Reshard, machine: Machine) -> Estimate:
     """What writing the selected samples takes.
 
     Args:
       options: of the command.
       machine: that does it.
-      selected: uids in the subset, None if that isn't known yet.
 
     Raises:
       InputError: a tar is missing or broken.
@@ -74,8 +73,7 @@ def reshard(options: Reshard, machine: Machine, selected: int | None) -> Estimat
     per_byte, stored = plan_embed.look(units)
     whole = sum(unit.bytes for unit in units)
     rows = round(whole * per_byte)
-    if files.exists(options.subset):
-        selected = len(uids.read_multiset(options.subset)[0])
+    selected = len(uids.read_multiset(options.subset)[0]) if files.exists(options.subset) else None
     share = 1.0 if selected is None else min(1.0, selected / max(rows, 1))
     kept = round(rows * share)
     written = round(whole * share) + _UID * kept

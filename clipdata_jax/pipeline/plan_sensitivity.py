@@ -42,7 +42,7 @@ def estimate(options: Sensitivity, machine: Machine) -> Estimate:
     as_score = _as_score(options, inputs, made)
     work = dataclasses.replace(plan_score_inputs.look(as_score), units=tuple(counts), columns=0)
     varied, others = _jobs(made, rows)
-    memory, on_device = _memory(work, as_score.neg_clip_loss, made, rows, machine, {**varied, **others})
+    memory, on_device = _memory(work, made, rows, machine, {**varied, **others})
     _refuse_large(rows, memory, on_device, machine)
     times = None
     if machine.calibrate:
@@ -99,12 +99,10 @@ def _jobs(made: Plan, rows: int) -> tuple[_Jobs, _Jobs]:
     return dict(found[0]), dict(found[1])
 
 
-def _memory(
-    work: Work, settings: NegClipLoss, made: Plan, rows: int, machine: Machine, jobs: _Jobs
-) -> tuple[int, int]:
+def _memory(work: Work, made: Plan, rows: int, machine: Machine, jobs: _Jobs) -> tuple[int, int]:
     """Bytes of the process: units while they are read, the sample twice, all scores; and of a device."""
     largest = max(jobs)
-    on_device = plan_score.device_memory(largest, work, settings)
+    on_device = plan_score.device_memory(largest, work)
     beside = on_device if machine.shares_memory else largest[0] * work.row
     read = plan_score.host_memory(work, 0) + 2 * rows * work.row
     scores = _SEEDS * 4 * len(made.settings()) + _RANKS
