@@ -178,10 +178,11 @@ class Output:
         plan = json.loads(files.read_bytes(self.path(runs.PLAN)))
         outputs = {name: entry for receipt in receipts.values() for name, entry in receipt["files"].items()}
         content = {**plan, **facts(list(receipts.values())), "outputs": outputs}
+        if not (files.is_local(self.folder) or files.exists(self.path(manifest.NAME))):
+            # Before the manifest, with which the run is done: who is stopped between the two comes again.
+            lines = [receipt["times"] for receipt in receipts.values() if "times" in receipt]
+            files.write_bytes(self.path(runs.TIMES), telemetry.to_lines(lines))
         if self._take_manifest(manifest.to_json(content), share):
-            if not (self.was_finished or files.is_local(self.folder)):
-                lines = [receipt["times"] for receipt in receipts.values() if "times" in receipt]
-                files.write_bytes(self.path(runs.TIMES), telemetry.to_lines(lines))
             return content
         print(f"{who} is done, and so is the run; another process tells of it")
         return None

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from clipdata_jax import parallel
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import telemetry, work, writers
@@ -72,6 +73,23 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, 
     files.write_bytes(first.path("plan.json"), b"{")
     with pytest.raises(InputError, match=r"its plan\.json is no JSON"):
         work.open_output(folder, plan={"command": "a"}, units=["u"])
+
+
+def test_times_in_a_store_are_those_of_the_units_whenever_a_run_is_stopped(monkeypatch):
+    def finished(rows):
+        output = work.open_output("memory://stopped-at-the-end", plan={}, units=["u"])
+        if output.remaining(parallel.ALONE):
+            output.complete("u", {"u.npy": b"1"}, {}, rows=rows)
+        output.finish(lambda receipts: {})
+        return [json.loads(line)["rows"] for line in files.read_bytes(output.path("run.jsonl")).splitlines()]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work.Output, "_take_manifest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            finished(1)
+    assert finished(2) == [1]
+    files.remove("memory://stopped-at-the-end/u.npy")  # to be made again
+    assert finished(3) == [3]
 
 
 def test_lines_of_a_stranger_are_read_as_far_as_they_make_sense(tmp_path):
