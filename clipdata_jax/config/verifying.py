@@ -35,4 +35,6 @@ class Verify:
 
     def __post_init__(self) -> None:
         require_some(self, "runs", "folder or file that a command wrote")
+        for store in self.stores:
+            require("://" in store, "stores", store, "an address such as s3://pool-bucket")
         require(self.threads >= 0, "threads", self.threads, "0 or more")

@@ -254,6 +254,10 @@ def test_no_store_is_asked_because_a_record_names_it(name, work, clipdata, monke
 def test_a_store_that_the_user_names_is_asked(work, clipdata):
     entry = {"name": "memory://pool/a", "bytes": 1}
     edit(work / "subset.npy.manifest.json", lambda content: content["inputs"].append(entry))
+    assert (
+        "--stores is 'pool', expected an address"
+        in clipdata("verify", "subset.npy", "--stores", "pool").stderr
+    )
     command = ["verify", "subset.npy", "--stores", "memory://pool"]
     assert "missing: memory://pool/a" in clipdata(*command).stdout
     files.write_bytes("memory://pool/a", b"1")
