@@ -1,6 +1,6 @@
 """`clipdata reshard` against plain copying of exactly the bytes that it keeps.
 
-    python benchmarks/reshard.py [--rounds 5] [--tars 8] [--samples 10000] [--kilobytes 35] [--processes 1]
+    python benchmarks/reshard.py [--rounds 5] [--tars 16] [--samples 10000] [--kilobytes 35] [--processes 2]
         [--shares 0.3 1.0]
 
 Tars as DataComp's downloads have them: 10,000 samples each; a picture's bytes (--kilobytes), a caption, a json with
@@ -144,10 +144,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tars", type=int, default=8)
+    parser.add_argument("--tars", type=int, default=16)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--kilobytes", type=int, default=35)
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 1.0], help="of the samples to keep")
     parser.add_argument("--folder", help="where to make the tars; default: the folder for temporary files")
     options = parser.parse_args()
