@@ -125,11 +125,11 @@ def test_a_scratch_folder_that_was_swept_before_it_was_locked_is_made_anew(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     whole, swept = getattr(module, name), []
 
-    def first_swept(*arguments):
+    def first_swept(*arguments, **named):
         if not swept and os.listdir(tmp_path):
             swept.extend(os.listdir(tmp_path))
             os.rmdir(tmp_path / swept[0])
-        return whole(*arguments)
+        return whole(*arguments, **named)
 
     monkeypatch.setattr(module, name, first_swept)
     with stopping.scratch("clipdata-") as folder:
