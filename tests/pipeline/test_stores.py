@@ -129,7 +129,7 @@ def test_a_pool_is_planned_and_resumed_in_few_requests(world, tmp_path, clipdata
     score = ("score", "s3://bucket/many", "--batch-size", 4, "--group", 2, "--out", "s3://bucket/few")
     faults.reset()
     assert clipdata(*score).returncode == 0
-    assert faults.seen.total() < 7 * 12 + 63
+    assert faults.seen.total() < 7 * 12 + 66
     faults.reset()
     assert clipdata(*score).returncode == 0
     assert faults.seen.total() < 4 * 12 + 60
