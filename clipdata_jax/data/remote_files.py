@@ -119,7 +119,9 @@ class RemoteFile(io.RawIOBase):
         span = f"bytes={start}-{end - 1}"
         try:
             answer = self._fs.call_s3("get_object", Bucket=bucket, Key=key, Range=span, timeout=seconds)
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # which s3fs raises is its version's choice; `remote.call` sorts the others
             if status_of(error) == _NOT_SO_LONG:
                 raise self._changed() from error
             raise

@@ -109,8 +109,7 @@ def _choose_seconds() -> float:
     """Seconds a row to find the lowest."""
     scores = np.random.default_rng(0).standard_normal(_CHOSEN, np.float32)
     everyone = np.ones(_CHOSEN, bool)
-    call = lambda: ranking.first([scores], _CHOSEN // 2, everyone)  # noqa: E731
-    return plan_probe.steady(call) / _CHOSEN
+    return plan_probe.steady(lambda: ranking.first([scores], _CHOSEN // 2, everyone)) / _CHOSEN
 
 
 def _state_seconds(rows: steps.Rows) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -59,7 +60,6 @@ def _compare_seconds() -> float:
         return {setting: random.standard_normal(_COMPARED, np.float32) for setting in settings}
 
     by_seed = scores(), scores()
-    call = lambda: sensitivity_scores.measure(  # noqa: E731
-        by_seed, settings[0], clip_score=by_seed[0][settings[0]], uid=uid, count=_COMPARED // 3
-    )
-    return plan_probe.timed(call)[1] / _COMPARED / len(settings)
+    clip_score, count = by_seed[0][settings[0]], _COMPARED // 3
+    measure = functools.partial(sensitivity_scores.measure, clip_score=clip_score, uid=uid, count=count)
+    return plan_probe.timed(lambda: measure(by_seed, settings[0]))[1] / _COMPARED / len(settings)
