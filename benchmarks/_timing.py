@@ -16,25 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def alternate(
-    calls: dict[str, Callable[[], Any]], rounds: int, *, settled: bool = False
-) -> dict[str, list[float]]:
+def alternate(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call, the calls taking turns, after one turn that compiles.
 
     A machine's speed wanders by up to 2x between minutes: only calls that took turns can be compared.
-
-    Args:
-      calls: name -> call.
-      rounds: turns.
-      settled: call twice at each turn and count the second time only. Calls that fill the page cache take the memory
-        that was freed last; a virtual machine may have given back what another call freed, and taking it anew can
-        cost more than the call itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            if settled:
-                jax.block_until_ready(call())
             start = time.perf_counter()
             jax.block_until_ready(call())
             if turn:

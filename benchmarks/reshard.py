@@ -1,27 +1,33 @@
 """`clipdata reshard` against plain copying of exactly the bytes that it keeps.
 
-    python benchmarks/reshard.py [--rounds 5] [--tars 16] [--samples 10000] [--kilobytes 35] [--processes 2]
-        [--shares 0.3 1.0]
+    python benchmarks/reshard.py [--rounds 5] [--tars 16] [--samples 10000] [--kilobytes 35] [--processes N]
+        [--shares 0.3 1.0] [--kept-gigabytes N]
 
 Tars as DataComp's downloads have them: 10,000 samples each; a picture's bytes (--kilobytes), a caption, a json with
 uid, url and sizes, each with an extended header, as webdataset's writer makes them. One JSON line a figure, medians
-of turns taken in one run, all tars in the page cache; at a turn each is called twice, and the second time counts. Two
-peers copy the kept runs of bytes, known beforehand, to one file a tar: one thread, and one a core. Both sides write
-alike, through `files.open_write`, and end with the files on the disk (fsync); `reshard` finds out what to keep, and
-writes receipts and manifest besides. With --processes it begins so many each time, which counts.
+of turns taken in one run, all tars in the page cache. Two peers copy the kept runs of bytes, known beforehand, to one
+file a tar: one thread, and one a core. Both sides write alike, through `files.open_write`, and end with the files on
+the disk (fsync); `reshard` finds out what to keep, and writes receipts and manifest besides. Its processes, one a core
+unless --processes says otherwise, begin at each turn, which counts.
+
+What was written is kept (by default until that is more than the machine's memory), and turns begin when the page
+cache is full, as it is on a machine that works. Were it removed at once, a virtual machine would give the memory back
+to its host: who takes longer gets less of it again, and taking it anew costs more than the copy.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import io
 import json
+import os
 import shutil
 import statistics
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -99,38 +105,61 @@ def copy_runs(path: str, runs: Iterable[tuple[int, int]], out: str) -> None:
         room.flush()
 
 
+class Kept:
+    """Folders to write to, each new; the oldest goes when all hold more than so many bytes, which fill the page cache.
+
+    Attributes:
+      folder: in which they are.
+      most: bytes.
+      each: bytes that is written to each.
+    """
+
+    def __init__(self, folder: Path, most: float, each: int) -> None:
+        self.folder, self.most, self.each = folder, most, each
+        self._there: collections.deque[Path] = collections.deque()
+        self._number = 0
+
+    def full(self) -> bool:
+        return self.each * (len(self._there) + 1) > self.most
+
+    def next(self) -> Path:
+        while self._there and self.full():
+            shutil.rmtree(self._there.popleft())
+        self._number += 1
+        self._there.append(self.folder / str(self._number))
+        return self._there[-1]
+
+
 def measure(
-    folder: Path, paths: list[str], subset: np.ndarray, share: float, rounds: int, processes: int
+    folder: Path, paths: list[str], subset: np.ndarray, share: float, options: argparse.Namespace
 ) -> None:
     chosen = str(folder / "subset.npy")
     uids.write_subset(chosen, subset)
     runs = {path: kept_runs(path, subset) for path in paths}
     size = sum(end - start for of_tar in runs.values() for start, end in of_tar)
+    kept = Kept(folder / "kept", options.kept_gigabytes * 1e9, size)
 
-    def copy(count: int) -> Callable[[], None]:
-        def call() -> None:
-            def one(path: str) -> None:
-                copy_runs(path, runs[path], str(folder / "copied" / Path(path).name))
-
-            list(threads.in_order(one, paths, threads=count, ahead=1))
-            shutil.rmtree(folder / "copied")
-
-        return call
+    def copy(count: int) -> None:
+        out = kept.next()
+        names = {path: str(out / Path(path).name) for path in paths}
+        list(threads.in_order(lambda path: copy_runs(path, runs[path], names[path]), paths, count, ahead=1))
 
     def ours() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            chosen_by = config.Reshard(
-                tars=tuple(paths), subset=chosen, out=str(folder / "out"), processes=processes
+            reshard.run(
+                config.Reshard(
+                    tars=tuple(paths), subset=chosen, out=str(kept.next()), processes=options.processes
+                )
             )
-            reshard.run(chosen_by)
-        shutil.rmtree(folder / "out")
 
-    # Here, since it loads jax, and the processes that reshard begins import this file too.
+    # Here, since it loads jax, which reshard does without.
     from _timing import alternate, median_ratio, report
 
-    seconds = alternate(
-        {"copying": copy(1), "copying in threads": copy(0), "reshard": ours}, rounds, settled=True
-    )
+    while not kept.full():
+        copy(0)
+    calls = {"copying": lambda: copy(1), "copying in threads": lambda: copy(0), "reshard": ours}
+    seconds = alternate(calls, options.rounds)
+    shutil.rmtree(kept.folder)
     report("kept", share=share, megabytes=size / 1e6, runs=sum(map(len, runs.values())))
     for name in seconds:
         took = statistics.median(seconds[name])
@@ -147,8 +176,12 @@ def main() -> None:
     parser.add_argument("--tars", type=int, default=16)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--kilobytes", type=int, default=35)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, help="default: one a core")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 1.0], help="of the samples to keep")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    parser.add_argument(
+        "--kept-gigabytes", type=float, default=memory, help="default: all memory, %(default).0f"
+    )
     parser.add_argument("--folder", help="where to make the tars; default: the folder for temporary files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -156,7 +189,7 @@ def main() -> None:
         paths, pool = make_pool(folder, options)
         for share in options.shares:
             chosen = np.random.default_rng(0).random(len(pool)) < share
-            measure(folder, paths, uids.sort_unique(pool[chosen]), share, options.rounds, options.processes)
+            measure(folder, paths, uids.sort_unique(pool[chosen]), share, options)
 
 
 if __name__ == "__main__":

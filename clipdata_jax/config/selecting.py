@@ -89,13 +89,17 @@ class Reshard:
     """Record digests of all tars, not sizes and times of change; reads the pool whole: slower than the copying."""
     dry_run: bool = False
     """Only count what would be kept; write nothing."""
-    processes: int = 1
-    """Processes that work on tars at a time; each takes half a second to begin. With one, threads do."""
+    processes: Annotated[
+        int | None, tyro.conf.arg(metavar="INT"), unset("one a core, for four tars each")
+    ] = None
+    """Processes that work on tars at a time."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
         require_some(self, "tars", "tar or folder of tars")
-        require_positive(self, "tars_per_unit", "processes")
+        require_positive(self, "tars_per_unit")
+        if self.processes is not None:
+            require_positive(self, "processes")
         if self.samples_per_tar is not None:
             require_positive(self, "samples_per_tar")
 

@@ -19,7 +19,7 @@ from clipdata_jax.data.tar_bytes import Bytes
 _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
 _PAGE, _LARGEST = 1 << 12, 1 << 14  # bytes
-_ROOM = 1 << 20  # bytes: the pages that are looked at together stay in a core's cache
+_ROOM = 1 << 22  # bytes: the pages that are looked at together stay in a core's cache
 _NAME = 100  # bytes
 _EXTENDED = ord("x")
 # Entries of an extended header that change what the next header says.
@@ -53,7 +53,7 @@ class _Pages(NamedTuple):
       ends: where in memory each page ends.
       marks: where each header begins.
       sizes: of the headers' members.
-      extended: where an extended header begins, which belongs to the next one.
+      extended: numbers of the headers before which an extended one with its block of records lies.
       next: where in the tar the header behind these is; or if there is none, its end.
       width: bytes that the next pages should have; 0 if there is none.
     """
@@ -117,7 +117,7 @@ def _walk(tar: Bytes, room: bytearray, at: int, width: int) -> _Pages | None:
             if size < 0:
                 return None
             if head > place:
-                extended.append(place)
+                extended.append(len(marks))
             marks.append(head)
             sizes.append(size)
             place = head + _BLOCK + size + -size % _BLOCK
@@ -142,12 +142,13 @@ def _look(pages: _Pages, room: bytearray, at: int, jsons: dict[int, bytes]) -> t
       at: where in the tar their first header is.
       jsons: as in `Headers`.
     """
-    rows = np.frombuffer(room, np.uint8).reshape(-1, _BLOCK)
+    rows, view = np.frombuffer(room, np.uint8).reshape(-1, _BLOCK), memoryview(room)
     marks, extended, sizes = (np.array(x, np.int64) for x in (pages.marks, pages.extended, pages.sizes))
     heads = rows[marks // _BLOCK]
-    if not (_are_plain(heads) and _tell_nothing(rows, extended // _BLOCK)):
+    if not (_are_plain(heads) and _tell_nothing(rows, marks[extended] // _BLOCK - 2)):
         return None
-    before = np.where(np.isin(marks - 2 * _BLOCK, extended, assume_unique=True), 2 * _BLOCK, 0)
+    before = np.zeros_like(marks)
+    before[extended] = 2 * _BLOCK
     data = at + np.cumsum(before + _BLOCK + np.append(0, (sizes + -sizes % _BLOCK)[:-1])[: len(sizes)])
     names = np.ascontiguousarray(heads[:, :_NAME])
     found = np.flatnonzero(np.strings.endswith(names.view(f"S{_NAME}")[:, 0], b".json"))
@@ -157,7 +158,7 @@ def _look(pages: _Pages, room: bytearray, at: int, jsons: dict[int, bytes]) -> t
     for place, start, size in zip(
         *(column.tolist() for column in (data[found], behind, sizes[found])), strict=True
     ):
-        jsons[place] = bytes(room[start : start + size])
+        jsons[place] = bytes(view[start : start + size])
     return names, heads[:, 156], data - _BLOCK - before, data, sizes
 
 
@@ -241,10 +242,9 @@ def _are_plain(rows: np.ndarray) -> bool:
         return False
     digits = rows[:, 148:154].astype(np.int64) - ord("0")
     told = digits @ 8 ** np.arange(5, -1, -1)
-    # Pairs of bytes in lanes of 16 bits: 128 of them don't overflow. The field of the sum itself counts as blanks.
-    words, lanes = rows.view(np.uint64), np.uint64(0x00FF00FF00FF00FF)
-    pairs = (words & lanes).sum(axis=1) + (words >> np.uint64(8) & lanes).sum(axis=1)
-    sums = pairs.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
-    sums += 8 * ord(" ") - rows[:, 148:156].sum(axis=1, dtype=np.int64)
+    sums = rows.sum(axis=1, dtype=np.uint32).astype(np.int64)
+    sums += 8 * ord(" ") - rows[:, 148:156].sum(
+        axis=1, dtype=np.int64
+    )  # the field of the sum counts as blanks
     of_sizes = rows[:, 124:135] - np.uint8(ord("0"))
     return bool((told == sums).all() and (digits >= 0).all() and (digits < 8).all() and (of_sizes < 8).all())

@@ -11,6 +11,12 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
 def in_order(
     function: Callable[[Any], T], items: Iterable[Any], threads: int = 0, ahead: int = 4
 ) -> Iterator[T]:
@@ -22,7 +28,7 @@ def in_order(
       threads: 0 means one a core.
       ahead: items per thread that may be begun or done before they are asked for.
     """
-    threads = threads or os.cpu_count() or 1
+    threads = threads or cores()
     pending: collections.deque[Future[T]] = collections.deque()
     pool = ThreadPoolExecutor(threads)
     try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from clipdata_jax.config import Filter
-from clipdata_jax.data import metadata
+from clipdata_jax.data import metadata, threads
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import progress
 from clipdata_jax.selection import datacomp, synsets
@@ -80,7 +79,7 @@ def beside_pictures(
 
 def _languages(options: Filter) -> tuple[Languages, tuple[str, ...]]:
     """The model that tells languages, and what is to be said of it."""
-    languages = Languages(options.lid_model, options.processes or os.cpu_count() or 1)
+    languages = Languages(options.lid_model, options.processes or threads.cores())
     return languages, (_SMALL_MODEL,) if languages.is_small else ()
 
 

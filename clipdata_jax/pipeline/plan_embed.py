@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 
 from clipdata_jax.config import Embed
-from clipdata_jax.data import sources
+from clipdata_jax.data import sources, threads
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import plan_probe_embed, targets
 from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, Times, idle_note, size_text
@@ -98,7 +97,7 @@ def device_memory(facts: EmbedFacts) -> int:
 def host_memory(options: Embed, facts: EmbedFacts, stored: float, machine: Machine) -> int:
     """Bytes of a process without embeddings: models, batches of pixels, samples on their way to decoders."""
     pixels = 3 * options.batch_size * machine.devices.count * facts.pixels
-    decoders = options.decoders or os.cpu_count() or 1
+    decoders = options.decoders or threads.cores()
     decoded = 4 * decoders * (stored + 3 * 4 * 1_000_000) / 4  # a megapixel or so, decoded, in one of four
     on_devices = machine.devices.count * (facts.parameters + facts.batch) if machine.shares_memory else 0
     return round(_BASE + pixels + decoded + on_devices)

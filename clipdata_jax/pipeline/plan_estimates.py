@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from clipdata_jax import config, stopping
+from clipdata_jax import config, helpers
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 
@@ -23,7 +21,7 @@ class Probe:
     """A process beside this one that has jax: it says what devices there are, reads models' shapes, and measures."""
 
     def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: helpers.Pool | None = None
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function of `plan_probe` returns there.
@@ -34,7 +32,7 @@ class Probe:
         from clipdata_jax.pipeline import plan_probe
 
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), stopping.follow_parent)
+            self._pool = helpers.Pool(1)
         try:
             return self._pool.submit(plan_probe.quietly, function, *arguments).result()
         except BrokenProcessPool as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from clipdata_jax import stopping
 from clipdata_jax.config import Reshard, Select
-from clipdata_jax.data import files, joined, sources, tables, tars, uids
-from clipdata_jax.pipeline import plan_embed
+from clipdata_jax.data import files, joined, sources, tables, tars, threads, uids
+from clipdata_jax.pipeline import plan_embed, reshard_processes
 from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, Times
 from clipdata_jax.pipeline.progress import counted
 from clipdata_jax.selection import parsing
@@ -76,6 +75,7 @@ def reshard(options: Reshard, machine: Machine) -> Estimate:
     selected = len(uids.read_multiset(options.subset)[0]) if files.exists(options.subset) else None
     share = 1.0 if selected is None else min(1.0, selected / max(rows, 1))
     kept = round(rows * share)
+    processes = reshard_processes.how_many(len(units) // machine.processes, options.processes)
     written = round(whole * share) + _UID * kept
     to_write = (
         "all to write, for the subset isn't there yet" if selected is None else f"about {kept:,} to write"
@@ -87,7 +87,7 @@ def reshard(options: Reshard, machine: Machine) -> Estimate:
         read=round(whole * share) + 512 * 4 * rows,
         written=written,
         out=options.out,
-        memory=_BASE + 3 * _UID * (selected or rows) + round(8 * stored) * (os.cpu_count() or 1),
+        memory=processes * _BASE + 3 * _UID * (selected or rows) + round(8 * stored) * threads.cores(),
         times=_copy_times(units[0].path, written / machine.processes) if machine.calibrate else None,
     )
 

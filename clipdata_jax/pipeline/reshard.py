@@ -79,8 +79,9 @@ def run(options: config.Reshard) -> Summary | None:
     remaining = output.remaining(share)
     with progress.bar(total=len(remaining), unit="tar", name="reshard") as bar:
         todo = [units[name] for name in remaining]
-        for _ in reshard_processes.write_all(todo, output, options.processes):
-            bar.update(1)
+        count = reshard_processes.how_many(len(todo), options.processes)
+        for done in reshard_processes.write_all(todo, output, count):
+            bar.update(done)
     content = output.finish(functools.partial(_facts, output, subset), share)
     if content is None:
         return None

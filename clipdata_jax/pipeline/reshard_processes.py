@@ -2,63 +2,126 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
-from clipdata_jax import stopping
+from clipdata_jax import helpers, stopping
 from clipdata_jax.data import threads, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit
 
+_WORTH = 4  # units: about what is written in the time that a process takes to begin
+_SECONDS = 0.2  # between two looks at what the others have done
 
-def write_all(units: Sequence[Unit], output: work.Output, processes: int) -> Iterator[None]:
-    """Writes units, and says so of each in order.
+
+def how_many(units: int, asked: int | None) -> int:
+    """How many processes write so many units: those that were asked for, or one a core; none without work."""
+    return min(asked, units) if asked else max(1, min(threads.cores(), units // _WORTH))
+
+
+def write_all(units: Sequence[Unit], output: work.Output, count: int) -> Iterator[int]:
+    """Writes units; whenever some more are done, says how many.
 
     Args:
       units: of one subset.
       output: where to.
-      processes: how many; with one, threads.
+      count: of the processes that write, this one among them.
 
     Raises:
       InputError: as `Unit.write`.
     """
-    count = min(processes, len(units))
+    # While one thread waits for the disk, another looks through the next tar.
+    several = max(2, threads.cores() // max(count, 1))
     if count <= 1:
-        # Copying, digests and waiting for the disk leave the interpreter to the next unit.
-        several = max(2, os.cpu_count() or 1)
-        yield from threads.in_order(lambda unit: unit.write(output), units, several, ahead=1)
+        for _ in threads.in_order(lambda unit: unit.write(output), units, several, ahead=1):
+            yield 1
         return
+    deal, told = _Deal(len(units)), 0
     with stopping.scratch("clipdata-reshard-") as scratch:
         units[0].subset.save(scratch)
         none = Subset(np.empty(0, uids.DTYPE), np.empty(0, np.int64))
         bare = [dataclasses.replace(unit, subset=none) for unit in units]
-        # A fork would copy the locks of the threads that there are.
+        with helpers.Pool(count - 1, _begin, scratch, bare, output, deal, several) as pool:
+            others = [pool.submit(_write_here) for _ in range(count - 1)]
+            try:
+                for done in _write(units, output, deal, several):
+                    yield done - told
+                    told = done
+                while concurrent.futures.wait(others, _SECONDS).not_done:
+                    yield -told + (told := deal.done)
+                for other in others:
+                    other.result()
+            except BrokenProcessPool as error:
+                raise InputError(
+                    "a process that wrote tars was killed, perhaps for want of memory; what is done is kept: give"
+                    " the command again, with a smaller --processes"
+                ) from error
+            finally:
+                deal.end()
+    yield deal.done - told
+
+
+class _Deal:
+    """Deals out units among processes one by one, for a tar may be much larger than the next.
+
+    Attributes:
+      done: how many units are done, by whatever process.
+    """
+
+    def __init__(self, units: int) -> None:
         spawn = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(count, spawn, initializer=_begin, initargs=(scratch, output)) as pool:
-                yield from pool.map(_write, bare)
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a process that wrote tars was killed, perhaps for want of memory; what is done is kept: give the"
-                " command again, with a smaller --processes"
-            ) from error
+        self._units, self._taken, self._done = units, spawn.Value("q", 0), spawn.Value("q", 0)
+
+    @property
+    def done(self) -> int:
+        return self._done.value
+
+    def take(self) -> Iterator[int]:
+        """Numbers of units that no other process has, as long as there are."""
+        while True:
+            with self._taken.get_lock():
+                number = self._taken.value
+                if number >= self._units:
+                    return
+                self._taken.value += 1
+            yield number
+
+    def tell(self) -> None:
+        """Says that a unit is done."""
+        with self._done.get_lock():
+            self._done.value += 1
+
+    def end(self) -> None:
+        """Lets nobody take another."""
+        self._taken.value = self._units
 
 
-_here: dict[str, tuple[Subset, work.Output]] = {}
+def _write(units: Sequence[Unit], output: work.Output, deal: _Deal, several: int) -> Iterator[int]:
+    def write(number: int) -> None:
+        units[number].write(output)
+        deal.tell()
+
+    try:
+        for _ in threads.in_order(write, deal.take(), several, ahead=1):
+            yield deal.done
+    finally:
+        deal.end()  # where one fails, nobody begins another
 
 
-def _begin(scratch: str, output: work.Output) -> None:
-    stopping.follow_parent()
-    _here["run"] = Subset.mapped(scratch), output
+_here: list[Iterator[int]] = []
 
 
-def _write(unit: Unit) -> None:
-    subset, output = _here["run"]
-    dataclasses.replace(unit, subset=subset).write(output)
+def _begin(scratch: str, bare: Sequence[Unit], output: work.Output, deal: _Deal, several: int) -> None:
+    subset = Subset.mapped(scratch)
+    _here.append(_write([dataclasses.replace(unit, subset=subset) for unit in bare], output, deal, several))
+
+
+def _write_here() -> None:
+    for _ in _here.pop():
+        pass

@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import tars, uids
+from clipdata_jax.data import tars, threads, uids
 from clipdata_jax.errors import InputError
 
 # Samples read ahead per thread: enough to keep all of them busy, and what bounds the memory.
@@ -91,17 +90,17 @@ def decoded_samples(
       InputError: the samples can't be read to their end (after those before that place), or one is bad and
         on_bad is "stop".
     """
-    threads = decoders or os.cpu_count() or 1
+    decoders = decoders or threads.cores()
     pending: collections.deque[Future[Decoded | Bad | None]] = collections.deque()
     uid_of = functools.partial(_uid, path, shared_names=shared_names)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
     try:
         for sample in _until_broken(samples):
             if isinstance(sample, InputError):
                 yield from _settle(pending, on_bad, 0)
                 raise sample
             pending.append(pool.submit(_decode, path, sample, uid_of, transforms, need_caption, keep))
-            yield from _settle(pending, on_bad, threads * _AHEAD)
+            yield from _settle(pending, on_bad, decoders * _AHEAD)
         yield from _settle(pending, on_bad, 0)
     finally:
         pool.shutdown(cancel_futures=True)

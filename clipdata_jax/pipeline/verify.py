@@ -74,7 +74,7 @@ def _check_all(checks: Sequence[Check], how_many: int) -> list[Problem]:
     found: list[Problem] = []
     total = sum(_to_read(check) for check in checks)
     with progress.bar(total=total, unit="B", name="verify") as bar:
-        several = how_many or 2 * (os.cpu_count() or 1)
+        several = how_many or 2 * threads.cores()
         for check, problem in zip(checks, threads.in_order(_check, checks, several), strict=True):
             found += [] if problem is None else [problem]
             bar.update(_to_read(check))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from clipdata_jax import stopping
+from clipdata_jax import helpers
 from clipdata_jax.errors import InputError
 
 # Processes begin where there are captions to keep them busy for some time, and take so many at once.
@@ -42,7 +40,7 @@ class Languages:
         self.is_small = self.path.endswith(".ftz")
         self._model = _load(self.path)
         self._processes = processes
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: helpers.Pool | None = None
 
     def of(self, caption: str) -> str:
         """The ISO code of the likeliest language, e.g. "en"."""
@@ -53,9 +51,7 @@ class Languages:
         if self._processes == 1 or len(captions) < _MANY:
             return _are_english(self.path, captions)
         if self._pool is None:
-            # A fork would copy the locks of pyarrow's threads. They end when this object does.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._processes, context, stopping.follow_parent)
+            self._pool = helpers.Pool(self._processes)  # which ends when this object does
         chunks = (captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK))
         return np.concatenate(list(self._pool.map(_are_english, itertools.repeat(self.path), chunks)))
 

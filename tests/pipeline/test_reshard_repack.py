@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
+import tqdm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset import tariterators
 
 from clipdata_jax import config
-from clipdata_jax.data import files, tars, uids
-from clipdata_jax.pipeline import reshard, reshard_units
+from clipdata_jax.data import files, tars, threads, uids
+from clipdata_jax.errors import InputError
+from clipdata_jax.pipeline import reshard, reshard_processes, reshard_units
 
 
 def uid_number(index: int) -> str:
@@ -101,6 +105,37 @@ def test_several_processes_write_the_same_bytes(tmp_path, pool, clipdata):
             assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
     done = clipdata(*REPACK[:4], "--processes", 2, "--out", "stopped")
     assert done.returncode == 2 and "003.tar: damaged or not a tar" in done.stderr
+
+
+def test_the_other_processes_take_what_this_one_leaves(tmp_path, pool, clipdata, monkeypatch):
+    assert clipdata(*REPACK[:4], "--out", "one").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    options = config.Reshard(tars=("pool",), subset="s.npy", out="two", processes=2)
+    monkeypatch.setattr(reshard_processes, "_write", lambda *_: iter(()))  # of this process
+    told = []
+    monkeypatch.setattr(tqdm.tqdm, "update", lambda _, n: told.append(n))
+    assert reshard.run(options).kept == 35 and sum(told) == 7
+    for path in (tmp_path / "one").glob("**/*.[tn][ap][ry]"):
+        assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
+
+    (pool / "003.tar").write_bytes(b"no tar")
+    with pytest.raises(InputError, match=r"003\.tar: damaged or not a tar"):
+        reshard.run(dataclasses.replace(options, out="three"))
+
+    def kill(*_):
+        for child in multiprocessing.active_children():
+            child.kill()
+        return iter(())
+
+    monkeypatch.setattr(reshard_processes, "_write", kill)
+    with pytest.raises(InputError, match="a process that wrote tars was killed"):
+        reshard.run(dataclasses.replace(options, out="four"))
+
+
+def test_a_process_is_begun_for_some_tars_at_least(monkeypatch):
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    assert [reshard_processes.how_many(n, None) for n in (0, 1, 7, 8, 31, 400)] == [1, 1, 1, 2, 7, 8]
+    assert [reshard_processes.how_many(3, asked) for asked in (1, 2, 5)] == [1, 2, 3]
 
 
 def test_a_tar_that_is_skipped_leaves_its_unit_the_others(tmp_path, pool, clipdata):

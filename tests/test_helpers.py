@@ -1,0 +1,26 @@
+"""Processes that help a command, whatever program called it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os
+from clipdata_jax import helpers
+print("begun", flush=True)
+with helpers.Pool(2) as pool:
+    print(pool.submit(os.getppid).result() == os.getpid())
+"""
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["file", "standard input"])
+def test_helpers_do_not_run_the_program_again(tmp_path, named):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py"] if named else [sys.executable, "-"]
+    done = subprocess.run(
+        command, cwd=tmp_path, input=None if named else PROGRAM, capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stdout) == (0, "begun\nTrue\n"), done.stderr
