@@ -90,7 +90,9 @@ class Reshard:
     dry_run: bool = False
     """Only count what would be kept; write nothing."""
     processes: Annotated[
-        int | None, tyro.conf.arg(metavar="INT"), unset("one a core, for four tars each")
+        int | None,
+        tyro.conf.arg(metavar="INT"),
+        unset("one a core, with four tars or more each; one where a store is read or written"),
     ] = None
     """Processes that work on tars at a time."""
     workers: Workers = Workers()

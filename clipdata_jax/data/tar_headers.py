@@ -19,7 +19,9 @@ from clipdata_jax.data.tar_bytes import Bytes
 _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
 _PAGE, _LARGEST = 1 << 12, 1 << 14  # bytes
-_ROOM = 1 << 22  # bytes: the pages that are looked at together stay in a core's cache
+_ROOM = (
+    1 << 22
+)  # bytes of pages that are looked at together: NumPy's calls cost more than what leaves the cache
 _NAME = 100  # bytes
 _EXTENDED = ord("x")
 # Entries of an extended header that change what the next header says.
@@ -243,8 +245,7 @@ def _are_plain(rows: np.ndarray) -> bool:
     digits = rows[:, 148:154].astype(np.int64) - ord("0")
     told = digits @ 8 ** np.arange(5, -1, -1)
     sums = rows.sum(axis=1, dtype=np.uint32).astype(np.int64)
-    sums += 8 * ord(" ") - rows[:, 148:156].sum(
-        axis=1, dtype=np.int64
-    )  # the field of the sum counts as blanks
+    # The field of the sum itself counts as blanks.
+    sums += 8 * ord(" ") - rows[:, 148:156].sum(axis=1, dtype=np.int64)
     of_sizes = rows[:, 124:135] - np.uint8(ord("0"))
     return bool((told == sums).all() and (digits >= 0).all() and (digits < 8).all() and (of_sizes < 8).all())

@@ -75,7 +75,10 @@ def reshard(options: Reshard, machine: Machine) -> Estimate:
     selected = len(uids.read_multiset(options.subset)[0]) if files.exists(options.subset) else None
     share = 1.0 if selected is None else min(1.0, selected / max(rows, 1))
     kept = round(rows * share)
-    processes = reshard_processes.how_many(len(units) // machine.processes, options.processes)
+    in_unit = options.tars_per_unit if options.samples_per_tar else 1
+    paths = [unit.path for unit in units[:: machine.processes]]
+    of_units = [paths[start : start + in_unit] for start in range(0, len(paths), in_unit)]
+    processes = reshard_processes.how_many(of_units, options)
     written = round(whole * share) + _UID * kept
     to_write = (
         "all to write, for the subset isn't there yet" if selected is None else f"about {kept:,} to write"

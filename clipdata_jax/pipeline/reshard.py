@@ -79,7 +79,7 @@ def run(options: config.Reshard) -> Summary | None:
     remaining = output.remaining(share)
     with progress.bar(total=len(remaining), unit="tar", name="reshard") as bar:
         todo = [units[name] for name in remaining]
-        count = reshard_processes.how_many(len(todo), options.processes)
+        count = reshard_processes.how_many([unit.paths for unit in todo], options)
         for done in reshard_processes.write_all(todo, output, count):
             bar.update(done)
     content = output.finish(functools.partial(_facts, output, subset), share)

@@ -11,18 +11,26 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 
 from clipdata_jax import helpers, stopping
-from clipdata_jax.data import threads, uids
+from clipdata_jax.config import Reshard
+from clipdata_jax.data import files, threads, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit
 
-_WORTH = 4  # units: about what is written in the time that a process takes to begin
+_WORTH = 4  # tars: more than is written in the time that a process takes to begin
 _SECONDS = 0.2  # between two looks at what the others have done
 
 
-def how_many(units: int, asked: int | None) -> int:
-    """How many processes write so many units: those that were asked for, or one a core; none without work."""
-    return min(asked, units) if asked else max(1, min(threads.cores(), units // _WORTH))
+def how_many(tars: Sequence[Sequence[str]], options: Reshard) -> int:
+    """How many processes write units of these tars: what --processes says, or one a core, if there is work for them.
+
+    What a program says to fsspec is known in its own process only, so an object store is left to one.
+    """
+    paths = [path for unit in tars for path in unit]
+    if options.processes is None and not all(map(files.is_local, [options.out, *paths])):
+        return 1
+    asked = options.processes or min(threads.cores(), len(paths) // _WORTH)
+    return max(1, min(asked, len(tars)))
 
 
 def write_all(units: Sequence[Unit], output: work.Output, count: int) -> Iterator[int]:

@@ -134,8 +134,17 @@ def test_the_other_processes_take_what_this_one_leaves(tmp_path, pool, clipdata,
 
 def test_a_process_is_begun_for_some_tars_at_least(monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: 8)
-    assert [reshard_processes.how_many(n, None) for n in (0, 1, 7, 8, 31, 400)] == [1, 1, 1, 2, 7, 8]
-    assert [reshard_processes.how_many(3, asked) for asked in (1, 2, 5)] == [1, 2, 3]
+
+    def found(tars, units, processes=None, pool="pool", out="out"):
+        options = config.Reshard(tars=(pool,), subset="s.npy", out=out, processes=processes)
+        paths = [f"{pool}/{i}.tar" for i in range(tars)]
+        return reshard_processes.how_many([paths[i::units] for i in range(units)], options)
+
+    assert [found(n, n) for n in (0, 1, 7, 8, 31, 400)] == [1, 1, 1, 2, 7, 8]
+    assert [found(64, units) for units in (1, 2, 3, 9)] == [1, 2, 3, 8]
+    assert [found(3, 3, asked) for asked in (1, 2, 5)] == [1, 2, 3]
+    assert found(64, 64, out="memory://o") == found(64, 64, pool="memory://pool") == 1
+    assert found(64, 64, 4, out="memory://o") == 4
 
 
 def test_a_tar_that_is_skipped_leaves_its_unit_the_others(tmp_path, pool, clipdata):
