@@ -126,9 +126,11 @@ def read_layout(folder: Path) -> Layout:
     """
     layout = find_layout(folder)
     if layout is None:
+        within = folder / "model"  # where `train` puts it
+        there = f"; {within} is a model: give that" if find_layout(within) else ""
         raise InputError(
             f"{folder} has no {CONFIG} and no {OPEN_CLIP_CONFIG}: expected transformers' layout, {CONFIG} "
-            f"beside {WEIGHTS}, or open_clip's, {OPEN_CLIP_CONFIG} beside {OPEN_CLIP_WEIGHTS}"
+            f"beside {WEIGHTS}, or open_clip's, {OPEN_CLIP_CONFIG} beside {OPEN_CLIP_WEIGHTS}{there}"
         )
     return layout
 

@@ -12,22 +12,24 @@ from clipdata_jax.config import Filter
 from clipdata_jax.data import arrays, files, metadata
 from clipdata_jax.data import pool as pools
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import filter_presets, plan_pool, plan_probe_filter, score_inputs
+from clipdata_jax.pipeline import (
+    filter_presets,
+    plan_pool,
+    plan_probe_filter,
+    plan_score_inputs,
+    score_inputs,
+)
 from clipdata_jax.pipeline.plan_estimates import Estimate, Machine, Times, per_second, refuse_large
 from clipdata_jax.pipeline.plan_probe_filter import SEED_ROUNDS, FilterRates
 from clipdata_jax.pipeline.progress import counted
 
-_BASE, _TEXTS, _JAX = (
-    100 << 20,
-    30 << 20,
-    60 << 20,
-)  # the interpreter and pyarrow; fastText; jax and what it compiled
+_BASE = 100 << 20  # the interpreter and pyarrow
+_TEXTS = 30 << 20  # fastText
+_JAX = 60 << 20  # jax, and what it compiled
 _SORTED = 64 << 20  # uids that are kept, until they go to a file
 _PARTS = 2  # in memory: one that is filtered, one that is read
-_OF_ROW, _OF_CAPTION = (
-    70,
-    80,
-)  # bytes of a pair's uid as text and as numbers, of its caption's object and places
+_OF_ROW = 70  # bytes of a pair's uid as text and as numbers
+_OF_CAPTION = 80  # of its caption's object and places
 _DECODED = 3  # how much larger columns are in memory than in their file
 _UID = 16
 _DRAWN = 64  # bytes beside a drawn pair's embedding
@@ -101,6 +103,8 @@ def _pictures(options: Filter, rows: int) -> _Pictures:
     tag = pool.tag(options.tag)
     dim = score_inputs.dimension(pool, tag)
     row = dim * plan_pool.form(pool.shards, tag, dim)[0]
+    if options.target is not None:
+        plan_score_inputs.target_rows(options.target, tag)
     if options.centroids is not None:
         return _Pictures(dim, row, arrays.array_shape(options.centroids, "")[0])
     return _Pictures(dim, row, options.clusters or 0, min(options.sample, rows))

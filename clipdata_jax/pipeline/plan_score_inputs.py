@@ -63,7 +63,7 @@ def look(options: Score) -> Work:
         with_row = {norm_sim_column(p, name) for p in options.norm_sim.p for name in named if p == math.inf}
         columns += len(options.norm_sim.p) * (len(named) + (options.norm_sim.union is not None))
         columns += len(with_row) if options.norm_sim.nearest else 0
-        targets = tuple(_target_rows(path, tag) for path in named.values() if target_sets.is_embedded(path))
+        targets = tuple(target_rows(path, tag) for path in named.values() if target_sets.is_embedded(path))
     itemsize, plain = plan_pool.form(pool.shards, tag, dim)
     copies = _copies(plain, max(map(len, planned)) > 1, options.normalize, min(2, len(units)))
     return Work(pool, units, tag, dim, itemsize, copies, temperatures, columns, targets)
@@ -79,6 +79,11 @@ def _copies(plain: bool, joined: bool, normalize: bool, units: int) -> int:
     return units + (joined and (normalize or not plain))
 
 
-def _target_rows(path: str, tag: str) -> int:
+def target_rows(path: str, tag: str) -> int:
+    """How many pictures a target of embeddings has, by headers.
+
+    Raises:
+      InputError: it isn't there, or is no such target.
+    """
     parts = files.list_folder(path, ".npz") if files.is_folder(path) else [path]
     return sum(arrays.array_shape(part, f"{tag}_img")[0] for part in parts)

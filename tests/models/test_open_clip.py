@@ -203,3 +203,13 @@ def test_open_clips_pickles_are_refused_with_the_command_that_converts(folder: P
         match=r"no open_clip_model\.safetensors, only open_clip_pytorch_model\.bin: .*weights_only=True",
     ):
         load_clip(folder)
+
+
+def test_the_folder_of_a_training_run_points_to_its_model(folder: Path):
+    run = folder.with_name("run")
+    run.mkdir()
+    folder.rename(run / "model")
+    with pytest.raises(
+        InputError, match=r"run has no config\.json and .*; .*run/model is a model: give that$"
+    ):
+        load_clip(run)

@@ -163,6 +163,9 @@ def metadata(here):
 
 def test_filter_clusters_what_it_draws(metadata):
     options = {"metadata": "metadata", "preset": "image_based", "target": "t.npy", "out": "s.npy"}
+    with pytest.raises(InputError, match=r"t\.npy: no such file"):
+        planned(config.Run(filter=config.Filter(**options, clusters=20)))
+    np.save("t.npy", np.ones((3, DIM), np.float32))
     found = planned(config.Run(filter=config.Filter(**options, clusters=20, sample=100, steps=5)))
     assert found.operations == 2 * DIM * 20 * (100 * 6 + len(metadata))
     assert "20 clusters of at most 100 pairs in at most 5 steps" in found.work
