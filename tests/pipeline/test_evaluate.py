@@ -38,6 +38,7 @@ def embed(checkpoint, pictures, texts):
     return (np.asarray(emb, np.float64) for emb in (model.encode_image(pixels), model.encode_text(ids)))
 
 
+@pytest.mark.slow
 def test_figures_of_the_demo_set_are_the_plain_counts(tmp_path, checkpoint, zero_shot, clipdata):
     names, templates = (
         json.loads((zero_shot / f"{name}.json").read_text()) for name in ("classnames", "templates")
@@ -67,6 +68,7 @@ def test_figures_of_the_demo_set_are_the_plain_counts(tmp_path, checkpoint, zero
     check_verify(clipdata, tmp_path / "figures.json", tmp_path / "figures.json")
 
 
+@pytest.mark.slow
 def test_real_captions_and_folders_of_real_pictures(tmp_path, checkpoint, shared):
     captioned = list(tars.read_tar(str(shared("data/flickr8k_96px") / "val-00000.tar")))[:200]
     labelled = list(tars.read_tar(str(shared("data/cifar10") / "test.tar")))[::50]

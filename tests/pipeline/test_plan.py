@@ -190,6 +190,7 @@ def whole(pool, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_config_is_planned_whole_with_times(whole, clipdata, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     done = clipdata("plan", "run.py", "--processes", 2)

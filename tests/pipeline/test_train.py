@@ -213,6 +213,7 @@ def test_more_pictures_than_memory_are_refused_after_the_first_tar(
     assert "about 40 pictures of 3,072 bytes need" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_real_pictures_are_learnt_and_found_again(tmp_path, shared, clipdata):
     source = str(shared("data/flickr8k_96px") / "train-00000.tar")
     samples = [sample for sample, _ in zip(tars.read_tar(source), range(192), strict=False)]
