@@ -10,9 +10,9 @@ file a tar: one thread, and one a core. Both sides write alike, through `files.o
 the disk (fsync); `reshard` finds out what to keep, and writes receipts and manifest besides. Its processes, one a core
 unless --processes says otherwise, begin at each turn, which counts.
 
-What was written is kept (by default until that is more than the machine's memory), and turns begin when the page
-cache is full, as it is on a machine that works. Were it removed at once, a virtual machine would give the memory back
-to its host: who takes longer gets less of it again, and taking it anew costs more than the copy.
+What was written is kept, up to --kept-gigabytes of disk (by default as much as the machine has memory), and turns
+begin when the page cache is full, as it is on a machine that works. Were it removed at once, a virtual machine would
+give the memory back to its host: who takes longer gets less of it again, and taking it anew costs more than the copy.
 """
 
 from __future__ import annotations

@@ -56,13 +56,15 @@ def write_all(units: Sequence[Unit], output: work.Output, count: int) -> Iterato
         none = Subset(np.empty(0, uids.DTYPE), np.empty(0, np.int64))
         bare = [dataclasses.replace(unit, subset=none) for unit in units]
         with helpers.Pool(count - 1, _begin, scratch, bare, output, deal, several) as pool:
-            others = [pool.submit(_write_here) for _ in range(count - 1)]
             try:
+                others = [pool.submit(_write_here) for _ in range(count - 1)]
                 for done in _write(units, output, deal, several):
                     yield done - told
                     told = done
                 while concurrent.futures.wait(others, _SECONDS).not_done:
-                    yield -told + (told := deal.done)
+                    done = deal.done
+                    yield done - told
+                    told = done
                 for other in others:
                     other.result()
             except BrokenProcessPool as error:
