@@ -33,9 +33,6 @@ _COMMANDS = {
         config.Score,
         "clipdata score metadata --target in1k=imagenet.npy --out scores",
     ),
-    "sensitivity": _Command(
-        config.Sensitivity, "clipdata sensitivity metadata --fraction 0.3 --out sensitivity.html"
-    ),
     "select": _Command(
         config.Select,
         "clipdata select scores --rule 'top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)' --out subset.npy",
@@ -63,7 +60,6 @@ _COMMANDS = {
         config.Evaluate,
         "clipdata evaluate run/model --classification cifar10.tar --classnames cifar10.json --out figures.json",
     ),
-    "plan": _Command(config.Plan, "clipdata plan configs/datacomp_small.py --processes 8"),
     "verify": _Command(config.Verify, "clipdata verify metadata scores subset.npy selected"),
     "demo": _Command(config.Demo, "clipdata demo --out demo-output"),
 }
@@ -103,14 +99,10 @@ def _run(arguments: list[str]) -> int:
         print(f"clipdata: {name!r} is no command; there are {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        given: tuple[config.Run, ...] = ()
-        if name == "plan" and "--" in rest:
-            at = rest.index("--")
-            rest, given = rest[:at], (_planned(rest[at + 1 :]),)
         options = _parse(name, rest)
         if (own := _as_launched(name, options)) is not None:
             with progress.all_printable():
-                importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(own, *given)
+                importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(own)
     except (InputError, StorageError) as error:
         configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
@@ -127,13 +119,6 @@ def _run(arguments: list[str]) -> int:
         print(progress.printable(f"clipdata {name}: {told}"), file=sys.stderr)
         return 2
     return 0
-
-
-def _planned(words: list[str]) -> config.Run:
-    """The command that `plan ... -- COMMAND ...` names, with its options."""
-    name, rest = (words[0], words[1:]) if words else ("", [])
-    config.require_planned(name, "the command after --")
-    return config.Run(**{name.replace("-", "_"): _parse(name, rest)})
 
 
 def _stopped(name: str) -> int:
@@ -251,8 +236,6 @@ def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
         raise InputError("--config needs a file: --config configs/datacomp_small.py")
     if path is None:
         return None, rest
-    if name == "plan":  # which looks at all that the file sets
-        return None, [path, *rest]
     return _options_in(path, name), rest
 
 

@@ -11,9 +11,6 @@ from clipdata_jax.config.embedding import Embed as Embed
 from clipdata_jax.config.filtering import Filter as Filter
 from clipdata_jax.config.loading import load_run as load_run
 from clipdata_jax.config.norm_sim_d import NormSimD as NormSimD
-from clipdata_jax.config.planning import PLANNED as PLANNED
-from clipdata_jax.config.planning import Plan as Plan
-from clipdata_jax.config.planning import require_planned as require_planned
 from clipdata_jax.config.run import Run as Run
 from clipdata_jax.config.scoring import NegClipLoss as NegClipLoss
 from clipdata_jax.config.scoring import NormSim as NormSim
@@ -22,7 +19,6 @@ from clipdata_jax.config.scoring import ScoreName as ScoreName
 from clipdata_jax.config.selecting import Report as Report
 from clipdata_jax.config.selecting import Reshard as Reshard
 from clipdata_jax.config.selecting import Select as Select
-from clipdata_jax.config.sensitivity import Sensitivity as Sensitivity
 from clipdata_jax.config.training import Demo as Demo
 from clipdata_jax.config.training import Evaluate as Evaluate
 from clipdata_jax.config.training import Train as Train

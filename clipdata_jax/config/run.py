@@ -9,7 +9,6 @@ from clipdata_jax.config.filtering import Filter
 from clipdata_jax.config.norm_sim_d import NormSimD
 from clipdata_jax.config.scoring import Score
 from clipdata_jax.config.selecting import Report, Reshard, Select
-from clipdata_jax.config.sensitivity import Sensitivity
 from clipdata_jax.config.training import Demo, Evaluate, Train
 from clipdata_jax.config.uid_sets import Uids
 from clipdata_jax.config.verifying import Verify
@@ -21,7 +20,6 @@ class Run:
 
     embed: Embed | None = None
     score: Score | None = None
-    sensitivity: Sensitivity | None = None
     select: Select | None = None
     filter: Filter | None = None
     norm_sim_d: NormSimD | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.config import Score, Sensitivity
+from clipdata_jax.config import Score
 from clipdata_jax.data import embeddings, files, runs, uids
 from clipdata_jax.data.pool import Shard
 from clipdata_jax.errors import InputError
@@ -53,7 +53,7 @@ class Unit:
 
 
 def read_ahead(
-    queue: Iterator[tuple[tuple[Shard, ...], int]], tag: str, dim: int, options: Score | Sensitivity
+    queue: Iterator[tuple[tuple[Shard, ...], int]], tag: str, dim: int, options: Score
 ) -> Iterator[Unit]:
     """Reads the next unit while the devices work on this one: two units are in memory, no more."""
     where = options.where if isinstance(options, Score) else None
@@ -79,7 +79,7 @@ def _read_unit(
     first_row: int,
     tag: str,
     dim: int,
-    options: Score | Sensitivity,
+    options: Score,
     subset: np.ndarray | None,
 ) -> Unit:
     start = time.monotonic()
