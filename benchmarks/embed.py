@@ -91,8 +91,9 @@ def host_alone(pool: Path, checkpoint: Path) -> Callable[[], float]:
 
 def towers_alone(checkpoint: Path) -> Callable[[], float]:
     """Pairs a second of the towers on pixels and ids that are there."""
-    from clipdata_jax import models, parallel
+    from clipdata_jax import models
     from clipdata_jax.pipeline.encode import Encoder
+    from clipdata_jax.runtime import parallel
 
     encoder = Encoder(models.load_clip(checkpoint), BATCH, parallel.local_mesh())
     pixels = np.random.default_rng(0).integers(0, 256, (2 * BATCH, 224, 224, 3), np.uint8)
@@ -111,7 +112,7 @@ def embed(folder: Path, checkpoint: Path, out: str) -> float:
     """Pairs a second of the command, from the end of its first tar on."""
     command = ["embed", folder / "pool", "--model", checkpoint, "--out", folder / out, "--batch-size", BATCH]
     subprocess.run(
-        [sys.executable, "-m", "clipdata_jax.cli", *map(str, command)], check=True, capture_output=True
+        [sys.executable, "-m", "clipdata_jax", *map(str, command)], check=True, capture_output=True
     )
     lines = [json.loads(line) for line in (folder / out / "run.jsonl").read_text().splitlines()]
     return sum(line["rows"] for line in lines[1:]) / (lines[-1]["time"] - lines[0]["time"])

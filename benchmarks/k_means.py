@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from _timing import PRODUCT_GFLOP, alternate, median_ratio, plain_product, report, unit_rows
 
-from clipdata_jax import parallel
 from clipdata_jax.pipeline import k_means as fitting
+from clipdata_jax.runtime import parallel
 from clipdata_jax.scores import k_means
 
 

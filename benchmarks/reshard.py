@@ -33,8 +33,9 @@ from pathlib import Path
 import numpy as np
 
 from clipdata_jax import config
-from clipdata_jax.data import files, tar_bytes, tar_copy, tar_index, tars, threads, uids
+from clipdata_jax.data import files, tar_bytes, tar_copy, tar_index, tars, uids
 from clipdata_jax.pipeline import reshard
+from clipdata_jax.runtime import threads
 
 
 def members(number: int, samples: int, kilobytes: int) -> Iterator[tuple[str, bytes]]:

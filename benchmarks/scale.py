@@ -25,11 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from _timing import report
 
-from clipdata_jax import config, parallel
+from clipdata_jax import config
 from clipdata_jax.data import files, tables, uids
 from clipdata_jax.data import pool as pools
 from clipdata_jax.pipeline import groups, manifest, score, select, verify, work
 from clipdata_jax.pipeline.score_units import shard_files
+from clipdata_jax.runtime import parallel
 
 _ROWS, _DIM = 32, 8
 

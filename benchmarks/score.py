@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from _timing import PRODUCT_GFLOP, anonymous_memory, plain_product, report, unit_rows
 
-from clipdata_jax import parallel
 from clipdata_jax.data import uids
 from clipdata_jax.pipeline import group_scores, groups
+from clipdata_jax.runtime import parallel
 
 _SHARD, _TEMPERATURE, _REPEATS = 100_000, 0.01, 10
 _EVERY, _GROUPS = 15.0, 3  # seconds of the command between turns of the kernel; groups that a turn takes
@@ -113,7 +113,7 @@ def measure(pairs: int, options: argparse.Namespace, folder: Path) -> int:
     out = folder / f"scores{pairs}"
     sizes = ["--batch-size", str(options.batch_size), "--group", str(options.group)]
     command = ["score", str(pool), "--out", str(out), "--temperature", str(_TEMPERATURE), *sizes]
-    took, most, seconds = run_in_turns([sys.executable, "-m", "clipdata_jax.cli", *command], kernel.turn)
+    took, most, seconds = run_in_turns([sys.executable, "-m", "clipdata_jax", *command], kernel.turn)
     alone = statistics.mean(seconds) * kernel.groups_a_shard * pairs / min(pairs, _SHARD)
     report(
         "score",

@@ -76,7 +76,7 @@ def command(words: list[str], memory: list[int]) -> Callable[[], None]:
 def measure(folder: Path, rows: int, rounds: int, plain: bool) -> None:
     scores, metadata = str(folder / "scores"), str(folder / "metadata")
     memory: dict[str, list[int]] = {"select": [], "plain": []}
-    words = ["-m", "clipdata_jax.cli", "select", scores, "--rule", RULE, "--out", str(folder / "ours.npy")]
+    words = ["-m", "clipdata_jax", "select", scores, "--rule", RULE, "--out", str(folder / "ours.npy")]
     inside = {"select": lambda: ours(folder)}
     commands = {"select": command(words, memory["select"])}
     if plain:

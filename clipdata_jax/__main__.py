@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import NoReturn
 
-from clipdata_jax import stopping
+from clipdata_jax.runtime import stopping
 
 _SECONDS = 5.0
 

@@ -12,9 +12,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from clipdata_jax import config, stopping
+from clipdata_jax import config
 from clipdata_jax.errors import InputError, StorageError, of_the_disk
-from clipdata_jax.pipeline import progress
+from clipdata_jax.runtime import console, stopping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +101,12 @@ def _run(arguments: list[str]) -> int:
     try:
         options = _parse(name, rest)
         if (own := _as_launched(name, options)) is not None:
-            with progress.all_printable():
+            with console.all_printable():
                 importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(own)
     except (InputError, StorageError) as error:
         configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
-        print(progress.printable(f"clipdata {name}: {error}{told}"), file=sys.stderr)
+        print(console.printable(f"clipdata {name}: {error}{told}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _stopped(name)
@@ -116,7 +116,7 @@ def _run(arguments: list[str]) -> int:
         told = of_the_disk(error) if isinstance(error, OSError) else ""
         if not told:
             raise
-        print(progress.printable(f"clipdata {name}: {told}"), file=sys.stderr)
+        print(console.printable(f"clipdata {name}: {told}"), file=sys.stderr)
         return 2
     return 0
 
@@ -128,7 +128,7 @@ def _stopped(name: str) -> int:
 
 def _as_launched(name: str, options: Any) -> Any | None:
     """The options with this process's share of the work; None where another process does all of it."""
-    from clipdata_jax import launch
+    from clipdata_jax.runtime import launch
 
     if hasattr(options, "workers"):
         workers = launch.detect(options.workers, together=_COMMANDS[name].together)
@@ -246,9 +246,3 @@ def _options_in(path: str, name: str) -> Any:
     if options is None:
         raise InputError(f"--config {path}: its Run sets no {name!r} options; add {name}=... to it")
     return options
-
-
-if __name__ == "__main__":
-    from clipdata_jax.__main__ import main as process
-
-    process()

@@ -60,7 +60,7 @@ def clipdata(
             return _run_here(command)
         flags = {} if devices is None else {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "clipdata_jax.cli", *command],
+            [sys.executable, "-W", "error", "-m", "clipdata_jax", *command],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), **flags, **environment},
             capture_output=True,

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,55 +18,69 @@ from clipdata_jax import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clipdata_jax"
-# room -> rooms that it may import
-ALLOWED = {
-    "errors": set(),
-    "stopping": set(),
-    "helpers": {"stopping"},
-    "launch": {"errors", "config", "parallel"},
-    "config": {"errors"},
-    "scores": set(),
-    "models": {"errors", "config"},
-    "data": {"errors", "config", "stopping"},
-    "parallel": {"errors", "config", "stopping"},
-    "selection": {"errors", "config", "data", "helpers", "stopping"},
-    "training": {"errors", "config", "models", "data", "parallel", "scores", "stopping"},
-    "evaluation": {"errors", "config", "models", "data", "parallel", "scores"},
-    "report": {"errors", "config", "data", "selection"},
-    "demo": {"errors", "data"},
-    "pipeline": {
-        "errors", "config", "scores", "models", "data", "parallel", "selection", "training", "evaluation",
-        "report", "demo", "stopping", "helpers",
-    },
-    "__main__": {"cli", "stopping"},
-    "cli": {"errors", "config", "launch", "pipeline", "stopping", "__main__"},
-}  # fmt: skip
-
-
-def room_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
-
-
-def imported_rooms(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {room_of(name.name) for name in node.names if name.name.startswith("clipdata_jax.")}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clipdata_jax"):
-            inside = room_of(node.module)
-            found |= {inside} if inside else {name.name for name in node.names if name.name != "__version__"}
-    return found
-
-
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+# Each package may import what stands to the left of it, and itself.
+ORDER = (
+    "errors <- config, scores, evaluation <- models, runtime <- storage <- formats <- data"
+    " <- runs, selection, training, demo <- report <- pipeline <- embedding <- scoring <- filters <- commands"
+    " <- cli <- __main__"
 )
-def test_imports_go_one_way(path):
-    if path.parent == PACKAGE and path.name == "__init__.py":
-        assert not imported_rooms(path), "the package's __init__ resolves names lazily"
+LEVELS = [level.split(", ") for level in ORDER.split(" <- ")]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imported_modules(module: str) -> set[str]:
+    """The modules of the package that a module imports, wherever in its code."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{name.name}" for name in node.names]
+            found |= {name if name in MODULES else node.module or "" for name in names}
+    return {name for name in found & MODULES.keys() if name not in ("clipdata_jax", module)}
+
+
+def package_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_one_way(module):
+    imported = imported_modules(module)
+    if module == "clipdata_jax":
+        assert not imported, "the package's __init__ resolves names lazily"
         return
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert imported_rooms(path) <= ALLOWED[room] | {room}
+    own = package_of(module)
+    (level,) = [index for index, packages in enumerate(LEVELS) if own in packages]
+    allowed = {own}.union(*LEVELS[:level])
+    assert {package_of(name) for name in imported} <= allowed
+
+
+@pytest.mark.xfail(reason="three cycles are left, in models, filters and selection", strict=True)
+def test_no_imports_form_a_cycle():
+    graph = {module: imported_modules(module) for module in MODULES}
+    # Importing a.b runs a/__init__.py, which may import a.c: these two don't depend on each other.
+    graph |= {module: set() for module in MODULES if MODULES[module].name == "__init__.py"}
+    assert not [" -> ".join(cycle) for cycle in _cycles(graph)]
+
+
+def _cycles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    """Chains of modules that import each other."""
+    done: set[str] = set()
+
+    def visit(module: str, chain: list[str]) -> Iterator[list[str]]:
+        if module in chain:
+            yield [*chain[chain.index(module) :], module]
+        elif module not in done:
+            for name in sorted(graph[module]):
+                yield from visit(name, [*chain, module])
+            done.add(module)
+
+    for module in graph:
+        yield from visit(module, [])
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.name)
@@ -189,7 +204,7 @@ def test_usage(tmp_path, clipdata, arguments, status, words):
 def test_a_reader_that_is_gone_is_no_failure(arguments):
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-W", "error", "-m", "clipdata_jax.cli", *arguments]
+    command = [sys.executable, "-W", "error", "-m", "clipdata_jax", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, env=environment, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False

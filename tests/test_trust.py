@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import clipdata_jax
-from clipdata_jax.pipeline import progress
+from clipdata_jax.runtime import console
 
 ROOT = Path(clipdata_jax.__file__).parent
 _RUN_CODE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch", "yaml", "code"}
@@ -78,13 +78,13 @@ def test_the_check_finds_what_it_looks_for(source):
     ],
 )
 def test_a_terminal_shows_strangers_text_and_does_not_obey_it(text, shown, monkeypatch):
-    assert progress.printable(text) == shown
+    assert console.printable(text) == shown
     out, err = io.StringIO(), io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr("sys.stderr", err)
-    with progress.all_printable():
+    with console.all_printable():
         print(text)
-        bar = progress.bar(total=2, unit="pair", name=f"bar {text}")
+        bar = console.bar(total=2, unit="pair", name=f"bar {text}")
         bar.update(2)
         bar.close()
     assert out.getvalue() == f"{shown}\n" and "\x1b" not in err.getvalue() and "\x07" not in err.getvalue()

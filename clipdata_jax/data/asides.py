@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from clipdata_jax import stopping
+from clipdata_jax.runtime import stopping
 
 _NAME = re.compile(r"\..+\.([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
 _SILENT_SECONDS = 3600.0

@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from clipdata_jax import stopping
 from clipdata_jax.data import asides, disk, places, remote, remote_files
 from clipdata_jax.data.patterns import expand as expand
 from clipdata_jax.data.places import exists as exists
@@ -24,6 +23,7 @@ from clipdata_jax.data.places import stamp as stamp
 from clipdata_jax.data.places import stamps as stamps
 from clipdata_jax.data.places import threads_for as threads_for
 from clipdata_jax.errors import InputError, StorageError
+from clipdata_jax.runtime import stopping
 
 _ROWS_AHEAD = 1 << 24
 

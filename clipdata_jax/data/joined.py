@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from clipdata_jax.data import arrays, files, parquet, threads, uids
+from clipdata_jax.data import arrays, files, parquet, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.runtime import threads
 
 _HALVES = ("uid_hi", "uid_lo")
 

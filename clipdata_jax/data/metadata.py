@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import files, parquet, runs, threads, uids
+from clipdata_jax.data import files, parquet, runs, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.runtime import threads
 
 _Read = TypeVar("_Read")
 

@@ -6,8 +6,9 @@ import re
 
 from fsspec.implementations.local import LocalFileSystem
 
-from clipdata_jax.data import places, remote, threads
+from clipdata_jax.data import places, remote
 from clipdata_jax.errors import InputError
+from clipdata_jax.runtime import threads
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 

@@ -9,8 +9,9 @@ import zipfile
 from collections.abc import Mapping, Sequence
 
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import files, parquet, runs, threads
+from clipdata_jax.data import files, parquet, runs
 from clipdata_jax.errors import InputError
+from clipdata_jax.runtime import threads
 
 
 @dataclasses.dataclass(frozen=True)

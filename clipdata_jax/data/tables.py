@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, parquet, runs, threads, uids
+from clipdata_jax.data import files, parquet, runs, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.runtime import threads
 
 T = TypeVar("T")
 _UID_COLUMNS = ("uid_hi", "uid_lo")

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from clipdata_jax.data import threads, uids
+from clipdata_jax.data import uids
+from clipdata_jax.runtime import threads
 
 Operation = Literal["union", "intersect", "minus"]
 # Rows of a part: merging is fastest in the processor's cache.

@@ -18,7 +18,8 @@ from clipdata_jax import config
 from clipdata_jax.data import files, uids
 from clipdata_jax.demo import pool as drawn
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress
+from clipdata_jax.pipeline import manifest
+from clipdata_jax.runtime import console
 
 MODEL = str(Path(__file__).parents[1] / "demo" / "model")
 _KINDS = ("sound", "shuffled", "generic", "boilerplate", "text_picture", "blank", "duplicate")
@@ -172,7 +173,7 @@ def _table(table: dict[str, Any]) -> str:
     rows = [head] + [
         [name, f"{row['kept']:,}", *(f"{row[kind]:.1%}" for kind in _KINDS)] for name, row in table.items()
     ]
-    return "What the kept pairs are, by the truth recorded when they were drawn:\n" + progress.table(rows)
+    return "What the kept pairs are, by the truth recorded when they were drawn:\n" + console.table(rows)
 
 
 def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dict[str, str]) -> None:
@@ -190,7 +191,7 @@ def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dic
         rows.append([column, *(f"{np.mean(cell):.1%} ± {np.std(cell, ddof=1):.1%}" for cell in cells)])
     print(
         f"\nModels trained for {options.train_steps} steps of 128 pairs, by what they were trained on: mean and"
-        f" standard deviation over {len(_TRAIN_SEEDS)} seeds\n{progress.table(rows)}"
+        f" standard deviation over {len(_TRAIN_SEEDS)} seeds\n{console.table(rows)}"
     )
 
 

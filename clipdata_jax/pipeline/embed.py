@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import parallel
 from clipdata_jax.config import Embed
 from clipdata_jax.data import sources, tars
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import embed_summary, manifest, profiling, progress, targets, telemetry, work
+from clipdata_jax.pipeline import embed_summary, manifest, profiling, targets, telemetry, work
 from clipdata_jax.pipeline.embed_inputs import Unit, at_hand
 from clipdata_jax.pipeline.embedded import Batch, Gathered, Shard, Tally
 from clipdata_jax.pipeline.samples import Bad, decoded_samples
+from clipdata_jax.runtime import console, parallel
 
 # Batches that wait for the devices while one is there: more would only pile up in memory.
 _AHEAD = 1
@@ -152,7 +152,7 @@ class _Embedding:
     def run(self, units: dict[str, sources.Source]) -> None:
         """Embeds units in order; what was finished before an error stays."""
         noun = "tar" if all(isinstance(source, sources.Tar) for source in units.values()) else "part"
-        bar = progress.bar(total=len(units), unit=noun, name="embed")
+        bar = console.bar(total=len(units), unit=noun, name="embed")
         ahead = at_hand(units)
         with self._profiler, self._words, self._device, self._writer, bar, contextlib.closing(ahead):
             self._tally = Tally(bar)

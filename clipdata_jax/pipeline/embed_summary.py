@@ -6,7 +6,8 @@ from typing import Any
 
 from clipdata_jax.config import Embed
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, targets, work
+from clipdata_jax.pipeline import manifest, targets, work
+from clipdata_jax.runtime import console
 
 
 def summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def tell(result: dict[str, Any], options: Embed) -> None:
     noun = "picture" if options.images_only else "pair"
     for tag, model in result["models"].items():
         print(
-            f"Embedded {progress.counted(result['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"
+            f"Embedded {console.counted(result['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"
             f" {model['temperature']:.4g}: {options.out}"
         )
     if result["repeated_uids"]:
@@ -48,8 +49,8 @@ def tell(result: dict[str, Any], options: Embed) -> None:
     if skipped:
         listed = f"{options.out}.{manifest.NAME}" if targets.is_file(options.out) else manifest.NAME
         print(
-            f"Skipped {progress.counted(len(result['skipped_tars']), 'tar')} and"
-            f" {progress.counted(len(result['skipped_samples']), 'sample')}, listed in {listed};"
+            f"Skipped {console.counted(len(result['skipped_tars']), 'tar')} and"
+            f" {console.counted(len(result['skipped_samples']), 'sample')}, listed in {listed};"
             f" the first: {skipped[0]}"
         )
 

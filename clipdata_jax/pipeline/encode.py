@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float32, Int32, UInt8
 
-from clipdata_jax import parallel
 from clipdata_jax.models import CLIP
+from clipdata_jax.runtime import parallel
 
 # Batches handed to the devices before the first result is fetched; more would only pile up in memory.
 _IN_FLIGHT = 2

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from clipdata_jax import parallel
 from clipdata_jax.config import Evaluate
 from clipdata_jax.data import files, tars
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress
+from clipdata_jax.pipeline import manifest
 from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
+from clipdata_jax.runtime import console, parallel
 
 if TYPE_CHECKING:
     from clipdata_jax.pipeline.encode import Encoder
@@ -150,7 +150,7 @@ class _Reader:
         """The embeddings of all pictures, and a fact of each; a sample without one is bad."""
         rows: list[np.ndarray] = []
         facts: list[_Fact] = []
-        with progress.bar(total=len(paths), unit="tar", name=name) as bar:
+        with console.bar(total=len(paths), unit="tar", name=name) as bar:
             for path in paths:
                 samples = decoded_samples(
                     tars.read_tar(path),

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import stopping
 from clipdata_jax.config import Filter
 from clipdata_jax.data import files, metadata
 from clipdata_jax.data.sorting import UidSorter
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import filter_presets, manifest, progress
+from clipdata_jax.pipeline import filter_presets, manifest
+from clipdata_jax.runtime import console, stopping
 from clipdata_jax.selection import datacomp
 from clipdata_jax.selection.work import Step
 
@@ -78,7 +78,7 @@ def _apply(
     names = list(dict.fromkeys(name for condition in conditions for name in condition.columns))
     left = np.zeros(len(conditions) + 1, np.int64)
     nulls = dict.fromkeys(names, 0)
-    bar = progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="filter")
+    bar = console.bar(total=sum(part.rows for part in parts), unit="pairs", name="filter")
     read = metadata.ahead(lambda part: preset.read(part, names), parts)
     with bar, contextlib.closing(read):
         for number, part in enumerate(parts):
@@ -106,7 +106,7 @@ def _table(facts: dict[str, Any]) -> str:
     lines = [f"{'looked at':>14} {'kept':>14}   condition"] if facts["steps"] else []
     lines += [f"{step['seen']:>14,} {step['kept']:>14,}   {step['rule']}" for step in facts["steps"]]
     lines += [
-        f"{name}: {progress.counted(count, 'pair')} without a value; no condition on it holds for them"
+        f"{name}: {console.counted(count, 'pair')} without a value; no condition on it holds for them"
         for name, count in facts["without_value"].items()
         if count
     ]
@@ -118,11 +118,11 @@ def _text(content: dict[str, Any], out: str) -> str:
     lines = [f"kept {content['kept']:,} of {content['pairs']:,} pairs ({share}): {out}", _table(content)]
     lines += [f"note: {note}" for note in content["notes"]]
     if content["uids"] < content["kept"]:
-        repeats = progress.counted(content["kept"] - content["uids"], "kept pair")
+        repeats = console.counted(content["kept"] - content["uids"], "kept pair")
         lines.append(
             f"{repeats} repeat the uid of another; the subset holds each uid once: {content['uids']:,}"
         )
     if skipped := [one["reason"] for one in content["skipped"]]:
-        told = f"skipped {progress.counted(len(skipped), 'file')}, listed in {out}.{manifest.NAME}"
+        told = f"skipped {console.counted(len(skipped), 'file')}, listed in {out}.{manifest.NAME}"
         lines.append(f"{told}; the first: {skipped[0]}")
     return "\n".join(line for line in lines if line)

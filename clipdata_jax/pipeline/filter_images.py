@@ -16,8 +16,9 @@ from clipdata_jax.data.hashing import mix
 from clipdata_jax.data.pool import open_pool
 from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import k_means, manifest, progress
+from clipdata_jax.pipeline import k_means, manifest
 from clipdata_jax.pipeline.filter_presets import Preset
+from clipdata_jax.runtime import console
 from clipdata_jax.selection import datacomp
 
 
@@ -145,7 +146,7 @@ def _draw_sample(
     conditions = (*captions.conditions, there)
     names = list(dict.fromkeys(name for condition in conditions for name in condition.columns))
     drawn = []
-    with progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="sample") as bar:
+    with console.bar(total=sum(part.rows for part in parts), unit="pairs", name="sample") as bar:
         for part in parts:
             bar.update(part.rows)
             columns = skipped.attempt(part.path, functools.partial(reader.read, part, names))

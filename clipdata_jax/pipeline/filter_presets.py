@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax.config import Filter
-from clipdata_jax.data import metadata, threads
+from clipdata_jax.data import metadata
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import progress
+from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection import datacomp, synsets
 from clipdata_jax.selection.languages import Languages
 
@@ -102,7 +102,7 @@ def _by_text(options: Filter, languages: Languages, notes: tuple[str, ...]) -> P
     path = options.synsets or ""
     offsets, wordnet = synsets.read_synsets(path), synsets.WordNet(options.wordnet)
     if missing := len(offsets - wordnet.nouns):
-        what = f"{missing:,} of the {progress.counted(len(offsets), 'synset')} in {path} are no nouns of {wordnet.path}"
+        what = f"{missing:,} of the {console.counted(len(offsets), 'synset')} in {path} are no nouns of {wordnet.path}"
         if 2 * missing > len(offsets):
             raise InputError(f"{what}; they are of different versions of WordNet: ImageNet's ids are of 3.0")
         notes = (*notes, what)
@@ -115,7 +115,7 @@ def _by_score(options: Filter, parts: Sequence[metadata.Part], skipped: metadata
     if options.threshold is not None:
         return Preset(datacomp.clip_score(arch, options.threshold))
     fraction = options.fraction or 1.0
-    with progress.bar(total=sum(part.rows for part in parts), unit="pairs", name="scores") as bar:
+    with console.bar(total=sum(part.rows for part in parts), unit="pairs", name="scores") as bar:
         scores = metadata.read_numbers(parts, datacomp.similarity(arch), skipped, bar.update)
     asked, bound = int(len(scores) * fraction), datacomp.score_bound(scores, fraction)
     reach = int(np.count_nonzero(scores >= bound if bound > -np.inf else scores > bound))

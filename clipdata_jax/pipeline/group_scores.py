@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from clipdata_jax import parallel
 from clipdata_jax.config.base import as_tuple
+from clipdata_jax.runtime import parallel
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

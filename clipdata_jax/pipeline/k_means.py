@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipdata_jax import parallel
 from clipdata_jax.data.hashing import mix
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import progress
+from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scores import k_means
 
 BLOCK = 2048  # rows: what a device's rows are padded to a multiple of, so that products have one shape
@@ -54,7 +53,7 @@ def fit(emb: np.ndarray, clusters: int, *, seed: int, steps: int) -> Clusters:
     mask = jnp.arange(rows) < len(emb)
     centroids = place(choose_seeds(emb, placed, clusters, seeds_a_round(clusters), seed, mesh))
     before, cosines = None, []
-    with progress.bar(total=steps, unit="step", name="k-means") as bar:
+    with console.bar(total=steps, unit="step", name="k-means") as bar:
         for _ in range(steps):
             step = k_means.lloyd_step(placed, mask, centroids, mesh=mesh)
             size = np.asarray(step.size)
@@ -123,7 +122,7 @@ def choose_seeds(
     chosen = [int(np.argmin(mix(seed, 0, np.arange(len(emb), dtype=np.uint64))))]
     best = np.full(len(emb), -np.inf, np.float32)
     new = chosen
-    with progress.bar(total=clusters, unit="seed", name="k-means++") as bar:
+    with console.bar(total=clusters, unit="seed", name="k-means++") as bar:
         bar.update(1)
         while len(chosen) < clusters:
             # One shape in all rounds; a row that stands twice changes nothing.

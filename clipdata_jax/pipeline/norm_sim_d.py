@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import parallel
 from clipdata_jax.config import NormSimD
 from clipdata_jax.data import files, runs, uids
 from clipdata_jax.data.embeddings import BAD_REASONS
 from clipdata_jax.data.pool import Pool, open_pool
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, profiling, progress, telemetry, work
+from clipdata_jax.pipeline import manifest, profiling, telemetry, work
 from clipdata_jax.pipeline.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
 from clipdata_jax.pipeline.norm_sim_d_steps import Rows, State, rows_scored, take_step
+from clipdata_jax.runtime import console, parallel
 from clipdata_jax.selection import ranking
 
 _WORK, _STATE = "work", "state.npz"
@@ -179,7 +179,7 @@ def check_steps(options: NormSimD, rows: int, keep: int) -> int:
         raise InputError(f"{told} of the pool keeps no pair; raise it")
     if keep >= rows:
         raise InputError(
-            f"{told} keeps {progress.counted(keep, 'pair')}, but {source} are {rows:,} with usable embeddings;"
+            f"{told} keeps {console.counted(keep, 'pair')}, but {source} are {rows:,} with usable embeddings;"
             " keep fewer than that"
         )
     if options.steps > rows - keep:
@@ -200,7 +200,7 @@ def _select(
     last = -(-(len(rows.uid) - keep) // drop)
     watch = telemetry.Stopwatch(share.index)
     with (
-        progress.bar(total=total, unit="row", name="norm-sim-d") as bar,
+        console.bar(total=total, unit="row", name="norm-sim-d") as bar,
         profiling.Profiler(options.profile, steps=3) as profiler,
     ):
         while state.trace[-1]["rows"] > keep:
@@ -254,7 +254,7 @@ def _text(content: dict[str, Any], options: NormSimD) -> str:
     first, last = (line["eigenvalues"][0] for line in content["trace"])
     lines = [
         f"kept {kept:,} of {pairs:,} pairs ({share}): {options.out}",
-        f"from {rows:,} {start}, in {progress.counted(steps, 'step')} of {-(-(rows - kept) // steps):,} pairs",
+        f"from {rows:,} {start}, in {console.counted(steps, 'step')} of {-(-(rows - kept) // steps):,} pairs",
         f"the second moment's leading direction holds {first:.1%} of it at the start, {last:.1%} at the end;"
         f" every step: {options.out}.{runs.TRACE}",
     ]
@@ -275,5 +275,5 @@ def _text(content: dict[str, Any], options: NormSimD) -> str:
         )
     skipped = [*content["unreadable"], *(entry["reason"] for entry in content["skipped"])]
     if skipped:
-        lines.append(f"skipped {progress.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
+        lines.append(f"skipped {console.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
     return "\n".join(lines)

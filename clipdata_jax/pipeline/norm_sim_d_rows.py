@@ -11,11 +11,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clipdata_jax.config import NormSimD
-from clipdata_jax.data import embeddings, files, threads, uids
+from clipdata_jax.data import embeddings, files, uids
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, norm_sim_d_steps, progress, work
+from clipdata_jax.pipeline import manifest, norm_sim_d_steps, work
 from clipdata_jax.pipeline.norm_sim_d_steps import Rows
+from clipdata_jax.runtime import console, threads
 
 UNIT = "rows"
 _EMBEDDINGS, _UIDS, _MOMENTS = "embeddings.npy", "uids.npy", "moments.npz"
@@ -76,7 +77,7 @@ class Reader:
     def _write_embeddings(self, file: BinaryIO) -> None:
         file.write(_header(len(self._pool), 1 << 16))
         count = 0
-        with progress.bar(total=len(self._pool), unit="pair", name="read") as bar:
+        with console.bar(total=len(self._pool), unit="pair", name="read") as bar:
             found = threads.in_order(self._read, self._pool.shards, threads=1, ahead=1)
             for shard, read in zip(self._pool.shards, found, strict=True):
                 emb = self._chosen(shard, read)

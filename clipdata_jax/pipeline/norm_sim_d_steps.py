@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import parallel
 from clipdata_jax.pipeline import telemetry
+from clipdata_jax.runtime import parallel
 from clipdata_jax.selection import ranking
 
 BLOCK = 8_192  # rows that a device, or the host's sum, takes at a time: 8 MiB of float16 at d = 512

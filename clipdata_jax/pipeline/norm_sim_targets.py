@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
-from clipdata_jax import parallel
 from clipdata_jax.config import NormSim
+from clipdata_jax.runtime import parallel
 
 # A copy of a target may take this share of a device's memory; larger ones are sharded over the devices.
 _SHARE_OF_DEVICE = 0.25

@@ -13,10 +13,11 @@ import numpy as np
 from clipdata_jax import config
 from clipdata_jax.data import files, runs, tables, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, report_pairs, report_targets, telemetry
+from clipdata_jax.pipeline import manifest, report_pairs, report_targets, telemetry
 from clipdata_jax.report import captions, comparison, contents, page, text
 from clipdata_jax.report.telemetry import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
+from clipdata_jax.runtime import console
 
 # Of what a manifest says, these are told elsewhere on the page or too long for it.
 _LEFT_OUT = ("inputs", "outputs", "pool", "units", "options", "versions", "rule", "steps", "trace")
@@ -83,7 +84,7 @@ def run(options: config.Report) -> None:
     print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{told}, {text.file_size(len(html))}")
     if skipped:
         listed = f"{options.out}.{manifest.NAME}"
-        print(f"Skipped {progress.counted(len(skipped), 'tar')}, listed in {listed}; the first: {skipped[0]}")
+        print(f"Skipped {console.counted(len(skipped), 'tar')}, listed in {listed}; the first: {skipped[0]}")
 
 
 def _write_manifest(

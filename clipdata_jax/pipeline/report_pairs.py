@@ -10,9 +10,10 @@ import numpy as np
 
 from clipdata_jax.data import tables, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import progress, samples
+from clipdata_jax.pipeline import samples
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.report.captions import Caption
+from clipdata_jax.runtime import console
 from clipdata_jax.selection.languages import Languages
 
 
@@ -46,7 +47,7 @@ def read(
     pairs: dict[int, page.Pair] = {}
     captions: dict[int, Caption] = {}
     languages = _languages()
-    with progress.bar(total=len(paths), unit="tar", name="pictures") as bar:
+    with console.bar(total=len(paths), unit="tar", name="pictures") as bar:
         for path in paths:
             if not wanted:
                 break

@@ -9,8 +9,9 @@ import numpy as np
 
 from clipdata_jax.data import sources, tables
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress
+from clipdata_jax.pipeline import manifest
 from clipdata_jax.report import page, thumbnails
+from clipdata_jax.runtime import console
 
 _SIDE = 80  # pixels of a target's picture, half of those of a pair's
 
@@ -65,7 +66,7 @@ def read(
         least = max(numbers.values(), default=-1) + 1
         if count != (scored or max(count, least)):
             raise InputError(
-                f"--target {name}={path}: holds {progress.counted(count, 'picture')}, but when it was scored it had"
+                f"--target {name}={path}: holds {console.counted(count, 'picture')}, but when it was scored it had"
                 f" {scored or f'at least {least}'}; name the pictures that were embedded, none left out"
             )
         for row, number in numbers.items():
@@ -92,7 +93,7 @@ def _pictures(path: str, wanted: Collection[int]) -> tuple[dict[int, thumbnails.
     units = sources.find_sources([path], images_only=True).units.values()
     found: dict[int, thumbnails.Thumbnail | str] = {}
     start = 0
-    with progress.bar(total=len(units), unit="part", name="targets") as bar:
+    with console.bar(total=len(units), unit="part", name="targets") as bar:
         for source in units:
             if isinstance(source, sources.Rows) and not any(
                 start <= number < start + source.stop - source.start for number in wanted

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import config, parallel
-from clipdata_jax.data import files, tars, threads, uids
+from clipdata_jax import config
+from clipdata_jax.data import files, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, reshard_processes, work
+from clipdata_jax.pipeline import manifest, reshard_processes, work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit, make_units
+from clipdata_jax.runtime import console, parallel, threads
 
 _EXAMPLES = 5
 _SIZES = "sizes.json"
@@ -77,7 +78,7 @@ def run(options: config.Reshard) -> Summary | None:
     plan = manifest.describe("reshard", options, inputs=[options.subset], pool=paths)
     output = work.open_output(options.out, plan=plan, units=list(units))
     remaining = output.remaining(share)
-    with progress.bar(total=len(remaining), unit="tar", name="reshard") as bar:
+    with console.bar(total=len(remaining), unit="tar", name="reshard") as bar:
         todo = [units[name] for name in remaining]
         count = reshard_processes.how_many([unit.paths for unit in todo], options)
         for done in reshard_processes.write_all(todo, output, count):
@@ -89,7 +90,7 @@ def run(options: config.Reshard) -> Summary | None:
     if output.was_finished and not remaining:
         print(f"Already complete: {options.out}")
     else:
-        print(_text(summary, f"{progress.counted(summary.written, 'tar')} written: {options.out}"))
+        print(_text(summary, f"{console.counted(summary.written, 'tar')} written: {options.out}"))
     if summary.missing == summary.selected:
         raise InputError(
             f"none of the {summary.selected:,} selected uids is in the tars: a uid is the one in a sample's .json or,"
@@ -102,7 +103,7 @@ def run(options: config.Reshard) -> Summary | None:
 def _count(units: Sequence[Unit], subset: Subset) -> Summary:
     """What the units would keep."""
     times, facts, written = np.zeros(len(subset.uids), np.int64), [], 0
-    with progress.bar(total=len(units), unit="tar", name="reshard --dry-run") as bar:
+    with console.bar(total=len(units), unit="tar", name="reshard --dry-run") as bar:
         for unit, chosen in zip(units, threads.in_order(Unit.choose, units, ahead=1), strict=True):
             np.add.at(times, chosen.at, 1)
             facts += chosen.facts
@@ -169,7 +170,7 @@ def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], wri
 
 def _text(summary: Summary, written: str) -> str:
     lines = [
-        f"kept {summary.kept:,} of {summary.samples:,} samples in {progress.counted(summary.tars, 'tar')}; {written}"
+        f"kept {summary.kept:,} of {summary.samples:,} samples in {console.counted(summary.tars, 'tar')}; {written}"
     ]
     if summary.copies:
         lines.append(f"{summary.copies:,} of these are copies: the subset holds their uids more than once")
@@ -185,8 +186,8 @@ def _text(summary: Summary, written: str) -> str:
     reasons += [f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in summary.skipped_samples]
     if reasons:
         lines.append(
-            f"skipped {progress.counted(len(summary.skipped_tars), 'tar')} and"
-            f" {progress.counted(len(summary.skipped_samples), 'sample')}, listed in"
+            f"skipped {console.counted(len(summary.skipped_tars), 'tar')} and"
+            f" {console.counted(len(summary.skipped_samples), 'sample')}, listed in"
             f" {manifest.NAME}; the first: {reasons[0]}"
         )
     return "\n".join(lines)

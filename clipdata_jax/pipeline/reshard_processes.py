@@ -10,12 +10,12 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
-from clipdata_jax import helpers, stopping
 from clipdata_jax.config import Reshard
-from clipdata_jax.data import files, threads, uids
+from clipdata_jax.data import files, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit
+from clipdata_jax.runtime import stopping, threads, worker_pool
 
 _WORTH = 4  # tars: more than is written in the time that a process takes to begin
 _SECONDS = 0.2  # between two looks at what the others have done
@@ -55,7 +55,7 @@ def write_all(units: Sequence[Unit], output: work.Output, count: int) -> Iterato
         units[0].subset.save(scratch)
         none = Subset(np.empty(0, uids.DTYPE), np.empty(0, np.int64))
         bare = [dataclasses.replace(unit, subset=none) for unit in units]
-        with helpers.Pool(count - 1, _begin, scratch, bare, output, deal, several) as pool:
+        with worker_pool.Pool(count - 1, _begin, scratch, bare, output, deal, several) as pool:
             try:
                 others = [pool.submit(_write_here) for _ in range(count - 1)]
                 for done in _write(units, output, deal, several):

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clipdata_jax import parallel
 from clipdata_jax.config import NegClipLoss, Score
 from clipdata_jax.data import embeddings, files, runs, tables, uids
 from clipdata_jax.data import pool as pools
@@ -22,7 +21,6 @@ from clipdata_jax.pipeline import (
     groups,
     manifest,
     profiling,
-    progress,
     score_inputs,
     shard_division,
     target_sets,
@@ -32,6 +30,7 @@ from clipdata_jax.pipeline import (
 )
 from clipdata_jax.pipeline.score_columns import SCORES, Columns, Inputs, neg_clip_loss_columns
 from clipdata_jax.pipeline.score_units import Unit, list_bad, read_ahead, shard_files
+from clipdata_jax.runtime import console, parallel
 
 _LISTED = 20  # bad rows that the manifest names, a part
 
@@ -122,7 +121,7 @@ def _score_units(
     queue = ((by_name[name], first_rows[name]) for name in todo)
     watch = telemetry.Stopwatch(share.index)
     with (
-        progress.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar,
+        console.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar,
         writers.Writer(output) as writer,
         profiling.Profiler(options.profile, steps=1) as profiler,
     ):
@@ -233,7 +232,7 @@ def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _describe_size(size: dict[str, Any], rows: int) -> str:
-    batches = progress.counted(size["batches"], "batch")
+    batches = console.counted(size["batches"], "batch")
     asked = size["batch_size"]
     told = f" (--batch-size {asked:,} is more than the pool has)" if asked > rows else ""
     return f"{batches} of {size['effective'][1]:,} pairs{told}"
@@ -252,7 +251,7 @@ def _print_summary(result: dict[str, Any], options: Score, stated: object) -> No
     told = " and ".join(f"{t:.4g}" for t in temperatures)
     told += _other_temperature(temperatures, stated)
     lines = [
-        f"Scored {progress.counted(result['rows'], 'pair')} at temperature{'s' if len(temperatures) > 1 else ''} {told}"
+        f"Scored {console.counted(result['rows'], 'pair')} at temperature{'s' if len(temperatures) > 1 else ''} {told}"
         f"{assumed if result['temperature_from'] == 'assumed' else ''}, in"
         f" {' and in '.join(_describe_size(size, result['rows']) for size in result['groups']['sizes'])}: {options.out}"
     ]
@@ -272,5 +271,5 @@ def _print_summary(result: dict[str, Any], options: Score, stated: object) -> No
         lines.append(f"{result['repeated_uids']:,} rows repeat an uid of their unit")
     skipped = [*result["unreadable"], *(entry["reason"] for entry in result["skipped"])]
     if skipped:
-        lines.append(f"Skipped {progress.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
+        lines.append(f"Skipped {console.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
     print("\n".join(lines))

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import parallel
 from clipdata_jax.config import NegClipLoss, Score
 from clipdata_jax.config.scoring import in_thousandths
 from clipdata_jax.pipeline import group_scores, groups, shard_division
 from clipdata_jax.pipeline.group_scores import Job, Pairs
 from clipdata_jax.pipeline.norm_sim_targets import norm_of_union, norm_sim_scorer
 from clipdata_jax.pipeline.score_units import Unit
+from clipdata_jax.runtime import parallel
 
 _BLOCK = 8_192  # rows that a device takes at a time for scores that look at one row
 # And for cosines of pairs, which are all reading: on a CPU the float32 form of larger blocks, fresh memory each time,

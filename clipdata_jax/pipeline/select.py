@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import config
-from clipdata_jax.data import files, joined, tables, threads
+from clipdata_jax.data import files, joined, tables
 from clipdata_jax.data.sorting import UidSorter
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
+from clipdata_jax.runtime import threads
 from clipdata_jax.selection import parsing, rules
 from clipdata_jax.selection.evaluation import Evaluation
 from clipdata_jax.selection.tables import Tables

@@ -14,7 +14,8 @@ from clipdata_jax.config import Embed, Score
 from clipdata_jax.data import files, runs, sources
 from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import embed, manifest, progress
+from clipdata_jax.pipeline import embed, manifest
+from clipdata_jax.runtime import console
 
 
 def open_targets(
@@ -109,7 +110,7 @@ def _content(found: sources.Sources, cache: str) -> str:
     known = files.join(cache, "seen", hashlib.sha256(touched.encode()).hexdigest()[:16])
     if not files.exists(known):
         whole = hashlib.sha256(facts.encode())
-        with progress.bar(total=len(paths), unit="file", name="digest") as bar:
+        with console.bar(total=len(paths), unit="file", name="digest") as bar:
             for path in paths:
                 whole.update(files.digest(path).encode())
                 bar.update(1)

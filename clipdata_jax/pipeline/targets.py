@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import parallel
 from clipdata_jax.data import arrays, files
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, work
+from clipdata_jax.runtime import parallel
 
 
 def is_file(out: str) -> bool:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipdata_jax import parallel, stopping
 from clipdata_jax.config import Train
 from clipdata_jax.data import files, tars, uids
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, work
+from clipdata_jax.pipeline import manifest, work
 from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.pipeline.train_reporter import Reporter
+from clipdata_jax.runtime import console, parallel, stopping
 
 if TYPE_CHECKING:
     from clipdata_jax.models import Tokenizer
@@ -187,7 +187,7 @@ class _Pool:
           InputError: bad input that `on_bad` says to stop at, or more pairs than fit into memory.
         """
         sizes = [max(files.size(path), 1) for path in self._paths]
-        with progress.bar(total=len(sizes), unit="tar", name="read") as bar:
+        with console.bar(total=len(sizes), unit="tar", name="read") as bar:
             for number, path in enumerate(self._paths, start=1):
                 try:
                     self._read_tar(path)
@@ -272,6 +272,6 @@ def _print_summary(result: dict[str, Any], output: work.Output) -> None:
             *(f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in result["skipped_samples"]),
         ][0]
         print(
-            f"Skipped {progress.counted(skipped[1], 'tar')} and {progress.counted(skipped[0], 'sample')}, listed in"
+            f"Skipped {console.counted(skipped[1], 'tar')} and {console.counted(skipped[0], 'sample')}, listed in"
             f" {manifest.NAME}; the first: {first}"
         )

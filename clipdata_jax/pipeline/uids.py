@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import config, stopping
-from clipdata_jax.data import files, threads, uid_files, uid_sets
+from clipdata_jax import config
+from clipdata_jax.data import files, uid_files, uid_sets
 from clipdata_jax.data.uid_files import Source
 from clipdata_jax.data.uids import to_hex
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
-from clipdata_jax.pipeline.progress import counted
+from clipdata_jax.runtime import stopping, threads
+from clipdata_jax.runtime.console import counted
 
 _EXAMPLES = 3
 

@@ -7,13 +7,14 @@ import os
 from collections.abc import Sequence
 
 from clipdata_jax import config
-from clipdata_jax.data import files, runs, threads
+from clipdata_jax.data import files, runs
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, progress, targets
-from clipdata_jax.pipeline.progress import printable
+from clipdata_jax.pipeline import manifest, targets
 from clipdata_jax.pipeline.records import Check, Problem, Run
 from clipdata_jax.pipeline.verify_file import open_file
 from clipdata_jax.pipeline.verify_folder import open_folder
+from clipdata_jax.runtime import console, threads
+from clipdata_jax.runtime.console import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ def run(options: config.Verify) -> Summary:
     for one in found:
         print(printable(_text(one, {problem.path for problem in wrong})))
     if problems:
-        raise InputError(f"{progress.counted(len(problems), 'problem')} found, listed above")
+        raise InputError(f"{console.counted(len(problems), 'problem')} found, listed above")
     return Summary(tuple(found), tuple(problems))
 
 
@@ -73,7 +74,7 @@ def _check_all(checks: Sequence[Check], how_many: int) -> list[Problem]:
     """What is wrong with files, in order; several are read at a time."""
     found: list[Problem] = []
     total = sum(_to_read(check) for check in checks)
-    with progress.bar(total=total, unit="B", name="verify") as bar:
+    with console.bar(total=total, unit="B", name="verify") as bar:
         several = how_many or 2 * threads.cores()
         for check, problem in zip(checks, threads.in_order(_check, checks, several), strict=True):
             found += [] if problem is None else [problem]
@@ -122,19 +123,19 @@ def _text(one: Run, wrong: set[str]) -> str:
     parts = [f"{one.path}: {one.command}"]
     if count:
         rest = "" if done == count else ": not finished"
-        parts.append(f"{done:,} of {progress.counted(count, 'unit')} done{rest}")
+        parts.append(f"{done:,} of {console.counted(count, 'unit')} done{rest}")
     parts.append(_compared(one.checks, "part" if count else "file"))
     if one.inputs:
         parts.append(f"of its inputs {_compared(one.inputs, 'file')}")
     bad = len(one.problems) + sum(check.path in wrong for check in _all(one))
-    return ", ".join([*parts, progress.counted(bad, "problem") if bad else "all good"])
+    return ", ".join([*parts, console.counted(bad, "problem") if bad else "all good"])
 
 
 def _compared(checks: Sequence[Check], noun: str) -> str:
     by_digest = sum(check.digest is not None for check in checks)
     rest = len(checks) - by_digest
-    told = [f"{progress.counted(by_digest, noun)} compared by digest"] if by_digest or not rest else []
+    told = [f"{console.counted(by_digest, noun)} compared by digest"] if by_digest or not rest else []
     by_size = sum(check.digest is None and check.bytes is not None for check in checks)
-    told += [f"{progress.counted(by_size, noun)} by size alone"] if by_size else []
+    told += [f"{console.counted(by_size, noun)} by size alone"] if by_size else []
     by_name = rest - by_size
-    return " and ".join([*told, *([f"{progress.counted(by_name, noun)} by name alone"] if by_name else [])])
+    return " and ".join([*told, *([f"{console.counted(by_name, noun)} by name alone"] if by_name else [])])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from clipdata_jax.data import files, runs, threads
+from clipdata_jax.data import files, runs
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, verify_contents
 from clipdata_jax.pipeline.records import Check, Run, entries, input_checks, is_inside, leaves, read_json
+from clipdata_jax.runtime import threads
 
 _OWN = (runs.PLAN, manifest.NAME, "run.jsonl", "sizes.json")
 # A run's own folders of no fixed contents: checkpoints while training, traces of the profiler.

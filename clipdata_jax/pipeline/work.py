@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from clipdata_jax import parallel
-from clipdata_jax.data import files, runs, threads
+from clipdata_jax.data import files, runs
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.pipeline import manifest, telemetry
+from clipdata_jax.runtime import parallel, threads
 
 _RECEIPTS = "receipts"
 

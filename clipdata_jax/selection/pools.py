@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import stopping
 from clipdata_jax.data import disk
+from clipdata_jax.runtime import stopping
 
 _BLOCK_ROWS = 1 << 18
 

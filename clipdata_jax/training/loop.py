@@ -15,10 +15,10 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
-from clipdata_jax import parallel, stopping
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP
+from clipdata_jax.runtime import parallel, stopping
 from clipdata_jax.training import order
 from clipdata_jax.training.step import TrainState, init_state, make_step, split_model
 

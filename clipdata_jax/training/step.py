@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
-from clipdata_jax import parallel
 from clipdata_jax.models import CLIP
+from clipdata_jax.runtime import parallel
 
 Params = dict[str, Array]
 

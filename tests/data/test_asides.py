@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from clipdata_jax import stopping
 from clipdata_jax.data import asides, files
+from clipdata_jax.runtime import stopping
 
 WRITER = """
 import os, signal, sys

@@ -11,7 +11,8 @@ from support.pictures import write_pairs
 
 from clipdata_jax.data import arrays, files
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import embed, encode, progress
+from clipdata_jax.pipeline import embed, encode
+from clipdata_jax.runtime import console
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,8 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypat
 
 
 def test_the_bar_ends_at_the_number_of_tars(flags, clipdata, monkeypatch):
-    bars, make = [], progress.bar
-    monkeypatch.setattr(progress, "bar", lambda **named: bars.append(make(**named)) or bars[-1])
+    bars, make = [], console.bar
+    monkeypatch.setattr(console, "bar", lambda **named: bars.append(make(**named)) or bars[-1])
     (flags_with_a_bad_tar := list(flags)).insert(1, "bad.tar")
     files.write_bytes("bad.tar", b"no tar")
     assert clipdata(*flags_with_a_bad_tar).returncode == 0

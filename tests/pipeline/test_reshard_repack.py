@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from webdataset import tariterators
 
 from clipdata_jax import config
-from clipdata_jax.data import files, tars, threads, uids
+from clipdata_jax.data import files, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import reshard, reshard_processes, reshard_units
+from clipdata_jax.runtime import threads
 
 
 def uid_number(index: int) -> str:

@@ -5,11 +5,11 @@ import threading
 
 import pytest
 
-from clipdata_jax import parallel
 from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import telemetry, work, writers
 from clipdata_jax.report.telemetry import Unit
+from clipdata_jax.runtime import parallel
 
 
 class Slow:

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from orbax.checkpoint._src.path.atomicity import TMP_DIR_SUFFIX
 
-from clipdata_jax import parallel, stopping
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
+from clipdata_jax.runtime import parallel, stopping
 from clipdata_jax.training import Pairs, adamw, loop, make_step, split_model, train
 
 CONFIG = CLIPConfig(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clipdata_jax import parallel
 from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
+from clipdata_jax.runtime import parallel
 from clipdata_jax.training import adamw, contrastive_loss, init_state, make_step, split_model
 
 CONFIG = CLIPConfig(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from clipdata_jax import launch
 from clipdata_jax.config import Workers
 from clipdata_jax.errors import InputError
-from clipdata_jax.parallel import Share
+from clipdata_jax.runtime import launch
+from clipdata_jax.runtime.parallel import Share
 
 STEP = {  # of `srun --nodes 2 --ntasks 3`, the second task of the first node
     "SLURM_JOB_ID": "12", "SLURM_STEP_NUM_TASKS": "3", "SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURM_LOCALID": "1",

@@ -16,11 +16,11 @@ import pytest
 from support.pools import make_pool
 from support.processes import started
 
-from clipdata_jax import parallel
 from clipdata_jax.config import Workers
 from clipdata_jax.errors import InputError
+from clipdata_jax.runtime import parallel
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -82,7 +82,7 @@ def test_two_processes_score_as_one_does(tmp_path, clipdata):
     make_pool(tmp_path / "pool", [90, 30, 130])
     flags = ["score", "pool", "--batch-size", "40", "--group", "2", "--repeats", "3"]
     assert clipdata(*flags, "--out", "one").returncode == 0
-    run_two(["-m", "clipdata_jax.cli", *flags, "--out", "two"], tmp_path)
+    run_two(["-m", "clipdata_jax", *flags, "--out", "two"], tmp_path)
     for path in sorted((tmp_path / "one").glob("*.parquet")):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
     assert (tmp_path / "two" / "manifest.json").read_bytes() == (
@@ -94,7 +94,7 @@ def test_two_processes_select_as_one_does(tmp_path, clipdata):
     make_pool(tmp_path / "pool", [9_000, 12_000], dim=8)
     flags = ["norm-sim-d", "pool", "--fraction", "0.2", "--steps", "5", "--out"]
     assert clipdata(*flags, "one.npy").returncode == 0
-    run_two(["-m", "clipdata_jax.cli", *flags, "two.npy"], tmp_path)
+    run_two(["-m", "clipdata_jax", *flags, "two.npy"], tmp_path)
     for suffix in ("npy", "npy.trace.jsonl"):
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
 
@@ -130,7 +130,7 @@ def test_when_one_of_two_processes_is_stopped_both_say_run_me_again(tmp_path, cl
 
 PROGRAM = """
 import sys
-from clipdata_jax import parallel
+from clipdata_jax.runtime import parallel
 from clipdata_jax.config import Workers
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 share = parallel.start(Workers(coordinator=arguments["--coordinator"], num_processes=2,

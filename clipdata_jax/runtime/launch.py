@@ -14,7 +14,7 @@ from collections.abc import MutableMapping
 
 from clipdata_jax.config import Workers
 from clipdata_jax.errors import InputError
-from clipdata_jax.parallel import Share
+from clipdata_jax.runtime.parallel import Share
 
 ALONE = "CLIPDATA_COORDINATOR"
 """The environment's variable that, being "none", says what `--coordinator none` says."""

@@ -9,9 +9,9 @@ import pytest
 
 PROGRAM = """
 import os
-from clipdata_jax import helpers
+from clipdata_jax.runtime import worker_pool
 print("begun", flush=True)
-with helpers.Pool(2) as pool:
+with worker_pool.Pool(2) as pool:
     print(pool.submit(os.getppid).result() == os.getpid())
 """
 

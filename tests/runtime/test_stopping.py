@@ -16,11 +16,12 @@ import pytest
 from support.pictures import write_pairs
 from support.processes import started
 
-from clipdata_jax import __main__, cli, stopping
+from clipdata_jax import __main__, cli
 from clipdata_jax.data import tars, uids
 from clipdata_jax.pipeline.samples import sample_uid
+from clipdata_jax.runtime import stopping
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Runs the command, something in it replaced: `pause()` says so and goes on for very long.
 PROGRAM = """
 import os, signal, sys, time
@@ -126,8 +127,8 @@ def test_sigterm_at_any_moment_says_run_me_again(tmp_path, flags, clipdata, chan
 def test_a_unit_that_takes_long_is_given_up_after_some_seconds_or_at_the_second_signal(
     tmp_path, flags, clipdata
 ):
-    short = IN_A_THREAD + "from clipdata_jax import stopping\nstopping._SECONDS = 0.1\n"
-    patient = IN_A_THREAD + "from clipdata_jax import stopping\nstopping._SECONDS = 1000.0\n"
+    short = IN_A_THREAD + "from clipdata_jax.runtime import stopping\nstopping._SECONDS = 0.1\n"
+    patient = IN_A_THREAD + "from clipdata_jax.runtime import stopping\nstopping._SECONDS = 1000.0\n"
     for change, signals in ((short, [signal.SIGINT]), (patient, [signal.SIGTERM, signal.SIGINT])):
         flags[-1] = f"out{len(signals)}"
         with start(tmp_path, change, flags) as process:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipdata_jax import stopping
 from clipdata_jax.config import Workers
 from clipdata_jax.errors import InputError
+from clipdata_jax.runtime import stopping
 
 if TYPE_CHECKING:
     import jax

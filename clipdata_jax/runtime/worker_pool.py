@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from clipdata_jax import stopping
+from clipdata_jax.runtime import stopping
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipdata_jax.data import threads
+from clipdata_jax.runtime import threads
 
 
 def test_results_come_in_order_and_errors_in_their_place():
