@@ -32,8 +32,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipdata_jax import config
-from clipdata_jax.data import files, tar_bytes, tar_copy, tar_index, tars, uids
+from clipdata_jax import config, storage
+from clipdata_jax.data import tar_bytes, tar_copy, tar_index, tars, uids
 from clipdata_jax.pipeline import reshard
 from clipdata_jax.runtime import threads
 
@@ -99,7 +99,7 @@ def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
 
 
 def copy_runs(path: str, runs: Iterable[tuple[int, int]], out: str) -> None:
-    with tar_bytes.opened(path) as tar, files.open_write(out) as target:
+    with tar_bytes.opened(path) as tar, storage.open_write(out) as target:
         room = tar_copy.Room(target)
         for start, end in runs:
             room.copy(tar, start, end)

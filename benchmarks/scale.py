@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from _timing import report
 
-from clipdata_jax import config
-from clipdata_jax.data import files, tables, uids
+from clipdata_jax import config, storage
 from clipdata_jax.data import pool as pools
+from clipdata_jax.data import tables, uids
 from clipdata_jax.pipeline import groups, manifest, score, select, verify, work
 from clipdata_jax.pipeline.score_units import shard_files
 from clipdata_jax.runtime import parallel
@@ -151,7 +151,7 @@ def main() -> None:
                 rounds=rounds,
             )
         for file in ("plan.json", "manifest.json"):
-            size = files.size(f"{run.options.out}/{file}")
+            size = storage.size(f"{run.options.out}/{file}")
             report(file, shards=n, mb=size / 1e6, bytes_per_shard=size / n)
 
 

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support import stores
 from support.pools import make_pool
 
+from clipdata_jax import storage
 from clipdata_jax.cli import main as clipdata
-from clipdata_jax.data import files, tables, uids
+from clipdata_jax.data import tables, uids
 
 
 class Slow:
@@ -58,7 +59,7 @@ def measure_score(counter: stores.Faults, shards: int, folder: Path) -> dict[str
     make_pool(folder / "pool", sizes=[16] * shards, dim=16)
     pool = f"s3://bucket/pool-{shards}"
     for path in (folder / "pool").iterdir():
-        files.write_bytes(f"{pool}/{path.name}", path.read_bytes())
+        storage.write_bytes(f"{pool}/{path.name}", path.read_bytes())
     found = {}
     for name in ("fresh", "resume"):
         counter.reset()
@@ -76,7 +77,7 @@ def measure_select(counter: stores.Faults, slow: Slow, parts: int, seconds: floa
         uid = uids.join_halves(*rng.integers(0, 2**64, (2, 100), dtype=np.uint64))
         content = tables.part_bytes(uid, {"a": rng.standard_normal(100, np.float32)})
         (folder / f"table/{part:08}.parquet").write_bytes(content)
-        files.write_bytes(f"s3://bucket/table/{part:08}.parquet", content)
+        storage.write_bytes(f"s3://bucket/table/{part:08}.parquet", content)
     outs = []
     for place, table in (("local", folder / "table"), ("store", "s3://bucket/table")):
         outs.append(folder / f"{place}.npy")
@@ -100,7 +101,7 @@ def measure(shards: Sequence[int], parts: int, delay: float) -> None:
         tempfile.TemporaryDirectory() as folder,
     ):
         stores.use_s3(patch, address)
-        files.filesystem("s3://bucket")[0].mkdir("bucket")
+        storage.filesystem("s3://bucket")[0].mkdir("bucket")
         found = []
         for count in shards:
             (Path(folder) / str(count)).mkdir()

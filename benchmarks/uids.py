@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from _timing import alternate, anonymous_memory, median_ratio, peak_memory, report
 
-from clipdata_jax import config
-from clipdata_jax.data import files, uids
+from clipdata_jax import config, storage
+from clipdata_jax.data import uids
 from clipdata_jax.pipeline import uids as command
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         def read_and_write() -> None:
             for path in (a, b):
                 np.load(path)
-            with files.open_write(f"{name}/copied.npy") as file:
+            with storage.open_write(f"{name}/copied.npy") as file:
                 np.save(file, result)
 
         def ours() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
                 command.run(chosen)
 
         def digests() -> list[str]:
-            return [files.digest(path) for path in (a, b, union)]
+            return [storage.digest(path) for path in (a, b, union)]
 
         seconds = alternate(
             {"read and write": read_and_write, "union": ours, "digests": digests}, options.rounds

@@ -21,7 +21,7 @@ from typing import IO
 
 import numpy as np
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
 _PIECE = 1 << 20
@@ -83,7 +83,7 @@ def array_shape(path: str, name: str) -> tuple[int, int]:
     Raises:
       InputError: the file is damaged, lacks the array, or the array is not two-dimensional.
     """
-    with files.open_read(path) as file, _damage_told(path), _open_member(file, path, name) as member:
+    with storage.open_read(path) as file, _damage_told(path), _open_member(file, path, name) as member:
         shape = _read_header(member).shape
     if len(shape) != 2:
         raise InputError(f"{path}: {name} has shape {shape}, expected (rows, dim)")
@@ -104,7 +104,7 @@ def read_array(path: str, name: str, *, rows: int | None = None) -> np.ndarray:
     Raises:
       InputError: the file is damaged, lacks the array, or the array has other rows.
     """
-    with files.open_read(path) as file, _damage_told(path), _open_member(file, path, name) as member:
+    with storage.open_read(path) as file, _damage_told(path), _open_member(file, path, name) as member:
         found = _read(file, path, member, rows)
         # jax takes the machine's own order of bytes only.
         return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
@@ -118,7 +118,7 @@ def _read(file: IO[bytes], path: str, member: _Member, rows: int | None = None) 
     begin = member.file.tell()
     if member.size - begin != header.nbytes:
         raise ValueError(f"{member.size - begin:,} bytes of data where its header says {header.nbytes:,}")
-    if member.start is None or not files.is_local(path) or not header.nbytes:
+    if member.start is None or not storage.is_local(path) or not header.nbytes:
         return _read_data(member, header)
     while member.checked and member.file.read(_PIECE):
         pass
@@ -137,8 +137,8 @@ def read_npy(path: str, what: str, *, named: str | None = None) -> np.ndarray:
     Raises:
       InputError: it is no .npy file, or damaged.
     """
-    with files.open_read(path) as file, _damage_told(named or path, f"not a .npy file {what}"):
-        return _read(file, path, _Member(file, files.size(path), 0, checked=False))
+    with storage.open_read(path) as file, _damage_told(named or path, f"not a .npy file {what}"):
+        return _read(file, path, _Member(file, storage.size(path), 0, checked=False))
 
 
 @contextlib.contextmanager
@@ -157,7 +157,7 @@ def _damage_told(path: str, what: str = "damaged or not a NumPy file") -> Iterat
 @contextlib.contextmanager
 def _open_member(file: IO[bytes], path: str, name: str) -> Iterator[_Member]:
     if not path.endswith(".npz"):
-        yield _Member(file, files.size(path), 0, checked=False)
+        yield _Member(file, storage.size(path), 0, checked=False)
         return
     with zipfile.ZipFile(file) as members:
         if f"{name}.npy" not in members.namelist():

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from clipdata_jax.data import files, parquet, tars
+from clipdata_jax import storage
+from clipdata_jax.data import parquet, tars
 from clipdata_jax.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -53,7 +54,7 @@ class CaptionTable:
 
     def facts(self) -> dict[str, Any]:
         """The table's name, size and digest, and the number of its rows."""
-        size, digest = files.size(self.path), files.digest(self.path)
+        size, digest = storage.size(self.path), storage.digest(self.path)
         return {"name": self.path, "bytes": size, "digest": digest, "pictures": len(self)}
 
     def samples(self, start: int, stop: int) -> Iterator[tars.Sample]:
@@ -75,7 +76,7 @@ class CaptionTable:
                 continue
             whole = picture.startswith("/") or "://" in picture or not folder
             key = picture if self.times[row] == 1 else f"{picture}#{self.times[row]}"
-            yield tars.PictureFile(key, members, {}, picture if whole else files.join(folder, picture))
+            yield tars.PictureFile(key, members, {}, picture if whole else storage.join(folder, picture))
 
 
 def open_table(
@@ -118,7 +119,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _read_csv(path: str) -> pa.Table:
-    with files.open_read(path) as file:
+    with storage.open_read(path) as file:
         try:
             return _parse_csv(file)
         except (pa.ArrowException, OSError, ValueError, csv.Error) as error:

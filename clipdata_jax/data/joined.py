@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from clipdata_jax.data import arrays, files, parquet, uids
+from clipdata_jax import storage
+from clipdata_jax.data import arrays, parquet, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import threads
 
@@ -75,7 +76,7 @@ class Source:
         """
         read = _read_npy if self.path.endswith(".npy") else _read_parquet
         each = functools.partial(read, names=names)
-        found = list(threads.in_order(each, self.parts, files.threads_for(self.path)))
+        found = list(threads.in_order(each, self.parts, storage.threads_for(self.path)))
         uid = np.concatenate([part[0] for part in found])
         return Joined(
             self.path, uid, {name: np.concatenate([part[1][name] for part in found]) for name in names}
@@ -96,7 +97,7 @@ def open_columns(paths: Sequence[str]) -> tuple[Source, ...]:
     """
     sources = []
     for path in paths:
-        parts = tuple(files.list_folder(path, ".parquet")) if files.is_folder(path) else (path,)
+        parts = tuple(storage.list_folder(path, ".parquet")) if storage.is_folder(path) else (path,)
         if not parts:
             raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column uid")
         names = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts)
@@ -125,7 +126,7 @@ def refuse_shared(sources: Sequence[Source], taken: Collection[str], names: Sequ
 def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     names: tuple[str, ...] = ()
     footer = functools.partial(parquet.rows_and_types, advice="--columns takes parquet and npy")
-    footers = threads.in_order(footer, parts, files.threads_for(parts[0]))
+    footers = threads.in_order(footer, parts, storage.threads_for(parts[0]))
     for path, (_, types) in zip(parts, footers, strict=True):
         if "uid" not in types and not set(_HALVES) <= set(types):
             raise InputError(

@@ -11,8 +11,9 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
+from clipdata_jax import storage
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import files, parquet, runs, uids
+from clipdata_jax.data import parquet, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import threads
 
@@ -89,25 +90,25 @@ def list_parts(folder: str, skipped: Skipped) -> tuple[Part, ...]:
       InputError: no such folder, none in it, an unfinished run's, or a file that is no parquet and not to be skipped.
     """
     folder = folder.rstrip("/") or folder
-    if not files.is_folder(folder):
-        what = "is a file" if files.exists(folder) else "no such folder"
+    if not storage.is_folder(folder):
+        what = "is a file" if storage.exists(folder) else "no such folder"
         raise InputError(f"{folder}: {what}; expected a folder of metadata (.parquet files)")
-    runs.check_finished(folder)
-    paths = files.list_folder(folder, ".parquet")
+    storage.check_finished(folder)
+    paths = storage.list_folder(folder, ".parquet")
     if not paths:
-        found = ", ".join(files.list_names(folder)[:5]) or "nothing"
+        found = ", ".join(storage.list_names(folder)[:5]) or "nothing"
         raise InputError(f"{folder}: holds {found}; expected metadata, parquet files with uid, text, ...")
 
     def read(path: str) -> Part | None:
         return skipped.attempt(path, functools.partial(_read_footer, path))
 
-    parts = threads.in_order(read, paths, files.threads_for(folder))
+    parts = threads.in_order(read, paths, storage.threads_for(folder))
     return tuple(part for part in parts if part is not None)
 
 
 def _read_footer(path: str) -> Part:
     rows, types = parquet.rows_and_types(path)
-    return Part(path, files.size(path), rows, types)
+    return Part(path, storage.size(path), rows, types)
 
 
 def check_columns(parts: Sequence[Part], *, texts: Sequence[str], numbers: Sequence[str], what: str) -> None:
@@ -184,7 +185,7 @@ def read_numbers(
 
 def ahead(read: Callable[[Part], _Read], parts: Sequence[Part]) -> threads.Ahead[_Read]:
     """Reads parts by their number; of an object store's some ahead. To be closed."""
-    several = files.parts_ahead(parts[0].path, [_TEXT_ROWS * part.rows for part in parts]) if parts else 1
+    several = storage.parts_ahead(parts[0].path, [_TEXT_ROWS * part.rows for part in parts]) if parts else 1
     return threads.Ahead(lambda number: read(parts[number]), len(parts), several)
 
 

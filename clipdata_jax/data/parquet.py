@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
 # Honest uids take 16 bytes a row; a run of equal values takes next to none, whatever number of rows it claims.
@@ -19,7 +19,7 @@ _STEP, _TEXT_BYTES, _TIMES = 512, 1 << 28, 64
 
 @contextlib.contextmanager
 def _opened(path: str, advice: str, *, at_once: bool = False) -> Iterator[pq.ParquetFile]:
-    with files.open_read(path, at_once=at_once) as file, _damage_told(path, advice):
+    with storage.open_read(path, at_once=at_once) as file, _damage_told(path, advice):
         found = pq.ParquetFile(file, page_checksum_verification=True)
         _check_rows(path, found)
         yield found
@@ -41,7 +41,7 @@ def _check_rows(path: str, found: pq.ParquetFile) -> None:
     held = sum(found.metadata.row_group(i).num_rows for i in range(groups))
     if rows < 0 or rows != held:
         raise ValueError(f"its footer says {rows:,} rows, its row groups {held:,}")
-    if rows > _ROWS and rows > _ROWS_PER_BYTE * (size := files.size(path)):
+    if rows > _ROWS and rows > _ROWS_PER_BYTE * (size := storage.size(path)):
         raise ValueError(f"its footer says {rows:,} rows, which {size:,} bytes can't hold")
 
 
@@ -89,7 +89,7 @@ def iterate(path: str, names: Sequence[str], rows: int, advice: str = "write it 
         for batch in file.iter_batches(rows if numbers else min(_STEP, rows), columns=list(names)):
             batch.validate(full=True)
             total += batch.nbytes
-            if total > _TEXT_BYTES and total > _TIMES * files.size(path):
+            if total > _TEXT_BYTES and total > _TIMES * storage.size(path):
                 raise ValueError(f"its text is more than {total:,} bytes as read: it may be an attack")
             batches.append(batch)
             if len(batches) * _STEP >= rows or numbers:

@@ -8,8 +8,9 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 
+from clipdata_jax import storage
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import files, parquet, runs
+from clipdata_jax.data import parquet
 from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import threads
 
@@ -90,15 +91,15 @@ def open_pool(
 
 
 def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> Pool:
-    if not files.is_folder(folder):
-        what = "is a file" if files.exists(folder) else "no such folder"
+    if not storage.is_folder(folder):
+        what = "is a file" if storage.exists(folder) else "no such folder"
         raise InputError(f"{folder}: {what}; expected a folder of metadata shards (.parquet beside .npz)")
-    runs.check_finished(folder)
-    if files.is_folder(files.join(folder, "img_emb")):
+    storage.check_finished(folder)
+    if storage.is_folder(storage.join(folder, "img_emb")):
         return _open_clip_retrieval(folder, on_bad, rows)
-    metadata = {_stem(path): path for path in files.list_folder(folder, ".parquet")}
-    arrays = {_stem(path): path for path in files.list_folder(folder, ".npz")}
-    if not arrays and files.list_folder(folder, ".tar"):
+    metadata = {_stem(path): path for path in storage.list_folder(folder, ".parquet")}
+    arrays = {_stem(path): path for path in storage.list_folder(folder, ".npz")}
+    if not arrays and storage.list_folder(folder, ".tar"):
         raise InputError(f"{folder}: holds tars, not embeddings; run `clipdata embed {folder} ...` first")
     if not metadata and not arrays:
         raise InputError(
@@ -120,7 +121,7 @@ def _read_footers(
     shards: list[Shard] = []
     unreadable: list[str] = []
     unknown = [one[1] for one in found if one[0] not in rows]
-    footers = threads.in_order(_rows_or_error, unknown, files.threads_for(found[0][1]))
+    footers = threads.in_order(_rows_or_error, unknown, storage.threads_for(found[0][1]))
     for one in found:
         here = rows[one[0]] if one[0] in rows else next(footers)
         if isinstance(here, int):
@@ -148,7 +149,7 @@ def _stem(path: str) -> str:
 
 def _open_clip_retrieval(folder: str, on_bad: OnBad, rows: Mapping[str, int]) -> Pool:
     def numbered(name: str, suffix: str) -> dict[str, str]:
-        paths = files.list_folder(files.join(folder, name), suffix)
+        paths = storage.list_folder(storage.join(folder, name), suffix)
         return {re.sub(r"^.*_", "", _stem(path)): path for path in paths}
 
     images, texts = numbered("img_emb", ".npy"), numbered("text_emb", ".npy")
@@ -183,7 +184,7 @@ def _column_names(path: str) -> list[str]:
 
 
 def _tags(path: str, texts: bool) -> tuple[str, ...]:
-    with files.open_read(path) as file:
+    with storage.open_read(path) as file:
         try:
             names = {name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()}
         except (zipfile.BadZipFile, OSError) as error:

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from clipdata_jax.data import caption_tables, files, runs, tars, tfds_datasets
+from clipdata_jax import storage
+from clipdata_jax.data import caption_tables, tars, tfds_datasets
 from clipdata_jax.data.caption_tables import CaptionTable
 from clipdata_jax.data.tfds_datasets import TfdsSplit
 from clipdata_jax.errors import InputError
@@ -80,7 +81,7 @@ class Pictures:
         return ()
 
     def picture_files(self) -> tuple[str, ...]:
-        return tuple(files.join(self.path, name) for name in self.names)
+        return tuple(storage.join(self.path, name) for name in self.names)
 
     def samples(self) -> Iterator[tars.Sample]:
         for name, path in zip(self.names, self.picture_files(), strict=True):
@@ -135,7 +136,7 @@ class Sources:
         return tars.shared_names(sorted({source.path for source in self.units.values()}))
 
 
-@files.remembering()
+@storage.remembering()
 def find_sources(
     patterns: Sequence[str],
     *,
@@ -170,12 +171,12 @@ def find_sources(
             opened = caption_tables.open_table(table, *columns, need_caption=not images_only)
             found.append((table, _cut(opened)))
             facts.append(opened.facts())
-        elif files.is_folder(path) and not files.list_folder(path, ".tar"):
+        elif storage.is_folder(path) and not storage.list_folder(path, ".tar"):
             pictures, fact = _pictures(path.rstrip("/"), images_only)
             found.append((path.rstrip("/"), pictures))
             facts.append(fact)
         else:
-            found += [(tar, [Tar(tar, files.size(tar))]) for tar in tars.find_tars([path])]
+            found += [(tar, [Tar(tar, storage.size(tar))]) for tar in tars.find_tars([path])]
     tars.refuse_repeats([path for path, _ in found])
     if not any(
         isinstance(unit, Rows) and isinstance(unit.whole, CaptionTable)
@@ -191,18 +192,18 @@ def find_sources(
 def _expand(patterns: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     for pattern in patterns:
-        expanded += [pattern] if pattern.startswith(tfds_datasets.PREFIX) else files.expand(pattern)
+        expanded += [pattern] if pattern.startswith(tfds_datasets.PREFIX) else storage.expand(pattern)
     return expanded
 
 
 def _table_of(path: str) -> str | None:
     """The caption table that a path means: itself, or the only one in a folder without tars; else None."""
-    if not files.is_folder(path):
+    if not storage.is_folder(path):
         return path if path.lower().endswith(caption_tables.SUFFIXES) else None
-    if files.list_folder(path, ".tar"):
+    if storage.list_folder(path, ".tar"):
         return None
-    runs.check_finished(path)
-    inside = [name for name in files.list_folder(path) if name.lower().endswith(caption_tables.SUFFIXES)]
+    storage.check_finished(path)
+    inside = [name for name in storage.list_folder(path) if name.lower().endswith(caption_tables.SUFFIXES)]
     if len(inside) > 1:
         raise InputError(
             f"{path}: holds {len(inside)} tables, {inside[0]} and {inside[1]} among them; name the one to embed"
@@ -211,10 +212,10 @@ def _table_of(path: str) -> str | None:
 
 
 def _pictures(folder: str, images_only: bool) -> tuple[list[Source], dict[str, Any]]:
-    runs.check_finished(folder)
+    storage.check_finished(folder)
     names = [
         path[len(folder) :].lstrip("/")
-        for path in files.list_tree(folder)
+        for path in storage.list_tree(folder)
         if path.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS
         and not path.rpartition("/")[2].startswith(".")
     ]
@@ -224,7 +225,7 @@ def _pictures(folder: str, images_only: bool) -> tuple[list[Source], dict[str, A
     if not names:
         endings = ", .".join(tars.IMAGE_EXTENSIONS)
         raise InputError(f"{folder}: the folder holds neither .tar files nor pictures (.{endings})")
-    sizes = files.sizes(folder)
+    sizes = storage.sizes(folder)
     digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in names]).encode()).hexdigest()
     cut: list[Source] = [
         Pictures(folder, tuple(names[start : start + ROWS])) for start in range(0, len(names), ROWS)

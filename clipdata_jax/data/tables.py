@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import files, parquet, runs, uids
+from clipdata_jax import storage
+from clipdata_jax.data import parquet, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import threads
 
@@ -100,7 +101,7 @@ class ScoreTable:
         """
         folder = self.columns[name]
         table = self._read(part, folder, [name])
-        parquet.check_numbers(files.join(folder, f"{part}.parquet"), table, [name])
+        parquet.check_numbers(storage.join(folder, f"{part}.parquet"), table, [name])
         kind = np.float64 if pa.types.is_integer(table[name].type) else np.float32
         # A copy: views would keep more of Arrow's memory than they show.
         return table[name].to_numpy().astype(kind)
@@ -114,18 +115,18 @@ class ScoreTable:
         others = {self.columns[name] for name in names} - {self.folders[0]}
         for folder in sorted(others):
             if not np.array_equal(self.read_uids(part), self._uids(part, folder)):
-                path = files.join(folder, f"{part}.parquet")
+                path = storage.join(folder, f"{part}.parquet")
                 raise InputError(
                     f"{path}: its uids differ from those of {self.folders[0]}: not scores of one pool"
                 )
 
     def _uids(self, part: str, folder: str) -> np.ndarray:
         table = self._read(part, folder, list(_UID_COLUMNS))
-        parquet.check_halves(files.join(folder, f"{part}.parquet"), table)
+        parquet.check_halves(storage.join(folder, f"{part}.parquet"), table)
         return uids.join_halves(*(table[name].to_numpy() for name in _UID_COLUMNS))
 
     def _read(self, part: str, folder: str, names: list[str]) -> pa.Table:
-        return parquet.read(files.join(folder, f"{part}.parquet"), names, _ADVICE)
+        return parquet.read(storage.join(folder, f"{part}.parquet"), names, _ADVICE)
 
     def read(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The whole table in part order: uids (n,) and the named columns (n,), null being NaN."""
@@ -148,7 +149,7 @@ class ScoreTable:
     @property
     def threads(self) -> int:
         """How many parts to read at a time."""
-        return files.parts_ahead(self.folders[0], self.rows)
+        return storage.parts_ahead(self.folders[0], self.rows)
 
 
 def open_tables(folders: Sequence[str]) -> ScoreTable:
@@ -179,13 +180,13 @@ def open_tables(folders: Sequence[str]) -> ScoreTable:
 
 
 def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
-    paths = files.list_folder(folder, ".parquet")
+    paths = storage.list_folder(folder, ".parquet")
     if not paths:
-        missing = "is no folder" if files.exists(folder) else "no such folder"
-        found = "is empty" if files.is_folder(folder) else missing
+        missing = "is no folder" if storage.exists(folder) else "no such folder"
+        found = "is empty" if storage.is_folder(folder) else missing
         raise InputError(f"{folder}: {found}; expected a score table, a folder that `clipdata score` wrote")
-    if files.exists(files.join(folder, "plan.json")) and not files.exists(
-        files.join(folder, "manifest.json")
+    if storage.exists(storage.join(folder, "plan.json")) and not storage.exists(
+        storage.join(folder, "manifest.json")
     ):
         raise InputError(
             f"{folder}: the scoring isn't finished; run the same `clipdata score` again to finish it"
@@ -193,7 +194,7 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
     _check_sizes(folder)
     parts: dict[str, int] = {}
     names: list[str] = []
-    footers = threads.in_order(_footer, paths, files.threads_for(folder))
+    footers = threads.in_order(_footer, paths, storage.threads_for(folder))
     for path, (rows, here) in zip(paths, footers, strict=True):
         odd = set(here) ^ set(names)
         if parts and odd:
@@ -209,14 +210,14 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
 def _check_sizes(folder: str) -> None:
     """Refuses a table whose parts are not those that its manifest lists: one that is missing is no empty one."""
     found = {
-        entry.rpartition("/")[2]: size for entry, size in files.sizes(folder).items() if "/" not in entry
+        entry.rpartition("/")[2]: size for entry, size in storage.sizes(folder).items() if "/" not in entry
     }
-    for name, size in runs.recorded_sizes(folder).items():
+    for name, size in storage.recorded_sizes(folder).items():
         if name.endswith(".parquet") and found.get(name) != size:
             there = f"has {found[name]:,} bytes" if name in found else "is missing"
             advice = _ADVICE if name in found else _ADVICE.removeprefix("delete that file and ")
             raise InputError(
-                f"{files.join(folder, name)}: {there}, {runs.MANIFEST} says {size:,} bytes; {advice}"
+                f"{storage.join(folder, name)}: {there}, {storage.MANIFEST} says {size:,} bytes; {advice}"
             )
 
 

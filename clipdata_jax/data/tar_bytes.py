@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 
 _PIECE = 1 << 20
 
@@ -23,7 +23,7 @@ class Bytes:
     def __init__(self, path: str, file: BinaryIO) -> None:
         """Takes a file that is open for reading."""
         self.path, self._file = path, file
-        self._number = file.fileno() if files.is_local(path) and hasattr(os, "preadv") else None
+        self._number = file.fileno() if storage.is_local(path) and hasattr(os, "preadv") else None
         self.jsons: dict[int, bytes] = {}
 
     def __getitem__(self, where: slice) -> bytes:
@@ -53,5 +53,5 @@ def opened(path: str) -> Iterator[Bytes]:
     Raises:
       InputError: it can't be opened.
     """
-    with files.open_read(path) as file:
+    with storage.open_read(path) as file:
         yield Bytes(path, file)

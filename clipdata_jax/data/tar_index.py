@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipdata_jax.data import files, tar_headers, tars
+from clipdata_jax import storage
+from clipdata_jax.data import tar_headers, tars
 from clipdata_jax.data.tar_bytes import Bytes
 
 _UPPER = np.uint8(ord("A"))
@@ -96,7 +97,7 @@ def index(tar: Bytes) -> Index:
 
 def _walked(path: str) -> Index:
     """The index of a tar of any form, as tarfile knows it."""
-    with files.open_read(path) as file:
+    with storage.open_read(path) as file:
         walked, linked = [], 0
         for info, data in tars.walk(path, file):
             # Many links to one large member would be as many copies of it.

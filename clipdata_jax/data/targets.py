@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clipdata_jax.data import files, runs
+from clipdata_jax import storage
 from clipdata_jax.data.arrays import read_array
 from clipdata_jax.data.embeddings import BAD_REASONS, find_bad_rows
 from clipdata_jax.errors import InputError
@@ -25,9 +25,9 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
       InputError: unreadable, empty, of another dimension than the pool's, or rows that are not unit.
     """
     parts = [path]
-    if files.is_folder(path):
-        runs.check_finished(path)
-        parts = files.list_folder(path, ".npz")
+    if storage.is_folder(path):
+        storage.check_finished(path)
+        parts = storage.list_folder(path, ".npz")
         if not parts:
             raise InputError(
                 f"{path}: the target folder holds no .npz; embed its pictures first, clipdata embed {path}"

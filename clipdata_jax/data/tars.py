@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, TypeVar
 
-from clipdata_jax.data import files, runs
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class PictureFile(Sample):
         Raises:
           InputError: there is no such file, or it may not be read.
         """
-        return files.read_bytes(self.path)
+        return storage.read_bytes(self.path)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -118,7 +118,7 @@ def read_members(path: str) -> Iterator[tuple[str, bytes]]:
     Raises:
       InputError: the file is no tar, or is cut short, or a link leads out of it.
     """
-    with files.open_read(path) as file:
+    with storage.open_read(path) as file:
         for info, data in walk(path, file):
             if data is None:
                 check_size(path, info.name, info.size)
@@ -205,7 +205,7 @@ def _lacks_end(file: BinaryIO, offset: int) -> bool:
 
 def write_tar(path: str, members: Iterable[tuple[str, bytes]]) -> None:
     """Writes members in order to a tar that appears whole or not at all; the same members give the same bytes."""
-    with files.open_write(path) as file:
+    with storage.open_write(path) as file:
         write_members(file, members)
 
 
@@ -227,7 +227,7 @@ def _info(name: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-@files.remembering()
+@storage.remembering()
 def find_tars(patterns: Sequence[str]) -> list[str]:
     """The tars that patterns mean, in order: files, `{000..099}.tar`, `*.tar`, and folders (their tars by name).
 
@@ -235,10 +235,10 @@ def find_tars(patterns: Sequence[str]) -> list[str]:
       InputError: something is missing, or a folder holds no tar.
     """
     found: list[str] = []
-    for path in files.expand(tuple(patterns)):
-        if files.is_folder(path):
-            runs.check_finished(path)
-            inside = [one for one in files.list_folder(path, ".tar") if not _is_hidden(one)]
+    for path in storage.expand(tuple(patterns)):
+        if storage.is_folder(path):
+            storage.check_finished(path)
+            inside = [one for one in storage.list_folder(path, ".tar") if not _is_hidden(one)]
         elif _is_hidden(path) and path not in patterns:
             continue
         else:

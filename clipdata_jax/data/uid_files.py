@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import arrays, disk, files, parquet, runs, uid_sets, uids
+from clipdata_jax import storage
+from clipdata_jax.data import arrays, parquet, uid_sets, uids
 from clipdata_jax.errors import InputError
 
 SUFFIXES = (".npy", ".txt", ".parquet")
@@ -54,9 +55,9 @@ def open_source(path: str, scratch: str) -> Source:
       InputError: it can't be read, or holds no uids.
     """
     local = path
-    if path.endswith(".npy") and not files.is_local(path):
+    if path.endswith(".npy") and not storage.is_local(path):
         local = _scratch_name(scratch)
-        with files.open_read(path) as file, open(local, "wb") as copy:
+        with storage.open_read(path) as file, open(local, "wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
     if path.endswith(".npy"):
         rows, form = _map(path, local)
@@ -95,7 +96,7 @@ def _map(path: str, local: str) -> tuple[np.ndarray, str]:
 def _new_npy(path: str, rows: int) -> np.memmap:
     """A .npy file of uids to fill, in mapped memory."""
     made = np.lib.format.open_memmap(path, "w+", uids.DTYPE, (rows,))
-    disk.reserve(path)
+    storage.reserve(path)
     return made
 
 
@@ -112,9 +113,9 @@ def _of_any_form(rows: np.ndarray, path: str) -> np.ndarray:
 
 
 def _blocks(path: str) -> Iterator[np.ndarray]:
-    if files.is_folder(path):
-        runs.check_finished(path)
-        inside = files.list_folder(path, ".parquet")
+    if storage.is_folder(path):
+        storage.check_finished(path)
+        inside = storage.list_folder(path, ".parquet")
         if not inside:
             raise InputError(f"{path}: the folder holds no .parquet file with uids")
         for one in inside:
@@ -131,7 +132,7 @@ def _blocks(path: str) -> Iterator[np.ndarray]:
 
 def _text_blocks(path: str) -> Iterator[np.ndarray]:
     done, rest = 0, b""
-    with files.open_read(path) as file:
+    with storage.open_read(path) as file:
         while piece := file.read(_ROWS * _LINE):
             whole, newline, rest = (rest + piece).rpartition(b"\n")
             if len(rest) > _ROWS * _LINE:
@@ -184,7 +185,7 @@ def write(path: str, blocks: Iterable[np.ndarray], *, halves: bool = False) -> i
     Returns:
       the number of uids.
     """
-    with files.open_write(path) as file:
+    with storage.open_write(path) as file:
         if path.endswith(".npy"):
             return _write_npy(file, blocks)
         if path.endswith(".txt"):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from clipdata_jax.data import arrays, files
+from clipdata_jax import storage
+from clipdata_jax.data import arrays
 from clipdata_jax.errors import InputError
 
 DTYPE = np.dtype("u8,u8")
@@ -197,7 +198,7 @@ def find(sorted_uids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def write_subset(path: str, uids: np.ndarray) -> None:
     """Writes a subset file: `.npy` of dtype u8,u8, sorted, unique; what DataComp's resharder takes."""
-    with files.open_write(path) as file:
+    with storage.open_write(path) as file:
         np.save(file, sort_unique(uids), allow_pickle=False)
 
 
@@ -223,7 +224,7 @@ def read_multiset(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _read(path: str) -> np.ndarray:
     if path.endswith((".parquet", ".txt")):
-        files.size(path)  # a missing file is told as such
+        storage.size(path)  # a missing file is told as such
         npy = f"{path.rpartition('.')[0]}.npy"
         raise InputError(
             f"{path}: expected a .npy file of uids; `clipdata uids convert {path} --out {npy}` makes one"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 from clipdata_jax.data.tars import write_tar
 from clipdata_jax.demo import words
 from clipdata_jax.demo.facts import KINDS
@@ -55,7 +55,7 @@ def make_pool(folder: str, *, pairs: int = 6000, seed: int = 0, shards: int = 6,
     rows = (pool_pair(kinds, seed, index, size) for index in range(pairs))
     tars = _write_tars(folder, rows, "pool", pairs, seed, shards)
     uids = [uid_of("pool", seed, index) for index in range(pairs)]
-    with files.open_write(files.join(folder, "truth.parquet")) as file:
+    with storage.open_write(storage.join(folder, "truth.parquet")) as file:
         pq.write_table(pa.table({"uid": uids, "kind": kinds}), file)
     return tars
 
@@ -107,12 +107,12 @@ def make_target(folder: str, *, pictures: int = 300, seed: int = 0, size: int = 
     """
     if pictures < 1:
         raise ValueError(f"pictures is {pictures}, not at least 1")
-    paths = [files.join(folder, f"{index:06d}.jpg") for index in range(pictures)]
+    paths = [storage.join(folder, f"{index:06d}.jpg") for index in range(pictures)]
     for index, path in enumerate(paths):
         scene = draw_scene(
             rng_of("target", seed, index), size=size, kind=KINDS[index % len(KINDS)], alone=True
         )
-        files.write_bytes(path, to_jpeg(scene.image))
+        storage.write_bytes(path, to_jpeg(scene.image))
     return paths
 
 
@@ -145,7 +145,9 @@ def make_zero_shot(folder: str, *, per_class: int = 25, seed: int = 0, size: int
         ("classnames", [words.NOUNS[k][0][0] for k in KINDS]),
         ("templates", list(TEMPLATES)),
     ):
-        files.write_bytes(files.join(folder, f"{name}.json"), f"{json.dumps(content, indent=1)}\n".encode())
+        storage.write_bytes(
+            storage.join(folder, f"{name}.json"), f"{json.dumps(content, indent=1)}\n".encode()
+        )
     return paths
 
 
@@ -159,8 +161,8 @@ def _zero_shot_members(order: list[int], seed: int, size: int) -> Iterator[tuple
 
 def _free_paths(folder: str, shards: int) -> list[str]:
     """The paths of a folder's tars; a longer set from an earlier call would get mixed with them."""
-    paths = [files.join(folder, f"{shard:05d}.tar") for shard in range(shards)]
-    others = sorted(set(files.list_folder(folder, ".tar")) - set(paths))
+    paths = [storage.join(folder, f"{shard:05d}.tar") for shard in range(shards)]
+    others = sorted(set(storage.list_folder(folder, ".tar")) - set(paths))
     if others:
         raise InputError(f"{folder}: holds another set's tars ({others[0]}); empty it or name another folder")
     return paths

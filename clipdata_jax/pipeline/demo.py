@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from clipdata_jax import config
-from clipdata_jax.data import files, uids
+from clipdata_jax import config, storage
+from clipdata_jax.data import uids
 from clipdata_jax.demo import pool as drawn
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
@@ -34,7 +34,7 @@ def run(options: config.Demo) -> dict[str, Any]:
       The table: method -> {"kept": pairs, "sound": share, and each kind of fault: share}.
     """
     start = time.monotonic()
-    place = {name: files.join(options.out, name) for name in _PLACES}
+    place = {name: storage.join(options.out, name) for name in _PLACES}
     print(
         f"Drawing {options.pairs:,} pairs, about half of them spoiled, and 300 target pictures: {options.out}"
     )
@@ -48,7 +48,7 @@ def run(options: config.Demo) -> dict[str, Any]:
         subset=chosen,
         tars=(place["pool"],),
         title="Demo pool: negCLIPLoss, then NormSim",
-        out=files.join(options.out, "report.html"),
+        out=storage.join(options.out, "report.html"),
     )
     _call("report", page)
     table = _judge(subsets, place["pool"])
@@ -83,7 +83,7 @@ def _select(options: config.Demo, place: dict[str, str]) -> dict[str, str]:
     }
     subsets = {"random": _random_subset(options, place)}
     for name, rule in rules.items():
-        subsets[name] = files.join(options.out, f"subset-{len(subsets)}.npy")
+        subsets[name] = storage.join(options.out, f"subset-{len(subsets)}.npy")
         _call("select", config.Select(scores=(place["scores"],), rule=rule, out=subsets[name]))
     return subsets
 
@@ -110,7 +110,7 @@ def _draw(options: config.Demo, place: dict[str, str]) -> None:
             )
         if before != plan:
             draw(place[name])
-            files.write_bytes(files.join(place[name], manifest.NAME), manifest.to_json(plan))
+            storage.write_bytes(storage.join(place[name], manifest.NAME), manifest.to_json(plan))
 
 
 def _call(command: str, options: Any) -> Any:
@@ -143,7 +143,7 @@ def _as_typed(options: Any) -> str:
 
 def _truth(pool: str) -> tuple[np.ndarray, np.ndarray]:
     """uids (u8,u8, sorted) and kinds of the pool's pairs, as recorded when it was drawn."""
-    with files.open_read(files.join(pool, "truth.parquet")) as file:
+    with storage.open_read(storage.join(pool, "truth.parquet")) as file:
         table = pq.read_table(file)
     uid, kind = uids.from_hex(table["uid"]), np.asarray(table["kind"].to_pylist())
     order = np.lexsort((uid["f1"], uid["f0"]))
@@ -153,7 +153,7 @@ def _truth(pool: str) -> tuple[np.ndarray, np.ndarray]:
 def _random_subset(options: config.Demo, place: dict[str, str]) -> str:
     uid, _ = _truth(place["pool"])
     chosen = np.random.default_rng(options.seed).permutation(len(uid))[: int(options.keep * len(uid))]
-    path = files.join(options.out, "subset-0.npy")
+    path = storage.join(options.out, "subset-0.npy")
     uids.write_subset(path, uid[chosen])
     return path
 
@@ -181,7 +181,7 @@ def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dic
     figures: dict[str, list[dict[str, float]]] = {}
     for number, name in enumerate(("random", "negCLIPLoss, then NormSim")):
         for seed in _TRAIN_SEEDS:
-            out = files.join(place["runs"], f"{number}-{seed}")
+            out = storage.join(place["runs"], f"{number}-{seed}")
             found = _train_and_evaluate(options, subsets[name], seed, out, place)
             figures.setdefault(name, []).append(found)
     columns = list(figures["random"][0])
@@ -214,15 +214,15 @@ def _train_and_evaluate(
     )
     _call("train", training)
     evaluation = config.Evaluate(
-        model=files.join(out, "model"),
+        model=storage.join(out, "model"),
         retrieval=(place["test"],),
         classification=(place["zero_shot"],),
-        classnames=files.join(place["zero_shot"], "classnames.json"),
-        templates=files.join(place["zero_shot"], "templates.json"),
-        out=files.join(out, "figures.json"),
+        classnames=storage.join(place["zero_shot"], "classnames.json"),
+        templates=storage.join(place["zero_shot"], "templates.json"),
+        out=storage.join(out, "figures.json"),
     )
     _call("evaluate", evaluation)
-    return _flat(json.loads(files.read_bytes(evaluation.out)))
+    return _flat(json.loads(storage.read_bytes(evaluation.out)))
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, float]:

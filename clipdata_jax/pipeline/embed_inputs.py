@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from clipdata_jax.data import files, runs
+from clipdata_jax import storage
 from clipdata_jax.data.sources import Source
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
@@ -71,13 +71,13 @@ def _fetch(name: str, source: Source) -> Unit:
     with contextlib.ExitStack() as copies:
         error = None
         try:
-            copies.enter_context(files.keep(source.inputs))
-            stamps = list(map(runs.stamp, source.inputs))
+            copies.enter_context(storage.keep(source.inputs))
+            stamps = list(map(storage.stamp, source.inputs))
             entries = [
                 {**manifest.file_entry(path), "stamp": stamp}
                 for path, stamp in zip(source.inputs, stamps, strict=True)
             ]
         except InputError as found:
             error = found
-            entries = [{"name": path, "bytes": files.size(path), "digest": None} for path in source.inputs]
+            entries = [{"name": path, "bytes": storage.size(path), "digest": None} for path in source.inputs]
         return Unit(name, source, entries, error, copies.pop_all())

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import Evaluate
-from clipdata_jax.data import files, tars
+from clipdata_jax.data import tars
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
 from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
@@ -55,7 +56,7 @@ def run(options: Evaluate) -> dict[str, Any]:
     if retrieval:
         figures["retrieval"] = reader.retrieve(retrieval)
     figures["skipped"] = reader.skipped
-    files.write_bytes(options.out, manifest.to_json(figures))
+    storage.write_bytes(options.out, manifest.to_json(figures))
     manifest.write_beside(options.out, {**plan, "figures": figures})
     print(_table(figures, options.out))
     return figures
@@ -63,11 +64,11 @@ def run(options: Evaluate) -> dict[str, Any]:
 
 def _refuse_other_run(out: str, plan: dict[str, Any]) -> None:
     """The same figures may be written again; anything else that is there stays."""
-    if not files.exists(out):
+    if not storage.exists(out):
         return
     beside = f"{out}.{manifest.NAME}"
     try:
-        before = json.loads(files.read_bytes(beside)) if files.exists(beside) else {}
+        before = json.loads(storage.read_bytes(beside)) if storage.exists(beside) else {}
         same = all(before[key] == json.loads(manifest.to_json(value)) for key, value in plan.items())
     except (ValueError, KeyError, TypeError, RecursionError):
         same = False
@@ -84,7 +85,7 @@ def read_strings(path: str, what: str) -> list[str]:
       InputError: the file holds something else.
     """
     try:
-        content = json.loads(files.read_bytes(path))
+        content = json.loads(storage.read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); expected a list of {what}") from error
     if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import Filter
-from clipdata_jax.data import files, metadata
+from clipdata_jax.data import metadata
 from clipdata_jax.data.sorting import UidSorter
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import filter_presets, manifest
@@ -54,7 +55,7 @@ def run(options: Filter) -> dict[str, Any]:
         "inputs": [manifest.file_entry(path) for path in preset.inputs],
         "pool_files": [
             *({"name": part.path, "bytes": part.bytes, "pairs": part.rows} for part in parts),
-            *({"name": path, "bytes": files.size(path)} for path in preset.arrays),
+            *({"name": path, "bytes": storage.size(path)} for path in preset.arrays),
         ],
         **preset.facts,
         **facts,

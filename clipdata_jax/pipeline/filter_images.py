@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import Filter
-from clipdata_jax.data import arrays, embeddings, files, metadata
+from clipdata_jax.data import arrays, embeddings, metadata
 from clipdata_jax.data.hashing import mix
 from clipdata_jax.data.pool import open_pool
 from clipdata_jax.data.targets import read_target
@@ -52,7 +53,7 @@ def open_preset(
         found = k_means.fit(sample, options.clusters or 0, seed=options.seed, steps=options.steps)
         centroids = found.centroids
         path = f"{options.out}.centroids.npy"
-        with files.open_write(path) as file:
+        with storage.open_write(path) as file:
             np.save(file, centroids, allow_pickle=False)
         facts = {
             "clustered": len(sample),
@@ -167,4 +168,4 @@ def _draw_sample(
 
 
 def _files(path: str) -> tuple[str, ...]:
-    return tuple(files.list_folder(path, ".npz")) if files.is_folder(path) else (path,)
+    return tuple(storage.list_folder(path, ".npz")) if storage.is_folder(path) else (path,)

@@ -12,10 +12,10 @@ import platform
 from collections.abc import Iterable
 from typing import Any
 
-from clipdata_jax.data import files, runs
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
-NAME = runs.MANIFEST
+NAME = storage.MANIFEST
 # Options that say where and how the work is done, not what comes of it.
 _HOW = ("workers", "out", "on_bad", "max_bad_rows", "memory_gb", "processes", "explain", "profile")
 _PACKAGES = ("clipdata_jax", "jax", "jaxlib", "flax", "numpy", "pyarrow", "pillow", "transformers")
@@ -59,12 +59,12 @@ def describe(
 
 def file_entry(path: str) -> dict[str, Any]:
     """A file's name, size in bytes and digest; a folder's is over its files' names, sizes and digests."""
-    if files.is_folder(path):
-        inside = [file_entry(one) for one in files.list_tree(path)]
+    if storage.is_folder(path):
+        inside = [file_entry(one) for one in storage.list_tree(path)]
         entry = {"name": path, "bytes": sum(one["bytes"] for one in inside), "files": len(inside)}
         whole = hashlib.sha256(to_json([{**one, "name": one["name"][len(path) :]} for one in inside]))
         return {**entry, "digest": f"sha256:{whole.hexdigest()}"}
-    return {"name": path, **files.size_and_digest(path)}
+    return {"name": path, **storage.size_and_digest(path)}
 
 
 def _versions() -> dict[str, str]:
@@ -125,8 +125,8 @@ def first_difference(before: Any, now: Any, name: str = "") -> str:
 
 def write_beside(path: str, content: dict[str, Any]) -> None:
     """Writes the manifest of an output that is one file: `<file>.manifest.json`."""
-    files.sweep_beside(path)
-    files.write_bytes(f"{path}.{NAME}", to_json({**content, "outputs": {path: file_entry(path)}}))
+    storage.sweep_beside(path)
+    storage.write_bytes(f"{path}.{NAME}", to_json({**content, "outputs": {path: file_entry(path)}}))
 
 
 def refuse_other_run(out: str, plan: dict[str, Any], *names: str) -> None:
@@ -140,13 +140,13 @@ def refuse_other_run(out: str, plan: dict[str, Any], *names: str) -> None:
     Raises:
       InputError: another run wrote it, or nobody knows who did.
     """
-    files.sweep_beside(out)
-    if not files.exists(out):
+    storage.sweep_beside(out)
+    if not storage.exists(out):
         return
     beside = f"{out}.{NAME}"
     advice = "choose another --out, or delete it"
     try:
-        before = json.loads(files.read_bytes(beside)) if files.exists(beside) else {}
+        before = json.loads(storage.read_bytes(beside)) if storage.exists(beside) else {}
         was = {name: _field(before, name) for name in names}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}") from error
@@ -166,7 +166,7 @@ def _field(content: Any, name: str) -> Any:
 
 def read(folder: str) -> dict[str, Any]:
     """The manifest of a folder, {} if it has none or an unreadable one (folders by other tools have none)."""
-    return _read(files.join(folder, NAME))
+    return _read(storage.join(folder, NAME))
 
 
 def read_beside(path: str) -> dict[str, Any]:
@@ -175,10 +175,10 @@ def read_beside(path: str) -> dict[str, Any]:
 
 
 def _read(path: str) -> dict[str, Any]:
-    if not files.exists(path):
+    if not storage.exists(path):
         return {}
     try:
-        content = json.loads(files.read_bytes(path))
+        content = json.loads(storage.read_bytes(path))
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

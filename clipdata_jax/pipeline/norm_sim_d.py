@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import NormSimD
-from clipdata_jax.data import files, runs, uids
+from clipdata_jax.data import uids
 from clipdata_jax.data.embeddings import BAD_REASONS
 from clipdata_jax.data.pool import Pool, open_pool
 from clipdata_jax.errors import InputError
@@ -32,7 +33,7 @@ def run(options: NormSimD) -> dict[str, Any] | None:
       InputError: bad input, or `out` holds something else.
     """
     _check_out(options.out)
-    files.sweep_beside(options.out)
+    storage.sweep_beside(options.out)
     share = parallel.start(options.workers)
     pool = open_pool(options.pool, on_bad=options.on_bad, texts=False)
     tag = pool.tag(options.tag)
@@ -68,7 +69,7 @@ def run(options: NormSimD) -> dict[str, Any] | None:
 def _check_out(out: str) -> None:
     if not out.endswith(".npy"):
         raise InputError(f"--out is {out!r}, expected a file name that ends in .npy")
-    if not files.is_local(out):
+    if not storage.is_local(out):
         raise InputError(
             f"--out is {out!r}, expected a local path: the embeddings are mapped from a file beside it"
         )
@@ -76,11 +77,11 @@ def _check_out(out: str) -> None:
 
 def _finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of the same selection, done before; what else is there stays."""
-    if not files.exists(out):
+    if not storage.exists(out):
         return None
     advice = "choose another --out, or delete it"
     try:
-        before = json.loads(files.read_bytes(f"{out}.{manifest.NAME}"))
+        before = json.loads(storage.read_bytes(f"{out}.{manifest.NAME}"))
         pool = [(str(entry["name"]), entry["bytes"]) for entry in before["pool_files"]]
         whole = before["outputs"][out] == manifest.file_entry(out)
     except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -90,7 +91,7 @@ def _finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
     if was != now:
         difference = manifest.first_difference(was, now)
         raise InputError(f"{out}: already holds another run's subset ({difference}); {advice}")
-    changed = [name for name, size in pool if files.size(name) != size]
+    changed = [name for name, size in pool if storage.size(name) != size]
     if changed or not whole:
         raise InputError(f"{changed[0] if changed else out}: was changed since {out} was made; {advice}")
     return before
@@ -195,7 +196,7 @@ def _select(
 ) -> State:
     """Takes the steps that are left; the first process writes state and trace after each."""
     path = output.path(_STATE)
-    state = State.from_bytes(files.read_bytes(path)) if files.exists(path) else State.start(rows)
+    state = State.from_bytes(storage.read_bytes(path)) if storage.exists(path) else State.start(rows)
     total = sum(rows_scored(int(state.alive.sum()), keep, drop))
     last = -(-(len(rows.uid) - keep) // drop)
     watch = telemetry.Stopwatch(share.index)
@@ -212,10 +213,10 @@ def _select(
             )
             if not share.index:
                 with seconds.on("write"):
-                    files.write_bytes(path, state.to_bytes())
+                    storage.write_bytes(path, state.to_bytes())
                     _write_trace(options.out, state)
                 line = {"step": state.step, **watch.line(scored, **seconds)}
-                telemetry.append(f"{options.out}.{runs.TIMES}", line)
+                telemetry.append(f"{options.out}.{storage.TIMES}", line)
     if not share.index:
         _write_trace(options.out, state)
     return state
@@ -223,7 +224,7 @@ def _select(
 
 def _write_trace(out: str, state: State) -> None:
     lines = "".join(json.dumps(line) + "\n" for line in state.trace)
-    files.write_bytes(f"{out}.{runs.TRACE}", lines.encode())
+    storage.write_bytes(f"{out}.{storage.TRACE}", lines.encode())
 
 
 def _write(out: str, plan: dict[str, Any], facts: dict[str, Any], rows: Rows, state: State) -> dict[str, Any]:
@@ -243,8 +244,8 @@ def _write(out: str, plan: dict[str, Any], facts: dict[str, Any], rows: Rows, st
 
 
 def _remove(path: str) -> None:
-    if files.exists(path):
-        files.remove(path)
+    if storage.exists(path):
+        storage.remove(path)
 
 
 def _text(content: dict[str, Any], options: NormSimD) -> str:
@@ -256,7 +257,7 @@ def _text(content: dict[str, Any], options: NormSimD) -> str:
         f"kept {kept:,} of {pairs:,} pairs ({share}): {options.out}",
         f"from {rows:,} {start}, in {console.counted(steps, 'step')} of {-(-(rows - kept) // steps):,} pairs",
         f"the second moment's leading direction holds {first:.1%} of it at the start, {last:.1%} at the end;"
-        f" every step: {options.out}.{runs.TRACE}",
+        f" every step: {options.out}.{storage.TRACE}",
     ]
     masked = [
         f"{content['masked'][reason]:,} {reason}"

@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import NormSimD
-from clipdata_jax.data import embeddings, files, uids
+from clipdata_jax.data import embeddings, uids
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, norm_sim_d_steps, work
@@ -154,10 +155,10 @@ class Reader:
 
 def open_rows(output: work.Output, pool_rows: int) -> Rows:
     """The rows that were written, mapped from their file; `pool_rows` are behind the first moment."""
-    path = files.filesystem(output.path(_EMBEDDINGS))[1]
-    with np.load(files.filesystem(output.path(_MOMENTS))[1], allow_pickle=False) as file:
+    path = storage.filesystem(output.path(_EMBEDDINGS))[1]
+    with np.load(storage.filesystem(output.path(_MOMENTS))[1], allow_pickle=False) as file:
         moments: dict[str, np.ndarray] = dict(file)
-    uid = np.load(files.filesystem(output.path(_UIDS))[1], mmap_mode="r", allow_pickle=False)
+    uid = np.load(storage.filesystem(output.path(_UIDS))[1], mmap_mode="r", allow_pickle=False)
     emb = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     own = moments["survivors" if "survivors" in moments else "pool"]
     return Rows(emb, uid, moments["pool"] / pool_rows, own)

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
 
@@ -25,7 +25,7 @@ class Profiler:
         self._folder, self._steps, self._begun, self._running = folder, steps, 0, False
         if folder is None:
             return
-        if not files.is_local(folder):
+        if not storage.is_local(folder):
             raise InputError(f"--profile {folder}: is not local; name a local folder")
         try:
             os.makedirs(folder, exist_ok=True)

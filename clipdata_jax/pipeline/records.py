@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Callable
 from typing import Any
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
 _OF_THE_KERNEL = ("/proc/", "/sys/", "/dev/")  # to read there may do something
@@ -116,7 +116,7 @@ def read_json(path: str) -> dict[str, Any]:
       InputError: it can't be read, or holds something else.
     """
     try:
-        content = json.loads(files.read_bytes(path))
+        content = json.loads(storage.read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
@@ -142,9 +142,9 @@ def is_inside(name: object) -> bool:
 
 def leaves(folder: str, name: str) -> bool:
     """Whether a file of a folder is in truth elsewhere: a link that leads out of it."""
-    if not files.is_local(folder):
+    if not storage.is_local(folder):
         return False
-    root = os.path.realpath(files.filesystem(folder)[1])
+    root = os.path.realpath(storage.filesystem(folder)[1])
     target = os.path.realpath(os.path.join(root, name))
     return os.path.commonpath([root, target]) != root
 

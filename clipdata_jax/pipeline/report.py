@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import config
-from clipdata_jax.data import files, runs, tables, tars, uids
+from clipdata_jax import config, storage
+from clipdata_jax.data import tables, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, report_pairs, report_targets, telemetry
 from clipdata_jax.report import captions, comparison, contents, page, text
@@ -34,7 +34,7 @@ def run(options: config.Report) -> None:
     Raises:
       InputError: a score table, a subset or a tar is missing or damaged, or a subset is of another pool.
     """
-    if files.is_folder(options.out):
+    if storage.is_folder(options.out):
         raise InputError(f"{options.out}: is a folder; --out names the .html file to write")
     table = tables.open_tables(options.scores)
     if not table.columns:
@@ -76,8 +76,8 @@ def run(options: config.Report) -> None:
         provenance=_provenance(options, made_by),
     )
     html = page.render(plan, about, pairs, compared=compared, captions=described).encode()
-    files.sweep_beside(options.out)
-    files.write_bytes(options.out, html)
+    storage.sweep_beside(options.out)
+    storage.write_bytes(options.out, html)
     counted_pairs = {"absent": own.absent, "found": len(pairs or ())}
     _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
     told = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
@@ -117,11 +117,11 @@ def _write_manifest(
 
 def _trace(subset: str) -> list[TraceStep]:
     """What `norm-sim-d` wrote beside its subset; nothing where the subset is another command's."""
-    path = f"{subset}.{runs.TRACE}"
-    if not files.exists(path):
+    path = f"{subset}.{storage.TRACE}"
+    if not storage.exists(path):
         return []
     try:
-        found = [json.loads(line) for line in files.read_bytes(path).decode().splitlines()]
+        found = [json.loads(line) for line in storage.read_bytes(path).decode().splitlines()]
         return [
             TraceStep(int(step["step"]), int(step["rows"]), step.get("threshold"), tuple(step["eigenvalues"]))
             for step in found
@@ -144,7 +144,7 @@ def _read_selections(table: tables.ScoreTable, options: config.Report) -> list[_
     """The page's own selection and those it is compared with."""
     named = [(comparison.OWN, options.subset), *options.compared()]
     for _, path in named:
-        files.size(path)  # a missing file is told of before the first pass over the uids
+        storage.size(path)  # a missing file is told of before the first pass over the uids
     return [_read_selection(table, text.shorten(name, _LONGEST_NAME), path) for name, path in named]
 
 
@@ -177,11 +177,11 @@ def _read_columns(table: tables.ScoreTable) -> dict[str, np.ndarray]:
 
 
 def _part_paths(table: tables.ScoreTable) -> list[str]:
-    return [files.join(folder, f"{part}.parquet") for folder in table.folders for part in table.parts]
+    return [storage.join(folder, f"{part}.parquet") for folder in table.folders for part in table.parts]
 
 
 def _manifest_at(path: str) -> dict[str, Any]:
-    return report_pairs.object_of(files.read_bytes(path)) if files.exists(path) else {}
+    return report_pairs.object_of(storage.read_bytes(path)) if storage.exists(path) else {}
 
 
 def _rule_of(made_by: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import config
-from clipdata_jax.data import files, tars, uids
+from clipdata_jax import config, storage
+from clipdata_jax.data import tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, reshard_processes, work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit, make_units
@@ -119,11 +119,11 @@ def _facts(output: work.Output, subset: Subset, receipts: list[dict[str, Any]]) 
     times = np.zeros(len(subset.uids), np.int64)
     names = [name for receipt in receipts for name in receipt["files"] if name.startswith("uids/")]
     read = functools.partial(_read_uids, output)
-    for held in threads.in_order(read, names, files.threads_for(output.folder)):
+    for held in threads.in_order(read, names, storage.threads_for(output.folder)):
         np.add.at(times, subset.index.find(held), 1)
     facts = [facts for receipt in receipts for facts in receipt["facts"]["tars"]]
     sizes = {name: size for receipt in receipts for name, size in receipt["facts"]["sizes"].items()}
-    files.write_bytes(output.path(_SIZES), manifest.to_json(sizes))
+    storage.write_bytes(output.path(_SIZES), manifest.to_json(sizes))
     pool = [one["input"] for one in facts]
     names = tars.unit_names([entry["name"] for entry in pool])
     counts = {
@@ -135,7 +135,7 @@ def _facts(output: work.Output, subset: Subset, receipts: list[dict[str, Any]]) 
 
 
 def _read_uids(output: work.Output, name: str) -> np.ndarray:
-    with files.open_read(output.path(name)) as file:
+    with storage.open_read(output.path(name)) as file:
         return np.asarray(np.load(file, allow_pickle=False))
 
 

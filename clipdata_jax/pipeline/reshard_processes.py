@@ -10,8 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import Reshard
-from clipdata_jax.data import files, uids
+from clipdata_jax.data import uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit
@@ -27,7 +28,7 @@ def how_many(tars: Sequence[Sequence[str]], options: Reshard) -> int:
     What a program says to fsspec is known in its own process only, so an object store is left to one.
     """
     paths = [path for unit in tars for path in unit]
-    if options.processes is None and not all(map(files.is_local, [options.out, *paths])):
+    if options.processes is None and not all(map(storage.is_local, [options.out, *paths])):
         return 1
     asked = options.processes or min(threads.cores(), len(paths) // _WORTH)
     return max(1, min(asked, len(tars)))

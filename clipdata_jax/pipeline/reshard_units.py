@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clipdata_jax import config
-from clipdata_jax.data import files, tar_bytes, tar_copy, tar_index, tars, uids
+from clipdata_jax import config, storage
+from clipdata_jax.data import tar_bytes, tar_copy, tar_index, tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, samples, telemetry, work
 
@@ -116,10 +116,10 @@ class Unit:
 
     def _choose_from(self, path: str) -> Chosen:
         entry = (
-            manifest.file_entry(path) if self.options.digests else {"name": path, "bytes": files.size(path)}
+            manifest.file_entry(path) if self.options.digests else {"name": path, "bytes": storage.size(path)}
         )
         try:
-            with tar_bytes.opened(path) as tar, _TURN if files.is_local(path) else contextlib.nullcontext():
+            with tar_bytes.opened(path) as tar, _TURN if storage.is_local(path) else contextlib.nullcontext():
                 return self._choose_among(path, tar, {"input": entry})
         except InputError as error:
             if self.options.on_bad == "stop":
@@ -157,7 +157,7 @@ class Unit:
         Raises:
           InputError: as `choose`, or the output can't be written.
         """
-        with files.keep(self.paths):  # looked through, then copied from
+        with storage.keep(self.paths):  # looked through, then copied from
             self._write(output)
 
     def _write(self, output: work.Output) -> None:

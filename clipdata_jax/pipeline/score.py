@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import NegClipLoss, Score
-from clipdata_jax.data import embeddings, files, runs, tables, uids
+from clipdata_jax.data import embeddings, tables, uids
 from clipdata_jax.data import pool as pools
 from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
@@ -51,7 +52,7 @@ def run(options: Score) -> dict[str, Any] | None:
     temperatures, source = score_inputs.temperatures(options.neg_clip_loss.temperatures(), made_by)
     dim = score_inputs.dimension(pool, tag)
     if options.where is not None:
-        files.size(options.where)  # a missing file is told of before targets are embedded
+        storage.size(options.where)  # a missing file is told of before targets are embedded
     targets, target_files = target_sets.open_targets(options, tag=tag, dim=dim, made_by=made_by)
     inputs = Inputs(options, tag, temperatures, targets)
     makers = [SCORES[name](inputs) for name in options.chosen()]
@@ -91,11 +92,11 @@ def _planned_rows(options: Score) -> dict[str, int]:
 
     A thousand processes would else read every footer of a bucket, all at a time.
     """
-    path = files.join(options.out, runs.PLAN)
-    if files.is_local(options.pool) or not files.exists(path):
+    path = storage.join(options.out, storage.PLAN)
+    if storage.is_local(options.pool) or not storage.exists(path):
         return {}
     try:
-        plan = json.loads(files.read_bytes(path))
+        plan = json.loads(storage.read_bytes(path))
         if plan["options"]["pool"] != (options.pool.rstrip("/") or options.pool):
             return {}
         return {shard: int(rows) for unit in plan["plan"].values() for shard, rows in unit}

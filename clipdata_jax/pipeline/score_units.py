@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import Score
-from clipdata_jax.data import embeddings, files, runs, uids
+from clipdata_jax.data import embeddings, uids
 from clipdata_jax.data.pool import Shard
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
@@ -70,7 +71,7 @@ def read_ahead(
 
 def _read_kept(shards: tuple[Shard, ...], *arguments: Any) -> Unit:
     """Reads a unit; each file of an object store once, for its digest, the uids and both sides."""
-    with files.keep([path for shard in shards for path in shard_files(shard)]):
+    with storage.keep([path for shard in shards for path in shard_files(shard)]):
         return _read_unit(shards, *arguments)
 
 
@@ -87,7 +88,7 @@ def _read_unit(
     read: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
     for shard in shards:
         try:
-            stamps = list(map(runs.stamp, shard_files(shard)))
+            stamps = list(map(storage.stamp, shard_files(shard)))
             entries = list(map(manifest.file_entry, shard_files(shard)))
             unit.digests += entries
             unit.inputs += [{**entry, "stamp": stamp} for entry, stamp in zip(entries, stamps, strict=True)]

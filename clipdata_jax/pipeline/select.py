@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import config
-from clipdata_jax.data import files, joined, tables
+from clipdata_jax import config, storage
+from clipdata_jax.data import joined, tables
 from clipdata_jax.data.sorting import UidSorter
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest
@@ -58,7 +58,7 @@ class _Inputs:
     def paths(self) -> list[str]:
         """The files that decide what is kept."""
         parts = [
-            files.join(folder, f"{part}.parquet")
+            storage.join(folder, f"{part}.parquet")
             for folder in self.table.folders
             for part in self.table.parts
         ]
@@ -66,11 +66,11 @@ class _Inputs:
 
     def entries(self) -> list[dict[str, Any]]:
         """What the manifest says of these files."""
-        several = files.threads_for(self.table.folders[0])
+        several = storage.threads_for(self.table.folders[0])
         return list(threads.in_order(manifest.file_entry, self.paths(), several))
 
 
-@files.remembering()
+@storage.remembering()
 def run(options: config.Select) -> Summary:
     """Selects by the rule, writes the subset and its manifest, and prints what was kept.
 
@@ -100,7 +100,7 @@ def _open(options: config.Select) -> _Inputs:
     table.refuse_shared(rule.columns())
     joined.refuse_shared(sources, table.columns, rule.columns())
     for path in rule.files():
-        if not files.exists(path):
+        if not storage.exists(path):
             raise InputError(f"{path}: no such file, but the rule takes uids from it; check the path")
     if not len(table):
         raise InputError(

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import Embed, Score
-from clipdata_jax.data import files, runs, sources
+from clipdata_jax.data import sources
 from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import embed, manifest
@@ -42,7 +43,7 @@ def open_targets(
             path = _embedded(name, path, options, tag, made_by)
         _check_model(path, tag, made_by, options)
         targets[name] = read_target(path, tag, dim=dim)
-        read += files.list_folder(path, ".npz") if files.is_folder(path) else [path]
+        read += storage.list_folder(path, ".npz") if storage.is_folder(path) else [path]
     return {name: targets[name] for name in paths}, read
 
 
@@ -50,7 +51,7 @@ def is_embedded(path: str) -> bool:
     """Whether a target is embeddings, not pictures: a .npy or .npz, or a folder of such."""
     if path.endswith((".npy", ".npz")):
         return True
-    return files.is_folder(path) and bool(files.list_folder(path, ".npz"))
+    return storage.is_folder(path) and bool(storage.list_folder(path, ".npz"))
 
 
 def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str, Any]) -> str:
@@ -71,8 +72,8 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
             " --force"
         )
     cache = _cache(options)
-    out = files.join(cache, f"{name}-{_key(found, digest, tag, cache)}.npz")
-    made_before = files.exists(out) and bool(manifest.read_beside(out))
+    out = storage.join(cache, f"{name}-{_key(found, digest, tag, cache)}.npz")
+    made_before = storage.exists(out) and bool(manifest.read_beside(out))
     print(f"Target {name}: {path}, embeddings in {out}{', made before' if made_before else ''}")
     if made_before:
         return out
@@ -103,19 +104,19 @@ def _key(found: sources.Sources, digest: str, tag: str, cache: str) -> str:
 def _content(found: sources.Sources, cache: str) -> str:
     """A digest of the pictures, wherever they lie; not computed again for files that nobody has touched since."""
     by_unit = [unit.picture_files() for unit in found.units.values()]
-    paths = [path for of_unit in by_unit for path in of_unit if files.exists(path)]
+    paths = [path for of_unit in by_unit for path in of_unit if storage.exists(path)]
     # What has no files of its own, a TFDS split, is told by its name, version and number of rows.
     facts = json.dumps([] if all(by_unit) else found.facts, sort_keys=True)
-    touched = json.dumps([facts, *((path, runs.stamp(path)) for path in paths)])
-    known = files.join(cache, "seen", hashlib.sha256(touched.encode()).hexdigest()[:16])
-    if not files.exists(known):
+    touched = json.dumps([facts, *((path, storage.stamp(path)) for path in paths)])
+    known = storage.join(cache, "seen", hashlib.sha256(touched.encode()).hexdigest()[:16])
+    if not storage.exists(known):
         whole = hashlib.sha256(facts.encode())
         with console.bar(total=len(paths), unit="file", name="digest") as bar:
             for path in paths:
-                whole.update(files.digest(path).encode())
+                whole.update(storage.digest(path).encode())
                 bar.update(1)
-        files.write_bytes(known, whole.hexdigest().encode())
-    return files.read_bytes(known).decode()
+        storage.write_bytes(known, whole.hexdigest().encode())
+    return storage.read_bytes(known).decode()
 
 
 def _cache(options: Score) -> str:

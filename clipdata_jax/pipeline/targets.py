@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.data import arrays, files
+from clipdata_jax import storage
+from clipdata_jax.data import arrays
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, work
 from clipdata_jax.runtime import parallel
@@ -28,8 +29,8 @@ def parts_folder(out: str) -> str:
 def tidy(out: str) -> None:
     """Removes the parts of a file that is whole, where a process was killed before it did so."""
     with contextlib.suppress(InputError, OSError):  # another process is at it
-        if files.exists(parts_folder(out)):
-            files.remove(parts_folder(out))
+        if storage.exists(parts_folder(out)):
+            storage.remove(parts_folder(out))
 
 
 def finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
@@ -38,12 +39,12 @@ def finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
       InputError: there is a file that another run made, or something else.
     """
-    if not files.exists(out):
+    if not storage.exists(out):
         return None
     before = manifest.read_beside(out)
-    if not before and files.exists(parts_folder(out)):
+    if not before and storage.exists(parts_folder(out)):
         return None  # stopped before its manifest was written
-    if not before or files.is_folder(out):
+    if not before or storage.is_folder(out):
         raise InputError(
             f"{out}: is there, and not by a run of this command; choose another --out, or remove it"
         )
@@ -56,13 +57,13 @@ def finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
             f"{out}: already holds the results of another run ({manifest.first_difference(found, wanted)}); choose"
             " another --out, or delete the file"
         )
-    whole = [entry["bytes"] for entry in before["outputs"].values()] == [files.size(out)]
+    whole = [entry["bytes"] for entry in before["outputs"].values()] == [storage.size(out)]
     return before if whole and all(map(_is_unchanged, pool)) else None
 
 
 def _is_unchanged(entry: dict[str, Any]) -> bool:
     name = entry["name"]
-    return files.size(name) == entry["bytes"] and files.digest(name) == entry["digest"]
+    return storage.size(name) == entry["bytes"] and storage.digest(name) == entry["digest"]
 
 
 def finish(
@@ -88,7 +89,7 @@ def finish(
         result = output.finish(facts, share)
         if result is not None:
             _write_single(out, output.folder, result)
-            files.remove(output.folder)
+            storage.remove(output.folder)
     except (InputError, OSError):
         # Another process, begun later, may have done it and taken away what this one was just reading.
         if finished(out, plan) is None:
@@ -100,7 +101,7 @@ def finish(
 
 
 def _write_single(out: str, folder: str, result: dict[str, Any]) -> None:
-    parts = [files.join(folder, name) for name in result["outputs"] if name.endswith(".npz")]
+    parts = [storage.join(folder, name) for name in result["outputs"] if name.endswith(".npz")]
 
     def pieces(name: str) -> Iterator[np.ndarray]:
         for part in parts:
@@ -110,7 +111,7 @@ def _write_single(out: str, folder: str, result: dict[str, Any]) -> None:
         f"{tag}_img": arrays.Rows((result["pairs"], model["dim"]), pieces(f"{tag}_img"))
         for tag, model in result["models"].items()
     }
-    with files.open_write(out) as file:
+    with storage.open_write(out) as file:
         if out.endswith(".npz"):
             arrays.write_npz(file, written)
         else:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clipdata_jax.data import files, runs
+from clipdata_jax import storage
 from clipdata_jax.report.telemetry import SECONDS, Unit
 
 # Of a stranger's file, as much as is looked at.
@@ -80,7 +80,7 @@ def append(path: str, line: dict[str, Any]) -> None:
     """Appends one line, with the time, to a local file."""
     # A full disk stops the run where results are written; times are not worth it. One write to a file that is
     # opened to append: lines of several processes don't mix.
-    with contextlib.suppress(OSError), open(files.filesystem(path)[1], "ab", buffering=0) as file:
+    with contextlib.suppress(OSError), open(storage.filesystem(path)[1], "ab", buffering=0) as file:
         file.write(to_lines([timed(line)]))
 
 
@@ -96,10 +96,10 @@ def _memory() -> dict[str, int]:
 
 def read(folder: str) -> list[Unit]:
     """The units of a run in the order in which they were done; lines that tell of no unit are passed over."""
-    path = files.join(folder, runs.TIMES)
-    if not files.exists(path):
+    path = storage.join(folder, storage.TIMES)
+    if not storage.exists(path):
         return []
-    lines = files.read_bytes(path).decode(errors="replace").splitlines()[-_MOST_LINES:]
+    lines = storage.read_bytes(path).decode(errors="replace").splitlines()[-_MOST_LINES:]
     return [unit for unit in map(_unit, lines) if unit is not None]
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipdata_jax import storage
 from clipdata_jax.config import Train
-from clipdata_jax.data import files, tars, uids
+from clipdata_jax.data import tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, work
 from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
@@ -186,7 +187,7 @@ class _Pool:
         Raises:
           InputError: bad input that `on_bad` says to stop at, or more pairs than fit into memory.
         """
-        sizes = [max(files.size(path), 1) for path in self._paths]
+        sizes = [max(storage.size(path), 1) for path in self._paths]
         with console.bar(total=len(sizes), unit="tar", name="read") as bar:
             for number, path in enumerate(self._paths, start=1):
                 try:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import config
-from clipdata_jax.data import files, uid_files, uid_sets
+from clipdata_jax import config, storage
+from clipdata_jax.data import uid_files, uid_sets
 from clipdata_jax.data.uid_files import Source
 from clipdata_jax.data.uids import to_hex
 from clipdata_jax.errors import InputError
@@ -72,7 +72,7 @@ def run(options: config.Uids) -> Summary:
         names = ("operation", "files", "multiset", "halves")
         manifest.refuse_other_run(options.out, plan, "command", *(f"options.{name}" for name in names))
     for path in options.files if options.operation != "verify" else ():
-        if not files.exists(path):
+        if not storage.exists(path):
             raise InputError(f"{path}: no such file or folder; check the path")
     with stopping.scratch("clipdata-uids-") as scratch:
         if options.operation == "verify":

@@ -6,8 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from clipdata_jax import config
-from clipdata_jax.data import files, runs
+from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, targets
 from clipdata_jax.pipeline.records import Check, Problem, Run
@@ -50,16 +49,18 @@ def _open(path: str, options: config.Verify) -> Run:
     inputs, digests = options.pool != "no", options.pool == "digest"
     path = (path.rstrip("/") or path).removesuffix(f".{manifest.NAME}")
     parts = targets.parts_folder(path)
-    folder = parts if targets.is_file(path) and not files.exists(path) and files.is_folder(parts) else path
-    if files.is_folder(folder):
-        if not files.exists(files.join(folder, runs.PLAN)):
+    folder = (
+        parts if targets.is_file(path) and not storage.exists(path) and storage.is_folder(parts) else path
+    )
+    if storage.is_folder(folder):
+        if not storage.exists(storage.join(folder, storage.PLAN)):
             raise InputError(
-                f"{folder}: holds no {runs.PLAN}; expected a folder that a command of ours filled"
+                f"{folder}: holds no {storage.PLAN}; expected a folder that a command of ours filled"
             )
         return open_folder(folder, inputs=inputs, digests=digests, stores=options.stores)
-    if files.exists(f"{path}.{manifest.NAME}"):
+    if storage.exists(f"{path}.{manifest.NAME}"):
         return open_file(path, inputs=inputs, digests=digests, stores=options.stores)
-    if files.exists(path):
+    if storage.exists(path):
         raise InputError(
             f"{path}: no {path}.{manifest.NAME} beside it, so there is nothing to compare it with"
         )
@@ -89,9 +90,9 @@ def _to_read(check: Check) -> int:
 def _check(check: Check) -> Problem | None:
     """What is wrong with a file: whether it is there, its size, its digest, its contents, in this order."""
     try:
-        if not files.exists(check.path):
+        if not storage.exists(check.path):
             return Problem("missing", check.path, "no such file")
-        if files.is_local(check.path) and not _is_regular(check.path):
+        if storage.is_local(check.path) and not _is_regular(check.path):
             return Problem("refused", check.path, "is no regular file; not opened")
         text = _differs(check)
     except (InputError, OSError, ValueError) as error:
@@ -100,19 +101,19 @@ def _check(check: Check) -> Problem | None:
 
 
 def _is_regular(path: str) -> bool:
-    local = files.filesystem(path)[1]
+    local = storage.filesystem(path)[1]
     return os.path.isfile(local) or os.path.isdir(local)
 
 
 def _differs(check: Check) -> str:
-    if files.is_folder(check.path):
+    if storage.is_folder(check.path):
         found = manifest.file_entry(check.path)
         size, digest = found["bytes"], found["digest"]
     else:
-        size, digest = files.size(check.path), None
+        size, digest = storage.size(check.path), None
     if check.bytes is not None and size != check.bytes:
         return f"{size:,} bytes, recorded are {check.bytes:,}"
-    if check.digest is not None and (digest or files.digest(check.path)) != check.digest:
+    if check.digest is not None and (digest or storage.digest(check.path)) != check.digest:
         return "its digest is not the recorded one"
     return check.look() if check.look is not None else ""
 

@@ -6,7 +6,8 @@ import dataclasses
 import zipfile
 from typing import Any
 
-from clipdata_jax.data import arrays, files, parquet, uid_sets, uids
+from clipdata_jax import storage
+from clipdata_jax.data import arrays, parquet, uid_sets, uids
 from clipdata_jax.errors import InputError
 
 
@@ -35,7 +36,7 @@ class Expectations:
 
     def look(self, folder: str, name: str) -> str:
         """What is wrong with a part whose bytes are right, "" if nothing."""
-        path = files.join(folder, name)
+        path = storage.join(folder, name)
         try:
             if name.endswith(".parquet"):
                 return _rows_differ(parquet_rows(path), self.rows.get(name))
@@ -78,7 +79,7 @@ def _rows_differ(rows: int, planned: int | None) -> str:
 
 def npz_differs(path: str, rows: int) -> str:
     """What of the arrays of embeddings doesn't have the rows that it should, "" if nothing."""
-    with files.open_read(path) as file:
+    with storage.open_read(path) as file:
         try:
             names = [name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()]
         except (zipfile.BadZipFile, OSError) as error:

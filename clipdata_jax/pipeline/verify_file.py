@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, verify_contents
 from clipdata_jax.pipeline.records import Check, Run, entries, input_checks, read_json
@@ -35,7 +35,7 @@ def open_file(path: str, *, inputs: bool, digests: bool, stores: tuple[str, ...]
     name, (size, digest) = outputs[0]
     if name.rpartition("/")[2] != path.rpartition("/")[2]:
         run.add("damaged", beside, f"is the manifest of {name[:200]!r}")
-    if files.exists(path):
+    if storage.exists(path):
         run.checks.append(Check(path, size, digest, look=_look(path, content)))
     else:
         run.add("missing", path, "its manifest is there, the file is not")
@@ -63,7 +63,7 @@ def _look(path: str, content: dict[str, Any]) -> Callable[[], str] | None:
 
 def _figures_differ(path: str, figures: object) -> str:
     try:
-        found = json.loads(files.read_bytes(path))
+        found = json.loads(storage.read_bytes(path))
     except (ValueError, RecursionError) as error:
         return f"not JSON ({error})"
     return "" if found == figures else "its figures are not those of its manifest"

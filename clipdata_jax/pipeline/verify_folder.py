@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from clipdata_jax.data import files, runs
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import manifest, verify_contents
 from clipdata_jax.pipeline.records import Check, Run, entries, input_checks, is_inside, leaves, read_json
 from clipdata_jax.runtime import threads
 
-_OWN = (runs.PLAN, manifest.NAME, "run.jsonl", "sizes.json")
+_OWN = (storage.PLAN, manifest.NAME, "run.jsonl", "sizes.json")
 # A run's own folders of no fixed contents: checkpoints while training, traces of the profiler.
 _OWN_FOLDERS = ("checkpoints/", "trace/", "profile/")
 _Receipts = dict[str, dict[str, Any]]
@@ -29,15 +29,15 @@ def open_folder(folder: str, *, inputs: bool, digests: bool, stores: tuple[str, 
     Raises:
       InputError: there is no plan, or it can't be read: this is no run.
     """
-    plan = read_json(files.join(folder, runs.PLAN))
+    plan = read_json(storage.join(folder, storage.PLAN))
     names = plan.get("units")
     run = Run(folder, str(plan.get("command", "?")), stores=stores)
     if not isinstance(names, list) or not all(is_inside(name) and "/" not in name for name in names):
-        raise InputError(f"{files.join(folder, runs.PLAN)}: its units are no list of plain names")
+        raise InputError(f"{storage.join(folder, storage.PLAN)}: its units are no list of plain names")
     for name in _repeated(names):
-        run.add("doubled", files.join(folder, runs.PLAN), f"names unit {name} twice")
+        run.add("doubled", storage.join(folder, storage.PLAN), f"names unit {name} twice")
     units = list(dict.fromkeys(names))
-    listed = files.sizes(folder)
+    listed = storage.sizes(folder)
     receipts = _receipts(run, units, listed)
     run.units = len(units), len(receipts)
     expected = verify_contents.expectations(plan)
@@ -60,7 +60,7 @@ def _receipts(run: Run, units: list[str], listed: dict[str, int]) -> _Receipts:
 
     def read(unit: str) -> dict[str, Any] | InputError:
         try:
-            receipt = read_json(files.join(run.path, f"receipts/{unit}.json"))
+            receipt = read_json(storage.join(run.path, f"receipts/{unit}.json"))
             entries(receipt.get("files"))
             return receipt
         except InputError as error:
@@ -69,7 +69,7 @@ def _receipts(run: Run, units: list[str], listed: dict[str, int]) -> _Receipts:
     there = [unit for unit in units if f"receipts/{unit}.json" in listed]
     found: _Receipts = {}
     for unit, receipt in zip(there, threads.in_order(read, there), strict=True):
-        path = files.join(run.path, f"receipts/{unit}.json")
+        path = storage.join(run.path, f"receipts/{unit}.json")
         if isinstance(receipt, InputError):
             run.add("damaged", path, str(receipt).removeprefix(f"{path}: "))
         elif receipt.get("unit") != unit:
@@ -88,7 +88,7 @@ def _parts(run: Run, receipts: _Receipts) -> dict[str, tuple[int, str | None]]:
             if name in owner:
                 run.add(
                     "doubled",
-                    files.join(run.path, name),
+                    storage.join(run.path, name),
                     f"is named by the receipts of {owner[name]} and {unit}",
                 )
                 continue
@@ -102,7 +102,7 @@ def _check_manifest(
     """Compares the manifest with plan and receipts; returns what it names and no receipt does."""
     if manifest.NAME not in listed:
         return {}
-    path = files.join(run.path, manifest.NAME)
+    path = storage.join(run.path, manifest.NAME)
     try:
         content = read_json(path)
         outputs = entries(content.get("outputs"))
@@ -111,11 +111,11 @@ def _check_manifest(
         return {}
     # Receipts replace the plan's "pool" by what was read of it.
     for key in (key for key in plan if key != "pool" and content.get(key) != plan[key]):
-        run.add("damaged", path, f"its {key!r} is not that of {runs.PLAN}")
+        run.add("damaged", path, f"its {key!r} is not that of {storage.PLAN}")
     for unit in (unit for unit in plan["units"] if f"receipts/{unit}.json" not in listed):
         run.add(
             "missing",
-            files.join(run.path, f"receipts/{unit}.json"),
+            storage.join(run.path, f"receipts/{unit}.json"),
             "the run is finished, but lacks this receipt",
         )
     for name in sorted({*outputs} & {*parts}):
@@ -136,7 +136,7 @@ def _add_part(
     listed: dict[str, int],
     expected: verify_contents.Expectations,
 ) -> None:
-    path = files.join(run.path, name)
+    path = storage.join(run.path, name)
     if not is_inside(name):
         run.add("refused", run.path, f"a record names {name[:200]!r}, which is outside; not opened")
     elif name not in listed:
@@ -164,15 +164,15 @@ def _find_doubled(
         ):
             continue
         if digest in first:
-            run.add("doubled", files.join(run.path, name), f"holds the very bytes of {first[digest]}")
+            run.add("doubled", storage.join(run.path, name), f"holds the very bytes of {first[digest]}")
         first.setdefault(digest, name)
     for name in expected.repeated:
-        run.add("doubled", files.join(run.path, runs.PLAN), f"deals out {name} twice")
+        run.add("doubled", storage.join(run.path, storage.PLAN), f"deals out {name} twice")
     for unit, receipt in receipts.items():
         lacking = expected.of_unit.get(unit, set()) - set(receipt["files"])
         for name in sorted(lacking):
             run.add(
-                "missing", files.join(run.path, name), f"is of unit {unit}, whose receipt doesn't name it"
+                "missing", storage.join(run.path, name), f"is of unit {unit}, whose receipt doesn't name it"
             )
 
 
@@ -195,7 +195,7 @@ def _find_foreign(
         if left and undone:  # perhaps just being written; who goes on with the run removes what is not
             continue
         text = "was left by a process that was killed; delete it" if left else "no receipt knows it"
-        run.add("foreign", files.join(run.path, name), text)
+        run.add("foreign", storage.join(run.path, name), text)
 
 
 def _find_added(run: Run, plan: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ def _find_added(run: Run, plan: dict[str, Any]) -> None:
 
 def _list(folder: str, suffix: str) -> list[str]:
     try:
-        return files.list_folder(folder, suffix)
+        return storage.list_folder(folder, suffix)
     except InputError:
         return []
 

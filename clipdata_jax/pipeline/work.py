@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from clipdata_jax.data import files, runs
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.pipeline import manifest, telemetry
 from clipdata_jax.runtime import parallel, threads
@@ -45,19 +45,19 @@ class Output:
 
     def path(self, name: str) -> str:
         """The path of a file in the folder."""
-        return files.join(self.folder, name)
+        return storage.join(self.folder, name)
 
     def receipt(self, unit: str) -> dict[str, Any] | None:
         """The receipt of a unit, or None if the unit is not done."""
-        return self._receipt(unit, files.sizes(self.folder), _Stamps())
+        return self._receipt(unit, storage.sizes(self.folder), _Stamps())
 
     def receipts(self) -> dict[str, dict[str, Any]]:
         """The receipts of the units that are done, in order: unit -> receipt.
 
         An object store is asked for listings and the receipts, not for every file.
         """
-        read = functools.partial(self._receipt, listed=files.sizes(self.folder), stamps=_Stamps())
-        found = threads.in_order(read, self.units, files.threads_for(self.folder))
+        read = functools.partial(self._receipt, listed=storage.sizes(self.folder), stamps=_Stamps())
+        found = threads.in_order(read, self.units, storage.threads_for(self.folder))
         return {unit: receipt for unit, receipt in zip(self.units, found, strict=True) if receipt is not None}
 
     def _receipt(self, unit: str, listed: Mapping[str, int], stamps: _Stamps) -> dict[str, Any] | None:
@@ -68,7 +68,7 @@ class Output:
         if known is not None and known[0] == listed[name] and _is_good(known[1], listed, stamps):
             return known[1]
         try:
-            receipt = json.loads(files.read_bytes(self.path(name)))
+            receipt = json.loads(storage.read_bytes(self.path(name)))
             if not _is_good(receipt, listed, stamps):
                 return None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -83,10 +83,10 @@ class Output:
         """
         done = self.receipts()
         todo = [unit for unit in self.units[share.index :: share.count] if unit not in done]
-        if todo and files.exists(self.path(manifest.NAME)):
+        if todo and storage.exists(self.path(manifest.NAME)):
             # Of inputs that are changed now; whoever finishes writes another.
             with contextlib.suppress(InputError, OSError):  # another process of the run may be faster
-                files.remove(self.path(manifest.NAME))
+                storage.remove(self.path(manifest.NAME))
         return todo
 
     def complete(
@@ -114,20 +114,21 @@ class Output:
         start = time.monotonic()
         self._check_there()
         entries = {
-            name: files.write(self.path(name), content, digests=name not in undigested)
+            name: storage.write(self.path(name), content, digests=name not in undigested)
             for name, content in parts.items()
         }
         stamped = [
-            entry if "stamp" in entry else {**entry, "stamp": runs.stamp(entry["name"])} for entry in inputs
+            entry if "stamp" in entry else {**entry, "stamp": storage.stamp(entry["name"])}
+            for entry in inputs
         ]
         receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": stamped}
         # The receipt comes last: with it another process may find all done, and take the folder away.
         line = {"unit": unit, **times, "write_seconds": round(time.monotonic() - start, 3)}
         self.log(line)
-        if not files.is_local(self.folder):
+        if not storage.is_local(self.folder):
             receipt["times"] = telemetry.timed(line)
         written = manifest.to_json(receipt)
-        files.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), written)
+        storage.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), written)
         self._known[unit] = len(written), json.loads(written)
 
     def _check_there(self) -> None:
@@ -136,9 +137,9 @@ class Output:
         Raises:
           StorageError: the plan is gone.
         """
-        if files.is_local(self.folder) and not files.exists(self.path(runs.PLAN)):
+        if storage.is_local(self.folder) and not storage.exists(self.path(storage.PLAN)):
             raise StorageError(
-                f"{self.folder}: its {runs.PLAN} is gone; was the disk unmounted? What was finished is kept there:"
+                f"{self.folder}: its {storage.PLAN} is gone; was the disk unmounted? What was finished is kept there:"
                 " mount it and give the command again"
             )
 
@@ -147,8 +148,8 @@ class Output:
 
         Not on an object store, which can't append: there the units' lines are kept in their receipts.
         """
-        if files.is_local(self.folder):
-            telemetry.append(self.path(runs.TIMES), line)
+        if storage.is_local(self.folder):
+            telemetry.append(self.path(storage.TIMES), line)
 
     def finish(
         self,
@@ -175,13 +176,13 @@ class Output:
                 f" writes {manifest.NAME}"
             )
             return None
-        plan = json.loads(files.read_bytes(self.path(runs.PLAN)))
+        plan = json.loads(storage.read_bytes(self.path(storage.PLAN)))
         outputs = {name: entry for receipt in receipts.values() for name, entry in receipt["files"].items()}
         content = {**plan, **facts(list(receipts.values())), "outputs": outputs}
-        if not (files.is_local(self.folder) or files.exists(self.path(manifest.NAME))):
+        if not (storage.is_local(self.folder) or storage.exists(self.path(manifest.NAME))):
             # Before the manifest, with which the run is done: who is stopped between the two comes again.
             lines = [receipt["times"] for receipt in receipts.values() if "times" in receipt]
-            files.write_bytes(self.path(runs.TIMES), telemetry.to_lines(lines))
+            storage.write_bytes(self.path(storage.TIMES), telemetry.to_lines(lines))
         if self._take_manifest(manifest.to_json(content), share):
             return content
         print(f"{who} is done, and so is the run; another process tells of it")
@@ -190,10 +191,10 @@ class Output:
     def _take_manifest(self, content: bytes, share: parallel.Share) -> bool:
         """Makes sure of the manifest; whether it is for this process to tell of it."""
         path = self.path(manifest.NAME)
-        if files.write_new(path, content):
+        if storage.write_new(path, content):
             return True
-        if files.read_bytes(path) != content:
-            files.write_bytes(path, content)
+        if storage.read_bytes(path) != content:
+            storage.write_bytes(path, content)
             return True
         return share.count == 1 or (self.was_finished and share.index == 0)
 
@@ -213,14 +214,14 @@ class _Stamps:
 
     def of(self, path: str) -> str | None:
         """The stamp of a file or folder; None if there is none."""
-        if not files.is_local(path):
+        if not storage.is_local(path):
             folder = path.rpartition("/")[0]
             with self._lock:
                 if folder not in self._folders:
-                    self._folders[folder] = files.stamps(folder)
+                    self._folders[folder] = storage.stamps(folder)
             if path in self._folders[folder]:
                 return self._folders[folder][path]
-        return runs.stamp(path) if files.exists(path) else None
+        return storage.stamp(path) if storage.exists(path) else None
 
 
 def _is_unchanged(entry: dict[str, Any], stamps: _Stamps) -> bool:
@@ -238,7 +239,7 @@ def _is_unchanged(entry: dict[str, Any], stamps: _Stamps) -> bool:
 
 def _can_be_read(path: str) -> bool:
     try:
-        files.digest(path)
+        storage.digest(path)
     except InputError:
         return False
     return True
@@ -256,18 +257,18 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
       InputError: the folder holds something else, or another run's results.
     """
     content = manifest.to_json({**plan, "units": list(units)})
-    if files.exists(folder) and not files.is_folder(folder):
+    if storage.exists(folder) and not storage.is_folder(folder):
         raise InputError(
             f"{folder}: is a file where a folder for the results is expected; choose another --out"
         )
     # What begins with a dot another process of this run may just be writing, its plan to begin with.
-    found = [name for name in files.list_names(folder) if not name.startswith(".")]
-    if runs.PLAN in found:
+    found = [name for name in storage.list_names(folder) if not name.startswith(".")]
+    if storage.PLAN in found:
         _check_plan(folder, content)
     elif found:
         raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
-    files.sweep(folder)
-    if runs.PLAN not in found and not files.write_new(files.join(folder, runs.PLAN), content):
+    storage.sweep(folder)
+    if storage.PLAN not in found and not storage.write_new(storage.join(folder, storage.PLAN), content):
         _check_plan(folder, content)  # of one that began at the same time
     return Output(folder, tuple(units), was_finished=manifest.NAME in found)
 
@@ -278,13 +279,13 @@ def _check_plan(folder: str, content: bytes) -> None:
     Raises:
       InputError: it is another's.
     """
-    before = files.read_bytes(files.join(folder, runs.PLAN))
+    before = storage.read_bytes(storage.join(folder, storage.PLAN))
     if before == content:
         return
     try:
         difference = manifest.first_difference(json.loads(before), json.loads(content))
     except (ValueError, RecursionError):
-        difference = f"its {runs.PLAN} is no JSON"
+        difference = f"its {storage.PLAN} is no JSON"
     raise InputError(
         f"{folder}: already holds the results of another run ({difference});"
         " choose another --out, or delete the folder"

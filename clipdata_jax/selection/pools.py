@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.data import disk
+from clipdata_jax import storage
 from clipdata_jax.runtime import stopping
 
 _BLOCK_ROWS = 1 << 18
@@ -108,7 +108,7 @@ class Pool:
             dir=self.scratch()
         ) as file:  # the mapping outlives the name and the file
             file.truncate(rows * dtype.itemsize)
-            disk.reserve(file.name)
+            storage.reserve(file.name)
             return np.memmap(file, dtype, "w+", shape=(rows,))
 
     def scratch(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
 # In the order in which a word's senses are looked up.
@@ -93,13 +93,13 @@ class WordNet:
         inside = (
             f"zip://wordnet/{name}::{self.path}"
             if self.path.endswith(".zip")
-            else files.join(self.path, name)
+            else storage.join(self.path, name)
         )
-        if not (files.exists(self.path) and files.exists(inside)):
+        if not (storage.exists(self.path) and storage.exists(inside)):
             raise InputError(
                 f"{self.path}: holds no {name}; expected WordNet's database, the folder of index.noun, noun.exc, ..."
             )
-        return files.read_bytes(inside).decode("utf-8", "replace").splitlines()
+        return storage.read_bytes(inside).decode("utf-8", "replace").splitlines()
 
 
 def find_wordnet() -> str:
@@ -137,7 +137,7 @@ def read_synsets(path: str) -> frozenset[int]:
       InputError: no such file, no ids in it, or a line that begins with none.
     """
     found = set()
-    for number, line in enumerate(files.read_bytes(path).decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(storage.read_bytes(path).decode("utf-8", "replace").splitlines(), 1):
         if not line.strip():
             continue
         match = _SYNSET.match(line.strip())

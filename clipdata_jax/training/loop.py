@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP
 from clipdata_jax.runtime import parallel, stopping
@@ -151,7 +151,7 @@ def open_checkpoints(folder: str | None) -> Iterator[Any]:
         enable_async_checkpointing=False,
     )
     # Orbax takes neither "~" nor "file://", which all other paths may have.
-    path = files.filesystem(folder)[1] if files.is_local(folder) else folder
+    path = storage.filesystem(folder)[1] if storage.is_local(folder) else folder
     with ocp.CheckpointManager(path, options=options) as manager:
         yield manager
 

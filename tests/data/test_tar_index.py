@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clipdata_jax.data import files, tar_bytes, tar_copy, tar_headers, tar_index, tars
+from clipdata_jax import storage
+from clipdata_jax.data import tar_bytes, tar_copy, tar_headers, tar_index, tars
 from clipdata_jax.errors import InputError
 
 MEMBERS = [("a/0.jpg", b"picture" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
@@ -96,7 +97,7 @@ def test_samples_are_those_that_reading_gives(form):
 
 def test_what_is_written_reads_the_same(form, tmp_path):
     path, _ = form
-    files.write_bytes(f"memory://{tmp_path}/t.tar", files.read_bytes(path))
+    storage.write_bytes(f"memory://{tmp_path}/t.tar", storage.read_bytes(path))
     for source in (path, f"memory://{tmp_path}/t.tar"):
         with open(tmp_path / "out.tar", "wb") as out:
             tar_copy.write_samples(out, found(source))

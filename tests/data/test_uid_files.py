@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipdata_jax.data import files, uid_files, uids
+from clipdata_jax import storage
+from clipdata_jax.data import uid_files, uids
 from clipdata_jax.errors import InputError
 
 NAMES = ("u.npy", "u.txt", "u.parquet")
@@ -48,7 +49,7 @@ def test_object_stores_are_read_and_written(opened):
     for name in NAMES:
         uid_files.write(f"memory://uid-files/{name}", [ROWS])
         assert opened(f"memory://uid-files/{name}").rows.tolist() == sorted(ROWS.tolist())
-    assert files.size("memory://uid-files/u.npy") == 128 + 50 * 16
+    assert storage.size("memory://uid-files/u.npy") == 128 + 50 * 16
 
 
 @pytest.mark.parametrize(

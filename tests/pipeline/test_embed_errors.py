@@ -9,10 +9,12 @@ import pytest
 from support.checkpoints import make_checkpoint
 from support.pictures import write_pairs
 
-from clipdata_jax.data import arrays, files
+from clipdata_jax import storage
+from clipdata_jax.data import arrays
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import embed, encode
 from clipdata_jax.runtime import console
+from clipdata_jax.storage import paths
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_a_tar_that_cannot_be_read_is_skipped_and_read_when_it_can(tmp_path, fla
         return open(path, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "open", refuse, raising=False)
+        patched.setattr(paths, "open", refuse, raising=False)
         done = clipdata(*flags)
         assert done.returncode == 0 and "1.tar: no permission to read it" in done.stdout, done.stderr
     content = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -103,7 +105,7 @@ def test_the_bar_ends_at_the_number_of_tars(flags, clipdata, monkeypatch):
     bars, make = [], console.bar
     monkeypatch.setattr(console, "bar", lambda **named: bars.append(make(**named)) or bars[-1])
     (flags_with_a_bad_tar := list(flags)).insert(1, "bad.tar")
-    files.write_bytes("bad.tar", b"no tar")
+    storage.write_bytes("bad.tar", b"no tar")
     assert clipdata(*flags_with_a_bad_tar).returncode == 0
     assert bars[0].n == pytest.approx(4)
 

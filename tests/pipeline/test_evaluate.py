@@ -7,9 +7,9 @@ import pytest
 from support.checkpoints import make_checkpoint
 from support.verifying import check_verify
 
-from clipdata_jax import cli, models
+from clipdata_jax import cli, models, storage
 from clipdata_jax.config import Evaluate
-from clipdata_jax.data import files, tars
+from clipdata_jax.data import tars
 from clipdata_jax.demo.pool import make_zero_shot
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import evaluate
@@ -174,7 +174,7 @@ def prepare(folder, checkpoint, zero_shot, changes):
 def test_what_is_skipped_is_listed_and_the_rest_is_measured(tmp_path, checkpoint, zero_shot, capsys):
     arguments = prepare(tmp_path, checkpoint, zero_shot, {"broken": True})
     assert cli.main([*arguments, "--on-bad", "skip", "--batch-size", "1"]) == 0
-    figures = json.loads(files.read_bytes(str(tmp_path / "figures.json")))
+    figures = json.loads(storage.read_bytes(str(tmp_path / "figures.json")))
     assert figures["classification"]["pictures"] == 4
     assert len(figures["skipped"]) == 1 and "sample '000001': not a picture" in figures["skipped"][0]
     assert "skipped: 1, the first: " in capsys.readouterr().out

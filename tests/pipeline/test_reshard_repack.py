@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset import tariterators
 
-from clipdata_jax import config
-from clipdata_jax.data import files, tars, uids
+from clipdata_jax import config, storage
+from clipdata_jax.data import tars, uids
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import reshard, reshard_processes, reshard_units
 from clipdata_jax.runtime import threads
@@ -194,8 +194,8 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path, pool, clipdata):
 
 def test_object_stores(tmp_path, pool):
     for path in sorted(pool.iterdir()):
-        files.write_bytes(f"memory://reshard/pool/{path.name}", path.read_bytes())
-    files.write_bytes("memory://reshard/s.npy", (tmp_path / "s.npy").read_bytes())
+        storage.write_bytes(f"memory://reshard/pool/{path.name}", path.read_bytes())
+    storage.write_bytes("memory://reshard/s.npy", (tmp_path / "s.npy").read_bytes())
     for subset, folder, out in (
         ("s.npy", "pool", "out"),
         ("memory://reshard/s.npy", "memory://reshard/pool", "memory://reshard/out"),
@@ -203,7 +203,7 @@ def test_object_stores(tmp_path, pool):
         base = "" if "://" in folder else f"{tmp_path}/"
         reshard.run(config.Reshard(tars=(base + folder,), subset=base + subset, out=base + out))
     for path in sorted((tmp_path / "out").rglob("*.tar")):
-        assert files.read_bytes(f"memory://reshard/out/{path.name}") == path.read_bytes()
+        assert storage.read_bytes(f"memory://reshard/out/{path.name}") == path.read_bytes()
 
 
 def test_digests_of_the_tars_are_taken_when_asked_for(tmp_path, pool, clipdata):
@@ -213,7 +213,7 @@ def test_digests_of_the_tars_are_taken_when_asked_for(tmp_path, pool, clipdata):
         json.loads((tmp_path / out / "manifest.json").read_bytes()) for out in ("without", "with")
     )
     assert set(held["outputs"]["000.tar"]) == set(held["pool"][0]) - {"name"} == {"bytes", "digest"}
-    assert held["outputs"]["000.tar"]["digest"] == files.digest(str(tmp_path / "with/000.tar"))
+    assert held["outputs"]["000.tar"]["digest"] == storage.digest(str(tmp_path / "with/000.tar"))
     assert set(without["outputs"]["000.tar"]) == {"bytes"} and set(without["pool"][0]) == {"name", "bytes"}
     assert "digest" in without["outputs"]["uids/000.npy"]
 

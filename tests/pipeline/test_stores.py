@@ -14,8 +14,9 @@ from support.checkpoints import make_checkpoint
 from support.pictures import write_pairs
 from support.pools import make_pool
 
-from clipdata_jax.data import disk, files, remote
+from clipdata_jax import storage
 from clipdata_jax.pipeline import telemetry, work
+from clipdata_jax.storage import paths, remote
 
 KINDS = ("500", "503", "reset", "cut", "short", "slow")
 OUTPUTS = ("metadata", "scores", "selected", "subset.npy", "union.npy", "union.parquet")
@@ -34,9 +35,9 @@ def world(tmp_path_factory):
         faults = stores.Faults(stores.s3_app())
         with stores.serving(faults) as address:
             stores.use_s3(patch, address)
-            files.filesystem("s3://bucket")[0].mkdir("bucket")
+            storage.filesystem("s3://bucket")[0].mkdir("bucket")
             for path in [*local.glob("pool/*"), *local.glob("metadata/*")]:
-                files.write_bytes(f"s3://bucket/{path.relative_to(local)}", path.read_bytes())
+                storage.write_bytes(f"s3://bucket/{path.relative_to(local)}", path.read_bytes())
             yield local, make_checkpoint(local / "checkpoint"), faults
 
 
@@ -70,8 +71,8 @@ def commands(pool, out, checkpoint):
 def contents(out):
     """The results' bytes; not what names paths and times."""
     return {
-        name: files.read_bytes(f"{out}/{name}")
-        for name in files.sizes(out)
+        name: storage.read_bytes(f"{out}/{name}")
+        for name in storage.sizes(out)
         if not re.search(r"\.jsonl?$", name) and name.startswith(OUTPUTS)
     }
 
@@ -90,9 +91,9 @@ def test_the_commands_make_the_same_bytes_in_a_store(world, expected, clipdata, 
     faults.reset()
     assert contents(out) == expected and len(expected) > 10
     for folder in ("metadata", "scores", "selected"):  # a line a unit, as on a disk
-        lines = files.read_bytes(f"{out}/{folder}/run.jsonl").splitlines()
+        lines = storage.read_bytes(f"{out}/{folder}/run.jsonl").splitlines()
         units = [json.loads(line)["unit"] for line in lines]
-        assert units == json.loads(files.read_bytes(f"{out}/{folder}/plan.json"))["units"]
+        assert units == json.loads(storage.read_bytes(f"{out}/{folder}/plan.json"))["units"]
     assert len(telemetry.read(f"{out}/scores")) == len(units)
 
 
@@ -116,7 +117,7 @@ def test_what_stays_broken_stops_a_command_which_goes_on_later(world, clipdata, 
         r"clipdata score: s3://bucket/\S+: the store failed 6 times, last with: HTTP 503", done.stderr
     )
     faults.reset()
-    assert not files.exists(f"{out}/manifest.json")
+    assert not storage.exists(f"{out}/manifest.json")
     assert clipdata(*score).returncode == 0
     assert clipdata("verify", out).returncode == 0
 
@@ -125,7 +126,7 @@ def test_a_pool_is_planned_and_resumed_in_few_requests(world, tmp_path, clipdata
     _, _, faults = world
     make_pool(tmp_path / "many", sizes=[8] * 12, dim=16)
     for path in (tmp_path / "many").iterdir():
-        files.write_bytes(f"s3://bucket/many/{path.name}", path.read_bytes())
+        storage.write_bytes(f"s3://bucket/many/{path.name}", path.read_bytes())
     score = ("score", "s3://bucket/many", "--batch-size", 4, "--group", 2, "--out", "s3://bucket/few")
     faults.reset()
     assert clipdata(*score).returncode == 0
@@ -134,8 +135,8 @@ def test_a_pool_is_planned_and_resumed_in_few_requests(world, tmp_path, clipdata
     assert clipdata(*score).returncode == 0
     assert faults.seen.total() < 4 * 12 + 60
     (tmp_path / "few").mkdir()
-    for path in files.list_folder("s3://bucket/few"):
-        (tmp_path / "few" / os.path.basename(path)).write_bytes(files.read_bytes(path))
+    for path in storage.list_folder("s3://bucket/few"):
+        (tmp_path / "few" / os.path.basename(path)).write_bytes(storage.read_bytes(path))
     for folder in ("few", "s3://bucket/few"):  # the second in threads that read ahead
         out = f"{folder.rpartition('/')[2]}-{len(folder)}.npy"
         rule = "top(neg_clip_loss, 0.5) & top(clip_score, 0.7) >> top(rank(clip_score), 0.2)"
@@ -177,7 +178,7 @@ def test_a_lost_mount_or_no_right_to_write_is_told(tmp_path, clipdata, monkeypat
     def refused(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(disk, "make_folder", refused)
+    monkeypatch.setattr(paths, "make_folder", refused)
     done = clipdata(*score)
     assert done.returncode == 2 and "can't be written (permission denied)" in done.stderr
     monkeypatch.undo()

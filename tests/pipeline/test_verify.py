@@ -14,9 +14,11 @@ from support.pictures import write_pairs
 from support.pools import make_pool
 from test_architecture import run_python
 
+from clipdata_jax import storage
 from clipdata_jax.cli import main
 from clipdata_jax.data import arrays as saved
-from clipdata_jax.data import files, remote, tars, uids
+from clipdata_jax.data import tars, uids
+from clipdata_jax.storage import remote
 
 PART = "scores/00000001.parquet"
 
@@ -260,7 +262,7 @@ def test_a_store_that_the_user_names_is_asked(work, clipdata):
     )
     command = ["verify", "subset.npy", "--stores", "memory://pool"]
     assert "missing: memory://pool/a" in clipdata(*command).stdout
-    files.write_bytes("memory://pool/a", b"1")
+    storage.write_bytes("memory://pool/a", b"1")
     done = clipdata(*command)
     assert done.returncode == 0, done.stdout
     edit(work / "scores/plan.json", lambda plan: plan["options"].update(pool="memory://other"))

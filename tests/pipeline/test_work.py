@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from clipdata_jax.data import files
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.pipeline import telemetry, work, writers
 from clipdata_jax.report.telemetry import Unit
@@ -63,14 +63,14 @@ def test_an_error_in_the_last_unit_is_told_too():
 def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "list_names", lambda folder: [])  # each finds the folder empty
+        patch.setattr(storage, "list_names", lambda folder: [])  # each finds the folder empty
         first = work.open_output(folder, plan={"command": "a"}, units=["u"])
         assert work.open_output(folder, plan={"command": "a"}, units=["u"]) == first
-        before = files.read_bytes(first.path("plan.json"))
+        before = storage.read_bytes(first.path("plan.json"))
         with pytest.raises(InputError, match=r"results of another run \(command was \"a\", now \"b\"\)"):
             work.open_output(folder, plan={"command": "b"}, units=["u"])
-    assert files.read_bytes(first.path("plan.json")) == before
-    files.write_bytes(first.path("plan.json"), b"{")
+    assert storage.read_bytes(first.path("plan.json")) == before
+    storage.write_bytes(first.path("plan.json"), b"{")
     with pytest.raises(InputError, match=r"its plan\.json is no JSON"):
         work.open_output(folder, plan={"command": "a"}, units=["u"])
 
@@ -81,14 +81,16 @@ def test_times_in_a_store_are_those_of_the_units_whenever_a_run_is_stopped(monke
         if output.remaining(parallel.ALONE):
             output.complete("u", {"u.npy": b"1"}, {}, rows=rows)
         output.finish(lambda receipts: {})
-        return [json.loads(line)["rows"] for line in files.read_bytes(output.path("run.jsonl")).splitlines()]
+        return [
+            json.loads(line)["rows"] for line in storage.read_bytes(output.path("run.jsonl")).splitlines()
+        ]
 
     with monkeypatch.context() as patch:
         patch.setattr(work.Output, "_take_manifest", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             finished(1)
     assert finished(2) == [1]
-    files.remove("memory://stopped-at-the-end/u.npy")  # to be made again
+    storage.remove("memory://stopped-at-the-end/u.npy")  # to be made again
     assert finished(3) == [3]
 
 

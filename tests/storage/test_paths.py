@@ -11,16 +11,18 @@ import resource
 import numpy as np
 import pytest
 
-from clipdata_jax.data import disk, files, patterns, uid_files
+from clipdata_jax import storage
+from clipdata_jax.data import uid_files
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.models import files as checkpoint_files
+from clipdata_jax.storage import paths
 from clipdata_jax.training import loop
 
 
 @pytest.fixture
 def folder(tmp_path):
     for name in ("a/2.tar", "a/10.tar", "a/1.txt", "a/sub/3.tar"):
-        files.write_bytes(str(tmp_path / name), name.encode())
+        storage.write_bytes(str(tmp_path / name), name.encode())
     return str(tmp_path)
 
 
@@ -29,9 +31,9 @@ def names(paths, folder):
 
 
 def test_folders_are_listed_by_name(folder):
-    assert names(files.list_folder(f"{folder}/a", ".tar"), folder) == ["a/10.tar", "a/2.tar"]
-    assert files.list_folder(f"{folder}/missing") == []
-    assert files.is_folder(f"{folder}/a") and not files.is_folder(f"{folder}/a/2.tar")
+    assert names(storage.list_folder(f"{folder}/a", ".tar"), folder) == ["a/10.tar", "a/2.tar"]
+    assert storage.list_folder(f"{folder}/missing") == []
+    assert storage.is_folder(f"{folder}/a") and not storage.is_folder(f"{folder}/a/2.tar")
 
 
 def test_links_are_what_they_lead_to(folder, tmp_path):
@@ -39,9 +41,9 @@ def test_links_are_what_they_lead_to(folder, tmp_path):
     (tmp_path / "links/0.tar").symlink_to(tmp_path / "a/2.tar")
     (tmp_path / "links/1.tar").symlink_to(tmp_path / "a")
     (tmp_path / "links/2.txt").symlink_to("gone")
-    assert names(files.list_folder(f"{folder}/links", ".tar"), folder) == ["links/0.tar"]
+    assert names(storage.list_folder(f"{folder}/links", ".tar"), folder) == ["links/0.tar"]
     with pytest.raises(InputError, match=r"links/2\.txt: is a link to nothing"):
-        files.list_folder(f"{folder}/links")
+        storage.list_folder(f"{folder}/links")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_links_are_what_they_lead_to(folder, tmp_path):
     ],
 )
 def test_patterns(folder, pattern, found):
-    assert names(files.expand(f"{folder}/{pattern}"), folder) == found
+    assert names(storage.expand(f"{folder}/{pattern}"), folder) == found
 
 
 @pytest.mark.parametrize(
@@ -70,11 +72,11 @@ def test_patterns(folder, pattern, found):
 )
 def test_patterns_that_match_nothing(folder, pattern, words):
     with pytest.raises(InputError, match=words):
-        files.expand(f"{folder}/{pattern}")
+        storage.expand(f"{folder}/{pattern}")
 
 
 def test_ranges_keep_their_zeros():
-    assert patterns.expand_braces("p/{008..010}/{a,b}.tar")[:3] == [
+    assert paths.expand_braces("p/{008..010}/{a,b}.tar")[:3] == [
         "p/008/a.tar",
         "p/008/b.tar",
         "p/009/a.tar",
@@ -83,33 +85,33 @@ def test_ranges_keep_their_zeros():
 
 def test_what_is_remembered_ends_with_the_last_block_that_remembers():
     """Blocks of two threads end in any order."""
-    one, other = files.remembering(), files.remembering()
+    one, other = storage.remembering(), storage.remembering()
     one.__enter__()
     other.__enter__()
-    assert not files.exists("memory://remembered/f")
-    files.filesystem("memory://remembered")[0].pipe_file("/remembered/f", b"1")  # as somebody else does
+    assert not storage.exists("memory://remembered/f")
+    storage.filesystem("memory://remembered")[0].pipe_file("/remembered/f", b"1")  # as somebody else does
     one.__exit__(None, None, None)
-    assert not files.exists("memory://remembered/f")
+    assert not storage.exists("memory://remembered/f")
     other.__exit__(None, None, None)
-    assert files.exists("memory://remembered/f")
+    assert storage.exists("memory://remembered/f")
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new/file.bin"
-    with pytest.raises(RuntimeError), files.open_write(str(path)) as file:
+    with pytest.raises(RuntimeError), storage.open_write(str(path)) as file:
         file.write(b"half")
         raise RuntimeError
     assert list((tmp_path / "new").iterdir()) == []
-    files.write_bytes(str(path), b"old")
-    with pytest.raises(RuntimeError), files.open_write(str(path)) as file:
+    storage.write_bytes(str(path), b"old")
+    with pytest.raises(RuntimeError), storage.open_write(str(path)) as file:
         file.write(b"half")
         raise RuntimeError
-    assert files.read_bytes(str(path)) == b"old"
+    assert storage.read_bytes(str(path)) == b"old"
     assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["file.bin"]
 
 
 @pytest.mark.parametrize(
-    "replace", [lambda path: files.open_write(str(path)), lambda path: checkpoint_files.replace_file(path)]
+    "replace", [lambda path: storage.open_write(str(path)), lambda path: checkpoint_files.replace_file(path)]
 )
 def test_two_writers_of_one_process_id_keep_apart(tmp_path, replace):
     with replace(tmp_path / "f"), replace(tmp_path / "f"):
@@ -135,37 +137,37 @@ def test_checkpoints_go_where_all_other_files_of_a_path_go(tmp_path, monkeypatch
     folder = form.format(home=tmp_path)
     with loop.open_checkpoints(folder) as manager:
         assert str(manager.directory) == str(tmp_path / "checkpoints")
-    assert files.is_folder(folder)
+    assert storage.is_folder(folder)
 
 
 def test_sizes_and_digests(tmp_path):
     path = str(tmp_path / "f")
-    files.write_bytes(path, b"x" * (3 << 20))
-    assert files.size(path) == 3 << 20
-    assert files.digest(path) == "sha256:" + hashlib.sha256(b"x" * (3 << 20)).hexdigest()
+    storage.write_bytes(path, b"x" * (3 << 20))
+    assert storage.size(path) == 3 << 20
+    assert storage.digest(path) == "sha256:" + hashlib.sha256(b"x" * (3 << 20)).hexdigest()
 
 
 def test_what_cannot_be_read_or_written(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        files.read_bytes(str(tmp_path / "none"))
+        storage.read_bytes(str(tmp_path / "none"))
     with pytest.raises(InputError, match="is a folder"):
-        files.read_bytes(str(tmp_path))
-    files.write_bytes(str(tmp_path / "f"), b"")
+        storage.read_bytes(str(tmp_path))
+    storage.write_bytes(str(tmp_path / "f"), b"")
     with pytest.raises(InputError, match="can't be written"):
-        files.write_bytes(str(tmp_path / "f/below"), b"")
+        storage.write_bytes(str(tmp_path / "f/below"), b"")
     with pytest.raises(InputError, match="can't be opened here"):
-        files.filesystem("nosuch://bucket/x")
+        storage.filesystem("nosuch://bucket/x")
 
 
 def test_object_stores_work_alike():
-    files.write_bytes("memory://pool/a/1.tar", b"one")
-    assert files.read_bytes("memory://pool/a/1.tar") == b"one"
-    assert [files.read_bytes(path) for path in files.expand("memory://pool/a/*.tar")] == [b"one"]
-    assert files.list_folder("memory://pool/a", ".tar") == ["memory://pool/a/1.tar"]
-    with pytest.raises(RuntimeError), files.open_write("memory://pool/a/2.tar") as file:
+    storage.write_bytes("memory://pool/a/1.tar", b"one")
+    assert storage.read_bytes("memory://pool/a/1.tar") == b"one"
+    assert [storage.read_bytes(path) for path in storage.expand("memory://pool/a/*.tar")] == [b"one"]
+    assert storage.list_folder("memory://pool/a", ".tar") == ["memory://pool/a/1.tar"]
+    with pytest.raises(RuntimeError), storage.open_write("memory://pool/a/2.tar") as file:
         file.write(b"half")
         raise RuntimeError
-    assert not files.exists("memory://pool/a/2.tar")
+    assert not storage.exists("memory://pool/a/2.tar")
 
 
 @contextlib.contextmanager
@@ -181,7 +183,7 @@ def small_files(limit=1 << 14):
 
 def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half(tmp_path):
     path = str(tmp_path / "f.npy")
-    files.write_bytes(path, b"before")
+    storage.write_bytes(path, b"before")
     for write in (lambda file: np.save(file, np.zeros(1 << 14)), lambda file: file.write(bytes(1 << 17))):
         with (
             pytest.raises(
@@ -189,8 +191,8 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half(tmp_path):
             ),
             small_files(),
         ):
-            files.write(path, write)
-        assert files.read_bytes(path) == b"before" and len(list(tmp_path.iterdir())) == 1
+            storage.write(path, write)
+        assert storage.read_bytes(path) == b"before" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(OSError), small_files():
         uid_files._new_npy(str(tmp_path / "mapped.npy"), 1 << 14)
 
@@ -198,24 +200,24 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half(tmp_path):
 def test_a_name_is_flushed_with_its_folder(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(
-        disk.os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}"))
+        paths.os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}"))
     )
-    entry = files.write(str(tmp_path / "new/f"), b"12345")
-    assert entry == {"bytes": 5, "digest": files.digest(str(tmp_path / "new/f"))}
+    entry = storage.write(str(tmp_path / "new/f"), b"12345")
+    assert entry == {"bytes": 5, "digest": storage.digest(str(tmp_path / "new/f"))}
     assert synced[0] == str(tmp_path) and synced[1].endswith(".tmp") and synced[2] == str(tmp_path / "new")
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, StorageError), (errno.EIO, InputError)])
 def test_a_lost_mount_is_no_corrupt_file(tmp_path, number, kind):
-    files.write_bytes(str(tmp_path / "f"), b"1")
-    with pytest.raises(kind, match="can't be read"), files.open_read(str(tmp_path / "f")):
+    storage.write_bytes(str(tmp_path / "f"), b"1")
+    with pytest.raises(kind, match="can't be read"), storage.open_read(str(tmp_path / "f")):
         raise OSError(number, os.strerror(number))
 
 
 def test_a_folder_that_fails_is_no_empty_one(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "part").write_bytes(b"123")
-    assert files.sizes(str(tmp_path)) == {"a/b/part": 3} and files.sizes(str(tmp_path / "none")) == {}
+    assert storage.sizes(str(tmp_path)) == {"a/b/part": 3} and storage.sizes(str(tmp_path / "none")) == {}
 
     def scan(path):
         if str(path).endswith("b"):
@@ -225,4 +227,4 @@ def test_a_folder_that_fails_is_no_empty_one(tmp_path, monkeypatch):
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", scan)
     with pytest.raises(OSError, match="Stale"):
-        files.sizes(str(tmp_path))
+        storage.sizes(str(tmp_path))

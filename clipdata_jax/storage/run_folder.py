@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from clipdata_jax.data import files
 from clipdata_jax.errors import InputError
+from clipdata_jax.storage import paths
 
 PLAN, MANIFEST, TRACE, TIMES = "plan.json", "manifest.json", "trace.jsonl", "run.jsonl"
 
@@ -16,7 +16,7 @@ def check_finished(folder: str) -> None:
     Raises:
       InputError: there is a plan and no manifest yet, so part of the results may be missing.
     """
-    if files.exists(files.join(folder, PLAN)) and not files.exists(files.join(folder, MANIFEST)):
+    if paths.exists(paths.join(folder, PLAN)) and not paths.exists(paths.join(folder, MANIFEST)):
         raise InputError(
             f"{folder}: the run that fills it isn't finished; give its command again to finish it, then this one"
         )
@@ -24,21 +24,11 @@ def check_finished(folder: str) -> None:
 
 def recorded_sizes(folder: str) -> dict[str, int]:
     """File -> bytes, as the manifest of a folder that a run filled has them; {} where there is no such manifest."""
-    path = files.join(folder, MANIFEST)
-    if not files.exists(path):
+    path = paths.join(folder, MANIFEST)
+    if not paths.exists(path):
         return {}
     try:
-        outputs = json.loads(files.read_bytes(path))["outputs"]
+        outputs = json.loads(paths.read_bytes(path))["outputs"]
         return {name: entry["bytes"] for name, entry in outputs.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-
-
-def stamp(path: str) -> str:
-    """What tells cheaply that a file may have changed: its size and the time (or tag) of its last change.
-
-    A folder's covers all files in it.
-    """
-    if files.is_folder(path):
-        return " ".join(stamp(one) for one in files.list_tree(path))
-    return files.stamp(path)

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from support import stores
 
-from clipdata_jax.data import files, remote, remote_files, sources, tars
+from clipdata_jax import storage
+from clipdata_jax.data import sources, tars
 from clipdata_jax.errors import InputError, StorageError
+from clipdata_jax.storage import remote, remote_files
 
 KINDS = ("500", "503", "reset", "cut", "short", "slow")
 
@@ -28,7 +30,7 @@ def s3_faults():
         faults = stores.Faults(stores.s3_app())
         with stores.serving(faults) as address:
             stores.use_s3(patch, address)
-            fs, _ = files.filesystem("s3://pool")
+            fs, _ = storage.filesystem("s3://pool")
             fs.mkdir("pool")
             yield faults
 
@@ -63,24 +65,24 @@ def write_formats(place):
     table = pa.table({"uid": [f"{i:032x}" for i in range(3000)]})
     members = [(f"{i:04}.jpg", random.bytes(400 + i)) for i in range(60)]
     tars.write_tar(f"{place}/f.tar", members)
-    with files.open_write(f"{place}/f.npz") as file:
+    with storage.open_write(f"{place}/f.npz") as file:
         np.savez(file, **arrays)
-    with files.open_write(f"{place}/f.parquet") as file:
+    with storage.open_write(f"{place}/f.parquet") as file:
         pq.write_table(table, file)
-    files.write_bytes(f"{place}/f.txt", b"line\n" * 5000)
+    storage.write_bytes(f"{place}/f.txt", b"line\n" * 5000)
 
 
 def read_formats(place):
-    with files.open_read(f"{place}/f.parquet") as file:
+    with storage.open_read(f"{place}/f.parquet") as file:
         table = pq.read_table(file)
-    with files.open_read(f"{place}/f.npz") as file, zipfile.ZipFile(file) as members:
+    with storage.open_read(f"{place}/f.npz") as file, zipfile.ZipFile(file) as members:
         assert members.testzip() is None
-    with files.open_read(f"{place}/f.npz") as file, np.load(file) as found:
+    with storage.open_read(f"{place}/f.npz") as file, np.load(file) as found:
         arrays = {name: found[name].tobytes() for name in found}
-    with files.open_read(f"{place}/f.txt") as file:
+    with storage.open_read(f"{place}/f.txt") as file:
         lines = list(file)
     names = list(tars.read_members(f"{place}/f.tar"))
-    return table, arrays, lines, names, files.digest(f"{place}/f.tar")
+    return table, arrays, lines, names, storage.digest(f"{place}/f.tar")
 
 
 @pytest.mark.parametrize("kinds", [(), *((kind,) for kind in KINDS), KINDS])
@@ -102,20 +104,20 @@ def test_every_format_reads_alike_from_a_web_server(web, tmp_path, monkeypatch, 
     server.files = {f"/pool/{path.name}": path.read_bytes() for path in tmp_path.iterdir()}
     server.ranges, faults.kinds = ranges, kinds
     assert read_formats(f"{address}/pool") == read_formats(str(tmp_path))
-    assert files.list_folder(f"{address}/pool", ".tar") == [f"{address}/pool/f.tar"]
-    assert files.is_folder(f"{address}/pool") and not files.is_folder(f"{address}/pool/f.tar")
-    assert files.exists(f"{address}/pool/f.tar") and not files.exists(f"{address}/pool/g.tar")
+    assert storage.list_folder(f"{address}/pool", ".tar") == [f"{address}/pool/f.tar"]
+    assert storage.is_folder(f"{address}/pool") and not storage.is_folder(f"{address}/pool/f.tar")
+    assert storage.exists(f"{address}/pool/f.tar") and not storage.exists(f"{address}/pool/g.tar")
     with pytest.raises(InputError, match=r"g\.tar: no such file"):
-        files.read_bytes(f"{address}/pool/g.tar")
+        storage.read_bytes(f"{address}/pool/g.tar")
 
 
 def test_a_web_server_that_tells_no_size_is_refused_and_none_is_written_to(web):
     server, _, address = web
     server.files["/f"], server.lengths = b"12345", False
     with pytest.raises(StorageError, match="doesn't tell its size"):
-        files.read_bytes(f"{address}/f")
+        storage.read_bytes(f"{address}/f")
     with pytest.raises(InputError, match="a web server can only be read"):
-        files.write_bytes(f"{address}/g", b"1")
+        storage.write_bytes(f"{address}/g", b"1")
 
 
 @pytest.mark.parametrize("store", ["s3", "web"])
@@ -125,13 +127,13 @@ def test_a_file_that_changes_while_it_is_read_is_refused(s3, web, monkeypatch, s
 
     def write(data):
         server.files["/f"] = data
-        files.write_bytes("s3://pool/f", data)
+        storage.write_bytes("s3://pool/f", data)
 
     write(bytes(64))
     path = {"s3": "s3://pool/f", "web": f"{address}/f"}[store]
     with (
         pytest.raises(StorageError, match="was changed while it was read"),
-        files.open_read(path) as file,
+        storage.open_read(path) as file,
     ):
         assert file.read(4) == bytes(4)
         write(b"\1" * 64)
@@ -140,72 +142,74 @@ def test_a_file_that_changes_while_it_is_read_is_refused(s3, web, monkeypatch, s
 
 @pytest.mark.parametrize("size", [64, 8])
 def test_a_file_that_changed_since_it_was_listed_is_refused(s3, size):
-    files.write_bytes("s3://pool/listed/f", bytes(64))
-    with files.remembering():
-        assert files.list_folder("s3://pool/listed") == ["s3://pool/listed/f"]
+    storage.write_bytes("s3://pool/listed/f", bytes(64))
+    with storage.remembering():
+        assert storage.list_folder("s3://pool/listed") == ["s3://pool/listed/f"]
         s3.reset()
-        assert files.size("s3://pool/listed/f") == 64 and files.read_bytes("s3://pool/listed/f") == bytes(64)
+        assert storage.size("s3://pool/listed/f") == 64 and storage.read_bytes("s3://pool/listed/f") == bytes(
+            64
+        )
         assert s3.seen == {"GET": 1}
-        files.filesystem("s3://pool")[0].pipe_file("pool/listed/f", b"\1" * size)  # as somebody else does
+        storage.filesystem("s3://pool")[0].pipe_file("pool/listed/f", b"\1" * size)  # as somebody else does
         with (
             pytest.raises(StorageError, match="was changed while it was read"),
-            files.open_read("s3://pool/listed/f") as file,
+            storage.open_read("s3://pool/listed/f") as file,
         ):
             file.seek(32)
             file.read()
-        files.write_bytes("s3://pool/listed/f", b"2")  # as this process does
-        assert files.size("s3://pool/listed/f") == 1 and files.read_bytes("s3://pool/listed/f") == b"2"
+        storage.write_bytes("s3://pool/listed/f", b"2")  # as this process does
+        assert storage.size("s3://pool/listed/f") == 1 and storage.read_bytes("s3://pool/listed/f") == b"2"
 
 
 def test_what_stays_broken_ends_in_one_sentence(s3):
-    files.write_bytes("s3://pool/f", b"1")
+    storage.write_bytes("s3://pool/f", b"1")
     for kind in ("GET", "HEAD", "PUT"):
         s3.always = stores.re.compile(kind)
         with pytest.raises(StorageError, match=r"s3://pool/f.*failed 6 times, last with.*503.*kept"):
-            files.read_bytes("s3://pool/f") if kind != "PUT" else files.write_bytes("s3://pool/f", b"2")
+            storage.read_bytes("s3://pool/f") if kind != "PUT" else storage.write_bytes("s3://pool/f", b"2")
         with pytest.raises(StorageError, match="failed 6 times"):
-            files.list_names("s3://pool") if kind == "GET" else files.exists(
+            storage.list_names("s3://pool") if kind == "GET" else storage.exists(
                 "s3://pool/f"
-            ) if kind == "HEAD" else (files.write_bytes("s3://pool/g", b"2"))
+            ) if kind == "HEAD" else (storage.write_bytes("s3://pool/g", b"2"))
     s3.reset()
-    assert files.read_bytes("s3://pool/f") == b"1" and not files.exists("s3://pool/g")
+    assert storage.read_bytes("s3://pool/f") == b"1" and not storage.exists("s3://pool/g")
 
 
 def test_what_no_attempt_would_mend_is_told_at_once(s3, monkeypatch):
     with pytest.raises(InputError, match="no such file"):
-        files.read_bytes("s3://pool/none")
+        storage.read_bytes("s3://pool/none")
     with pytest.raises(InputError, match=r"s3://none/f: there is no such bucket"):
-        files.write_bytes("s3://none/f", b"")
+        storage.write_bytes("s3://none/f", b"")
     with pytest.raises(InputError, match="is a folder"):
-        files.write_bytes("s3://pool/folder/f", b"")
-        files.read_bytes("s3://pool/folder")
+        storage.write_bytes("s3://pool/folder/f", b"")
+        storage.read_bytes("s3://pool/folder")
     assert max(s3._attempts.values()) == 1
 
 
 def test_a_failed_block_puts_nothing_and_threads_don_t_meet(s3):
-    with pytest.raises(RuntimeError), files.open_write("s3://pool/half") as file:
+    with pytest.raises(RuntimeError), storage.open_write("s3://pool/half") as file:
         file.write(b"half")
-        with files.open_write("s3://pool/other") as other:
+        with storage.open_write("s3://pool/other") as other:
             other.write(b"whole")
         raise RuntimeError
-    assert not files.exists("s3://pool/half") and files.read_bytes("s3://pool/other") == b"whole"
+    assert not storage.exists("s3://pool/half") and storage.read_bytes("s3://pool/other") == b"whole"
 
 
 def test_files_are_kept_for_a_while(s3):
-    files.write_bytes("s3://pool/k", b"12345")
+    storage.write_bytes("s3://pool/k", b"12345")
     s3.reset()
-    with files.keep(["s3://pool/k", "s3://pool/none", __file__]):
-        assert files.digest("s3://pool/k") and files.read_bytes("s3://pool/k") == b"12345"
-        assert files.size("s3://pool/k") == 5 and not files.is_folder("s3://pool/k")
-        stamp = files.stamp("s3://pool/k")
+    with storage.keep(["s3://pool/k", "s3://pool/none", __file__]):
+        assert storage.digest("s3://pool/k") and storage.read_bytes("s3://pool/k") == b"12345"
+        assert storage.size("s3://pool/k") == 5 and not storage.is_folder("s3://pool/k")
+        stamp = storage.stamp("s3://pool/k")
     assert s3.seen["GET"] == 2 and s3.seen["HEAD"] == 2  # one of each for the file, one for what isn't there
-    assert files.stamps("s3://pool")["s3://pool/k"] == stamp == files.stamp("s3://pool/k")
+    assert storage.stamps("s3://pool")["s3://pool/k"] == stamp == storage.stamp("s3://pool/k")
 
 
 @pytest.mark.parametrize(("pattern", "requests"), [("tars", 20), ("tars/{0..9}.tar", 30)])
 def test_tars_are_found_in_few_requests(s3, pattern, requests):
     for number in range(10):
-        files.write_bytes(f"s3://pool/tars/{number}.tar", bytes(number))
+        storage.write_bytes(f"s3://pool/tars/{number}.tar", bytes(number))
     s3.reset()
     found = sources.find_sources([f"s3://pool/{pattern}"], images_only=False)
     assert [source.bytes for source in found.units.values()] == list(range(10))
@@ -219,14 +223,14 @@ def test_a_missing_package_is_told_by_the_extra_that_has_it(monkeypatch, path, e
 
     monkeypatch.setattr(remote.fsspec.core, "url_to_fs", missing)
     with pytest.raises(InputError, match=rf"needs a package that is missing.*clipdata_jax\[{extra}\]"):
-        files.read_bytes(path)
+        storage.read_bytes(path)
 
 
 def test_the_user_s_own_configuration_has_the_last_word(monkeypatch):
     seen = {}
     monkeypatch.setattr(remote.fsspec.core, "url_to_fs", lambda path, **options: (seen.update(options), path))
     monkeypatch.setitem(remote.fsspec.config.conf, "gs", {"token": "anon", "use_listings_cache": True})
-    files.filesystem("gs://bucket/x")
+    storage.filesystem("gs://bucket/x")
     assert seen == {"token": "anon", "use_listings_cache": True}
 
 
@@ -235,25 +239,27 @@ def test_the_user_s_own_configuration_has_the_last_word(monkeypatch):
 def test_a_file_is_new_once(s3, monkeypatch, place, conditions):
     s3.conditions = conditions
     path = f"{place}/new-{conditions}"
-    assert files.write_new(path, b"first") and not files.write_new(path, b"second")
+    assert storage.write_new(path, b"first") and not storage.write_new(path, b"second")
     if conditions:  # another process may put it between a look and the put
         monkeypatch.setattr(remote_files, "look", lambda *_: None)
-        assert not files.write_new(path, b"second")
+        assert not storage.write_new(path, b"second")
         monkeypatch.undo()
-    assert files.read_bytes(path) == b"first"
+    assert storage.read_bytes(path) == b"first"
 
 
 def test_a_store_without_the_option_is_looked_at_first(s3, monkeypatch):
-    fs = files.filesystem("s3://pool")[0]
+    fs = storage.filesystem("s3://pool")[0]
     put = fs._pipe_file
 
     async def older(path, data, chunksize=1 << 20):
         return await put(path, data, chunksize)
 
     monkeypatch.setattr(fs, "_pipe_file", older)
-    assert files.write_new("s3://pool/older", b"first") and not files.write_new("s3://pool/older", b"second")
+    assert storage.write_new("s3://pool/older", b"first") and not storage.write_new(
+        "s3://pool/older", b"second"
+    )
     with pytest.raises(InputError, match="no such bucket"):
-        files.write_new("s3://nowhere/older", b"first")
+        storage.write_new("s3://nowhere/older", b"first")
     s3.always = re.compile("PUT /pool/failing")
     with pytest.raises(StorageError, match="failed 6 times"):
-        files.write_new("s3://pool/failing", b"first")
+        storage.write_new("s3://pool/failing", b"first")

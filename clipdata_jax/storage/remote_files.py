@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from clipdata_jax.data.remote import Short, call, is_unknown, is_web, limit, look, stamp, status_of
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.runtime import stopping
+from clipdata_jax.storage.remote import Short, call, is_unknown, is_web, limit, look, stamp, status_of
 
 BLOCK = 8 << 20
 """Bytes that are read ahead."""

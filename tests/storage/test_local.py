@@ -11,13 +11,15 @@ import time
 
 import pytest
 
-from clipdata_jax.data import asides, files
+from clipdata_jax import storage
 from clipdata_jax.runtime import stopping
+from clipdata_jax.storage import local, paths
 
 WRITER = """
 import os, signal, sys
-from clipdata_jax.data import files
-with files.open_write(sys.argv[1]) as file:
+from clipdata_jax import storage
+from clipdata_jax.storage import local, paths, remote
+with storage.open_write(sys.argv[1]) as file:
     file.write(b"half")
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -32,9 +34,9 @@ def test_what_a_killed_writer_leaves_goes_and_what_a_living_one_writes_stays(tmp
     out = tmp_path / "out" / "parts" / "1.npz"
     killed = subprocess.run([sys.executable, "-c", WRITER, str(out)], timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL and len(hidden(tmp_path)) == 1 and not out.exists()
-    with files.open_write(str(out)) as file:
+    with storage.open_write(str(out)) as file:
         file.write(b"whole")
-        files.sweep(str(tmp_path / "out"))
+        storage.sweep(str(tmp_path / "out"))
         (mine,) = hidden(tmp_path)
     assert mine.startswith(".1.npz.") and out.read_bytes() == b"whole" and not hidden(tmp_path)
 
@@ -42,12 +44,12 @@ def test_what_a_killed_writer_leaves_goes_and_what_a_living_one_writes_stays(tmp
 def test_another_machines_file_is_left_behind_when_nothing_was_written_for_long(tmp_path):
     name = f".a.npy.{'0' * 8}-{'1' * 32}.tmp"  # the mark of no kernel here
     (tmp_path / name).write_bytes(b"half")
-    files.sweep(str(tmp_path))
+    storage.sweep(str(tmp_path))
     assert hidden(tmp_path) == [name]
-    os.utime(tmp_path / name, (0, time.time() - 2 * asides._SILENT_SECONDS))
-    files.sweep_beside(str(tmp_path / "b.npy"))  # another's
+    os.utime(tmp_path / name, (0, time.time() - 2 * local._SILENT_SECONDS))
+    storage.sweep_beside(str(tmp_path / "b.npy"))  # another's
     assert hidden(tmp_path) == [name]
-    files.sweep_beside(str(tmp_path / "a.npy"))
+    storage.sweep_beside(str(tmp_path / "a.npy"))
     assert not hidden(tmp_path)
 
 
@@ -56,43 +58,43 @@ def test_files_that_only_look_alike_stay(tmp_path):
     for name in names:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 0))
-    files.sweep(str(tmp_path))
+    storage.sweep(str(tmp_path))
     assert sorted(os.listdir(tmp_path)) == sorted(names)
 
 
 def test_of_several_writers_of_a_new_file_one_succeeds(tmp_path, monkeypatch):
     path = str(tmp_path / "out" / "manifest.json")
-    assert files.write_new(path, b"first") and not files.write_new(path, b"second")
-    monkeypatch.setattr(files, "exists", lambda path: False)  # it appears while the second is written
-    assert not files.write_new(path, b"second") and files.read_bytes(path) == b"first"
+    assert storage.write_new(path, b"first") and not storage.write_new(path, b"second")
+    monkeypatch.setattr(paths, "exists", lambda path: False)  # it appears while the second is written
+    assert not storage.write_new(path, b"second") and storage.read_bytes(path) == b"first"
 
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)  # a file system where a file has one name
-    assert not files.write_new(path, b"second") and files.write_new(f"{path}2", b"third")
-    assert files.read_bytes(path) == b"first" and not hidden(tmp_path)
+    assert not storage.write_new(path, b"second") and storage.write_new(f"{path}2", b"third")
+    assert storage.read_bytes(path) == b"first" and not hidden(tmp_path)
 
 
 def test_a_writer_whose_file_was_taken_for_left_behind_begins_anew(tmp_path, monkeypatch):
-    lock, swept = asides.fcntl.flock, []
+    lock, swept = local.fcntl.flock, []
 
     def first_swept(file, how):
         if not swept:
             swept.append(os.unlink(file.name))
         lock(file, how)
 
-    monkeypatch.setattr(asides.fcntl, "flock", first_swept)
-    files.write_bytes(str(tmp_path / "a"), b"whole")
+    monkeypatch.setattr(local.fcntl, "flock", first_swept)
+    storage.write_bytes(str(tmp_path / "a"), b"whole")
     assert swept and (tmp_path / "a").read_bytes() == b"whole"
-    with pytest.raises(ValueError, match="stop"), files.open_write(str(tmp_path / "b")):
+    with pytest.raises(ValueError, match="stop"), storage.open_write(str(tmp_path / "b")):
         raise ValueError("stop")
     assert os.listdir(tmp_path) == ["a"]
 
 
 SCRATCH = """
 import os, signal
-from clipdata_jax import stopping
+from clipdata_jax.runtime import stopping
 with stopping.scratch("clipdata-select-") as folder:
     open(os.path.join(folder, "run"), "w").close()
     os.kill(os.getpid(), signal.SIGKILL)
