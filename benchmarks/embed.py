@@ -72,7 +72,7 @@ def speed(folder: Path, rounds: int, pictures: int) -> None:
 def host_alone(pool: Path, checkpoint: Path) -> Callable[[], float]:
     """Pairs a second of reading, decoding and tokenizing."""
     from clipdata_jax import models
-    from clipdata_jax.data import tars
+    from clipdata_jax.formats import tars
     from clipdata_jax.pipeline.samples import Decoded, decoded_samples
 
     transform, tokenizer = models.load_image_transform(checkpoint), models.load_tokenizer(checkpoint)
@@ -171,7 +171,7 @@ def make_checkpoint(folder: Path, *, small: bool) -> Path:
 
 def write_tar(path: Path, pictures: int, *, seed: int) -> None:
     """Pictures of 500 x 375, each of some 60 KB as photographs are, with captions."""
-    from clipdata_jax.data import tars
+    from clipdata_jax.formats import tars
 
     random = np.random.default_rng(seed)
     kinds = []

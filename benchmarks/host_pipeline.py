@@ -26,7 +26,7 @@ import numpy as np
 from _timing import alternate, median_ratio, report
 from PIL import Image
 
-from clipdata_jax.data import tars
+from clipdata_jax.formats import tars
 from clipdata_jax.models import ImageTransform, open_picture
 from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
 

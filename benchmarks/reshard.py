@@ -33,7 +33,8 @@ from pathlib import Path
 import numpy as np
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import tar_bytes, tar_copy, tar_index, tars, uids
+from clipdata_jax.formats import tar_copy, tar_index, tars, uids
+from clipdata_jax.formats.tar_index import opened
 from clipdata_jax.pipeline import reshard
 from clipdata_jax.runtime import threads
 
@@ -87,7 +88,7 @@ def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
     """Where the kept samples of a tar lie, neighbours joined."""
     runs: list[tuple[int, int]] = []
     texts = [json.loads(sample.members["json"])["uid"] for sample in tars.read_tar(path)]
-    with tar_bytes.opened(path) as tar:
+    with opened(path) as tar:
         index = tar_index.index(tar)
     for i in np.flatnonzero(uids.find(subset, uids.from_hex(texts)) >= 0).tolist():
         first, *_, last = index.sample(i).numbers
@@ -99,7 +100,7 @@ def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
 
 
 def copy_runs(path: str, runs: Iterable[tuple[int, int]], out: str) -> None:
-    with tar_bytes.opened(path) as tar, storage.open_write(out) as target:
+    with opened(path) as tar, storage.open_write(out) as target:
         room = tar_copy.Room(target)
         for start, end in runs:
             room.copy(tar, start, end)

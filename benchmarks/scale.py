@@ -26,8 +26,7 @@ import pyarrow.parquet as pq
 from _timing import report
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import pool as pools
-from clipdata_jax.data import tables, uids
+from clipdata_jax.formats import embedding_shards, score_tables, uids
 from clipdata_jax.pipeline import groups, manifest, score, select, verify, work
 from clipdata_jax.pipeline.score_units import shard_files
 from clipdata_jax.runtime import parallel
@@ -60,7 +59,7 @@ class Run:
 
     def open_pool(self) -> None:
         """Listing, and the footers."""
-        self.pool = pools.open_pool(self.options.pool)
+        self.pool = embedding_shards.open_pool(self.options.pool)
 
     def plan(self) -> None:
         """Units, groups, and plan.json."""
@@ -86,7 +85,7 @@ class Run:
             scores = {"clip_score": random.standard_normal(_ROWS, np.float32)}
             facts = {"rows": _ROWS, "scored": _ROWS, "masked": {}, "masked_rows": [], "skipped": []}
             inputs = [manifest.file_entry(path) for path in shard_files(unit[0])]
-            part = {f"{unit[0].name}.parquet": tables.part_bytes(uid, scores)}
+            part = {f"{unit[0].name}.parquet": score_tables.part_bytes(uid, scores)}
             self.output.complete(name, part, {**facts, "repeated_uids": 0, "inputs": inputs}, inputs=inputs)
 
     def remaining(self) -> None:

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from _timing import PRODUCT_GFLOP, anonymous_memory, plain_product, report, unit_rows
 
-from clipdata_jax.data import uids
+from clipdata_jax.formats import uids
 from clipdata_jax.pipeline import group_scores, groups
 from clipdata_jax.runtime import parallel
 

@@ -29,7 +29,7 @@ from _plain_select import plain_select
 from _timing import alternate, median_ratio, report
 
 from clipdata_jax import config
-from clipdata_jax.data import tables, uids
+from clipdata_jax.formats import score_tables, uids
 from clipdata_jax.pipeline import select
 
 RULE = "top(a, 0.3) >> top(b, 0.2)"
@@ -43,7 +43,7 @@ def make(folder: Path, rows: int, parts: int, plain: bool) -> None:
         rng, count = np.random.default_rng(part), rows // parts
         uid = uids.join_halves(*rng.integers(0, 2**64, (2, count), dtype=np.uint64))
         scores = {name: rng.standard_normal(count, np.float32) for name in "ab"}
-        (folder / f"scores/{part:08d}.parquet").write_bytes(tables.part_bytes(uid, scores))
+        (folder / f"scores/{part:08d}.parquet").write_bytes(score_tables.part_bytes(uid, scores))
         if plain:
             text = pa.array(uids.to_hex(uid))
             pq.write_table(pa.table({"uid": text, **scores}), folder / f"metadata/{part:08d}.parquet")

@@ -29,7 +29,7 @@ from support.pools import make_pool
 
 from clipdata_jax import storage
 from clipdata_jax.cli import main as clipdata
-from clipdata_jax.data import tables, uids
+from clipdata_jax.formats import score_tables, uids
 
 
 class Slow:
@@ -75,7 +75,7 @@ def measure_select(counter: stores.Faults, slow: Slow, parts: int, seconds: floa
     (folder / "table").mkdir()
     for part in range(parts):
         uid = uids.join_halves(*rng.integers(0, 2**64, (2, 100), dtype=np.uint64))
-        content = tables.part_bytes(uid, {"a": rng.standard_normal(100, np.float32)})
+        content = score_tables.part_bytes(uid, {"a": rng.standard_normal(100, np.float32)})
         (folder / f"table/{part:08}.parquet").write_bytes(content)
         storage.write_bytes(f"s3://bucket/table/{part:08}.parquet", content)
     outs = []

@@ -21,7 +21,7 @@ import numpy as np
 from _timing import alternate, anonymous_memory, median_ratio, peak_memory, report
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import uids
+from clipdata_jax.formats import uids
 from clipdata_jax.pipeline import uids as command
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clipdata_jax"
 # Each package may import what stands to the left of it, and itself.
 ORDER = (
-    "errors <- config, scores, evaluation <- models, runtime <- storage <- formats <- data"
+    "errors <- config, scores, evaluation <- models, runtime <- storage <- formats"
     " <- runs, selection, training, demo <- report <- pipeline <- embedding <- scoring <- filters <- commands"
     " <- cli <- __main__"
 )

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipdata_jax import storage
-from clipdata_jax.data.tars import write_tar
 from clipdata_jax.demo import words
 from clipdata_jax.demo.facts import KINDS
 from clipdata_jax.demo.pairs import Pair, clean_pair, deal_kinds, pool_pair, rng_of, uid_of
 from clipdata_jax.demo.scenes import draw_scene, to_jpeg
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats.tars import write_tar
 
 TEMPLATES: tuple[str, ...] = (
     "a {c}",

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import uids
 from clipdata_jax.demo import pool as drawn
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uids
 from clipdata_jax.pipeline import manifest
 from clipdata_jax.runtime import console
 

@@ -12,8 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from clipdata_jax.data import tars
 from clipdata_jax.demo.pool import make_clean_tars
+from clipdata_jax.formats import tars
 
 PAIRS = 40_000
 SEED = 1  # the demo's pool is drawn by another maker, so no picture of it is seen in training

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax.config import Embed
-from clipdata_jax.data import sources, tars
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import sources, tars
 from clipdata_jax.pipeline import embed_summary, manifest, profiling, targets, telemetry, work
 from clipdata_jax.pipeline.embed_inputs import Unit, at_hand
 from clipdata_jax.pipeline.embedded import Batch, Gathered, Shard, Tally

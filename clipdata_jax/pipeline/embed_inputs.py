@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from clipdata_jax import storage
-from clipdata_jax.data.sources import Source
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats.sources import Source
 from clipdata_jax.pipeline import manifest
 
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16, Float32, UInt8
 
-from clipdata_jax.data import arrays, tars, uids
-from clipdata_jax.data.sources import Source
+from clipdata_jax.formats import arrays, tars, uids
+from clipdata_jax.formats.sources import Source
 from clipdata_jax.pipeline.samples import Bad, Decoded
 
 

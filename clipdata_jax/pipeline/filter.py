@@ -17,9 +17,9 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Filter
-from clipdata_jax.data import metadata
-from clipdata_jax.data.sorting import UidSorter
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import metadata
+from clipdata_jax.formats.uid_files import UidSorter
 from clipdata_jax.pipeline import filter_presets, manifest
 from clipdata_jax.runtime import console, stopping
 from clipdata_jax.selection import datacomp

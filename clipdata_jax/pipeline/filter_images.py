@@ -12,11 +12,10 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Filter
-from clipdata_jax.data import arrays, embeddings, metadata
-from clipdata_jax.data.hashing import mix
-from clipdata_jax.data.pool import open_pool
-from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import arrays, embedding_shards, metadata
+from clipdata_jax.formats.embedding_shards import open_pool, read_target
+from clipdata_jax.formats.hashing import mix
 from clipdata_jax.pipeline import k_means, manifest
 from clipdata_jax.pipeline.filter_presets import Preset
 from clipdata_jax.runtime import console
@@ -86,12 +85,12 @@ class Reader:
     def read(self, part: metadata.Part, names: Sequence[str]) -> metadata.Columns:
         """The columns; rows that are no unit vectors have none."""
         columns = metadata.read_columns(part, [name for name in names if name != self.column])
-        emb = embeddings.read_images(self._shards[part.path], self._tag)
+        emb = embedding_shards.read_images(self._shards[part.path], self._tag)
         if emb.shape[1] != self.dim:
             raise InputError(
                 f"{self.arrays[part.path]}: dimension {emb.shape[1]}, but other files have {self.dim}"
             )
-        _, bad = embeddings.find_bad_rows([emb])
+        _, bad = embedding_shards.find_bad_rows([emb])
         return dataclasses.replace(
             columns,
             values={**columns.values, self.column: emb},

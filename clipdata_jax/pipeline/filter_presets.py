@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax.config import Filter
-from clipdata_jax.data import metadata
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import metadata
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection import datacomp, synsets
 from clipdata_jax.selection.languages import Languages

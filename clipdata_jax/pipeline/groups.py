@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.data.hashing import mix
-from clipdata_jax.data.pool import Shard
+from clipdata_jax.formats.embedding_shards import Shard
+from clipdata_jax.formats.hashing import mix
 
 # Cells of one batch of the largest |B|: 16 where that suits every |B|, up to 64 for the others' sake. A batch of
 # the smallest |B| has at least 4, so it may be a sixteenth of the largest (`config.NegClipLoss` sees to it).

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipdata_jax.data.hashing import mix
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats.hashing import mix
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scores import k_means
 

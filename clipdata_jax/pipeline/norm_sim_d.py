@@ -9,10 +9,9 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import NormSimD
-from clipdata_jax.data import uids
-from clipdata_jax.data.embeddings import BAD_REASONS
-from clipdata_jax.data.pool import Pool, open_pool
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uids
+from clipdata_jax.formats.embedding_shards import BAD_REASONS, Pool, open_pool
 from clipdata_jax.pipeline import manifest, profiling, telemetry, work
 from clipdata_jax.pipeline.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
 from clipdata_jax.pipeline.norm_sim_d_steps import Rows, State, rows_scored, take_step

@@ -12,9 +12,9 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import NormSimD
-from clipdata_jax.data import embeddings, uids
-from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import embedding_shards, uids
+from clipdata_jax.formats.embedding_shards import Pool, Shard
 from clipdata_jax.pipeline import manifest, norm_sim_d_steps, work
 from clipdata_jax.pipeline.norm_sim_d_steps import Rows
 from clipdata_jax.runtime import console, threads
@@ -93,19 +93,19 @@ class Reader:
     def _read(self, shard: Shard) -> _Found | InputError:
         """A shard's rows; or, where it may be skipped, why they can't be read."""
         try:
-            uid = embeddings.read_uids(shard)
+            uid = embedding_shards.read_uids(shard)
             member = np.ones(len(uid), bool)
             if self._survivors is not None:
                 member = uids.find(self._survivors, uid) >= 0
             if not self._whole and not member.any():
                 return _Found(uid, member, None, np.zeros(len(uid), np.uint8), [])
             entries = [manifest.file_entry(path) for path in shard_files(shard)]
-            images = embeddings.read_images(shard, self._tag)
+            images = embedding_shards.read_images(shard, self._tag)
         except InputError as error:
             if self._options.on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
             return error
-        (images,), bad = embeddings.find_bad_rows([images], normalize=self._options.normalize)
+        (images,), bad = embedding_shards.find_bad_rows([images], normalize=self._options.normalize)
         return _Found(uid, member, images.astype(np.float16, copy=False), bad, entries)
 
     def _chosen(self, shard: Shard, read: _Found | InputError) -> np.ndarray:
@@ -139,9 +139,9 @@ class Reader:
     def _count_bad(self, shard: Shard, bad: np.ndarray) -> None:
         listed = self.facts["masked_rows"]
         for row in np.flatnonzero(bad)[: _LISTED - len(listed)]:
-            reason = embeddings.BAD_REASONS[int(bad[row])]
+            reason = embedding_shards.BAD_REASONS[int(bad[row])]
             listed.append({"shard": shard.name, "row": int(row), "reason": reason})
-        for code, reason in embeddings.BAD_REASONS.items():
+        for code, reason in embedding_shards.BAD_REASONS.items():
             self._masked[reason] += int((bad == code).sum())
         masked, share = self._masked.total(), self._options.max_bad_rows
         if masked > share * len(self._pool):
@@ -182,7 +182,7 @@ def count_members(pool: Pool, survivors: np.ndarray, path: str, *, skip: bool) -
     seen = np.zeros(len(survivors), bool)
     for shard in pool.shards:
         try:
-            at = uids.find(survivors, embeddings.read_uids(shard))
+            at = uids.find(survivors, embedding_shards.read_uids(shard))
         except InputError:
             unread += 1
             if not skip:

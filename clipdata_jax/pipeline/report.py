@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import tables, tars, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import score_tables, tars, uids
 from clipdata_jax.pipeline import manifest, report_pairs, report_targets, telemetry
 from clipdata_jax.report import captions, comparison, contents, page, text
 from clipdata_jax.report.telemetry import draw as draw_run
@@ -36,7 +36,7 @@ def run(options: config.Report) -> None:
     """
     if storage.is_folder(options.out):
         raise InputError(f"{options.out}: is a folder; --out names the .html file to write")
-    table = tables.open_tables(options.scores)
+    table = score_tables.open_tables(options.scores)
     if not table.columns:
         raise InputError(f"{options.scores[0]}: no score columns; expected a table `clipdata score` wrote")
     paths = tars.find_tars(options.tars) if options.tars else []
@@ -89,7 +89,7 @@ def run(options: config.Report) -> None:
 
 def _write_manifest(
     options: config.Report,
-    table: tables.ScoreTable,
+    table: score_tables.ScoreTable,
     plan: contents.Contents,
     compared: comparison.Comparison,
     skipped: Sequence[str],
@@ -140,7 +140,7 @@ class _Selection(comparison.Selection):
     absent: int
 
 
-def _read_selections(table: tables.ScoreTable, options: config.Report) -> list[_Selection]:
+def _read_selections(table: score_tables.ScoreTable, options: config.Report) -> list[_Selection]:
     """The page's own selection and those it is compared with."""
     named = [(comparison.OWN, options.subset), *options.compared()]
     for _, path in named:
@@ -148,7 +148,7 @@ def _read_selections(table: tables.ScoreTable, options: config.Report) -> list[_
     return [_read_selection(table, text.shorten(name, _LONGEST_NAME), path) for name, path in named]
 
 
-def _read_selection(table: tables.ScoreTable, name: str, path: str) -> _Selection:
+def _read_selection(table: score_tables.ScoreTable, name: str, path: str) -> _Selection:
     subset = uids.read_subset(path)
     index = uids.Index(subset)
     kept, met = np.zeros(len(table), bool), np.zeros(len(subset), bool)
@@ -165,7 +165,7 @@ def _read_selection(table: tables.ScoreTable, name: str, path: str) -> _Selectio
     return _Selection(name, kept, len(subset), len(subset) - int(met.sum()))
 
 
-def _read_columns(table: tables.ScoreTable) -> dict[str, np.ndarray]:
+def _read_columns(table: score_tables.ScoreTable) -> dict[str, np.ndarray]:
     names = sorted(set(table.columns) - set(report_targets.row_columns(table).values()))
     columns = {name: np.empty(len(table), np.float32) for name in names}
     start = 0
@@ -176,7 +176,7 @@ def _read_columns(table: tables.ScoreTable) -> dict[str, np.ndarray]:
     return columns
 
 
-def _part_paths(table: tables.ScoreTable) -> list[str]:
+def _part_paths(table: score_tables.ScoreTable) -> list[str]:
     return [storage.join(folder, f"{part}.parquet") for folder in table.folders for part in table.parts]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.data import tables, tars, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import score_tables, tars, uids
 from clipdata_jax.pipeline import samples
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.report.captions import Caption
@@ -18,7 +18,7 @@ from clipdata_jax.selection.languages import Languages
 
 
 def read(
-    table: tables.ScoreTable,
+    table: score_tables.ScoreTable,
     paths: Sequence[str],
     *,
     shown: Collection[int],
@@ -83,7 +83,7 @@ def _samples(path: str, skipped: list[str] | None) -> Iterator[tars.Sample]:
         skipped.append(str(error))
 
 
-def _uids_of(table: tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
+def _uids_of(table: score_tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
     """The uids of some rows of the whole table, reading no part that holds none of them."""
     ends = np.cumsum(table.rows)
     order = np.asarray(rows, np.int64)

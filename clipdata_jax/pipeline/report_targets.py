@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from clipdata_jax.data import sources, tables
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import score_tables, sources
 from clipdata_jax.pipeline import manifest
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.runtime import console
@@ -16,13 +16,13 @@ from clipdata_jax.runtime import console
 _SIDE = 80  # pixels of a target's picture, half of those of a pair's
 
 
-def row_columns(table: tables.ScoreTable) -> dict[str, str]:
+def row_columns(table: score_tables.ScoreTable) -> dict[str, str]:
     """Target -> the column with the number of its nearest row, which is no score."""
     found = (re.fullmatch(r"(norm_sim_inf_(\w+))_row", name) for name in sorted(table.columns))
     return {match[2]: match[0] for match in found if match and match[1] in table.columns}
 
 
-def union_columns(table: tables.ScoreTable) -> set[str]:
+def union_columns(table: score_tables.ScoreTable) -> set[str]:
     """The columns of NormSim-infinity to a union of targets, as the tables' manifests name it."""
     found = set()
     for folder in table.folders:
@@ -35,7 +35,7 @@ def union_columns(table: tables.ScoreTable) -> set[str]:
 
 
 def read(
-    table: tables.ScoreTable, targets: Mapping[str, str], rows: Collection[int]
+    table: score_tables.ScoreTable, targets: Mapping[str, str], rows: Collection[int]
 ) -> dict[int, tuple[page.Nearest, ...]]:
     """The nearest picture of each target, for some rows of the table.
 
@@ -74,7 +74,7 @@ def read(
     return {row: tuple(found) for row, found in nearest.items()}
 
 
-def _numbers(table: tables.ScoreTable, column: str, rows: Collection[int]) -> dict[int, int]:
+def _numbers(table: score_tables.ScoreTable, column: str, rows: Collection[int]) -> dict[int, int]:
     """The column's values in some rows of the whole table; without those that are null."""
     found: dict[int, int] = {}
     start = 0

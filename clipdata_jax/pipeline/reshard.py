@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import tars, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tars, uids
 from clipdata_jax.pipeline import manifest, reshard_processes, work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit, make_units
 from clipdata_jax.runtime import console, parallel, threads

@@ -12,8 +12,8 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Reshard
-from clipdata_jax.data import uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uids
 from clipdata_jax.pipeline import work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit
 from clipdata_jax.runtime import stopping, threads, worker_pool

@@ -15,8 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import tar_bytes, tar_copy, tar_index, tars, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tar_copy, tar_index, tars, uids
+from clipdata_jax.formats.tar_index import Bytes, opened
 from clipdata_jax.pipeline import manifest, samples, telemetry, work
 
 _ARRAYS = ("uids.npy", "times.npy", "high.npy")
@@ -119,14 +120,14 @@ class Unit:
             manifest.file_entry(path) if self.options.digests else {"name": path, "bytes": storage.size(path)}
         )
         try:
-            with tar_bytes.opened(path) as tar, _TURN if storage.is_local(path) else contextlib.nullcontext():
+            with opened(path) as tar, _TURN if storage.is_local(path) else contextlib.nullcontext():
                 return self._choose_among(path, tar, {"input": entry})
         except InputError as error:
             if self.options.on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
             return Chosen([], np.empty(0, np.int64), [{"input": entry, "skipped": str(error)}])
 
-    def _choose_among(self, path: str, tar: tar_bytes.Bytes, facts: dict[str, Any]) -> Chosen:
+    def _choose_among(self, path: str, tar: Bytes, facts: dict[str, Any]) -> Chosen:
         index = tar_index.index(tar)
         texts: list[str] = []
         good: list[int] = []

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import tars, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tars, uids
 from clipdata_jax.runtime import threads
 
 # Samples read ahead per thread: enough to keep all of them busy, and what bounds the memory.

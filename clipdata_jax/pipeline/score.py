@@ -14,10 +14,9 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import NegClipLoss, Score
-from clipdata_jax.data import embeddings, tables, uids
-from clipdata_jax.data import pool as pools
-from clipdata_jax.data.pool import Pool, Shard
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import embedding_shards, score_tables, uids
+from clipdata_jax.formats.embedding_shards import Pool, Shard
 from clipdata_jax.pipeline import (
     groups,
     manifest,
@@ -46,7 +45,7 @@ def run(options: Score) -> dict[str, Any] | None:
       InputError: bad input; what was finished is kept, and the same command goes on from there.
     """
     share = parallel.start(options.workers)
-    pool = pools.open_pool(options.pool, on_bad=options.on_bad, rows=_planned_rows(options))
+    pool = embedding_shards.open_pool(options.pool, on_bad=options.on_bad, rows=_planned_rows(options))
     tag = pool.tag(options.tag)
     made_by = target_sets.made_by_model(options.pool, tag)
     temperatures, source = score_inputs.temperatures(options.neg_clip_loss.temperatures(), made_by)
@@ -194,7 +193,7 @@ def _parts(unit: Unit, columns: dict[str, np.ndarray]) -> dict[str, Callable[[Bi
 
 
 def _write_part(file: BinaryIO, uid: np.ndarray, columns: dict[str, np.ndarray], null: np.ndarray) -> None:
-    file.write(tables.part_bytes(uid, columns, null))
+    file.write(score_tables.part_bytes(uid, columns, null))
 
 
 def _facts(unit: Unit) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def _facts(unit: Unit) -> dict[str, Any]:
     return {
         "rows": len(unit.uid),
         "scored": int(unit.wanted.sum()),
-        "masked": {reason: int((bad == code).sum()) for code, reason in embeddings.BAD_REASONS.items()},
+        "masked": {reason: int((bad == code).sum()) for code, reason in embedding_shards.BAD_REASONS.items()},
         "masked_rows": listed[:_LISTED],
         "skipped": [{"shard": name, "reason": reason} for name, reason in unit.skipped.items()],
         "repeated_uids": len(unit.uid) - len(ordered),

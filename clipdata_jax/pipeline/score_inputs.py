@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipdata_jax.data import arrays
-from clipdata_jax.data.pool import Pool
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import arrays
+from clipdata_jax.formats.embedding_shards import Pool
 
 DEFAULT_TEMPERATURE = 0.01
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Score
-from clipdata_jax.data import embeddings, uids
-from clipdata_jax.data.pool import Shard
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import embedding_shards, uids
+from clipdata_jax.formats.embedding_shards import Shard
 from clipdata_jax.pipeline import manifest
 
 
@@ -92,13 +92,13 @@ def _read_unit(
             entries = list(map(manifest.file_entry, shard_files(shard)))
             unit.digests += entries
             unit.inputs += [{**entry, "stamp": stamp} for entry, stamp in zip(entries, stamps, strict=True)]
-            emb = embeddings.read_shard(shard, tag)
+            emb = embedding_shards.read_shard(shard, tag)
             if emb.images.shape[1] != dim:
                 raise InputError(
                     f"{shard.images}: embeddings of dimension {emb.images.shape[1]}, but the pool's first have {dim};"
                     " embed all with one model"
                 )
-            (images, texts), bad = embeddings.find_bad_rows(
+            (images, texts), bad = embedding_shards.find_bad_rows(
                 [emb.images, emb.texts], normalize=options.normalize
             )
             read.append((emb.uid, images, texts))
@@ -132,7 +132,7 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
 
 def _uids_or_zeros(shard: Shard) -> np.ndarray:
     try:
-        found = embeddings.read_uids(shard)
+        found = embedding_shards.read_uids(shard)
     except InputError:
         found = np.zeros(0, uids.DTYPE)
     return found if len(found) == shard.rows else np.zeros(shard.rows, uids.DTYPE)
@@ -143,4 +143,4 @@ def list_bad(unit: Unit) -> Iterator[tuple[str, int, str]]:
     for shard, bad in zip(unit.shards, unit.bad, strict=True):
         if shard.name not in unit.skipped:
             for row in np.flatnonzero(bad):
-                yield shard.name, int(row), embeddings.BAD_REASONS[int(bad[row])]
+                yield shard.name, int(row), embedding_shards.BAD_REASONS[int(bad[row])]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import joined, tables
-from clipdata_jax.data.sorting import UidSorter
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import external_columns, score_tables
+from clipdata_jax.formats.uid_files import UidSorter
 from clipdata_jax.pipeline import manifest
 from clipdata_jax.runtime import threads
 from clipdata_jax.selection import parsing, rules
@@ -51,8 +51,8 @@ class Summary:
 class _Inputs:
     """What is selected from: names and row counts; no score was read yet."""
 
-    table: tables.ScoreTable
-    sources: tuple[joined.Source, ...]
+    table: score_tables.ScoreTable
+    sources: tuple[external_columns.Source, ...]
     rule: rules.Rule
 
     def paths(self) -> list[str]:
@@ -94,11 +94,11 @@ def run(options: config.Select) -> Summary:
 
 
 def _open(options: config.Select) -> _Inputs:
-    table = tables.open_tables(options.scores)
-    sources = joined.open_columns(options.columns)
+    table = score_tables.open_tables(options.scores)
+    sources = external_columns.open_columns(options.columns)
     rule = parsing.parse(options.rule, [*table.columns, *(name for one in sources for name in one.names)])
     table.refuse_shared(rule.columns())
-    joined.refuse_shared(sources, table.columns, rule.columns())
+    external_columns.refuse_shared(sources, table.columns, rule.columns())
     for path in rule.files():
         if not storage.exists(path):
             raise InputError(f"{path}: no such file, but the rule takes uids from it; check the path")
@@ -111,8 +111,8 @@ def _open(options: config.Select) -> _Inputs:
 
 def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary:
     names = inputs.rule.columns()
-    by_column: dict[str, joined.Joined] = {}
-    from_files: dict[str, joined.Joined] = {}
+    by_column: dict[str, external_columns.Joined] = {}
+    from_files: dict[str, external_columns.Joined] = {}
     for source in inputs.sources:
         if wanted := [name for name in source.names if name in names]:
             from_files[source.path] = source.read(wanted)

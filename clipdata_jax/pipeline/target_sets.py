@@ -12,9 +12,9 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Embed, Score
-from clipdata_jax.data import sources
-from clipdata_jax.data.targets import read_target
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import sources
+from clipdata_jax.formats.embedding_shards import read_target
 from clipdata_jax.pipeline import embed, manifest
 from clipdata_jax.runtime import console
 

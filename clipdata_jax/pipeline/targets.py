@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import storage
-from clipdata_jax.data import arrays
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import arrays
 from clipdata_jax.pipeline import manifest, work
 from clipdata_jax.runtime import parallel
 

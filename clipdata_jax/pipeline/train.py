@@ -12,8 +12,8 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Train
-from clipdata_jax.data import tars, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tars, uids
 from clipdata_jax.pipeline import manifest, work
 from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.pipeline.train_reporter import Reporter

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import uid_files, uid_sets
-from clipdata_jax.data.uid_files import Source
-from clipdata_jax.data.uids import to_hex
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uid_files, uid_sets
+from clipdata_jax.formats.uid_files import Source
+from clipdata_jax.formats.uids import to_hex
 from clipdata_jax.pipeline import manifest
 from clipdata_jax.runtime import stopping, threads
 from clipdata_jax.runtime.console import counted

@@ -7,8 +7,8 @@ import zipfile
 from typing import Any
 
 from clipdata_jax import storage
-from clipdata_jax.data import arrays, parquet, uid_sets, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import arrays, parquet, uid_sets, uids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from clipdata_jax.data.hashing import scatter
+from clipdata_jax.formats.hashing import scatter
 from clipdata_jax.report.quadrants import Quadrants, quadrant_of
 from clipdata_jax.report.ranks import Ranks, chunks
 

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from clipdata_jax.data import hashing
-from clipdata_jax.data import uids as uid_sets
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import hashing
+from clipdata_jax.formats.uids import find, read_subset
 from clipdata_jax.selection.pools import Block
 from clipdata_jax.selection.rules import Filter, First, Rule
 from clipdata_jax.selection.search import ordered_bits
@@ -157,10 +157,8 @@ class Uids(Filter):
         return (self.path,)
 
     def start(self, rows: int) -> Work:
-        given = uid_sets.read_subset(self.path)
-        return FilterWork(
-            str(self), lambda block: block.remember(self, lambda: uid_sets.find(given, block.uid) >= 0)
-        )
+        given = read_subset(self.path)
+        return FilterWork(str(self), lambda block: block.remember(self, lambda: find(given, block.uid) >= 0))
 
     def __str__(self) -> str:
         return f"uids({self.path!r})"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clipdata_jax.data.metadata import Columns
+from clipdata_jax.formats.metadata import Columns
 from clipdata_jax.selection.captions import count_characters, count_tokens, count_words
 from clipdata_jax.selection.languages import Languages
 from clipdata_jax.selection.synsets import Namer

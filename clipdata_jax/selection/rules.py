@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from clipdata_jax.data import uids as uid_sets
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uids
 from clipdata_jax.selection import evaluation
 from clipdata_jax.selection.pools import Arrays, Block
 from clipdata_jax.selection.search import Search
@@ -79,7 +79,7 @@ class Rule:
     ) -> tuple[np.ndarray, list[Step]]:
         """`keep`, and what every step of the rule kept, in the order of evaluation."""
         rows = len(uid) if rows is None else rows
-        if uid.dtype != uid_sets.DTYPE or uid.ndim != 1:
+        if uid.dtype != uids.DTYPE or uid.ndim != 1:
             raise ValueError(f"uid is {uid.dtype} of shape {uid.shape}, expected u8,u8 in one dimension")
         if rows < len(uid):
             raise ValueError(f"rows is {rows}, but {len(uid)} uids are given")

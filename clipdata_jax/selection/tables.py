@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from clipdata_jax.data.joined import Joined
-from clipdata_jax.data.tables import ScoreTable
+from clipdata_jax.formats.external_columns import Joined
+from clipdata_jax.formats.score_tables import ScoreTable
 from clipdata_jax.runtime import threads
 from clipdata_jax.selection.pools import Pool
 

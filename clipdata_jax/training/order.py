@@ -7,7 +7,7 @@ import functools
 import numpy as np
 from jaxtyping import Int64
 
-from clipdata_jax.data.hashing import mix, scatter
+from clipdata_jax.formats.hashing import mix, scatter
 
 
 def batch_rows(*, seed: int, step: int, pairs: int, batch_size: int) -> Int64[np.ndarray, " batch_size"]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipdata_jax import cli, config
-from clipdata_jax.data import uids
+from clipdata_jax.formats import uids
 from clipdata_jax.pipeline import demo
 
 

@@ -13,7 +13,7 @@ from support.checkpoints import CAPTIONS, make_checkpoint
 from support.pictures import jpeg, write_pairs
 
 from clipdata_jax import models
-from clipdata_jax.data import tars, uids
+from clipdata_jax.formats import tars, uids
 from clipdata_jax.pipeline import telemetry
 
 

@@ -13,7 +13,7 @@ from support.checkpoints import make_checkpoint
 from support.pictures import jpeg, write_pairs
 
 from clipdata_jax import models
-from clipdata_jax.data import tars
+from clipdata_jax.formats import tars
 
 
 def gif():

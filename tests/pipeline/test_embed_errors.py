@@ -10,8 +10,8 @@ from support.checkpoints import make_checkpoint
 from support.pictures import write_pairs
 
 from clipdata_jax import storage
-from clipdata_jax.data import arrays
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import arrays
 from clipdata_jax.pipeline import embed, encode
 from clipdata_jax.runtime import console
 from clipdata_jax.storage import paths

@@ -14,7 +14,7 @@ from support.checkpoints import CAPTIONS, make_checkpoint
 from support.pictures import jpeg, write_pairs
 from support.tfds_pictures import prepare
 
-from clipdata_jax.data import sources
+from clipdata_jax.formats import sources
 
 ROOT = Path(__file__).parents[2]
 # Ends the process, without a word, where its second unit is to be written.

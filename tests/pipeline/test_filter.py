@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import metadata_pools as made
 
-from clipdata_jax.data import uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uids
 from clipdata_jax.selection import languages
 
 

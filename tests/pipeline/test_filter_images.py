@@ -10,8 +10,8 @@ import pytest
 from support import metadata_pools as made
 from support.pools import unit_rows
 
-from clipdata_jax.data import uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uids
 from clipdata_jax.pipeline import k_means
 from clipdata_jax.runtime import parallel
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipdata_jax.data import hashing
-from clipdata_jax.data.pool import Shard
-from clipdata_jax.data.uids import join_halves
+from clipdata_jax.formats import hashing
+from clipdata_jax.formats.embedding_shards import Shard
+from clipdata_jax.formats.uids import join_halves
 from clipdata_jax.pipeline import groups, shard_division
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from support.report_pools import RULE, make_pool, options, page_of, picture
 from support.verifying import check_verify
 
-from clipdata_jax.data import tables, tars, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import score_tables, tars, uids
 from clipdata_jax.pipeline import report
 
 
@@ -63,7 +63,7 @@ def test_every_caption_stands_beside_its_own_picture(pool):
 
 def test_kept_marks_and_scores_are_the_tables(pool):
     html = page_of(options(pool))
-    uid, columns = tables.open_tables([str(pool / "scores")]).read(["neg_clip_loss"])
+    uid, columns = score_tables.open_tables([str(pool / "scores")]).read(["neg_clip_loss"])
     subset = uids.read_subset(str(pool / "subset.npy"))
     cards = re.findall(r'<article class="card (in|out)">(.*?)</article>', html, re.S)
     assert cards
@@ -151,11 +151,11 @@ def test_an_empty_subset_has_a_page(pool):
 
 
 def test_columns_of_several_tables_join(pool):
-    table = tables.open_tables([str(pool / "scores")])
+    table = score_tables.open_tables([str(pool / "scores")])
     (pool / "more").mkdir()
     for part in table.parts:
         uid, _ = table.read_part(part, [])
-        (pool / f"more/{part}.parquet").write_bytes(tables.part_bytes(uid, {"aesthetic": np.ones(60)}))
+        (pool / f"more/{part}.parquet").write_bytes(score_tables.part_bytes(uid, {"aesthetic": np.ones(60)}))
     html = page_of(options(pool, scores=(str(pool / "scores"), str(pool / "more"))))
     assert "<h3>aesthetic</h3>" in html and "<code>clip_score</code>" in html
 
@@ -207,7 +207,7 @@ def test_real_pictures_are_shown(shared, tmp_path):
     uid = uids.from_hex(names)
     (tmp_path / "scores").mkdir()
     scores = {"clip_score": np.diag(cosines), "neg_clip_loss": loss}
-    (tmp_path / "scores/0.parquet").write_bytes(tables.part_bytes(uid, scores))
+    (tmp_path / "scores/0.parquet").write_bytes(score_tables.part_bytes(uid, scores))
     uids.write_subset(str(tmp_path / "subset.npy"), uid[np.argsort(-loss)[:300]])
     html = page_of(options(tmp_path, tars=(str(folder / "{00000..00003}.tar"),), pictures=6))
     counts = json.loads((tmp_path / "page.html.manifest.json").read_bytes())["counts"]

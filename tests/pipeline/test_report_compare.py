@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from support.report_pools import make_pool, options, page_of, picture
 
-from clipdata_jax.data import tables, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import score_tables, uids
 from clipdata_jax.pipeline import report, report_targets
 
 
@@ -24,7 +24,7 @@ def pool(tmp_path: Path) -> Path:
 
 
 def test_selections_are_compared(pool, clipdata):
-    uid, _ = tables.open_tables([str(pool / "scores")]).read([])
+    uid, _ = score_tables.open_tables([str(pool / "scores")]).read([])
     uids.write_subset(str(pool / "first.npy"), uid[:50])
     uids.write_subset(str(pool / "none.npy"), uid[:0])
     arguments = ["scores", "--subset", "subset.npy", "--tars", "tars", "--out", "page.html"]
@@ -71,12 +71,12 @@ def add_nearest(pool: Path, count: int, **told) -> np.ndarray:
     for number in range(count):
         (pool / f"target/{number:02d}.jpg").write_bytes(picture(1000 + number))
     nearest = np.random.default_rng(3).integers(0, count, 120).astype(np.int32)
-    table = tables.open_tables([str(pool / "scores")])
+    table = score_tables.open_tables([str(pool / "scores")])
     for part, rows in (("a", slice(0, 60)), ("b", slice(60, 120))):
         columns = {"norm_sim_inf_mine": np.full(60, 0.5, np.float32), "norm_sim_inf_mine_row": nearest[rows]}
         null = np.arange(120)[rows] == 7
         (pool / f"nearest/{part}.parquet").write_bytes(
-            tables.part_bytes(table.read_uids(part), columns, null)
+            score_tables.part_bytes(table.read_uids(part), columns, null)
         )
     (pool / "nearest/manifest.json").write_text(json.dumps({"targets": {"mine": told.get("scored", count)}}))
     return nearest
@@ -120,12 +120,14 @@ def test_other_target_pictures_than_were_scored_are_refused(pool):
 )
 def test_a_union_is_what_the_manifest_calls_so(tmp_path, told):
     columns = {f"norm_sim_inf_{name}": np.zeros(2, np.float32) for name in ("mine", "all", "None")}
-    part = tables.part_bytes(uids.from_hex(["0" * 32, "1" * 32]), columns)
+    part = score_tables.part_bytes(uids.from_hex(["0" * 32, "1" * 32]), columns)
     for folder, says in (("a", "{}"), ("b", told)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.parquet").write_bytes(part)
         (tmp_path / folder / "manifest.json").write_text(says)
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     expected = {"norm_sim_inf_all"} if "all" in told else set()
-    assert report_targets.union_columns(tables.open_tables([b])) == expected
-    assert not report_targets.union_columns(tables.open_tables([a, b]))  # the column is that of the first
+    assert report_targets.union_columns(score_tables.open_tables([b])) == expected
+    assert not report_targets.union_columns(
+        score_tables.open_tables([a, b])
+    )  # the column is that of the first

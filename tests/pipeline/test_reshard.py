@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from clipdata_jax import config
-from clipdata_jax.data import tars, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tars, uids
 from clipdata_jax.pipeline import reshard
 
 

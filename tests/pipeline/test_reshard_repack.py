@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from webdataset import tariterators
 
 from clipdata_jax import config, storage
-from clipdata_jax.data import tars, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tars, uids
 from clipdata_jax.pipeline import reshard, reshard_processes, reshard_units
 from clipdata_jax.runtime import threads
 

@@ -13,16 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from support.pools import cut_short, edit_npz, make_pool, unit_rows
 
-from clipdata_jax.data import pool as pools
-from clipdata_jax.data import tables, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import embedding_shards, score_tables, uids
 from clipdata_jax.pipeline import groups, profiling
 
 SMALL = ("--batch-size", 40, "--repeats", 3, "--group", 2)
 
 
 def read(folder: Path, *names: str) -> dict[str, np.ndarray]:
-    return tables.open_tables([str(folder)]).read(names)[1]
+    return score_tables.open_tables([str(folder)]).read(names)[1]
 
 
 def log_sum(values: np.ndarray) -> float:
@@ -62,7 +61,7 @@ def test_every_column_is_its_formula(tmp_path, pool, clipdata):
     done = clipdata("score", "pool", "--out", "out", *SMALL, "--target", "tt=target.npy", "--p", "inf", 2, 3)
     assert done.returncode == 0, done.stderr
     assert "Scored 250 pairs" in done.stdout
-    table = tables.open_tables([str(tmp_path / "out")])
+    table = score_tables.open_tables([str(tmp_path / "out")])
     assert table.parts == ("00000000", "00000001", "00000002") and table.rows == (90, 30, 130)
     uid, found = table.read(list(table.columns))
     np.testing.assert_array_equal(uids.to_hex(uid), pool["uid"])
@@ -163,13 +162,13 @@ def test_a_part_that_is_damaged_resized_or_missing_comes_back_as_the_message_say
     for bad, said in ((bytes(flipped), "damaged"), (good + b"x", f"says {len(good):,} bytes; {advice}")):
         part.write_bytes(bad)
         with pytest.raises(InputError, match=said) as raised:
-            tables.open_tables([str(tmp_path / "out")]).read(names)
+            score_tables.open_tables([str(tmp_path / "out")]).read(names)
         assert str(raised.value).endswith(advice)
         part.unlink()
         with pytest.raises(
             InputError, match=r"is missing, manifest\.json says .* bytes; give score's command"
         ):
-            tables.open_tables([str(tmp_path / "out")])
+            score_tables.open_tables([str(tmp_path / "out")])
         assert clipdata(*flags).returncode == 0 and part.read_bytes() == good
 
 
@@ -231,7 +230,7 @@ def test_scores_can_be_added_later(tmp_path, pool, clipdata):
     assert clipdata("score", "pool", "--out", "a", "--scores", "clip_score").returncode == 0
     added = clipdata("score", "pool", "--out", "b", "--scores", "norm_sim", "--target", "t=target.npy")
     assert added.returncode == 0, added.stderr
-    table = tables.open_tables([str(tmp_path / "a"), str(tmp_path / "b")])
+    table = score_tables.open_tables([str(tmp_path / "a"), str(tmp_path / "b")])
     assert set(table.columns) == {"clip_score", "norm_sim_inf_t"} and len(table) == 250
 
 
@@ -300,7 +299,7 @@ def test_processes_on_an_object_store_take_rows_from_the_first_one_s_plan(tmp_pa
     units = ("--batch-size", 40, "--group", 1)
     assert clipdata(*command, *units, "--worker", "0/2").returncode == 0
     asked = []
-    monkeypatch.setattr(pools, "_footer_rows", asked.append)
+    monkeypatch.setattr(embedding_shards, "_footer_rows", asked.append)
     done = clipdata(*command, *units, "--worker", "1/2")
     assert done.returncode == 0 and not asked, done.stderr
     assert "Scored 80 pairs" in done.stdout

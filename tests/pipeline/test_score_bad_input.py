@@ -13,8 +13,8 @@ import pytest
 from support.pools import cut_short, edit_npz, make_pool, unit_rows
 
 from clipdata_jax.config import NegClipLoss
-from clipdata_jax.data import tables
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import score_tables
 
 SMALL = ("--batch-size", 40, "--repeats", 3, "--group", 2)
 
@@ -96,7 +96,7 @@ def test_a_shard_whose_rows_cannot_be_counted_is_left_out_and_listed(tmp_path, p
     done = clipdata("score", "pool", "--out", "out", *SMALL, "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
     assert "Scored 220 pairs" in done.stdout and "00000001.parquet" in done.stdout.splitlines()[-1]
-    assert tables.open_tables([str(tmp_path / "out")]).rows == (90, 130)
+    assert score_tables.open_tables([str(tmp_path / "out")]).rows == (90, 130)
 
 
 def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
@@ -104,7 +104,7 @@ def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
     done = clipdata("score", "pool", "--out", "out", *SMALL, "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
     assert "Skipped 1 shard" in done.stdout.splitlines()[-1]
-    score = tables.open_tables([str(tmp_path / "out")]).read(["clip_score"])[1]["clip_score"]
+    score = score_tables.open_tables([str(tmp_path / "out")]).read(["clip_score"])[1]["clip_score"]
     assert np.isnan(score[90:120]).all() and np.isfinite(score[:90]).all() and np.isfinite(score[120:]).all()
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"][0]["shard"] == "00000001"
 
@@ -156,7 +156,7 @@ def test_a_batch_larger_than_the_pool_is_one_batch_and_said_so(tmp_path, clipdat
     done = clipdata("score", "pool", "--out", "out", *flags)
     assert done.returncode == 0, done.stderr
     assert "in 1 batch of 40 pairs (--batch-size 400 is more than the pool has)" in done.stdout
-    found = tables.open_tables([str(tmp_path / "out")]).read(["neg_clip_loss", "neg_clip_loss_se"])[1]
+    found = score_tables.open_tables([str(tmp_path / "out")]).read(["neg_clip_loss", "neg_clip_loss_se"])[1]
     assert np.isfinite(found["neg_clip_loss"]).all() and np.isnan(found["neg_clip_loss_se"]).all()
 
 

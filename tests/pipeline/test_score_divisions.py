@@ -14,7 +14,7 @@ from support.pools import edit_npz, make_pool
 
 import clipdata_jax as cj
 from clipdata_jax.config import NegClipLoss
-from clipdata_jax.data import tables, uids
+from clipdata_jax.formats import score_tables, uids
 from clipdata_jax.pipeline import group_scores, groups, shard_division
 from clipdata_jax.pipeline.group_scores import Pairs
 from clipdata_jax.pipeline.score_columns import neg_clip_loss_columns
@@ -29,7 +29,7 @@ def pool(tmp_path):
 
 
 def read(folder: Path, *names: str) -> dict[str, np.ndarray]:
-    return tables.open_tables([str(folder)]).read(names)[1]
+    return score_tables.open_tables([str(folder)]).read(names)[1]
 
 
 def mean_over(batches: list[np.ndarray], pool: dict[str, np.ndarray], t: float) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_several_temperatures_and_sizes_are_columns_of_one_pass(tmp_path, pool, 
         "at temperatures 0.01 and 0.0125, in 12 batches of 23 pairs and in 6 batches of 45 pairs"
         in done.stdout
     )
-    columns = tables.open_tables([str(tmp_path / "out")]).columns
+    columns = score_tables.open_tables([str(tmp_path / "out")]).columns
     suffixes = ("", "_se", "_log_sum_text", "_log_sum_image")
     assert set(columns) == {"clip_score", *(name + suffix for name in names for suffix in suffixes)}
     found = read(tmp_path / "out", *names)
@@ -107,7 +107,7 @@ def test_mixed_shards_are_dealt_over_the_groups_of_their_unit(tmp_path, pool, cl
     img, txt = pool["img"][:90].copy(), pool["txt"][:90].copy()
     done = clipdata("score", "pool", "--out", "mixed", *SMALL, "--batch-size", 40, "--mix-shards", 2)
     assert done.returncode == 0, done.stderr
-    table = tables.open_tables([str(tmp_path / "mixed")])
+    table = score_tables.open_tables([str(tmp_path / "mixed")])
     assert table.rows == tuple(SIZES)
     uid, found = table.read(["neg_clip_loss", "clip_score"])
     np.testing.assert_array_equal(uids.to_hex(uid), pool["uid"])  # each row is where it was

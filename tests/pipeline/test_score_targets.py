@@ -11,7 +11,7 @@ from support.checkpoints import make_checkpoint
 from support.pictures import jpeg, write_pairs
 from support.pools import make_pool, unit_rows
 
-from clipdata_jax.data import uids
+from clipdata_jax.formats import uids
 from clipdata_jax.pipeline import norm_sim_targets
 
 

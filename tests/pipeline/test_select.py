@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipdata_jax import config, selection
-from clipdata_jax.data import tables, uids
+from clipdata_jax.formats import score_tables, uids
 from clipdata_jax.pipeline import select
 
 RULE = "top(neg_clip_loss, 0.3) >> top(norm_sim_inf, 0.2)"
@@ -27,7 +27,7 @@ def make_table(folder: Path, sizes=(40, 25, 35), columns=("neg_clip_loss", "norm
     for index, rows in enumerate(sizes):
         uid = uids.join_halves(*np.random.default_rng(index).integers(0, 2**64, (2, rows), dtype=np.uint64))
         values = {name: rng.normal(size=rows).astype(np.float32) for name in columns}
-        (folder / f"{index:08d}.parquet").write_bytes(tables.part_bytes(uid, values))
+        (folder / f"{index:08d}.parquet").write_bytes(score_tables.part_bytes(uid, values))
         whole.append((uid, values))
     joined = {name: np.concatenate([values[name] for _, values in whole]) for name in columns}
     return np.concatenate([uid for uid, _ in whole]), joined
@@ -100,7 +100,7 @@ def test_tables_with_other_uids_are_refused(tmp_path, clipdata):
     make_table(tmp_path / "a", columns=("neg_clip_loss",))
     make_table(tmp_path / "b", columns=("norm_sim_inf",))
     part = tmp_path / "b/00000001.parquet"
-    part.write_bytes(tables.part_bytes(np.zeros(25, uids.DTYPE), {"norm_sim_inf": np.zeros(25)}))
+    part.write_bytes(score_tables.part_bytes(np.zeros(25, uids.DTYPE), {"norm_sim_inf": np.zeros(25)}))
     done = clipdata("select", "a", "b", "--rule", RULE, "--out", "s.npy")
     assert refused(done, "b/00000001.parquet: its uids differ from those of a")
 
@@ -113,7 +113,7 @@ def test_nulls_infinities_and_repeated_uids_are_counted_and_said(tmp_path, capsy
     values[10:13] = np.inf
     null = np.arange(100) >= 95
     (tmp_path / "scores").mkdir()
-    (tmp_path / "scores/0.parquet").write_bytes(tables.part_bytes(uid, {"a": values}, null))
+    (tmp_path / "scores/0.parquet").write_bytes(score_tables.part_bytes(uid, {"a": values}, null))
     out = str(tmp_path / "s.npy")
     found = select.run(config.Select(scores=(str(tmp_path / "scores"),), rule="top(a, 1)", out=out))
     assert (found.pairs, found.kept, found.uids, found.facts()["repeats"]) == (100, 92, 87, 5)
@@ -171,7 +171,7 @@ def test_numbers_are_compared_as_they_are_stored(tmp_path, clipdata):
     uid = uids.join_halves(np.zeros(3, np.uint64), np.arange(3, dtype=np.uint64))
     (tmp_path / "scores").mkdir()
     rows = np.array([2**24, 2**24 + 1, 2**24 + 2])
-    (tmp_path / "scores/0.parquet").write_bytes(tables.part_bytes(uid, {"nearest": rows}))
+    (tmp_path / "scores/0.parquet").write_bytes(score_tables.part_bytes(uid, {"nearest": rows}))
     double = [0.28, np.nextafter(0.28, 0), 0.5]
     pq.write_table(pa.table({"uid": uids.to_hex(uid), "d": double, "n": rows}), tmp_path / "more.parquet")
     for rule, kept in (("(nearest == 16777217)", [1]), ("(n >= 16777217)", [1, 2]), ("(d >= 0.28)", [0, 2])):
@@ -218,7 +218,7 @@ def test_columns_of_others_join_by_uid(tmp_path, clipdata):
 def test_files_and_memory_change_nothing(tmp_path, clipdata, monkeypatch, rule):
     uid, columns = make_table(tmp_path / "scores")
     (tmp_path / "one").mkdir()
-    (tmp_path / "one/0.parquet").write_bytes(tables.part_bytes(uid, columns))
+    (tmp_path / "one/0.parquet").write_bytes(score_tables.part_bytes(uid, columns))
     uids.write_subset(str(tmp_path / "seen.npy"), uid[::9])
     assert clipdata("select", "scores", "--rule", rule, "--out", "parts.npy").returncode == 0
     assert clipdata("select", "one", "--rule", rule, "--out", "one.npy").returncode == 0

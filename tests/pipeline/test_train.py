@@ -13,8 +13,8 @@ from support.verifying import check_verify
 
 from clipdata_jax import cli, models
 from clipdata_jax.config import Train
-from clipdata_jax.data import tars, uids
 from clipdata_jax.demo.pool import make_clean_tars
+from clipdata_jax.formats import tars, uids
 from clipdata_jax.pipeline import train
 
 TINY = [

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clipdata_jax.data import uid_files, uids
+from clipdata_jax.formats import uid_files, uids
 
 rng = np.random.default_rng(5)
 POOL = uids.sort_unique(uids.join_halves(*rng.integers(0, 2**64, (2, 400), dtype=np.uint64)))

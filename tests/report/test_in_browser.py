@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support.pictures import jpeg
 
-from clipdata_jax.data import tables, tars, uids
+from clipdata_jax.formats import score_tables, tars, uids
 from clipdata_jax.pipeline import manifest
 
 _FLAGS = [
@@ -100,7 +100,7 @@ def report_page(clipdata, tmp_path, evil: str) -> str:
     folder = tmp_path / f"scores {short}"
     folder.mkdir()
     scores = np.random.default_rng(0).normal(size=(2, 40)).astype(np.float32)
-    part = tables.part_bytes(uid, {"clip_score": scores[0], evil: scores[1]})
+    part = score_tables.part_bytes(uid, {"clip_score": scores[0], evil: scores[1]})
     (folder / "a.parquet").write_bytes(part)
     for name, rows in (("mine", slice(0, 40, 2)), ("other", slice(0, 20))):
         uids.write_subset(f"{name}.npy", uid[rows])

@@ -17,7 +17,7 @@ from support.pictures import write_pairs
 from support.processes import started
 
 from clipdata_jax import __main__, cli
-from clipdata_jax.data import tars, uids
+from clipdata_jax.formats import tars, uids
 from clipdata_jax.pipeline.samples import sample_uid
 from clipdata_jax.runtime import stopping
 
@@ -35,7 +35,7 @@ from clipdata_jax.__main__ import main
 main()
 """
 IN_A_THREAD = """
-from clipdata_jax.data import tar_copy
+from clipdata_jax.formats import tar_copy
 def write(file, chosen):
     file.write(b"half")
     pause()
@@ -53,7 +53,7 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 """
 IN_VAIN = """
-from clipdata_jax.data import tars
+from clipdata_jax.formats import tars
 def swallow(paths):
     try:
         stop()
@@ -63,7 +63,7 @@ tars.find_tars = swallow
 """
 
 IN_A_DESTRUCTOR = """
-from clipdata_jax.data import tars
+from clipdata_jax.formats import tars
 class Late:
     def __del__(self):
         stop()
@@ -73,7 +73,7 @@ def find(paths):
 tars.find_tars = find
 """
 IN_JAX = """
-from clipdata_jax.data import tars
+from clipdata_jax.formats import tars
 program = '''
 def inside():
     try:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipdata_jax.data import uids
+from clipdata_jax.formats import uids
 from clipdata_jax.selection import ranking
 
 small = st.integers(0, 3)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support import plain_rules
 
 from clipdata_jax import selection
-from clipdata_jax.data import uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uids
 from clipdata_jax.selection import (
     bottom,
     column,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clipdata_jax import selection
-from clipdata_jax.data import uids
+from clipdata_jax.formats import uids
 from clipdata_jax.selection import column, evaluation, parse, pools, rank, ranks, top
 
 

@@ -12,8 +12,8 @@ import pytest
 from support import stores
 
 from clipdata_jax import storage
-from clipdata_jax.data import sources, tars
 from clipdata_jax.errors import InputError, StorageError
+from clipdata_jax.formats import sources, tars
 from clipdata_jax.storage import remote, remote_files
 
 KINDS = ("500", "503", "reset", "cut", "short", "slow")

@@ -18,7 +18,7 @@ from PIL import Image
 from support import damage, damaged_tars
 from support.pools import unit_rows
 
-from clipdata_jax.data import tars, uids
+from clipdata_jax.formats import tars, uids
 from clipdata_jax.pipeline.demo_model import SHIPPED
 
 ROWS, DIM, SHARDS, SAMPLES = 24, 16, 3, 5

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from support.corruptions import COMMANDS, Case, make_inputs
 
 from clipdata_jax.cli import main
-from clipdata_jax.data import tars, uids
+from clipdata_jax.formats import tars, uids
 
 
 class Judge:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from support.checkpoints import CAPTIONS
 
-from clipdata_jax.data import tars
+from clipdata_jax.formats import tars
 
 
 def jpeg(seed: int, size: tuple[int, int] = (50, 40), mode: str = "RGB") -> bytes:

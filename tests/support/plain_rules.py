@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from clipdata_jax.data import hashing, uids
+from clipdata_jax.formats import hashing, uids
 from clipdata_jax.selection import conditions, rules, values
 
 SIGNS = {

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from clipdata_jax import config
-from clipdata_jax.data import tables, tars, uids
+from clipdata_jax.formats import score_tables, tars, uids
 from clipdata_jax.pipeline import manifest, report
 
 RULE = "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"
@@ -46,7 +46,7 @@ def make_pool(folder: Path) -> Path:
     uid = uids.from_hex(names)
     (folder / "scores").mkdir()
     for part, rows in (("a", slice(0, 60)), ("b", slice(60, 120))):
-        data = tables.part_bytes(uid[rows], {n: v[rows] for n, v in scores.items()}, null[rows])
+        data = score_tables.part_bytes(uid[rows], {n: v[rows] for n, v in scores.items()}, null[rows])
         (folder / f"scores/{part}.parquet").write_bytes(data)
     kept = np.argsort(-np.where(null, -9, scores["neg_clip_loss"]))[:30]
     uids.write_subset(str(folder / "subset.npy"), uid[kept])

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from clipdata_jax.data import uids
+from clipdata_jax.formats import uids
 from clipdata_jax.runtime import threads
 
 Operation = Literal["union", "intersect", "minus"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipdata_jax.data import tars
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tars
 
 MEMBERS = [("a/0.jpg", b"picture"), ("a/0.txt", b"caption"), ("a/1.seg.png", b""), ("a/1.JSON", b"{}" * 999)]
 

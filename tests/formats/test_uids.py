@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipdata_jax.data import uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uids
 
 halves = st.integers(0, 3) | st.integers(0, 2**64 - 1)
 pairs = st.lists(st.tuples(halves, halves), max_size=40)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipdata_jax.data.embeddings import find_bad_rows
+from clipdata_jax.formats.embedding_shards import find_bad_rows
 
 
 def test_every_float16_has_the_norm_that_its_float32_has():

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from clipdata_jax import storage
-from clipdata_jax.data import arrays
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import arrays
 
 DTYPE = np.dtype("u8,u8")
 _STEP = 1 << 16

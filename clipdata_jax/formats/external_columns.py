@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from clipdata_jax import storage
-from clipdata_jax.data import arrays, parquet, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import arrays, parquet, uids
 from clipdata_jax.runtime import threads
 
 _HALVES = ("uid_hi", "uid_lo")

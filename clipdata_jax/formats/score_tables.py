@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipdata_jax import storage
-from clipdata_jax.data import parquet, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import parquet, uids
 from clipdata_jax.runtime import threads
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from clipdata_jax.data.arrays import array_shape, read_array
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats.arrays import array_shape, read_array
 
 IMAGES = np.arange(24, dtype=np.float16).reshape(6, 4)
 TEXTS = -IMAGES

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from clipdata_jax import storage
 from clipdata_jax.config import OnBad
-from clipdata_jax.data import parquet, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import parquet, uids
 from clipdata_jax.runtime import threads
 
 _Read = TypeVar("_Read")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from support.tfds_pictures import prepare
 
-from clipdata_jax.data import sources, tars
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import sources, tars
 
 
 def png(shade=0):

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from clipdata_jax import storage
-from clipdata_jax.data import parquet, tars
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import parquet, tars
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 # What other tools call them: open_clip filepath and title, Hugging Face's imagefolder file_name and text.

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipdata_jax import storage
-from clipdata_jax.data import uid_files, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import uid_files, uids
 
 NAMES = ("u.npy", "u.txt", "u.parquet")
 ROWS = uids.join_halves(*np.random.default_rng(0).integers(0, 2**64, (2, 50), dtype=np.uint64))

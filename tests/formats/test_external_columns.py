@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipdata_jax.data import joined, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import external_columns, uids
 
 UID = np.array([(9, 1), (2, 7), (2, 3), (0, 5)], uids.DTYPE)
 SCORES = [0.5, None, 2.0, -1.0]
@@ -34,7 +34,7 @@ def test_pairs_find_their_scores(tmp_path, form):
         array = np.array([(*uid, score or np.nan) for uid, score in zip(UID.tolist(), SCORES)], "u8,u8,f8")
         np.save(tmp_path / "x.npy", array)
         path = str(tmp_path / "x.npy")
-    (source,) = joined.open_columns([path])
+    (source,) = external_columns.open_columns([path])
     assert source.names == ("x",)
     found = source.read(["x"])
     got = found.of(np.array([(2, 3), (2, 4), (9, 1), (2, 7)], uids.DTYPE), "x")
@@ -47,30 +47,30 @@ def test_what_can_not_join_is_refused(tmp_path):
     names = uids.to_hex(UID)
     x = write(tmp_path / "x.parquet", uid=names, x=[1.0] * 4)
     with pytest.raises(InputError, match=r"column 'x' is in the score tables and in .*x\.parquet; rename it"):
-        joined.refuse_shared(joined.open_columns([x]), ["x"], ["x"])
+        external_columns.refuse_shared(external_columns.open_columns([x]), ["x"], ["x"])
     with pytest.raises(InputError, match=r"column 'x' is in .*x\.parquet and in .*x\.parquet"):
-        joined.refuse_shared(joined.open_columns([x, x]), [], ["x"])
-    joined.refuse_shared(joined.open_columns([x, x]), ["x"], ["y"])
+        external_columns.refuse_shared(external_columns.open_columns([x, x]), [], ["x"])
+    external_columns.refuse_shared(external_columns.open_columns([x, x]), ["x"], ["y"])
     twice = write(tmp_path / "t.parquet", uid=[*names[:2], names[0]], x=[1.0] * 3)
     with pytest.raises(InputError, match=rf"t\.parquet: row 2: uid {names[0]} is there before"):
-        joined.open_columns([twice])[0].read(["x"])
+        external_columns.open_columns([twice])[0].read(["x"])
     for columns, words in (
         ({"name": names, "x": [1.0] * 4}, "has no column uid, nor uid_hi and uid_lo, .* it has name, x"),
         ({"uid": names, "text": names}, "has no column of numbers"),
     ):
         with pytest.raises(InputError, match=words):
-            joined.open_columns([write(tmp_path / "w.parquet", **columns)])
+            external_columns.open_columns([write(tmp_path / "w.parquet", **columns)])
     short = write(tmp_path / "s.parquet", uid=["abc"], x=[1.0])
     with pytest.raises(InputError, match="the uid is 'abc'"):
-        joined.open_columns([short])[0].read(["x"])
+        external_columns.open_columns([short])[0].read(["x"])
     (tmp_path / "b.parquet").write_bytes(b"no")
     with pytest.raises(InputError, match="not a parquet file"):
-        joined.open_columns([str(tmp_path / "b.parquet")])
+        external_columns.open_columns([str(tmp_path / "b.parquet")])
     with pytest.raises(InputError, match="no such file"):
-        joined.open_columns([str(tmp_path / "none.parquet")])
+        external_columns.open_columns([str(tmp_path / "none.parquet")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no \.parquet file"):
-        joined.open_columns([str(tmp_path / "empty")])
+        external_columns.open_columns([str(tmp_path / "empty")])
 
 
 def test_npy_files_that_can_not_join_are_refused(tmp_path):
@@ -81,7 +81,7 @@ def test_npy_files_that_can_not_join_are_refused(tmp_path):
     ):
         np.save(tmp_path / f"{name}.npy", array)
         with pytest.raises(InputError, match=words):
-            joined.open_columns([str(tmp_path / f"{name}.npy")])
+            external_columns.open_columns([str(tmp_path / f"{name}.npy")])
     (tmp_path / "x.npy").write_bytes(b"no")
     with pytest.raises(InputError, match=r"not a \.npy file"):
-        joined.open_columns([str(tmp_path / "x.npy")])
+        external_columns.open_columns([str(tmp_path / "x.npy")])

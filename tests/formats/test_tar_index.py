@@ -11,8 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clipdata_jax import storage
-from clipdata_jax.data import tar_bytes, tar_copy, tar_headers, tar_index, tars
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tar_copy, tar_index, tars
+from clipdata_jax.formats import tar_index as tar_headers
+from clipdata_jax.formats.tar_index import opened
 
 MEMBERS = [("a/0.jpg", b"picture" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
 
@@ -76,14 +78,14 @@ def form(request, tmp_path):
 
 
 def found(path) -> list[tar_index.Sample]:
-    with tar_bytes.opened(path) as tar:
+    with opened(path) as tar:
         index = tar_index.index(tar)
     return [index.sample(i) for i in range(len(index.keys))]
 
 
 def test_samples_are_those_that_reading_gives(form):
     path, plain = form
-    with tar_bytes.opened(path) as tar:
+    with opened(path) as tar:
         assert (tar_headers.read(tar) is not None) == plain
         index = tar_index.index(tar)
         samples = [index.sample(i) for i in range(len(index.keys))]
@@ -128,7 +130,7 @@ def test_a_key_that_comes_again_is_numbered(tmp_path):
 
 
 def outcome(path) -> object:
-    with tar_bytes.opened(path) as tar:
+    with opened(path) as tar:
         try:
             return tar_index.index(tar)
         except InputError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipdata_jax.data import sorting, uids
+from clipdata_jax.formats import uid_files, uids
 
 
 @pytest.mark.parametrize("memory", [1 << 26, 1600, 0])
@@ -16,7 +16,7 @@ def test_the_file_is_that_of_sorting_at_once(tmp_path, memory, high):
     uid = uids.join_halves(*halves)
     uids.write_subset(str(tmp_path / "want.npy"), uid)
     (tmp_path / "scratch").mkdir()
-    sorter = sorting.UidSorter(lambda: str(tmp_path / "scratch"), memory)
+    sorter = uid_files.UidSorter(lambda: str(tmp_path / "scratch"), memory)
     for start in range(0, 900, 70):
         sorter.add(uid[start : start + 70])
     assert sorter.write(str(tmp_path / "got.npy")) == len(np.unique(uid))
@@ -24,5 +24,5 @@ def test_the_file_is_that_of_sorting_at_once(tmp_path, memory, high):
 
 
 def test_no_uids_are_a_file_too(tmp_path):
-    assert sorting.UidSorter(lambda: str(tmp_path)).write(str(tmp_path / "got.npy")) == 0
+    assert uid_files.UidSorter(lambda: str(tmp_path)).write(str(tmp_path / "got.npy")) == 0
     assert len(uids.read_subset(str(tmp_path / "got.npy"))) == 0

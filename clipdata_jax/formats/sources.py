@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from clipdata_jax import storage
-from clipdata_jax.data import caption_tables, tars, tfds_datasets
-from clipdata_jax.data.caption_tables import CaptionTable
-from clipdata_jax.data.tfds_datasets import TfdsSplit
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import caption_tables, tars, tfds_datasets
+from clipdata_jax.formats.caption_tables import CaptionTable
+from clipdata_jax.formats.tfds_datasets import TfdsSplit
 
 ROWS = 10_000
 """Pictures in a unit, where the source has no units of its own."""

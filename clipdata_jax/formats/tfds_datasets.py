@@ -8,8 +8,8 @@ import os
 from collections.abc import Container, Iterator
 from typing import Any
 
-from clipdata_jax.data import tars
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tars
 
 PREFIX = "tfds:"
 _CAPTIONS = ("caption", "captions", "text")

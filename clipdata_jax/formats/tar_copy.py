@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import BinaryIO
 
-from clipdata_jax.data import tar_bytes, tars
-from clipdata_jax.data.tar_bytes import Bytes
-from clipdata_jax.data.tar_index import Sample
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tar_index, tars
+from clipdata_jax.formats.tar_index import Bytes, Sample
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _ZEROS = bytes(_BLOCK)
@@ -27,7 +26,7 @@ def write_samples(file: BinaryIO, chosen: Sequence[Sample]) -> None:
     written: set[str] = set()
     out = Room(file)
     for path, group in groupby(chosen, key=lambda sample: sample.table.path):
-        with tar_bytes.opened(path) as tar:
+        with tar_index.opened(path) as tar:
             _write_of_tar(out, tar, group, keys, written)
     out.write(2 * _ZEROS)
     out.write(bytes(-out.total % _RECORD))

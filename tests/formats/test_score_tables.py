@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipdata_jax.data import tables, uids
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import score_tables, uids
 
 
 def make(folder, sizes, names, seed=0):
@@ -16,7 +16,7 @@ def make(folder, sizes, names, seed=0):
     for index, rows in enumerate(sizes):
         rng = np.random.default_rng([seed, index])
         uid = uids.join_halves(np.arange(rows, dtype=np.uint64), np.full(rows, index, np.uint64))
-        part = tables.part_bytes(uid, {name: rng.normal(size=rows) for name in names})
+        part = score_tables.part_bytes(uid, {name: rng.normal(size=rows) for name in names})
         (folder / f"{index:03d}.parquet").write_bytes(part)
     return str(folder)
 
@@ -24,8 +24,8 @@ def make(folder, sizes, names, seed=0):
 def test_a_part_is_float32_with_two_uint64_and_deterministic(tmp_path):
     uid = np.array([(1, 2), (3, 4)], uids.DTYPE)
     columns = {"score": np.array([0.5, 0.25]), "count": np.array([3, 4])}
-    data = tables.part_bytes(uid, columns, np.array([False, True]))
-    assert data == tables.part_bytes(uid, columns, np.array([False, True]))
+    data = score_tables.part_bytes(uid, columns, np.array([False, True]))
+    assert data == score_tables.part_bytes(uid, columns, np.array([False, True]))
     table = pq.read_table(pa.BufferReader(data))
     assert [str(field.type) for field in table.schema] == ["uint64", "uint64", "float", "int32"]
     assert table["score"].to_pylist() == [0.5, None]
@@ -35,9 +35,9 @@ def test_a_part_is_float32_with_two_uint64_and_deterministic(tmp_path):
 def test_null_is_nan_and_infinite_stays(tmp_path):
     uid = np.zeros(3, uids.DTYPE)
     (tmp_path / "0.parquet").write_bytes(
-        tables.part_bytes(uid, {"a": np.array([1, np.inf, 2])}, np.array([False, False, True]))
+        score_tables.part_bytes(uid, {"a": np.array([1, np.inf, 2])}, np.array([False, False, True]))
     )
-    _, columns = tables.open_tables([str(tmp_path)]).read(["a"])
+    _, columns = score_tables.open_tables([str(tmp_path)]).read(["a"])
     assert columns["a"].dtype == np.float32
     np.testing.assert_array_equal(columns["a"], [1, np.inf, np.nan])
 
@@ -45,12 +45,12 @@ def test_null_is_nan_and_infinite_stays(tmp_path):
 def test_tables_of_one_pool_join(tmp_path):
     a = make(tmp_path / "a", [4, 0, 3], ["x"])
     b = make(tmp_path / "b", [4, 0, 3], ["y", "x"], seed=1)
-    table = tables.open_tables([a, b])
+    table = score_tables.open_tables([a, b])
     assert (len(table), table.parts, table.rows) == (7, ("000", "001", "002"), (4, 0, 3))
     assert dict(table.columns) == {"x": a, "y": b}
     uid, columns = table.read(["y", "x"])
     assert uid.tolist() == [(i, 0) for i in range(4)] + [(i, 2) for i in range(3)]
-    np.testing.assert_array_equal(columns["x"], tables.open_tables([a]).read(["x"])[1]["x"])
+    np.testing.assert_array_equal(columns["x"], score_tables.open_tables([a]).read(["x"])[1]["x"])
     parts = list(table.iterate(["y"]))
     assert [part[0] for part in parts] == ["000", "001", "002"]
     np.testing.assert_array_equal(np.concatenate([part[2]["y"] for part in parts]), columns["y"])
@@ -58,7 +58,7 @@ def test_tables_of_one_pool_join(tmp_path):
 
 def test_a_column_of_two_tables_is_nobodys(tmp_path):
     a, b = make(tmp_path / "a", [4], ["x", "y"]), make(tmp_path / "b", [4], ["x", "z"], seed=1)
-    table = tables.open_tables([a, b])
+    table = score_tables.open_tables([a, b])
     table.refuse_shared(["y", "z"])
     with pytest.raises(InputError, match=rf"column 'x' is in {a} and in {b}"):
         table.refuse_shared(["y", "x"])
@@ -68,12 +68,12 @@ def test_parts_with_other_columns_are_refused(tmp_path):
     a, b = make(tmp_path / "a", [4, 4], ["x", "y"]), make(tmp_path / "b", [4, 4], ["x"])
     (tmp_path / "b/001.parquet").rename(tmp_path / "a/001.parquet")
     with pytest.raises(InputError, match=r"a/001\.parquet: its columns differ .* \(see 'y'\)"):
-        tables.open_tables([a])
-    assert tables.open_tables([b]).parts == ("000",)
+        score_tables.open_tables([a])
+    assert score_tables.open_tables([b]).parts == ("000",)
 
 
 def test_no_columns_give_the_uids(tmp_path):
-    uid, columns = tables.open_tables([make(tmp_path / "a", [4], ["x"])]).read([])
+    uid, columns = score_tables.open_tables([make(tmp_path / "a", [4], ["x"])]).read([])
     assert len(uid) == 4 and columns == {}
 
 
@@ -81,36 +81,36 @@ def test_what_is_no_score_table_is_refused(tmp_path):
     a = make(tmp_path / "a", [4], ["x"])
     other_sizes = make(tmp_path / "b", [5], ["y"])
     with pytest.raises(InputError, match=r"missing: no such folder"):
-        tables.open_tables([str(tmp_path / "missing")])
+        score_tables.open_tables([str(tmp_path / "missing")])
     with pytest.raises(InputError, match="not of one pool"):
-        tables.open_tables([a, other_sizes])
+        score_tables.open_tables([a, other_sizes])
     (tmp_path / "c").mkdir()
     with pytest.raises(InputError, match="c: is empty"):
-        tables.open_tables([str(tmp_path / "c")])
+        score_tables.open_tables([str(tmp_path / "c")])
     (tmp_path / "c/0.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(InputError, match=r"0\.parquet: damaged or not a parquet file"):
-        tables.open_tables([str(tmp_path / "c")])
+        score_tables.open_tables([str(tmp_path / "c")])
     pq.write_table(pa.table({"uid": ["a"]}), tmp_path / "c/0.parquet")
     with pytest.raises(InputError, match="column 'uid_hi' is missing"):
-        tables.open_tables([str(tmp_path / "c")])
+        score_tables.open_tables([str(tmp_path / "c")])
     with pytest.raises(InputError, match="unknown column 'z'"):
-        tables.open_tables([a]).read(["z"])
+        score_tables.open_tables([a]).read(["z"])
 
 
 def test_tables_with_other_uids_are_refused(tmp_path):
     a = make(tmp_path / "a", [2], ["x"])
     (tmp_path / "b").mkdir()
     (tmp_path / "b/000.parquet").write_bytes(
-        tables.part_bytes(np.array([(1, 0), (0, 0)], uids.DTYPE), {"y": np.zeros(2)})
+        score_tables.part_bytes(np.array([(1, 0), (0, 0)], uids.DTYPE), {"y": np.zeros(2)})
     )
     with pytest.raises(InputError, match="uids differ"):
-        tables.open_tables([a, str(tmp_path / "b")]).read(["x", "y"])
+        score_tables.open_tables([a, str(tmp_path / "b")]).read(["x", "y"])
 
 
 def test_an_unfinished_table_is_refused(tmp_path):
     a = make(tmp_path / "a", [2], ["x"])
     (tmp_path / "a/plan.json").write_text("{}")
     with pytest.raises(InputError, match="isn't finished"):
-        tables.open_tables([a])
+        score_tables.open_tables([a])
     (tmp_path / "a/manifest.json").write_text("{}")
-    assert len(tables.open_tables([a])) == 2
+    assert len(score_tables.open_tables([a])) == 2

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipdata_jax.data import uid_sets, uids
+from clipdata_jax.formats import uid_sets, uids
 
 halves = st.integers(0, 2) | st.integers(0, 2**64 - 1)
 uid_lists = st.lists(st.tuples(halves, halves), max_size=30)

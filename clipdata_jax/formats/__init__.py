@@ -1,0 +1,1 @@
+"""Every file format: read strictly, written deterministically."""
