@@ -27,8 +27,9 @@ from _timing import report
 
 from clipdata_jax import config, storage
 from clipdata_jax.formats import embedding_shards, score_tables, uids
-from clipdata_jax.pipeline import groups, manifest, score, select, verify, work
+from clipdata_jax.pipeline import groups, score, select, verify
 from clipdata_jax.pipeline.score_units import shard_files
+from clipdata_jax.runs import manifest, output
 from clipdata_jax.runtime import parallel
 
 _ROWS, _DIM = 32, 8
@@ -75,7 +76,7 @@ class Run:
                 [_ROWS] * len(units), batch_sizes=settings.batch_sizes(), group=settings.group
             ),
         )
-        self.output = work.open_output(self.options.out, plan=plan, units=list(self.units))
+        self.output = output.open_output(self.options.out, plan=plan, units=list(self.units))
 
     def complete(self) -> None:
         """Parts and receipts, one unit after the other; flushing them to the disk takes most of it."""
@@ -90,7 +91,7 @@ class Run:
 
     def remaining(self) -> None:
         """What a process that is started again looks through."""
-        self.output = work.Output(self.output.folder, self.output.units)
+        self.output = output.Output(self.output.folder, self.output.units)
         assert not self.output.remaining(parallel.Share())
 
     def finish(self) -> None:

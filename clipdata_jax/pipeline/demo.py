@@ -18,7 +18,7 @@ from clipdata_jax import config, storage
 from clipdata_jax.demo import pool as drawn
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
-from clipdata_jax.pipeline import manifest
+from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 
 MODEL = str(Path(__file__).parents[1] / "demo" / "model")

@@ -21,10 +21,12 @@ import numpy as np
 from clipdata_jax.config import Embed
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import sources, tars
-from clipdata_jax.pipeline import embed_summary, manifest, profiling, targets, telemetry, work
+from clipdata_jax.pipeline import embed_summary, targets
 from clipdata_jax.pipeline.embed_inputs import Unit, at_hand
 from clipdata_jax.pipeline.embedded import Batch, Gathered, Shard, Tally
 from clipdata_jax.pipeline.samples import Bad, decoded_samples
+from clipdata_jax.runs import manifest, profiling, telemetry
+from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runtime import console, parallel
 
 # Batches that wait for the devices while one is there: more would only pile up in memory.
@@ -59,7 +61,7 @@ def run(options: Embed) -> dict[str, Any] | None:
         print(f"Already complete: {options.out}")
         return before
     folder = targets.parts_folder(options.out) if single else options.out
-    output = work.open_output(folder, plan=plan, units=list(found.units))
+    output = open_output(folder, plan=plan, units=list(found.units))
     todo = output.remaining(share)
     if todo:
         watch = telemetry.Stopwatch(share.index)
@@ -132,7 +134,7 @@ class _Embedding:
         self,
         options: Embed,
         models: Sequence[_Model],
-        output: work.Output,
+        output: Output,
         shared_names: Collection[str],
         watch: telemetry.Stopwatch,
     ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats.sources import Source
-from clipdata_jax.pipeline import manifest
+from clipdata_jax.runs import manifest
 
 
 @dataclasses.dataclass(frozen=True)

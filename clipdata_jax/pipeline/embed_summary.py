@@ -6,7 +6,8 @@ from typing import Any
 
 from clipdata_jax.config import Embed
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, targets, work
+from clipdata_jax.pipeline import targets
+from clipdata_jax.runs import manifest, output
 from clipdata_jax.runtime import console
 
 
@@ -16,7 +17,7 @@ def summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
     Raises:
       InputError: everything was skipped, so that there is nothing to go on with.
     """
-    facts = list(work.read_receipts(receipts))
+    facts = list(output.read_receipts(receipts))
     samples, tars, pool = (
         [entry for fact in facts for entry in fact[name]]
         for name in ("skipped_samples", "skipped_tars", "inputs")

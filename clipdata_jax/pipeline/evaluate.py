@@ -13,8 +13,8 @@ from clipdata_jax import storage
 from clipdata_jax.config import Evaluate
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
-from clipdata_jax.pipeline import manifest
 from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
+from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console, parallel
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from clipdata_jax.config import Filter
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import metadata
 from clipdata_jax.formats.uid_files import UidSorter
-from clipdata_jax.pipeline import filter_presets, manifest
+from clipdata_jax.pipeline import filter_presets
+from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console, stopping
 from clipdata_jax.selection import datacomp
 from clipdata_jax.selection.work import Step

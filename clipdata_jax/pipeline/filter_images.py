@@ -16,8 +16,9 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, embedding_shards, metadata
 from clipdata_jax.formats.embedding_shards import open_pool, read_target
 from clipdata_jax.formats.hashing import mix
-from clipdata_jax.pipeline import k_means, manifest
+from clipdata_jax.pipeline import k_means
 from clipdata_jax.pipeline.filter_presets import Preset
+from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 from clipdata_jax.selection import datacomp
 

@@ -12,9 +12,10 @@ from clipdata_jax.config import NormSimD
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
 from clipdata_jax.formats.embedding_shards import BAD_REASONS, Pool, open_pool
-from clipdata_jax.pipeline import manifest, profiling, telemetry, work
 from clipdata_jax.pipeline.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
 from clipdata_jax.pipeline.norm_sim_d_steps import Rows, State, rows_scored, take_step
+from clipdata_jax.runs import manifest, profiling, telemetry
+from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.selection import ranking
 
@@ -110,14 +111,14 @@ def _prepare(
     plan: dict[str, Any],
     survivors: np.ndarray | None,
     share: parallel.Share,
-) -> tuple[work.Output, dict[str, Any], int]:
+) -> tuple[Output, dict[str, Any], int]:
     """The working folder with the rows in it, what there is to say of them, and how many a step drops."""
     folder = f"{options.out}.{_WORK}"
     if share.index:
         _wait(share)
-        output = work.open_output(folder, plan=plan, units=[UNIT])
+        output = open_output(folder, plan=plan, units=[UNIT])
     else:
-        output = work.open_output(folder, plan=plan, units=[UNIT])
+        output = open_output(folder, plan=plan, units=[UNIT])
         try:
             _read_rows(output, pool, tag, options, survivors)
             check_steps(options, _facts(output)["rows"], plan["keep"])
@@ -137,9 +138,7 @@ def _wait(share: parallel.Share) -> None:
         multihost_utils.sync_global_devices("the rows are read")
 
 
-def _read_rows(
-    output: work.Output, pool: Pool, tag: str, options: NormSimD, survivors: np.ndarray | None
-) -> None:
+def _read_rows(output: Output, pool: Pool, tag: str, options: NormSimD, survivors: np.ndarray | None) -> None:
     """Reads the rows into the working folder, unless that is done."""
     if output.receipt(UNIT) is not None:
         return
@@ -155,7 +154,7 @@ def _read_rows(
     reader.write(output)
 
 
-def _facts(output: work.Output) -> dict[str, Any]:
+def _facts(output: Output) -> dict[str, Any]:
     """What the manifest keeps of the rows."""
     receipt = output.receipt(UNIT)
     if receipt is None:
@@ -191,7 +190,7 @@ def check_steps(options: NormSimD, rows: int, keep: int) -> int:
 
 
 def _select(
-    output: work.Output, rows: Rows, keep: int, drop: int, options: NormSimD, share: parallel.Share
+    output: Output, rows: Rows, keep: int, drop: int, options: NormSimD, share: parallel.Share
 ) -> State:
     """Takes the steps that are left; the first process writes state and trace after each."""
     path = output.path(_STATE)

@@ -15,8 +15,10 @@ from clipdata_jax.config import NormSimD
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, uids
 from clipdata_jax.formats.embedding_shards import Pool, Shard
-from clipdata_jax.pipeline import manifest, norm_sim_d_steps, work
+from clipdata_jax.pipeline import norm_sim_d_steps
 from clipdata_jax.pipeline.norm_sim_d_steps import Rows
+from clipdata_jax.runs import manifest
+from clipdata_jax.runs.output import Output
 from clipdata_jax.runtime import console, threads
 
 UNIT = "rows"
@@ -62,7 +64,7 @@ class Reader:
         self.facts: dict[str, Any] = {"skipped": [], "masked_rows": []}
         self.inputs: list[dict[str, Any]] = []
 
-    def write(self, output: work.Output) -> None:
+    def write(self, output: Output) -> None:
         """Writes the rows, their uids and their second moments as one unit of work.
 
         Raises:
@@ -153,7 +155,7 @@ class Reader:
             )
 
 
-def open_rows(output: work.Output, pool_rows: int) -> Rows:
+def open_rows(output: Output, pool_rows: int) -> Rows:
     """The rows that were written, mapped from their file; `pool_rows` are behind the first moment."""
     path = storage.filesystem(output.path(_EMBEDDINGS))[1]
     with np.load(storage.filesystem(output.path(_MOMENTS))[1], allow_pickle=False) as file:

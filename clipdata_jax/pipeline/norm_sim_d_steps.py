@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.pipeline import telemetry
+from clipdata_jax.runs import telemetry
 from clipdata_jax.runtime import parallel
 from clipdata_jax.selection import ranking
 

@@ -13,10 +13,11 @@ import numpy as np
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import score_tables, tars, uids
-from clipdata_jax.pipeline import manifest, report_pairs, report_targets, telemetry
+from clipdata_jax.pipeline import report_pairs, report_targets
 from clipdata_jax.report import captions, comparison, contents, page, text
 from clipdata_jax.report.telemetry import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
+from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runtime import console
 
 # Of what a manifest says, these are told elsewhere on the page or too long for it.

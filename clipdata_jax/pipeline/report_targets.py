@@ -9,8 +9,8 @@ import numpy as np
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import score_tables, sources
-from clipdata_jax.pipeline import manifest
 from clipdata_jax.report import page, thumbnails
+from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 
 _SIDE = 80  # pixels of a target's picture, half of those of a pair's

@@ -12,8 +12,10 @@ import numpy as np
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline import manifest, reshard_processes, work
+from clipdata_jax.pipeline import reshard_processes
 from clipdata_jax.pipeline.reshard_units import Subset, Unit, make_units
+from clipdata_jax.runs import manifest
+from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runtime import console, parallel, threads
 
 _EXAMPLES = 5
@@ -76,7 +78,7 @@ def run(options: config.Reshard) -> Summary | None:
     if options.dry_run:
         return _count(list(units.values())[share.index :: share.count], subset)
     plan = manifest.describe("reshard", options, inputs=[options.subset], pool=paths)
-    output = work.open_output(options.out, plan=plan, units=list(units))
+    output = open_output(options.out, plan=plan, units=list(units))
     remaining = output.remaining(share)
     with console.bar(total=len(remaining), unit="tar", name="reshard") as bar:
         todo = [units[name] for name in remaining]
@@ -114,7 +116,7 @@ def _count(units: Sequence[Unit], subset: Subset) -> Summary:
     return summary
 
 
-def _facts(output: work.Output, subset: Subset, receipts: list[dict[str, Any]]) -> dict[str, Any]:
+def _facts(output: Output, subset: Subset, receipts: list[dict[str, Any]]) -> dict[str, Any]:
     """The run's own part of the manifest, from its units' receipts."""
     times = np.zeros(len(subset.uids), np.int64)
     names = [name for receipt in receipts for name in receipt["files"] if name.startswith("uids/")]
@@ -134,7 +136,7 @@ def _facts(output: work.Output, subset: Subset, receipts: list[dict[str, Any]]) 
     return {"pool": pool, "per_tar": counts, **dataclasses.asdict(summary)}
 
 
-def _read_uids(output: work.Output, name: str) -> np.ndarray:
+def _read_uids(output: Output, name: str) -> np.ndarray:
     with storage.open_read(output.path(name)) as file:
         return np.asarray(np.load(file, allow_pickle=False))
 

@@ -14,8 +14,8 @@ from clipdata_jax import storage
 from clipdata_jax.config import Reshard
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
-from clipdata_jax.pipeline import work
 from clipdata_jax.pipeline.reshard_units import Subset, Unit
+from clipdata_jax.runs.output import Output
 from clipdata_jax.runtime import stopping, threads, worker_pool
 
 _WORTH = 4  # tars: more than is written in the time that a process takes to begin
@@ -34,7 +34,7 @@ def how_many(tars: Sequence[Sequence[str]], options: Reshard) -> int:
     return max(1, min(asked, len(tars)))
 
 
-def write_all(units: Sequence[Unit], output: work.Output, count: int) -> Iterator[int]:
+def write_all(units: Sequence[Unit], output: Output, count: int) -> Iterator[int]:
     """Writes units; whenever some more are done, says how many.
 
     Args:
@@ -113,7 +113,7 @@ class _Deal:
         self._taken.value = self._units
 
 
-def _write(units: Sequence[Unit], output: work.Output, deal: _Deal, several: int) -> Iterator[int]:
+def _write(units: Sequence[Unit], output: Output, deal: _Deal, several: int) -> Iterator[int]:
     def write(number: int) -> None:
         units[number].write(output)
         deal.tell()
@@ -128,7 +128,7 @@ def _write(units: Sequence[Unit], output: work.Output, deal: _Deal, several: int
 _here: list[Iterator[int]] = []
 
 
-def _begin(scratch: str, bare: Sequence[Unit], output: work.Output, deal: _Deal, several: int) -> None:
+def _begin(scratch: str, bare: Sequence[Unit], output: Output, deal: _Deal, several: int) -> None:
     subset = Subset.mapped(scratch)
     _here.append(_write([dataclasses.replace(unit, subset=subset) for unit in bare], output, deal, several))
 

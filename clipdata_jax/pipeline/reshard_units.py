@@ -18,7 +18,9 @@ from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tar_copy, tar_index, tars, uids
 from clipdata_jax.formats.tar_index import Bytes, opened
-from clipdata_jax.pipeline import manifest, samples, telemetry, work
+from clipdata_jax.pipeline import samples
+from clipdata_jax.runs import manifest, telemetry
+from clipdata_jax.runs.output import Output
 
 _ARRAYS = ("uids.npy", "times.npy", "high.npy")
 # Looking through headers holds the interpreter: one thread at a time, so that the others write meanwhile.
@@ -152,7 +154,7 @@ class Unit:
         counts = {"samples": len(good) + len(skipped), "kept": len(kept), "skipped_samples": skipped}
         return Chosen([index.sample(good[i]) for i in kept], at[kept], [{**facts, **counts}])
 
-    def write(self, output: work.Output) -> None:
+    def write(self, output: Output) -> None:
         """Writes the unit's tars, with the uids that each holds beside them, and the receipt.
 
         Raises:
@@ -161,7 +163,7 @@ class Unit:
         with storage.keep(self.paths):  # looked through, then copied from
             self._write(output)
 
-    def _write(self, output: work.Output) -> None:
+    def _write(self, output: Output) -> None:
         workers, start = self.options.workers, time.monotonic()
         watch = telemetry.Stopwatch((workers.share() or (workers.process_id or 0, 1))[0])
         chosen = self.choose()

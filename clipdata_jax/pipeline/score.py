@@ -17,19 +17,11 @@ from clipdata_jax.config import NegClipLoss, Score
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, score_tables, uids
 from clipdata_jax.formats.embedding_shards import Pool, Shard
-from clipdata_jax.pipeline import (
-    groups,
-    manifest,
-    profiling,
-    score_inputs,
-    shard_division,
-    target_sets,
-    telemetry,
-    work,
-    writers,
-)
+from clipdata_jax.pipeline import groups, score_inputs, shard_division, target_sets
 from clipdata_jax.pipeline.score_columns import SCORES, Columns, Inputs, neg_clip_loss_columns
 from clipdata_jax.pipeline.score_units import Unit, list_bad, read_ahead, shard_files
+from clipdata_jax.runs import manifest, profiling, telemetry
+from clipdata_jax.runs.output import Output, Writer, open_output, read_receipts
 from clipdata_jax.runtime import console, parallel
 
 _LISTED = 20  # bad rows that the manifest names, a part
@@ -73,7 +65,7 @@ def run(options: Score) -> dict[str, Any] | None:
         plan={name: [[shard.name, shard.rows] for shard in unit] for name, unit in by_name.items()},
         groups=_describe_groups(units, options.neg_clip_loss),
     )
-    output = work.open_output(options.out, plan=plan, units=list(by_name))
+    output = open_output(options.out, plan=plan, units=list(by_name))
     todo = output.remaining(share)
     _score_units(output, share, by_name, todo, pool, tag, options, makers)
     _check_all_bad_rows(output, pool, options)
@@ -104,7 +96,7 @@ def _planned_rows(options: Score) -> dict[str, int]:
 
 
 def _score_units(
-    output: work.Output,
+    output: Output,
     share: parallel.Share,
     by_name: dict[str, tuple[Shard, ...]],
     todo: list[str],
@@ -122,7 +114,7 @@ def _score_units(
     watch = telemetry.Stopwatch(share.index)
     with (
         console.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar,
-        writers.Writer(output) as writer,
+        Writer(output) as writer,
         profiling.Profiler(options.profile, steps=1) as profiler,
     ):
         asked = time.monotonic()
@@ -168,7 +160,7 @@ def _check_bad_rows(bad_rows: int, unit: Unit, pool: Pool, options: Score) -> No
     )
 
 
-def _check_all_bad_rows(output: work.Output, pool: Pool, options: Score) -> None:
+def _check_all_bad_rows(output: Output, pool: Pool, options: Score) -> None:
     """The limit holds for the pool, whichever workers met the rows."""
     receipts = output.receipts()
     bad_rows = sum(_count_bad(receipt["facts"]) for receipt in receipts.values())
@@ -216,7 +208,7 @@ def _count_bad(facts: dict[str, Any]) -> int:
 
 
 def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
-    facts = list(work.read_receipts(receipts))
+    facts = list(read_receipts(receipts))
     masked: collections.Counter[str] = collections.Counter()
     for fact in facts:
         masked.update(fact["masked"])

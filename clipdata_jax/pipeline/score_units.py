@@ -15,7 +15,7 @@ from clipdata_jax.config import Score
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, uids
 from clipdata_jax.formats.embedding_shards import Shard
-from clipdata_jax.pipeline import manifest
+from clipdata_jax.runs import manifest
 
 
 def shard_files(shard: Shard) -> list[str]:

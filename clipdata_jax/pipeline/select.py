@@ -12,7 +12,7 @@ from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import external_columns, score_tables
 from clipdata_jax.formats.uid_files import UidSorter
-from clipdata_jax.pipeline import manifest
+from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import threads
 from clipdata_jax.selection import parsing, rules
 from clipdata_jax.selection.evaluation import Evaluation

@@ -15,7 +15,8 @@ from clipdata_jax.config import Embed, Score
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import sources
 from clipdata_jax.formats.embedding_shards import read_target
-from clipdata_jax.pipeline import embed, manifest
+from clipdata_jax.pipeline import embed
+from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 
 

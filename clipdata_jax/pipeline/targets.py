@@ -12,7 +12,8 @@ import numpy as np
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays
-from clipdata_jax.pipeline import manifest, work
+from clipdata_jax.runs import manifest
+from clipdata_jax.runs.output import Output
 from clipdata_jax.runtime import parallel
 
 
@@ -68,7 +69,7 @@ def _is_unchanged(entry: dict[str, Any]) -> bool:
 
 def finish(
     out: str,
-    output: work.Output,
+    output: Output,
     plan: dict[str, Any],
     facts: Callable[[list[dict[str, Any]]], dict[str, Any]],
     share: parallel.Share = parallel.ALONE,

@@ -14,9 +14,10 @@ from clipdata_jax import storage
 from clipdata_jax.config import Train
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline import manifest, work
 from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.pipeline.train_reporter import Reporter
+from clipdata_jax.runs import manifest
+from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runtime import console, parallel, stopping
 
 if TYPE_CHECKING:
@@ -82,19 +83,19 @@ def _load_tokenizer(options: Train, copy: str) -> Tokenizer:
         raise InputError(str(error).replace(copy, options.tokenizer)) from error
 
 
-def _open(folder: str, plan: dict[str, Any], share: parallel.Share) -> work.Output:
+def _open(folder: str, plan: dict[str, Any], share: parallel.Share) -> Output:
     """Opens the output; the first process goes first, so that the others find what it made."""
     if share.count == 1:
-        return work.open_output(folder, plan=plan, units=[_UNIT])
+        return open_output(folder, plan=plan, units=[_UNIT])
     from jax.experimental import multihost_utils
 
     if share.index == 0:
-        work.open_output(folder, plan=plan, units=[_UNIT])
+        open_output(folder, plan=plan, units=[_UNIT])
     multihost_utils.sync_global_devices("the output is open")
-    return work.open_output(folder, plan=plan, units=[_UNIT])
+    return open_output(folder, plan=plan, units=[_UNIT])
 
 
-def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, output: work.Output) -> None:
+def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, output: Output) -> None:
     """Reads the pairs, trains, and writes the unit "model" of the output."""
     import jax
     from flax import nnx
@@ -261,7 +262,7 @@ class _Pool:
         }
 
 
-def _print_summary(result: dict[str, Any], output: work.Output) -> None:
+def _print_summary(result: dict[str, Any], output: Output) -> None:
     print(
         f"Trained on {result['pairs']:,} pairs for {result['options']['steps']:,} steps, temperature"
         f" {result['temperature']:.4g}: {output.path(_UNIT)}"

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from clipdata_jax.config import Train
-from clipdata_jax.pipeline import profiling, work
+from clipdata_jax.runs import profiling
+from clipdata_jax.runs.output import Output
 from clipdata_jax.runtime import console
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -15,7 +16,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 class Reporter:
     """Shows steps and losses, and logs them every few seconds."""
 
-    def __init__(self, options: Train, output: work.Output) -> None:
+    def __init__(self, options: Train, output: Output) -> None:
         self.bar = console.bar(total=options.steps, unit="step", name="train")
         self._options, self._output, self._last = options, output, (time.monotonic(), 0)
         self._profiler = profiling.Profiler(options.profile, steps=3)

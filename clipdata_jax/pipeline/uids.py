@@ -16,7 +16,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uid_files, uid_sets
 from clipdata_jax.formats.uid_files import Source
 from clipdata_jax.formats.uids import to_hex
-from clipdata_jax.pipeline import manifest
+from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import stopping, threads
 from clipdata_jax.runtime.console import counted
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, targets
-from clipdata_jax.pipeline.records import Check, Problem, Run
-from clipdata_jax.pipeline.verify_file import open_file
-from clipdata_jax.pipeline.verify_folder import open_folder
+from clipdata_jax.pipeline import targets
+from clipdata_jax.runs import manifest
+from clipdata_jax.runs.records import Check, Problem, Run
+from clipdata_jax.runs.verify import open_file, open_folder
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.runtime.console import printable
 

@@ -8,32 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from clipdata_jax.report import lines, text
+from clipdata_jax.runs.telemetry import SECONDS, Unit
 
-SECONDS = ("read", "wait", "compute", "write")
 _POINTS = 9  # as many as a chart can label
 _LEAST = 3  # fewer units make no line
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """A unit of work that is done.
-
-    Attributes:
-      time: when, in seconds since 1970.
-      rows: of it.
-      rows_per_second: of its process, since that one's unit before.
-      seconds: what it took, by `SECONDS`; reading and writing may have gone on beside other units' work.
-    """
-
-    time: float
-    rows: float
-    rows_per_second: float
-    seconds: Mapping[str, float]
-
-    def is_plausible(self) -> bool:
-        """Whether all of it are numbers that a chart can show."""
-        values = (self.time, self.rows, self.rows_per_second, *self.seconds.values())
-        return all(math.isfinite(value) and 0 <= value < 1e15 for value in values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from support.pictures import jpeg, write_pairs
 
 from clipdata_jax import models
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline import telemetry
+from clipdata_jax.runs import telemetry
 
 
 @pytest.fixture(scope="module")

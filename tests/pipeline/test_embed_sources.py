@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 from clipdata_jax import cli
-from clipdata_jax.pipeline import work
-complete = work.Output.complete
+from clipdata_jax.runs import output
+complete = output.Output.complete
 def complete_or_die(self, *arguments, **named):
     if os.path.exists(self.path("receipts")):
         os.kill(os.getpid(), signal.SIGKILL)
     complete(self, *arguments, **named)
-work.Output.complete = complete_or_die
+output.Output.complete = complete_or_die
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -15,7 +15,8 @@ from support.pictures import write_pairs
 from support.pools import make_pool
 
 from clipdata_jax import storage
-from clipdata_jax.pipeline import telemetry, work
+from clipdata_jax.runs import telemetry
+from clipdata_jax.runs.output import Output
 from clipdata_jax.storage import paths, remote
 
 KINDS = ("500", "503", "reset", "cut", "short", "slow")
@@ -159,7 +160,7 @@ def test_a_store_that_is_not_there_is_told(clipdata, monkeypatch):
 def test_a_lost_mount_or_no_right_to_write_is_told(tmp_path, clipdata, monkeypatch):
     make_pool(tmp_path / "pool", sizes=(8, 8), dim=16)
     score = ("score", "pool", "--batch-size", 4, "--group", 2, "--out", "out")
-    complete = work.Output.complete
+    complete = Output.complete
 
     def unmounted(output, unit, *arguments, **named):
         if unit == "unit-00001":
@@ -167,11 +168,11 @@ def test_a_lost_mount_or_no_right_to_write_is_told(tmp_path, clipdata, monkeypat
             (tmp_path / "out").mkdir()
         complete(output, unit, *arguments, **named)
 
-    monkeypatch.setattr(work.Output, "complete", unmounted)
+    monkeypatch.setattr(Output, "complete", unmounted)
     done = clipdata(*score)
     assert done.returncode == 2 and "out: its plan.json is gone; was the disk unmounted?" in done.stderr
     assert not list((tmp_path / "out").iterdir())
-    monkeypatch.setattr(work.Output, "complete", complete)
+    monkeypatch.setattr(Output, "complete", complete)
     (tmp_path / "out").rmdir()
     (tmp_path / "elsewhere").rename(tmp_path / "out")
 

@@ -15,7 +15,7 @@ import pytest
 from support.pictures import jpeg
 
 from clipdata_jax.formats import score_tables, tars, uids
-from clipdata_jax.pipeline import manifest
+from clipdata_jax.runs import manifest
 
 _FLAGS = [
     "--headless",

@@ -3,13 +3,12 @@
 import pytest
 
 from clipdata_jax.report import telemetry
+from clipdata_jax.runs.telemetry import Unit
 
 
 def units(count):
     return [
-        telemetry.Unit(
-            1000 + 20.0 * i, 100, 50.0 if i % 2 else 10.0, {"read": 2, "wait": 1, "compute": 3, "write": 0}
-        )
+        Unit(1000 + 20.0 * i, 100, 50.0 if i % 2 else 10.0, {"read": 2, "wait": 1, "compute": 3, "write": 0})
         for i in range(count)
     ]
 

@@ -189,8 +189,8 @@ def runs(pid: int) -> bool:
 
 
 DIES = """
-from clipdata_jax.pipeline import work
-complete, left = work.Output.complete, {lives}
+from clipdata_jax.runs import output
+complete, left = output.Output.complete, {lives}
 def complete_or_die(self, *arguments, **named):
     global left
     left -= 1
@@ -201,7 +201,7 @@ def complete_or_die(self, *arguments, **named):
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
     complete(self, *arguments, **named)
-work.Output.complete = complete_or_die
+output.Output.complete = complete_or_die
 """
 
 

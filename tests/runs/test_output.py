@@ -7,8 +7,9 @@ import pytest
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import telemetry, work, writers
-from clipdata_jax.report.telemetry import Unit
+from clipdata_jax.runs import telemetry
+from clipdata_jax.runs.output import Output, Writer, open_output
+from clipdata_jax.runs.telemetry import Unit
 from clipdata_jax.runtime import parallel
 
 
@@ -27,7 +28,7 @@ class Slow:
 
 def test_units_are_written_in_order_and_an_error_stops_the_run_once():
     output = Slow()
-    with pytest.raises(InputError, match="no space left"), writers.Writer(output) as writer:
+    with pytest.raises(InputError, match="no space left"), Writer(output) as writer:
         writer.complete("a")
         writer.complete("b")
         output.go.set()
@@ -41,7 +42,7 @@ def test_what_was_worked_out_is_written_before_a_stop(error):
     output = Slow()
     threading.Timer(0.05, output.go.set).start()
     try:
-        with writers.Writer(output) as writer:
+        with Writer(output) as writer:
             writer.complete("a")
             writer.complete("c")
             if error:
@@ -54,7 +55,7 @@ def test_what_was_worked_out_is_written_before_a_stop(error):
 def test_an_error_in_the_last_unit_is_told_too():
     output = Slow()
     output.go.set()
-    with pytest.raises(InputError, match="no space left"), writers.Writer(output) as writer:
+    with pytest.raises(InputError, match="no space left"), Writer(output) as writer:
         writer.complete("a")
         writer.complete("b")
 
@@ -64,20 +65,20 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, 
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "list_names", lambda folder: [])  # each finds the folder empty
-        first = work.open_output(folder, plan={"command": "a"}, units=["u"])
-        assert work.open_output(folder, plan={"command": "a"}, units=["u"]) == first
+        first = open_output(folder, plan={"command": "a"}, units=["u"])
+        assert open_output(folder, plan={"command": "a"}, units=["u"]) == first
         before = storage.read_bytes(first.path("plan.json"))
         with pytest.raises(InputError, match=r"results of another run \(command was \"a\", now \"b\"\)"):
-            work.open_output(folder, plan={"command": "b"}, units=["u"])
+            open_output(folder, plan={"command": "b"}, units=["u"])
     assert storage.read_bytes(first.path("plan.json")) == before
     storage.write_bytes(first.path("plan.json"), b"{")
     with pytest.raises(InputError, match=r"its plan\.json is no JSON"):
-        work.open_output(folder, plan={"command": "a"}, units=["u"])
+        open_output(folder, plan={"command": "a"}, units=["u"])
 
 
 def test_times_in_a_store_are_those_of_the_units_whenever_a_run_is_stopped(monkeypatch):
     def finished(rows):
-        output = work.open_output("memory://stopped-at-the-end", plan={}, units=["u"])
+        output = open_output("memory://stopped-at-the-end", plan={}, units=["u"])
         if output.remaining(parallel.ALONE):
             output.complete("u", {"u.npy": b"1"}, {}, rows=rows)
         output.finish(lambda receipts: {})
@@ -86,7 +87,7 @@ def test_times_in_a_store_are_those_of_the_units_whenever_a_run_is_stopped(monke
         ]
 
     with monkeypatch.context() as patch:
-        patch.setattr(work.Output, "_take_manifest", lambda *_: 1 / 0)
+        patch.setattr(Output, "_take_manifest", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             finished(1)
     assert finished(2) == [1]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
+import zipfile
+from collections.abc import Callable
 from typing import Any
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import manifest, verify_contents
-from clipdata_jax.pipeline.records import Check, Run, entries, input_checks, is_inside, leaves, read_json
+from clipdata_jax.formats import arrays, parquet, uid_sets, uids
+from clipdata_jax.runs import manifest
+from clipdata_jax.runs.records import Check, Run, entries, input_checks, is_inside, leaves, read_json
 from clipdata_jax.runtime import threads
 
 _OWN = (storage.PLAN, manifest.NAME, "run.jsonl", "sizes.json")
@@ -40,7 +45,7 @@ def open_folder(folder: str, *, inputs: bool, digests: bool, stores: tuple[str, 
     listed = storage.sizes(folder)
     receipts = _receipts(run, units, listed)
     run.units = len(units), len(receipts)
-    expected = verify_contents.expectations(plan)
+    expected = expectations(plan)
     parts = _parts(run, receipts)
     held = _check_manifest(run, plan, receipts, parts, listed)
     for name, (size, digest) in {**held, **parts}.items():
@@ -134,7 +139,7 @@ def _add_part(
     size: int,
     digest: str | None,
     listed: dict[str, int],
-    expected: verify_contents.Expectations,
+    expected: Expectations,
 ) -> None:
     path = storage.join(run.path, name)
     if not is_inside(name):
@@ -148,9 +153,7 @@ def _add_part(
         run.checks.append(Check(path, size, digest, look=look))
 
 
-def _find_doubled(
-    run: Run, receipts: _Receipts, parts: dict[str, Any], expected: verify_contents.Expectations
-) -> None:
+def _find_doubled(run: Run, receipts: _Receipts, parts: dict[str, Any], expected: Expectations) -> None:
     """The same rows under two names, and rows that a plan deals out twice; what a receipt lacks of its plan."""
     first: dict[str, str] = {}
     skipped = {f"{name}.parquet" for receipt in receipts.values() for name in _skipped(receipt)}
@@ -182,7 +185,7 @@ def _find_foreign(
     receipts: _Receipts,
     known: set[str],
     listed: dict[str, int],
-    expected: verify_contents.Expectations,
+    expected: Expectations,
 ) -> None:
     undone = [unit for unit in units if unit not in receipts]
     waiting = {name for unit in undone for name in expected.of_unit.get(unit, ())}
@@ -229,3 +232,157 @@ def _skipped(receipt: dict[str, Any]) -> list[str]:
 
 def _repeated(names: list[Any]) -> list[Any]:
     return sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectations:
+    """What a plan says of parts.
+
+    Attributes:
+      command: that wrote them.
+      rows: part -> rows, as far as the plan knows.
+      of_unit: unit -> its parts, as far as the plan knows.
+      repeated: parts that the plan deals out twice.
+    """
+
+    command: str
+    rows: dict[str, int]
+    of_unit: dict[str, set[str]]
+    repeated: tuple[str, ...]
+
+    def may_write(self, unit: str, name: str) -> bool:
+        """Whether a file may be of a unit that isn't done yet; what the plan doesn't tell, the name does."""
+        if unit in self.of_unit:
+            return False
+        stem = name.removeprefix("uids/").rpartition(".")[0]
+        return stem == unit or stem.startswith(f"{unit}_") or name.startswith(f"{unit}/")
+
+    def look(self, folder: str, name: str) -> str:
+        """What is wrong with a part whose bytes are right, "" if nothing."""
+        path = storage.join(folder, name)
+        try:
+            if name.endswith(".parquet"):
+                return _rows_differ(parquet_rows(path), self.rows.get(name))
+            if name.endswith(".npz") and self.command == "embed":
+                return npz_differs(path, parquet_rows(f"{path.removesuffix('.npz')}.parquet"))
+        except InputError as error:
+            return str(error).removeprefix(f"{path}: ")
+        return ""
+
+
+def expectations(plan: dict[str, Any]) -> Expectations:
+    """What the plan of a folder says of its parts; a plan that makes no sense says nothing."""
+    rows: dict[str, int] = {}
+    of_unit: dict[str, set[str]] = {}
+    repeated: list[str] = []
+    dealt = plan.get("plan") if plan.get("command") == "score" else None
+    for unit, shards in dealt.items() if isinstance(dealt, dict) else ():
+        for shard in shards if isinstance(shards, list) else ():
+            if not (isinstance(shard, list) and len(shard) == 2 and isinstance(shard[1], int)):
+                continue
+            name = f"{shard[0]}.parquet"
+            repeated += [name] if name in rows else []
+            rows[name] = shard[1]
+            of_unit.setdefault(unit, set()).add(name)
+    return Expectations(str(plan.get("command", "?")), rows, of_unit, tuple(repeated))
+
+
+def parquet_rows(path: str) -> int:
+    """The rows of a parquet file, from its footer.
+
+    Raises:
+      InputError: it is none.
+    """
+    return parquet.rows_and_types(path)[0]
+
+
+def _rows_differ(rows: int, planned: int | None) -> str:
+    return "" if planned in (None, rows) else f"has {rows:,} rows, the plan says {planned:,}"
+
+
+def npz_differs(path: str, rows: int) -> str:
+    """What of the arrays of embeddings doesn't have the rows that it should, "" if nothing."""
+    with storage.open_read(path) as file:
+        try:
+            names = [name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()]
+        except (zipfile.BadZipFile, OSError) as error:
+            return f"not a .npz file, or cut short ({error})"
+    shapes = {name: arrays.array_shape(path, name) for name in names}
+    wrong = [f"{name} of shape {shape}" for name, shape in shapes.items() if shape[0] != rows]
+    if names and not wrong:
+        return ""
+    return f"holds {', '.join(wrong) or 'no array'}, expected {rows:,} rows"
+
+
+def subset_differs(path: str, *, rows: int | None, multiset: bool) -> str:
+    """What is wrong with a file of uids: its number of rows, their order, repeats; "" if nothing."""
+    try:
+        found = arrays.read_npy(path, "of uids")
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ")
+    if found.dtype != uids.DTYPE or found.ndim != 1:
+        return "holds no uids of dtype u8,u8 in one dimension"
+    if rows is not None and len(found) != rows:
+        return f"holds {len(found):,} uids, its manifest says {rows:,}"
+    order = uid_sets.look_at_order(found)
+    if order.unsorted_at is not None:
+        return f"is not sorted: row {order.unsorted_at:,}"
+    if order.repeats and not multiset:
+        return f"holds {order.repeats:,} uids twice, the first in row {order.repeated_at:,}"
+    return ""
+
+
+def open_file(path: str, *, inputs: bool, digests: bool, stores: tuple[str, ...] = ()) -> Run:
+    """Reads the manifest beside a file.
+
+    Args:
+      path: of the file. (The manifest names it too, but a file may be moved with its manifest, and a name that a
+        stranger wrote is not to be opened.)
+      inputs: whether the run's inputs are to be checked.
+      digests: whether they are to be read whole for it.
+      stores: where they may lie, see `Run.stores`.
+
+    Raises:
+      InputError: the manifest is missing or can't be read.
+    """
+    beside = f"{path}.{manifest.NAME}"
+    content = read_json(beside)
+    run = Run(path, str(content.get("command", "?")), stores=stores)
+    outputs = list(entries(content.get("outputs")).items())
+    if len(outputs) != 1:
+        raise InputError(f"{beside}: names {len(outputs)} outputs, expected the file beside it")
+    name, (size, digest) = outputs[0]
+    if name.rpartition("/")[2] != path.rpartition("/")[2]:
+        run.add("damaged", beside, f"is the manifest of {name[:200]!r}")
+    if storage.exists(path):
+        run.checks.append(Check(path, size, digest, look=_look(path, content)))
+    else:
+        run.add("missing", path, "its manifest is there, the file is not")
+    if inputs:
+        for key in ("inputs", "pool", "pool_files"):
+            input_checks(run, content.get(key), digests=digests)
+    return run
+
+
+def _look(path: str, content: dict[str, Any]) -> Callable[[], str] | None:
+    """What to look at in a file whose bytes are right."""
+    options = content.get("options")
+    multiset = bool(options.get("multiset")) if isinstance(options, dict) else False
+    count = content.get("uids")
+    command = content.get("command")
+    if command in ("select", "filter", "norm-sim-d", "uids") and path.endswith(".npy"):
+        rows = count if isinstance(count, int) else None
+        return functools.partial(subset_differs, path, rows=rows, multiset=multiset)
+    if command == "embed" and path.endswith(".npz") and isinstance(content.get("pairs"), int):
+        return functools.partial(npz_differs, path, content["pairs"])
+    if command == "evaluate":
+        return functools.partial(_figures_differ, path, content.get("figures"))
+    return None
+
+
+def _figures_differ(path: str, figures: object) -> str:
+    try:
+        found = json.loads(storage.read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return "" if found == figures else "its figures are not those of its manifest"

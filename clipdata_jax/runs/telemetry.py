@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clipdata_jax import storage
-from clipdata_jax.report.telemetry import SECONDS, Unit
 
+SECONDS = ("read", "wait", "compute", "write")
 # Of a stranger's file, as much as is looked at.
 _MOST_LINES = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A unit of work that is done.
+
+    Attributes:
+      time: when, in seconds since 1970.
+      rows: of it.
+      rows_per_second: of its process, since that one's unit before.
+      seconds: what it took, by `SECONDS`; reading and writing may have gone on beside other units' work.
+    """
+
+    time: float
+    rows: float
+    rows_per_second: float
+    seconds: Mapping[str, float]
+
+    def is_plausible(self) -> bool:
+        """Whether all of it are numbers that a chart can show."""
+        values = (self.time, self.rows, self.rows_per_second, *self.seconds.values())
+        return all(math.isfinite(value) and 0 <= value < 1e15 for value in values)
 
 
 class Stopwatch:
