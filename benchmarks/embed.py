@@ -72,8 +72,8 @@ def speed(folder: Path, rounds: int, pictures: int) -> None:
 def host_alone(pool: Path, checkpoint: Path) -> Callable[[], float]:
     """Pairs a second of reading, decoding and tokenizing."""
     from clipdata_jax import models
+    from clipdata_jax.embedding.samples import Decoded, decoded_samples
     from clipdata_jax.formats import tars
-    from clipdata_jax.pipeline.samples import Decoded, decoded_samples
 
     transform, tokenizer = models.load_image_transform(checkpoint), models.load_tokenizer(checkpoint)
 
@@ -92,7 +92,7 @@ def host_alone(pool: Path, checkpoint: Path) -> Callable[[], float]:
 def towers_alone(checkpoint: Path) -> Callable[[], float]:
     """Pairs a second of the towers on pixels and ids that are there."""
     from clipdata_jax import models
-    from clipdata_jax.pipeline.encode import Encoder
+    from clipdata_jax.embedding.encoder import Encoder
     from clipdata_jax.runtime import parallel
 
     encoder = Encoder(models.load_clip(checkpoint), BATCH, parallel.local_mesh())
@@ -140,10 +140,10 @@ def memory(folder: Path) -> None:
 def peak_of_embed(pool: str, checkpoint: str, out: str) -> int:
     """The most anonymous memory, in bytes, of this process while it embeds."""
     from clipdata_jax.config import Embed
-    from clipdata_jax.pipeline import embed as command
+    from clipdata_jax.embedding import embedder
 
     options = Embed(sources=(pool,), model=(checkpoint,), out=out)
-    return peak_memory(lambda: command.run(options) and None)
+    return peak_memory(lambda: embedder.run(options) and None)
 
 
 def make_checkpoint(folder: Path, *, small: bool) -> Path:

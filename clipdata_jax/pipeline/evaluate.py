@@ -11,14 +11,14 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Evaluate
+from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
-from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console, parallel
 
 if TYPE_CHECKING:
-    from clipdata_jax.pipeline.encode import Encoder
+    from clipdata_jax.embedding.encoder import Encoder
 
 _PLACE = "{c}"
 _TEMPLATES = (f"a photo of a {_PLACE}.",)
@@ -98,7 +98,7 @@ class _Reader:
 
     def __init__(self, options: Evaluate) -> None:
         from clipdata_jax import models
-        from clipdata_jax.pipeline.encode import Encoder
+        from clipdata_jax.embedding.encoder import Encoder
 
         model = models.load_clip(options.model, sharding=parallel.replicated())
         self.skipped: list[str] = []

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from clipdata_jax.embedding import samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import score_tables, tars, uids
-from clipdata_jax.pipeline import samples
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.report.captions import Caption
 from clipdata_jax.runtime import console

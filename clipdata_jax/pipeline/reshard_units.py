@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clipdata_jax import config, storage
+from clipdata_jax.embedding import samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tar_copy, tar_index, tars, uids
 from clipdata_jax.formats.tar_index import Bytes, opened
-from clipdata_jax.pipeline import samples
 from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runs.output import Output
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Embed, Score
+from clipdata_jax.embedding import embedder
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import sources
 from clipdata_jax.formats.embedding_shards import read_target
-from clipdata_jax.pipeline import embed
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 
@@ -83,7 +83,7 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
             f"--target {name}={path}: isn't embedded yet, and each worker would do it; first run clipdata embed {path}"
             f" --images-only --model {tag}={checkpoint} --out {out}"
         )
-    embed.run(
+    embedder.run(
         Embed(
             sources=(path,),
             model=(f"{tag}={checkpoint}",),

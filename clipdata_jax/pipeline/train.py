@@ -12,9 +12,9 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Train
+from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.pipeline.train_reporter import Reporter
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.output import Output, open_output

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 
 from clipdata_jax import config, storage
+from clipdata_jax.embedding import single_file
 from clipdata_jax.errors import InputError
-from clipdata_jax.pipeline import targets
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.records import Check, Problem, Run
 from clipdata_jax.runs.verify import open_file, open_folder
@@ -48,9 +48,9 @@ def run(options: config.Verify) -> Summary:
 def _open(path: str, options: config.Verify) -> Run:
     inputs, digests = options.pool != "no", options.pool == "digest"
     path = (path.rstrip("/") or path).removesuffix(f".{manifest.NAME}")
-    parts = targets.parts_folder(path)
+    parts = single_file.parts_folder(path)
     folder = (
-        parts if targets.is_file(path) and not storage.exists(path) and storage.is_folder(parts) else path
+        parts if single_file.is_file(path) and not storage.exists(path) and storage.is_folder(parts) else path
     )
     if storage.is_folder(folder):
         if not storage.exists(storage.join(folder, storage.PLAN)):

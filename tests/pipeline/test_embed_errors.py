@@ -10,9 +10,9 @@ from support.checkpoints import make_checkpoint
 from support.pictures import write_pairs
 
 from clipdata_jax import storage
+from clipdata_jax.embedding import embedder, encoder
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays
-from clipdata_jax.pipeline import embed, encode
 from clipdata_jax.runtime import console
 from clipdata_jax.storage import paths
 
@@ -45,7 +45,7 @@ def failing(function, error, *, call):
 def test_an_error_on_the_devices_is_not_taken_for_a_bad_tar(tmp_path, flags, clipdata, monkeypatch):
     error = InputError("the devices' error")
     with monkeypatch.context() as patched:
-        patched.setattr(encode.Encoder, "images", failing(encode.Encoder.images, error, call=1))
+        patched.setattr(encoder.Encoder, "images", failing(encoder.Encoder.images, error, call=1))
         done = clipdata(*flags)
     assert done.returncode == 2 and "the devices' error" in done.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -83,7 +83,7 @@ def test_a_tar_that_cannot_be_read_is_skipped_and_read_when_it_can(tmp_path, fla
 
 
 def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypatch):
-    write = embed._Embedding._write
+    write = embedder._Embedding._write
 
     def stopped(self, unit, *arguments):
         if unit.name == "1":
@@ -92,7 +92,7 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypat
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
-        patched.setattr(embed._Embedding, "_write", stopped)
+        patched.setattr(embedder._Embedding, "_write", stopped)
         done = clipdata(*flags)
     assert done.returncode == 75 and "run the same command again to go on" in done.stderr
     assert signal.getsignal(signal.SIGTERM) is before
@@ -137,7 +137,7 @@ def test_nothing_good_is_no_result(tmp_path, flags, clipdata, out):
 
 
 def test_what_is_written_while_it_is_embedded_is_told_by_the_next_run(tmp_path, flags, clipdata, monkeypatch):
-    fill = embed._Embedding._fill
+    fill = embedder._Embedding._fill
 
     def rewritten(self, unit):
         if unit.name == "1":
@@ -145,7 +145,7 @@ def test_what_is_written_while_it_is_embedded_is_told_by_the_next_run(tmp_path, 
         return fill(self, unit)
 
     with monkeypatch.context() as patched:
-        patched.setattr(embed._Embedding, "_fill", rewritten)
+        patched.setattr(embedder._Embedding, "_fill", rewritten)
         assert clipdata(*flags).returncode == 0
     assert clipdata("verify", "out").returncode == 2
     done = clipdata(*flags)

@@ -204,22 +204,22 @@ def test_a_target_file_is_not_overwritten_and_follows_its_tars(tmp_path, small, 
 
 
 def test_a_worker_that_another_has_overtaken_finds_the_file_made(tmp_path, small, clipdata, monkeypatch):
-    from clipdata_jax.pipeline import targets
+    from clipdata_jax.embedding import single_file
 
     for tar in range(2):
         write_pairs(tmp_path / f"{tar}.tar", range(4 * tar, 4 * tar + 4))
     flags = ("embed", "0.tar", "1.tar", "--images-only", "--model", small, "--batch-size", 4)
     assert clipdata(*flags, "--out", "alone.npz").returncode == 0
     assert clipdata(*flags, "--out", "dealt.npz", "--worker", "0/2").returncode == 0
-    write, other = targets._write_single, []
+    write, other = single_file._write_single, []
 
     def overtaken(*arguments):
-        monkeypatch.setattr(targets, "_write_single", write)
+        monkeypatch.setattr(single_file, "_write_single", write)
         # The other worker, which is as far, does it all while this one begins.
         other.append(clipdata(*flags, "--out", "dealt.npz", "--worker", "0/2"))
         write(*arguments)
 
-    monkeypatch.setattr(targets, "_write_single", overtaken)
+    monkeypatch.setattr(single_file, "_write_single", overtaken)
     done = clipdata(*flags, "--out", "dealt.npz", "--worker", "1/2")
     assert [other[0].returncode, done.returncode] == [0, 0], done.stderr
     assert (tmp_path / "dealt.npz").read_bytes() == (tmp_path / "alone.npz").read_bytes()

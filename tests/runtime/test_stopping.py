@@ -17,8 +17,8 @@ from support.pictures import write_pairs
 from support.processes import started
 
 from clipdata_jax import __main__, cli
+from clipdata_jax.embedding.samples import sample_uid
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline.samples import sample_uid
 from clipdata_jax.runtime import stopping
 
 ROOT = Path(__file__).parents[2]

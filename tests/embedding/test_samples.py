@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
 from clipdata_jax.models import ImageTransform
-from clipdata_jax.pipeline.samples import Bad, Decoded, decoded_samples
 
 TRANSFORM = ImageTransform(size=8)
 

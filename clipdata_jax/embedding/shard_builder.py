@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16, Float32, UInt8
 
+from clipdata_jax.embedding.samples import Bad, Decoded
 from clipdata_jax.formats import arrays, tars, uids
 from clipdata_jax.formats.sources import Source
-from clipdata_jax.pipeline.samples import Bad, Decoded
 
 
 @dataclasses.dataclass(frozen=True)

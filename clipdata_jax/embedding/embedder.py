@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax.config import Embed
+from clipdata_jax.embedding import single_file
+from clipdata_jax.embedding.inputs import Unit, at_hand
+from clipdata_jax.embedding.samples import Bad, decoded_samples
+from clipdata_jax.embedding.shard_builder import Batch, Gathered, Shard, Tally
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import sources, tars
-from clipdata_jax.pipeline import embed_summary, targets
-from clipdata_jax.pipeline.embed_inputs import Unit, at_hand
-from clipdata_jax.pipeline.embedded import Batch, Gathered, Shard, Tally
-from clipdata_jax.pipeline.samples import Bad, decoded_samples
-from clipdata_jax.runs import manifest, profiling, telemetry
+from clipdata_jax.runs import manifest, output, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runtime import console, parallel
 
@@ -55,12 +55,12 @@ def run(options: Embed) -> dict[str, Any] | None:
         sources=found.facts,
         models={model.tag: model.facts for model in models},
     )
-    single = targets.is_file(options.out)
-    if single and (before := targets.finished(options.out, plan)):
-        targets.tidy(options.out)
+    single = single_file.is_file(options.out)
+    if single and (before := single_file.finished(options.out, plan)):
+        single_file.tidy(options.out)
         print(f"Already complete: {options.out}")
         return before
-    folder = targets.parts_folder(options.out) if single else options.out
+    folder = single_file.parts_folder(options.out) if single else options.out
     output = open_output(folder, plan=plan, units=list(found.units))
     todo = output.remaining(share)
     if todo:
@@ -68,13 +68,13 @@ def run(options: Embed) -> dict[str, Any] | None:
         _Embedding(options, models, output, found.shared_names(), watch).run(
             {name: found.units[name] for name in todo}
         )
-    finish = functools.partial(targets.finish, options.out, output, plan) if single else output.finish
-    result = finish(embed_summary.summarise, share)
+    finish = functools.partial(single_file.finish, options.out, output, plan) if single else output.finish
+    result = finish(summarise, share)
     if result is not None:
         if output.was_finished and not todo:
             print(f"Already complete: {options.out}")
         else:
-            embed_summary.tell(result, options)
+            tell(result, options)
     return result
 
 
@@ -103,7 +103,7 @@ class _Model:
     @functools.cached_property
     def encoder(self) -> Any:
         """The towers on all devices of this process."""
-        from clipdata_jax.pipeline.encode import Encoder
+        from clipdata_jax.embedding.encoder import Encoder
 
         return Encoder(self._model, self._options.batch_size, parallel.local_mesh())
 
@@ -269,3 +269,52 @@ class _Embedding:
         times = self._watch.line(len(shard), read=shard.read, wait=shard.waited, compute=shard.computed)
         self._output.complete(unit.name, parts, done, inputs=unit.entries, **times)
         self._tally.add(shard, 0, 1.0)
+
+
+def summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run's own facts, from its units' receipts.
+
+    Raises:
+      InputError: everything was skipped, so that there is nothing to go on with.
+    """
+    facts = list(output.read_receipts(receipts))
+    samples, tars, pool = (
+        [entry for fact in facts for entry in fact[name]]
+        for name in ("skipped_samples", "skipped_tars", "inputs")
+    )
+    pairs = sum(fact["pairs"] for fact in facts)
+    if not pairs:
+        raise InputError(
+            f"all that was to be embedded is bad and was skipped; mend it. The first: {_listed(samples, tars)[0]}"
+        )
+    return {
+        "pairs": pairs,
+        "skipped_samples": samples,
+        "skipped_tars": tars,
+        "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
+        "pool": pool,
+    }
+
+
+def tell(result: dict[str, Any], options: Embed) -> None:
+    """Prints what was embedded and what was left out."""
+    noun = "picture" if options.images_only else "pair"
+    for tag, model in result["models"].items():
+        print(
+            f"Embedded {console.counted(result['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"
+            f" {model['temperature']:.4g}: {options.out}"
+        )
+    if result["repeated_uids"]:
+        print(f"{result['repeated_uids']:,} pairs repeat an uid of their tar")
+    skipped = _listed(result["skipped_samples"], result["skipped_tars"])
+    if skipped:
+        listed = f"{options.out}.{manifest.NAME}" if single_file.is_file(options.out) else manifest.NAME
+        print(
+            f"Skipped {console.counted(len(result['skipped_tars']), 'tar')} and"
+            f" {console.counted(len(result['skipped_samples']), 'sample')}, listed in {listed};"
+            f" the first: {skipped[0]}"
+        )
+
+
+def _listed(samples: list[dict[str, Any]], tars: list[str]) -> list[str]:
+    return tars + [f"{sample['tar']}: sample {sample['key']!r}: {sample['reason']}" for sample in samples]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clipdata_jax.embedding.encoder import Encoder
 from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
-from clipdata_jax.pipeline.encode import Encoder
 
 CONFIG = CLIPConfig(
     vision=VisionConfig(width=16, layers=1, heads=2, mlp_width=32, image_size=16, patch_size=8),
