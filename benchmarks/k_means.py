@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from _timing import PRODUCT_GFLOP, alternate, median_ratio, plain_product, report, unit_rows
 
-from clipdata_jax.pipeline import k_means as fitting
 from clipdata_jax.runtime import parallel
 from clipdata_jax.scores import k_means
+from clipdata_jax.scoring import clustering
 
 
 def faiss_calls(rows: np.ndarray, centroids: np.ndarray, steps: int) -> dict[str, Callable[[], Any]]:
@@ -82,7 +82,9 @@ def main() -> None:
 
 def compare_fits(rows: np.ndarray, options: argparse.Namespace, theirs: dict[str, Callable[[], Any]]) -> None:
     """Both k-means from seeds to centroids: time, and the mean cosine of rows with their nearest centroid."""
-    ours = {"k_means.fit": lambda: fitting.fit(rows, options.clusters, seed=0, steps=options.steps).centroids}
+    ours = {
+        "k_means.fit": lambda: clustering.fit(rows, options.clusters, seed=0, steps=options.steps).centroids
+    }
     fits = ours | {name: call for name, call in theirs.items() if name == "faiss Kmeans"}
     seconds = alternate(fits, options.rounds)
     for name, times in seconds.items():

@@ -27,10 +27,11 @@ from _timing import report
 
 from clipdata_jax import config, storage
 from clipdata_jax.formats import embedding_shards, score_tables, uids
-from clipdata_jax.pipeline import groups, score, select, verify
-from clipdata_jax.pipeline.score_units import shard_files
+from clipdata_jax.pipeline import score, select, verify
 from clipdata_jax.runs import manifest, output
 from clipdata_jax.runtime import parallel
+from clipdata_jax.scoring import groups
+from clipdata_jax.scoring.units import shard_files
 
 _ROWS, _DIM = 32, 8
 

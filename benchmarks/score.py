@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 from _timing import PRODUCT_GFLOP, anonymous_memory, plain_product, report, unit_rows
 
 from clipdata_jax.formats import uids
-from clipdata_jax.pipeline import group_scores, groups
 from clipdata_jax.runtime import parallel
+from clipdata_jax.scoring import group_scores, groups
 
 _SHARD, _TEMPERATURE, _REPEATS = 100_000, 0.01, 10
 _EVERY, _GROUPS = 15.0, 3  # seconds of the command between turns of the kernel; groups that a turn takes

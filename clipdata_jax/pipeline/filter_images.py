@@ -16,10 +16,10 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, embedding_shards, metadata
 from clipdata_jax.formats.embedding_shards import open_pool, read_target
 from clipdata_jax.formats.hashing import mix
-from clipdata_jax.pipeline import k_means
 from clipdata_jax.pipeline.filter_presets import Preset
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
+from clipdata_jax.scoring import clustering
 from clipdata_jax.selection import datacomp
 
 
@@ -50,7 +50,7 @@ def open_preset(
         centroids, inputs = _read_centroids(options.centroids, reader.dim), (options.centroids,)
     else:
         sample = _draw_sample(options, parts, reader, captions, skipped)
-        found = k_means.fit(sample, options.clusters or 0, seed=options.seed, steps=options.steps)
+        found = clustering.fit(sample, options.clusters or 0, seed=options.seed, steps=options.steps)
         centroids = found.centroids
         path = f"{options.out}.centroids.npy"
         with storage.open_write(path) as file:
@@ -107,15 +107,15 @@ class _Near:
     """
 
     def __init__(self, centroids: np.ndarray, target: np.ndarray) -> None:
-        self._centroids: jax.Array = k_means.place(centroids)
+        self._centroids: jax.Array = clustering.place(centroids)
         self.wanted = np.zeros(len(centroids), bool)
-        self.wanted[k_means.assign(target, self._centroids)] = True
+        self.wanted[clustering.assign(target, self._centroids)] = True
 
     def condition(self, column: str) -> datacomp.Condition:
         """The condition on a column of embeddings."""
         text = "picture in a cluster with a target picture"
         return datacomp.Condition(
-            text, (column,), lambda emb: self.wanted[k_means.assign(emb, self._centroids)]
+            text, (column,), lambda emb: self.wanted[clustering.assign(emb, self._centroids)]
         )
 
 

@@ -12,11 +12,11 @@ from clipdata_jax.config import NormSimD
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
 from clipdata_jax.formats.embedding_shards import BAD_REASONS, Pool, open_pool
-from clipdata_jax.pipeline.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
-from clipdata_jax.pipeline.norm_sim_d_steps import Rows, State, rows_scored, take_step
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runtime import console, parallel
+from clipdata_jax.scoring.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
+from clipdata_jax.scoring.norm_sim_d_steps import Rows, State, rows_scored, take_step
 from clipdata_jax.selection import ranking
 
 _WORK, _STATE = "work", "state.npz"

@@ -17,12 +17,13 @@ from clipdata_jax.config import NegClipLoss, Score
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, score_tables, uids
 from clipdata_jax.formats.embedding_shards import Pool, Shard
-from clipdata_jax.pipeline import groups, score_inputs, shard_division, target_sets
-from clipdata_jax.pipeline.score_columns import SCORES, Columns, Inputs, neg_clip_loss_columns
-from clipdata_jax.pipeline.score_units import Unit, list_bad, read_ahead, shard_files
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, Writer, open_output, read_receipts
 from clipdata_jax.runtime import console, parallel
+from clipdata_jax.scoring import groups, reference_division, target_sets
+from clipdata_jax.scoring import units as scoring_units
+from clipdata_jax.scoring.columns import SCORES, Columns, Inputs, neg_clip_loss_columns
+from clipdata_jax.scoring.units import Unit, list_bad, read_ahead, shard_files
 
 _LISTED = 20  # bad rows that the manifest names, a part
 
@@ -40,8 +41,8 @@ def run(options: Score) -> dict[str, Any] | None:
     pool = embedding_shards.open_pool(options.pool, on_bad=options.on_bad, rows=_planned_rows(options))
     tag = pool.tag(options.tag)
     made_by = target_sets.made_by_model(options.pool, tag)
-    temperatures, source = score_inputs.temperatures(options.neg_clip_loss.temperatures(), made_by)
-    dim = score_inputs.dimension(pool, tag)
+    temperatures, source = scoring_units.temperatures(options.neg_clip_loss.temperatures(), made_by)
+    dim = scoring_units.dimension(pool, tag)
     if options.where is not None:
         storage.size(options.where)  # a missing file is told of before targets are embedded
     targets, target_files = target_sets.open_targets(options, tag=tag, dim=dim, made_by=made_by)
@@ -108,7 +109,7 @@ def _score_units(
     """Scores the units to do, this process's that are not done yet."""
     rows = {name: sum(shard.rows for shard in unit) for name, unit in by_name.items()}
     first_rows = dict(zip(rows, np.cumsum([0, *rows.values()]).tolist(), strict=False))
-    dim = score_inputs.dimension(pool, tag)
+    dim = scoring_units.dimension(pool, tag)
     bad_rows = sum(_count_bad(receipt["facts"]) for receipt in output.receipts().values())
     queue = ((by_name[name], first_rows[name]) for name in todo)
     watch = telemetry.Stopwatch(share.index)
@@ -145,7 +146,7 @@ def _describe_groups(units: list[tuple[Shard, ...]], options: NegClipLoss) -> di
     """What `--batch-size` and `--group` came to on this pool."""
     rows, sizes = [sum(shard.rows for shard in unit) for unit in units], options.batch_sizes()
     if options.division == "shard":
-        return shard_division.describe(rows, batch_sizes=sizes)
+        return reference_division.describe(rows, batch_sizes=sizes)
     return groups.describe(rows, batch_sizes=sizes, group=options.group)
 
 

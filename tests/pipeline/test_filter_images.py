@@ -12,8 +12,8 @@ from support.pools import unit_rows
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
-from clipdata_jax.pipeline import k_means
 from clipdata_jax.runtime import parallel
+from clipdata_jax.scoring import clustering
 
 DIM, TOPICS = 16, 6
 
@@ -134,8 +134,8 @@ def test_k_means_is_the_same_on_any_number_of_devices_and_finds_the_topics(monke
     for devices in (1, 8):
         mesh = parallel.data_mesh(jax.devices()[:devices])
         monkeypatch.setattr(parallel, "local_mesh", lambda mesh=mesh: mesh)
-        found.append(k_means.fit(emb, TOPICS, seed=3, steps=20))
-        rows = k_means.assign(emb, k_means.place(found[0].centroids))
+        found.append(clustering.fit(emb, TOPICS, seed=3, steps=20))
+        rows = clustering.assign(emb, clustering.place(found[0].centroids))
         np.testing.assert_array_equal(rows, nearest(emb, found[0].centroids))
     np.testing.assert_array_equal(found[0].centroids, found[1].centroids)
     assert found[0].cosines == found[1].cosines and list(found[0].cosines) == sorted(found[0].cosines)
@@ -146,19 +146,19 @@ def test_k_means_is_the_same_on_any_number_of_devices_and_finds_the_topics(monke
 def test_seeds_are_drawn_by_squared_distance():
     distance = np.array([0.5, 1.0, 1.5, 0.0, 1.0])
     best = (1 - distance / 2).astype(np.float32)
-    drawn = [k_means._draw(best, [4], 1, seed)[0] for seed in range(4000)]
+    drawn = [clustering._draw(best, [4], 1, seed)[0] for seed in range(4000)]
     share = np.bincount(drawn, minlength=5) / 4000
     np.testing.assert_allclose(share, [1 / 6, 2 / 6, 3 / 6, 0, 0], atol=0.03)
-    assert sorted(k_means._draw(best, [4], 3, 0)) == [0, 1, 2]
+    assert sorted(clustering._draw(best, [4], 3, 0)) == [0, 1, 2]
 
 
 def test_many_clusters_are_seeded_in_rounds():
     emb = unit_rows(np.random.default_rng(0), 1200, 8).astype(np.float16)
-    found = k_means.fit(np.concatenate([emb, emb]), 600, seed=0, steps=1)
+    found = clustering.fit(np.concatenate([emb, emb]), 600, seed=0, steps=1)
     assert found.centroids.shape == (600, 8) and (found.size > 0).all() and found.size.sum() == 2400
     np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
     with pytest.raises(InputError, match="more than the 3 different rows"):
-        k_means.fit(np.concatenate([emb[:3]] * 5), 4, seed=0, steps=1)
+        clustering.fit(np.concatenate([emb[:3]] * 5), 4, seed=0, steps=1)
 
 
 @pytest.mark.parametrize(

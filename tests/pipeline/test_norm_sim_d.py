@@ -12,8 +12,9 @@ import pytest
 from support.pools import cut_short, edit_npz, make_pool
 
 from clipdata_jax.formats import uids
-from clipdata_jax.pipeline import norm_sim_d, norm_sim_d_steps
-from clipdata_jax.pipeline.norm_sim_d_steps import Rows, State, sum_moment, take_step
+from clipdata_jax.pipeline import norm_sim_d
+from clipdata_jax.scoring import norm_sim_d_steps
+from clipdata_jax.scoring.norm_sim_d_steps import Rows, State, sum_moment, take_step
 
 
 def plainly(emb: np.ndarray, first: np.ndarray, *, keep: int, steps: int) -> np.ndarray:

@@ -15,8 +15,8 @@ from support.pools import cut_short, edit_npz, make_pool, unit_rows
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, score_tables, uids
-from clipdata_jax.pipeline import groups
 from clipdata_jax.runs import profiling
+from clipdata_jax.scoring import groups
 
 SMALL = ("--batch-size", 40, "--repeats", 3, "--group", 2)
 

@@ -15,9 +15,9 @@ from support.pools import edit_npz, make_pool
 import clipdata_jax as cj
 from clipdata_jax.config import NegClipLoss
 from clipdata_jax.formats import score_tables, uids
-from clipdata_jax.pipeline import group_scores, groups, shard_division
-from clipdata_jax.pipeline.group_scores import Pairs
-from clipdata_jax.pipeline.score_columns import neg_clip_loss_columns
+from clipdata_jax.scoring import group_scores, groups, reference_division
+from clipdata_jax.scoring.columns import neg_clip_loss_columns
+from clipdata_jax.scoring.group_scores import Pairs
 
 SIZES = [90, 30, 130]
 SMALL = ("--repeats", 3, "--group", 2)
@@ -138,7 +138,7 @@ def test_the_division_of_the_paper_cuts_whole_files(tmp_path, clipdata):
     batches, start = [], 0
     for rows in (90, 40, 130):
         uid = uids.from_hex(list(pool["uid"][start : start + rows]))
-        for order in shard_division.permutations(uid, repeats=3, seed=0):
+        for order in reference_division.permutations(uid, repeats=3, seed=0):
             batches += [start + order[first : first + 40] for first in range(0, rows, 40)]
         start += rows
     assert sorted({len(rows) for rows in batches}) == [10, 40]
@@ -157,7 +157,7 @@ def test_the_paper_code_s_numbers_come_of_its_permutations(golden):
     with np.load(golden / "reference_scores.npz") as file:
         reference = dict(file)
     pairs = Pairs(reference["img"], reference["txt"], np.ones(1000, bool))
-    score, error, text, image = shard_division.score_permutations(
+    score, error, text, image = reference_division.score_permutations(
         pairs, reference["permutations"], batch_size=256, temperatures=(0.01, 0.07)
     )
     cos = np.einsum("bd,bd->b", *(reference[name].astype(float) for name in ("img", "txt")))
@@ -178,7 +178,7 @@ def test_the_standard_error_of_whole_files_counts_what_their_cuts_share():
         f, g = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (f, f + 1.2 * g))
         f[:8], g[:8] = kept
         orders = np.stack([random.permutation(160) for _ in range(6)])
-        found = shard_division.score_permutations(
+        found = reference_division.score_permutations(
             Pairs(f.astype(np.float16), g.astype(np.float16), np.ones(160, bool)),
             orders,
             batch_size=40,

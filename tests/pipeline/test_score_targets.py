@@ -12,7 +12,7 @@ from support.pictures import jpeg, write_pairs
 from support.pools import make_pool, unit_rows
 
 from clipdata_jax.formats import uids
-from clipdata_jax.pipeline import norm_sim_targets
+from clipdata_jax.scoring import columns
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_nearest_row_is_a_column(tmp_path, made, clipdata, signed):
 def test_a_target_that_no_device_holds_gives_the_same(tmp_path, made, clipdata, monkeypatch, nearest):
     flags = ("score", "pool", *TARGETS, "--p", 1, 2, "inf", *nearest)
     assert clipdata(*flags, "--out", "whole").returncode == 0
-    monkeypatch.setattr(norm_sim_targets, "_must_shard", lambda target: True)
+    monkeypatch.setattr(columns, "_must_shard", lambda target: True)
     assert clipdata(*flags, "--out", "sharded").returncode == 0
     names = [f"norm_sim_{p}_{name}" for p in ("1", "2", "inf") for name in ("few", "many")]
     names += ["norm_sim_inf_many_row"] if nearest else []

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.pipeline import group_scores
-from clipdata_jax.pipeline.group_scores import Job, Pairs
-from clipdata_jax.pipeline.groups import hash_order
+from clipdata_jax.scoring import group_scores
+from clipdata_jax.scoring.group_scores import Job, Pairs
+from clipdata_jax.scoring.groups import hash_order
 
 _ROUND = 8  # a file smaller than |B| is one batch, its rows filled up to a multiple of it
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from clipdata_jax.formats import hashing
 from clipdata_jax.formats.embedding_shards import Shard
 from clipdata_jax.formats.uids import join_halves
-from clipdata_jax.pipeline import groups, shard_division
+from clipdata_jax.scoring import groups, reference_division
 
 
 def some_uids(rows: int, seed: int = 0) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_what_the_sizes_came_to_is_described():
         {"batch_size": 100, "batches": 13, "effective": [100, 100]},
         {"batch_size": 50, "batches": 26, "effective": [50, 50]},
     ]
-    told = shard_division.describe([1_000, 30], batch_sizes=[300])
+    told = reference_division.describe([1_000, 30], batch_sizes=[300])
     assert told == {"count": 2, "sizes": [{"batch_size": 300, "batches": 5, "effective": [30, 300]}]}
 
 

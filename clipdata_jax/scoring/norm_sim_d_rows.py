@@ -15,11 +15,11 @@ from clipdata_jax.config import NormSimD
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, uids
 from clipdata_jax.formats.embedding_shards import Pool, Shard
-from clipdata_jax.pipeline import norm_sim_d_steps
-from clipdata_jax.pipeline.norm_sim_d_steps import Rows
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.output import Output
 from clipdata_jax.runtime import console, threads
+from clipdata_jax.scoring import norm_sim_d_steps
+from clipdata_jax.scoring.norm_sim_d_steps import Rows
 
 UNIT = "rows"
 _EMBEDDINGS, _UIDS, _MOMENTS = "embeddings.npy", "uids.npy", "moments.npz"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float32
 
-from clipdata_jax.config import NegClipLoss, Score
+from clipdata_jax.config import NegClipLoss, NormSim, Score
 from clipdata_jax.config.scoring import in_thousandths
-from clipdata_jax.pipeline import group_scores, groups, shard_division
-from clipdata_jax.pipeline.group_scores import Job, Pairs
-from clipdata_jax.pipeline.norm_sim_targets import norm_of_union, norm_sim_scorer
-from clipdata_jax.pipeline.score_units import Unit
 from clipdata_jax.runtime import parallel
+from clipdata_jax.scoring import group_scores, groups, reference_division
+from clipdata_jax.scoring.group_scores import Job, Pairs
+from clipdata_jax.scoring.units import Unit
 
 _BLOCK = 8_192  # rows that a device takes at a time for scores that look at one row
 # And for cosines of pairs, which are all reading: on a CPU the float32 form of larger blocks, fresh memory each time,
@@ -98,9 +99,11 @@ def _neg_clip_loss_columns(inputs: Inputs) -> Columns:
         pairs = Pairs(unit.images, unit.texts, unit.good)
         seed = inputs.options.seed
         if settings.division == "shard":
-            orders = shard_division.permutations(unit.uid, repeats=settings.repeats, seed=seed)
+            orders = reference_division.permutations(unit.uid, repeats=settings.repeats, seed=seed)
             by_size = [
-                shard_division.score_permutations(pairs, orders, batch_size=size, temperatures=temperatures)
+                reference_division.score_permutations(
+                    pairs, orders, batch_size=size, temperatures=temperatures
+                )
                 for size in settings.batch_sizes()
             ]
             found = [np.stack(field, axis=1) for field in zip(*by_size, strict=True)]
@@ -180,3 +183,92 @@ SCORES: dict[str, Callable[[Inputs], Columns]] = {
     "neg_clip_loss": _neg_clip_loss_columns,
     "norm_sim": _norm_sim_columns,
 }
+
+
+# A copy of a target may take this share of a device's memory; larger ones are sharded over the devices.
+_SHARE_OF_DEVICE = 0.25
+
+_ROWS = 65_536  # of a target that are summed up at a time
+
+# A block of pictures on one device, and p -> scores, and the nearest target rows or None where nobody asks
+Scorer = Callable[..., tuple[Any, Any]]
+
+
+def norm_sim_scorer(target: Float[np.ndarray, "n d"], settings: NormSim) -> Scorer:
+    """What scores pictures by one target.
+
+    Args:
+      target: the target's embeddings.
+      settings: whether cosines are signed, and whether the nearest row is asked for.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from clipdata_jax import scores
+
+    @functools.cache
+    def moment() -> np.ndarray:
+        total = np.zeros((target.shape[1],) * 2, np.float32)
+        for start in range(0, len(target), _ROWS):
+            total += scores.second_moment(jnp.asarray(target[start : start + _ROWS]))
+        return total
+
+    whole = None if _must_shard(target) else {one: jax.device_put(target, one) for one in jax.local_devices()}
+    sharded = functools.cache(functools.partial(_sharded, target))
+
+    def score(images: Any, *, p: float) -> tuple[Any, Any]:
+        device = next(iter(images.devices()))
+        if p == 2:
+            return scores.norm_sim_moment(images, jax.device_put(moment(), device)), None
+        signed = settings.signed and p == math.inf
+        if settings.nearest and p == math.inf:
+            if whole is not None:
+                return scores.nearest_target(images, whole[device], signed=signed)
+            found = scores.nearest_target_sharded(
+                images, sharded(p), mesh=parallel.local_mesh(), signed=signed
+            )
+            return found.score, np.minimum(np.asarray(found.row), len(target) - 1)  # the last may be repeated
+        if whole is not None:
+            return scores.norm_sim(images, whole[device], p=p, signed=signed), None
+        return scores.norm_sim_sharded(
+            images, sharded(p), mesh=parallel.local_mesh(), p=p, signed=signed
+        ), None
+
+    return score
+
+
+def norm_of_union(norms: Sequence[Float32[np.ndarray, " b"]], p: float) -> Float32[np.ndarray, " b"]:
+    """NormSim to several targets taken as one, from NormSim to each: the p-norm of the p-norms.
+
+        ||(a; b)||_p = || (||a||_p, ||b||_p) ||_p
+
+    Args:
+      norms: of each target, shape (b,).
+      p: the norm, at least 1, or inf. (With signed cosines, p = inf, the largest is signed too.)
+    """
+    stacked = np.stack(norms)
+    most = stacked.max(axis=0)
+    if p == math.inf:
+        return most
+    scale = np.where(most > 0, most, 1)  # |x|^30 would underflow
+    return (scale * np.sum((stacked / scale) ** p, axis=0, dtype=np.float64) ** (1 / p)).astype(np.float32)
+
+
+def _must_shard(target: np.ndarray) -> bool:
+    """Whether a copy of the target is too much for a device, and there are several to share it."""
+    import jax
+
+    devices = jax.local_devices()
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    return len(devices) > 1 and memory is not None and target.nbytes > _SHARE_OF_DEVICE * memory
+
+
+def _sharded(target: np.ndarray, p: float) -> Any:
+    """The target over this process's devices; what is added to divide evenly changes no norm."""
+    import jax
+
+    mesh = parallel.local_mesh()
+    missing = -len(target) % mesh.size
+    added = np.repeat(target[-1:] if p == math.inf else np.zeros_like(target[:1]), missing, axis=0)
+    padded = np.concatenate([target, added])
+    return jax.device_put(padded, jax.NamedSharding(mesh, jax.P(parallel.AXIS)))

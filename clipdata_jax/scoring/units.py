@@ -13,8 +13,8 @@ import numpy as np
 from clipdata_jax import storage
 from clipdata_jax.config import Score
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import embedding_shards, uids
-from clipdata_jax.formats.embedding_shards import Shard
+from clipdata_jax.formats import arrays, embedding_shards, uids
+from clipdata_jax.formats.embedding_shards import Pool, Shard
 from clipdata_jax.runs import manifest
 
 
@@ -144,3 +144,25 @@ def list_bad(unit: Unit) -> Iterator[tuple[str, int, str]]:
         if shard.name not in unit.skipped:
             for row in np.flatnonzero(bad):
                 yield shard.name, int(row), embedding_shards.BAD_REASONS[int(bad[row])]
+
+
+DEFAULT_TEMPERATURE = 0.01
+
+
+def temperatures(given: tuple[float, ...] | None, model: dict[str, Any]) -> tuple[tuple[float, ...], str]:
+    """The temperatures and where they are from: the options, the manifest of the embeddings, or nowhere."""
+    if given is not None:
+        return given, "options"
+    if "temperature" in model:
+        return (float(model["temperature"]),), "manifest"
+    return (DEFAULT_TEMPERATURE,), "assumed"
+
+
+def dimension(pool: Pool, tag: str) -> int:
+    """The dimension of the pool's embeddings: that of the first shard that can be read."""
+    for shard in pool.shards:
+        try:
+            return arrays.array_shape(shard.images, f"{tag}_img")[1]
+        except InputError as error:
+            last = error
+    raise last

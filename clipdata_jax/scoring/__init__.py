@@ -1,0 +1,1 @@
+"""Embeddings in, score columns out, the same on any number of devices and processes."""
