@@ -21,7 +21,7 @@ PACKAGE = ROOT / "clipdata_jax"
 # Each package may import what stands to the left of it, and itself.
 ORDER = (
     "errors <- config, scores, evaluation <- models, runtime <- storage <- formats"
-    " <- runs, selection, training, demo <- embedding, report <- pipeline <- scoring <- filters <- commands"
+    " <- runs, selection, training, demo <- embedding, report <- scoring <- pipeline <- filters <- commands"
     " <- cli <- __main__"
 )
 LEVELS = [level.split(", ") for level in ORDER.split(" <- ")]

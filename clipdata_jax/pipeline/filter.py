@@ -18,12 +18,12 @@ import numpy as np
 from clipdata_jax import storage
 from clipdata_jax.config import Filter
 from clipdata_jax.errors import InputError
+from clipdata_jax.filters import presets
+from clipdata_jax.filters.conditions import apply
 from clipdata_jax.formats import metadata
 from clipdata_jax.formats.uid_files import UidSorter
-from clipdata_jax.pipeline import filter_presets
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console, stopping
-from clipdata_jax.selection import datacomp
 from clipdata_jax.selection.work import Step
 
 
@@ -44,7 +44,7 @@ def run(options: Filter) -> dict[str, Any]:
         raise InputError(
             f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
         )
-    preset = filter_presets.open_preset(options, parts, skipped)
+    preset = presets.open_preset(options, parts, skipped)
     with stopping.scratch("clipdata-filter-") as scratch:
         sorter = UidSorter(lambda: scratch)
         facts = _apply(preset, parts, sorter, skipped)
@@ -70,7 +70,7 @@ def run(options: Filter) -> dict[str, Any]:
 
 
 def _apply(
-    preset: filter_presets.Preset,
+    preset: presets.Preset,
     parts: Sequence[metadata.Part],
     sorter: UidSorter,
     skipped: metadata.Skipped,
@@ -89,7 +89,7 @@ def _apply(
             if columns is None:
                 left[0] += part.rows
                 continue
-            rows, counts = datacomp.apply(conditions, columns)
+            rows, counts = apply(conditions, columns)
             left += [part.rows, *counts]
             nulls = {name: nulls[name] + int(columns.null[name].sum()) for name in names}
             sorter.add(columns.uid[rows])

@@ -10,11 +10,11 @@ import numpy as np
 
 from clipdata_jax.embedding import samples
 from clipdata_jax.errors import InputError
+from clipdata_jax.filters.languages import Languages
 from clipdata_jax.formats import score_tables, tars, uids
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.report.captions import Caption
 from clipdata_jax.runtime import console
-from clipdata_jax.selection.languages import Languages
 
 
 def read(

@@ -15,9 +15,8 @@ from clipdata_jax.formats.uid_files import UidSorter
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import threads
 from clipdata_jax.selection import parsing, rules
-from clipdata_jax.selection.evaluation import Evaluation
-from clipdata_jax.selection.tables import Tables
-from clipdata_jax.selection.work import Step
+from clipdata_jax.selection.pools import Tables
+from clipdata_jax.selection.work import Evaluation, Step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipdata_jax.formats.hashing import scatter
 from clipdata_jax.report.quadrants import Quadrants, quadrant_of
-from clipdata_jax.report.ranks import Ranks, chunks
+from clipdata_jax.selection.ranking import Ranks, chunks
 
 QUANTILES = (1.0, 0.9, 0.8, 0.5, 0.2, 0.1, 0.0)
 _REACH = 0.01

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from clipdata_jax.report import captions, choice, columns
-from clipdata_jax.report.ranks import chunks
+from clipdata_jax.selection.ranking import chunks
 
 OWN, POOL = "this selection", "whole pool"
 _TARGETS = "norm_sim_inf_"

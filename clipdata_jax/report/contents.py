@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from clipdata_jax.report import choice, columns, histogram, quadrants, text
-from clipdata_jax.report.ranks import Ranks, rank
+from clipdata_jax.selection.ranking import Ranks, rank
 
 
 @dataclasses.dataclass(frozen=True)

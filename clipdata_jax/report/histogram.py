@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from clipdata_jax.report import text
-from clipdata_jax.report.ranks import Ranks
+from clipdata_jax.selection.ranking import Ranks
 
 # The drawing's units are pixels on a phone; a card is about as wide on a desk.
 WIDTH, HEIGHT = 360, 196

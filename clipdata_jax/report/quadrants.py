@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from clipdata_jax.report.ranks import Ranks, chunks
+from clipdata_jax.selection.ranking import Ranks, chunks
 
 # Order of the quadrants: as one reads them, top left first.
 LOW_HIGH, HIGH_HIGH, LOW_LOW, HIGH_LOW = range(4)

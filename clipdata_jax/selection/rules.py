@@ -20,10 +20,9 @@ import numpy as np
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
-from clipdata_jax.selection import evaluation
 from clipdata_jax.selection.pools import Arrays, Block
 from clipdata_jax.selection.search import Search
-from clipdata_jax.selection.work import FilterWork, FirstWork, PairWork, Step, ThenWork, Work
+from clipdata_jax.selection.work import Evaluation, FilterWork, FirstWork, PairWork, Step, ThenWork, Work
 
 if TYPE_CHECKING:
     from clipdata_jax.selection.values import Value
@@ -89,7 +88,7 @@ class Rule:
             if columns[name].shape != uid.shape:
                 raise ValueError(f"column {name!r} has shape {columns[name].shape}, the uids {uid.shape}")
         with Arrays(columns, uid, rows) as pool:
-            work = evaluation.Evaluation(self, pool)
+            work = Evaluation(self, pool)
             masks = [mask for _, mask in work]
         return np.concatenate(masks), work.steps
 

@@ -15,8 +15,8 @@ import pytest
 from support import metadata_pools as made
 
 from clipdata_jax.errors import InputError
+from clipdata_jax.filters import languages
 from clipdata_jax.formats import uids
-from clipdata_jax.selection import languages
 
 
 def run(clipdata, preset, *more):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipdata_jax.report import choice, columns, contents, histogram, quadrants
-from clipdata_jax.report.ranks import rank
+from clipdata_jax.selection.ranking import rank
 
 
 def made(rows: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -143,7 +143,7 @@ def test_a_unit_that_takes_long_is_given_up_after_some_seconds_or_at_the_second_
 POOL = """
 import multiprocessing, time
 import numpy as np
-from clipdata_jax.selection import languages
+from clipdata_jax.filters import languages
 if __name__ == "__main__":
     languages._MANY, languages._CHUNK = 1, 1
     found = languages.Languages(processes=2)

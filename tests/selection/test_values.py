@@ -6,7 +6,8 @@ import numpy as np
 
 from clipdata_jax import selection
 from clipdata_jax.formats import uids
-from clipdata_jax.selection import column, evaluation, parse, pools, rank, ranks, top
+from clipdata_jax.selection import column, parse, pools, rank, ranking, top
+from clipdata_jax.selection.work import Evaluation
 
 
 def made_pool(rows, seed=0):
@@ -19,7 +20,7 @@ def test_ranks_are_shares_of_the_pairs_with_a_score():
     uid = np.zeros(6, uids.DTYPE)
     columns = {"a": np.array([5, np.nan, 1, 1, np.inf, 9], np.float32)}
     with pools.Arrays(columns, uid) as pool:
-        got = ranks.of_pool(pool, column("a").of)
+        got = ranking.of_pool(pool, column("a").of)
     np.testing.assert_array_equal(got, [3 / 4, np.nan, 1.5 / 4, 1.5 / 4, np.nan, 1])
     # A rank is of the whole pool, whatever stands before it.
     assert (top("a", 0.5) >> (rank("a") < 0.7)).keep(columns, uid).tolist() == [False, False, True, False] + [
@@ -34,7 +35,7 @@ def test_expressions_count_what_they_can_not_tell():
         "b": np.array([0, 0, 0, np.inf, 2], np.float32),
     }
     with pools.Arrays(columns, uid) as pool:
-        work = evaluation.Evaluation(top(column("a") / column("b"), 1), pool)
+        work = Evaluation(top(column("a") / column("b"), 1), pool)
         assert np.concatenate([mask for _, mask in work]).tolist() == [False] * 4 + [True]
     assert work.without_score["a / b"] == {"null": 1, "infinite": 3}
     assert work.without_score["a"] == {"null": 1, "infinite": 0}

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipdata_jax.selection import languages
+from clipdata_jax.filters import languages
 
 CAPTIONS = [
     "a photograph of a red house beside the river",

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipdata_jax.selection import captions
+from clipdata_jax.filters import conditions
 
 # What the tokenizers tell apart: white space of both kinds, ends of lines, letters of one and more bytes.
 PIECES = st.lists(
@@ -28,6 +28,6 @@ def fasttext_tokens(text: str) -> int:
 def test_counts(texts):
     array = np.empty(len(texts), object)
     array[:] = texts
-    assert captions.count_words(array).tolist() == [len(text.split()) for text in texts]
-    assert captions.count_characters(array).tolist() == [len(text) for text in texts]
-    assert captions.count_tokens(array).tolist() == [fasttext_tokens(text) for text in texts]
+    assert conditions.count_words(array).tolist() == [len(text.split()) for text in texts]
+    assert conditions.count_characters(array).tolist() == [len(text) for text in texts]
+    assert conditions.count_tokens(array).tolist() == [fasttext_tokens(text) for text in texts]

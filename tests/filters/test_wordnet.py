@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from support import metadata_pools as made
 
 from clipdata_jax.errors import InputError
+from clipdata_jax.filters import wordnet as synsets
 from clipdata_jax.formats import uids
-from clipdata_jax.selection import synsets
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
 # part of speech -> word -> offsets of its senses, the first one first

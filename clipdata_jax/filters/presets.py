@@ -10,10 +10,20 @@ import numpy as np
 
 from clipdata_jax.config import Filter
 from clipdata_jax.errors import InputError
+from clipdata_jax.filters.conditions import (
+    Condition,
+    basic_filter,
+    clip_score,
+    image_captions,
+    laion2b,
+    score_bound,
+    similarity,
+    text_based,
+)
+from clipdata_jax.filters.languages import Languages
+from clipdata_jax.filters.wordnet import Namer, WordNet, read_synsets
 from clipdata_jax.formats import metadata
 from clipdata_jax.runtime import console, threads
-from clipdata_jax.selection import datacomp, synsets
-from clipdata_jax.selection.languages import Languages
 
 _SMALL_MODEL = (
     "languages are told by lid.176.ftz, the small form of DataComp's lid.176.bin: some captions differ"
@@ -34,7 +44,7 @@ class Preset:
       read: reads the columns of a part that the conditions look at.
     """
 
-    conditions: tuple[datacomp.Condition, ...]
+    conditions: tuple[Condition, ...]
     inputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
@@ -56,16 +66,16 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metada
     if name == "clip_score":
         return _by_score(options, parts, skipped)
     if options.by_image:
-        from clipdata_jax.pipeline import filter_images  # which loads jax
+        from clipdata_jax.filters import images  # which loads jax
 
         captions, score = beside_pictures(options, parts, skipped)
-        return filter_images.open_preset(options, parts, captions, score, skipped)
+        return images.open_preset(options, parts, captions, score, skipped)
     languages, notes = _languages(options)
     if name == "laion2b":
-        return Preset(datacomp.laion2b(languages), (languages.path,), (_FASTTEXT, *notes))
+        return Preset(laion2b(languages), (languages.path,), (_FASTTEXT, *notes))
     if name == "text_based":
         return _by_text(options, languages, notes)
-    return Preset(datacomp.basic_filter(languages), (languages.path,), notes)
+    return Preset(basic_filter(languages), (languages.path,), notes)
 
 
 def beside_pictures(
@@ -73,7 +83,7 @@ def beside_pictures(
 ) -> tuple[Preset, Preset]:
     """What a preset that looks at pictures asks of captions, and of CLIPScores."""
     languages, notes = _languages(options)
-    captions = Preset(datacomp.image_captions(languages), (languages.path,), notes)
+    captions = Preset(image_captions(languages), (languages.path,), notes)
     return captions, Preset(()) if options.arch is None else _by_score(options, parts, skipped)
 
 
@@ -86,12 +96,12 @@ def _languages(options: Filter) -> tuple[Languages, tuple[str, ...]]:
 def columns(options: Filter) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The columns of text and those of numbers that are looked at."""
     texts, numbers = _COLUMNS.get(options.preset, ((), ()))
-    return texts, (datacomp.similarity(options.arch),) if options.arch else numbers
+    return texts, (similarity(options.arch),) if options.arch else numbers
 
 
 _COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "basic_filter": (("text",), ("original_width", "original_height")),
-    "laion2b": (("text",), (datacomp.similarity("b32"),)),
+    "laion2b": (("text",), (similarity("b32"),)),
     "text_based": (("text",), ()),
     "image_based": (("text",), ()),
     "image_based_intersect_clip_score": (("text",), ()),
@@ -100,28 +110,28 @@ _COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 def _by_text(options: Filter, languages: Languages, notes: tuple[str, ...]) -> Preset:
     path = options.synsets or ""
-    offsets, wordnet = synsets.read_synsets(path), synsets.WordNet(options.wordnet)
+    offsets, wordnet = read_synsets(path), WordNet(options.wordnet)
     if missing := len(offsets - wordnet.nouns):
         what = f"{missing:,} of the {console.counted(len(offsets), 'synset')} in {path} are no nouns of {wordnet.path}"
         if 2 * missing > len(offsets):
             raise InputError(f"{what}; they are of different versions of WordNet: ImageNet's ids are of 3.0")
         notes = (*notes, what)
-    conditions = datacomp.text_based(languages, synsets.Namer(wordnet, offsets))
+    conditions = text_based(languages, Namer(wordnet, offsets))
     return Preset(conditions, (languages.path, path, wordnet.path), notes)
 
 
 def _by_score(options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped) -> Preset:
     arch = options.arch or ""
     if options.threshold is not None:
-        return Preset(datacomp.clip_score(arch, options.threshold))
+        return Preset(clip_score(arch, options.threshold))
     fraction = options.fraction or 1.0
     with console.bar(total=sum(part.rows for part in parts), unit="pairs", name="scores") as bar:
-        scores = metadata.read_numbers(parts, datacomp.similarity(arch), skipped, bar.update)
-    asked, bound = int(len(scores) * fraction), datacomp.score_bound(scores, fraction)
+        scores = metadata.read_numbers(parts, similarity(arch), skipped, bar.update)
+    asked, bound = int(len(scores) * fraction), score_bound(scores, fraction)
     reach = int(np.count_nonzero(scores >= bound if bound > -np.inf else scores > bound))
     note = (
         f"{asked:,} pairs are {fraction:g} of the pool and {reach:,} reach the bound: as in DataComp's own code it is"
         " the score after the highest, so one more is kept, and all ties; `select` with top() keeps no more than asked"
     )
     facts = {"bound": bound} if bound > -np.inf else {}
-    return Preset(datacomp.clip_score(arch, bound), notes=(note,), facts=facts)
+    return Preset(clip_score(arch, bound), notes=(note,), facts=facts)

@@ -7,14 +7,14 @@ was published with it. A condition on a column that has no value for a pair does
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from clipdata_jax.filters.languages import Languages
+from clipdata_jax.filters.wordnet import Namer
 from clipdata_jax.formats.metadata import Columns
-from clipdata_jax.selection.captions import count_characters, count_tokens, count_words
-from clipdata_jax.selection.languages import Languages
-from clipdata_jax.selection.synsets import Namer
 
 LAION2B_SCORE = 0.28
 
@@ -119,3 +119,23 @@ def score_bound(scores: np.ndarray, fraction: float) -> float:
 def _aspect_ratio(width: np.ndarray, height: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.maximum(width, height) / np.minimum(width, height)
+
+
+# What fastText's tokenizer splits at: fewer characters than str.split(). A line's end is a token of its own.
+_FASTTEXT_WORD = re.compile("[^ \n\r\t\v\f\0]+|\n")
+
+
+def count_words(captions: np.ndarray) -> np.ndarray:
+    """Words between white space, of str objects (n,): int64 (n,)."""
+    return np.fromiter((len(text.split()) for text in captions), np.int64, len(captions))
+
+
+def count_characters(captions: np.ndarray) -> np.ndarray:
+    """Unicode characters (code points) of str objects (n,): int64 (n,)."""
+    return np.fromiter(map(len, captions), np.int64, len(captions))
+
+
+def count_tokens(captions: np.ndarray) -> np.ndarray:
+    """Tokens as fastText's `tokenize` counts them, of str objects (n,): int64 (n,)."""
+    counts = (sum(1 for _ in _FASTTEXT_WORD.finditer(text)) for text in captions)
+    return np.fromiter(counts, np.int64, len(captions))

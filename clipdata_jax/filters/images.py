@@ -13,14 +13,14 @@ import numpy as np
 from clipdata_jax import storage
 from clipdata_jax.config import Filter
 from clipdata_jax.errors import InputError
+from clipdata_jax.filters.conditions import Condition, apply
+from clipdata_jax.filters.presets import Preset
 from clipdata_jax.formats import arrays, embedding_shards, metadata
 from clipdata_jax.formats.embedding_shards import open_pool, read_target
 from clipdata_jax.formats.hashing import mix
-from clipdata_jax.pipeline.filter_presets import Preset
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 from clipdata_jax.scoring import clustering
-from clipdata_jax.selection import datacomp
 
 
 def open_preset(
@@ -111,12 +111,10 @@ class _Near:
         self.wanted = np.zeros(len(centroids), bool)
         self.wanted[clustering.assign(target, self._centroids)] = True
 
-    def condition(self, column: str) -> datacomp.Condition:
+    def condition(self, column: str) -> Condition:
         """The condition on a column of embeddings."""
         text = "picture in a cluster with a target picture"
-        return datacomp.Condition(
-            text, (column,), lambda emb: self.wanted[clustering.assign(emb, self._centroids)]
-        )
+        return Condition(text, (column,), lambda emb: self.wanted[clustering.assign(emb, self._centroids)])
 
 
 def _read_centroids(path: str, dim: int) -> np.ndarray:
@@ -143,7 +141,7 @@ def _draw_sample(
 ) -> np.ndarray:
     """Embeddings of pairs drawn by hash of (seed, uid) whose captions pass, in the pool's order."""
     share = options.sample / max(1, sum(part.rows for part in parts))
-    there = datacomp.Condition("picture", (reader.column,), lambda emb: np.ones(len(emb), bool))
+    there = Condition("picture", (reader.column,), lambda emb: np.ones(len(emb), bool))
     conditions = (*captions.conditions, there)
     names = list(dict.fromkeys(name for condition in conditions for name in condition.columns))
     drawn = []
@@ -156,7 +154,7 @@ def _draw_sample(
             if share < 1:
                 word = mix(options.seed, columns.uid["f0"], columns.uid["f1"])
                 columns = columns.take(np.flatnonzero(word < np.uint64(int(share * 2.0**64))))
-            rows, _ = datacomp.apply(conditions, columns)
+            rows, _ = apply(conditions, columns)
             drawn.append(columns.values[reader.column][rows].astype(np.float16))
     sample = np.concatenate([np.empty((0, reader.dim), np.float16), *drawn])
     if len(sample) < (options.clusters or 0):

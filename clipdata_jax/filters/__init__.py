@@ -1,0 +1,1 @@
+"""The seven filters of DataComp: conditions, presets, images, languages, WordNet."""
