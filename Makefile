@@ -43,4 +43,4 @@ clean:
 # Retrains the model that ships with the demo: draws its data, about 40 minutes on 2 cores.
 .PHONY: demo-model
 demo-model: $(VENV)/.installed-demo
-	$(BIN)/python -m clipdata_jax.pipeline.demo_model configs/demo_model.py
+	$(BIN)/python tools/train_demo_model.py configs/demo_model.py

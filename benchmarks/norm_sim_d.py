@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from _timing import peak_memory, report, unit_rows
 
 from clipdata_jax import config
-from clipdata_jax.pipeline import norm_sim_d
+from clipdata_jax.commands import norm_sim_d
 from clipdata_jax.scoring import norm_sim_d_steps
 
 _SHARD = 50_000

@@ -33,9 +33,9 @@ from pathlib import Path
 import numpy as np
 
 from clipdata_jax import config, storage
+from clipdata_jax.commands import reshard
 from clipdata_jax.formats import tar_copy, tar_index, tars, uids
 from clipdata_jax.formats.tar_index import opened
-from clipdata_jax.pipeline import reshard
 from clipdata_jax.runtime import threads
 
 

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from _timing import report
 
 from clipdata_jax import config, storage
+from clipdata_jax.commands import score, select, verify
 from clipdata_jax.formats import embedding_shards, score_tables, uids
-from clipdata_jax.pipeline import score, select, verify
 from clipdata_jax.runs import manifest, output
 from clipdata_jax.runtime import parallel
 from clipdata_jax.scoring import groups

@@ -29,8 +29,8 @@ from _plain_select import plain_select
 from _timing import alternate, median_ratio, report
 
 from clipdata_jax import config
+from clipdata_jax.commands import select
 from clipdata_jax.formats import score_tables, uids
-from clipdata_jax.pipeline import select
 
 RULE = "top(a, 0.3) >> top(b, 0.2)"
 

@@ -21,8 +21,8 @@ import numpy as np
 from _timing import alternate, anonymous_memory, median_ratio, peak_memory, report
 
 from clipdata_jax import config, storage
+from clipdata_jax.commands.uids import run
 from clipdata_jax.formats import uids
-from clipdata_jax.pipeline import uids as command
 
 
 def make_files(folder: Path, rows: int) -> tuple[str, str, str]:
@@ -58,7 +58,7 @@ def main() -> None:
         def ours() -> None:
             chosen = config.Uids(operation="union", files=(a, b), out=f"{name}/made.npy")
             with contextlib.redirect_stdout(io.StringIO()):
-                command.run(chosen)
+                run(chosen)
 
         def digests() -> list[str]:
             return [storage.digest(path) for path in (a, b, union)]

@@ -102,7 +102,7 @@ def _run(arguments: list[str]) -> int:
         options = _parse(name, rest)
         if (own := _as_launched(name, options)) is not None:
             with console.all_printable():
-                importlib.import_module(f"clipdata_jax.pipeline.{name.replace('-', '_')}").run(own)
+                importlib.import_module(f"clipdata_jax.commands.{name.replace('-', '_')}").run(own)
     except (InputError, StorageError) as error:
         configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         told = " (the options are those of the --config file where no flag overrides them)" if configs else ""

@@ -101,7 +101,7 @@ def test_two_processes_select_as_one_does(tmp_path, clipdata):
 
 STOPPED = """
 import os, signal, sys
-from clipdata_jax.pipeline import norm_sim_d
+from clipdata_jax.commands import norm_sim_d
 take_step = norm_sim_d.take_step
 def take_step_or_stop(rows, state, **named):
     if sys.argv[-1] == "0" and state.step == 3:

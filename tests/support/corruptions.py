@@ -19,7 +19,8 @@ from support import damage, damaged_tars
 from support.pools import unit_rows
 
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline.demo_model import SHIPPED
+
+SHIPPED = Path(__file__).parents[2] / "clipdata_jax" / "demo" / "model"
 
 ROWS, DIM, SHARDS, SAMPLES = 24, 16, 3, 5
 _SCORE = "--batch-size 24 --group 1 --repeats 2 --temperature 0.07 --max-bad-rows 1"

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from clipdata_jax import config
+from clipdata_jax.commands import report
 from clipdata_jax.formats import score_tables, tars, uids
-from clipdata_jax.pipeline import report
 from clipdata_jax.runs import manifest
 
 RULE = "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import config, storage
+from clipdata_jax.commands import report_inputs
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import score_tables, tars, uids
-from clipdata_jax.pipeline import report_pairs, report_targets
 from clipdata_jax.report import captions, comparison, contents, page, text
 from clipdata_jax.report.telemetry import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
@@ -46,13 +46,13 @@ def run(options: config.Report) -> None:
     made_by = _manifest_at(f"{options.subset}.{manifest.NAME}")
     rule = _rule_of(made_by)
     wanted = {"pictures": options.pictures if paths else 0, "seed": options.seed}
-    unions = report_targets.union_columns(table)
+    unions = report_inputs.union_columns(table)
     compared = comparison.plan(own.kept, others, scores, **wanted, unions=unions)
     plan = contents.plan(scores, own.kept, rule=rule, also=compared.shown(), **wanted)
     pairs, described = None, None
     skipped: list[str] = []
     if paths:
-        pairs, found = report_pairs.read(
+        pairs, found = report_inputs.read_pairs(
             table,
             paths,
             shown=plan.scores,
@@ -61,7 +61,7 @@ def run(options: config.Report) -> None:
         )
         described = captions.describe(compared.samples, found)
     if pairs and options.target:
-        nearest = report_targets.read(table, options.targets(), pairs)
+        nearest = report_inputs.read_targets(table, options.targets(), pairs)
         pairs = {row: dataclasses.replace(pair, nearest=nearest[row]) for row, pair in pairs.items()}
     about = page.About(
         title=options.title,
@@ -167,7 +167,7 @@ def _read_selection(table: score_tables.ScoreTable, name: str, path: str) -> _Se
 
 
 def _read_columns(table: score_tables.ScoreTable) -> dict[str, np.ndarray]:
-    names = sorted(set(table.columns) - set(report_targets.row_columns(table).values()))
+    names = sorted(set(table.columns) - set(report_inputs.row_columns(table).values()))
     columns = {name: np.empty(len(table), np.float32) for name in names}
     start = 0
     for _, uid, values in table.iterate(list(columns)):
@@ -182,7 +182,7 @@ def _part_paths(table: score_tables.ScoreTable) -> list[str]:
 
 
 def _manifest_at(path: str) -> dict[str, Any]:
-    return report_pairs.object_of(storage.read_bytes(path)) if storage.exists(path) else {}
+    return report_inputs.object_of(storage.read_bytes(path)) if storage.exists(path) else {}
 
 
 def _rule_of(made_by: Mapping[str, Any]) -> str:

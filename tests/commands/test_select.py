@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipdata_jax import config, selection
+from clipdata_jax.commands import select
 from clipdata_jax.formats import score_tables, uids
-from clipdata_jax.pipeline import select
 
 RULE = "top(neg_clip_loss, 0.3) >> top(norm_sim_inf, 0.2)"
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from webdataset import tariterators
 
 from clipdata_jax import config, storage
+from clipdata_jax.commands import reshard, reshard_units
+from clipdata_jax.commands import reshard_units as reshard_processes
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline import reshard, reshard_processes, reshard_units
 from clipdata_jax.runtime import threads
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import config, storage
+from clipdata_jax.commands import reshard_units
+from clipdata_jax.commands.reshard_units import Subset, Unit, make_units
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline import reshard_processes
-from clipdata_jax.pipeline.reshard_units import Subset, Unit, make_units
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runtime import console, parallel, threads
@@ -82,8 +82,8 @@ def run(options: config.Reshard) -> Summary | None:
     remaining = output.remaining(share)
     with console.bar(total=len(remaining), unit="tar", name="reshard") as bar:
         todo = [units[name] for name in remaining]
-        count = reshard_processes.how_many([unit.paths for unit in todo], options)
-        for done in reshard_processes.write_all(todo, output, count):
+        count = reshard_units.how_many([unit.paths for unit in todo], options)
+        for done in reshard_units.write_all(todo, output, count):
             bar.update(done)
     content = output.finish(functools.partial(_facts, output, subset), share)
     if content is None:

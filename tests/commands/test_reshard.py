@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from clipdata_jax import config
+from clipdata_jax.commands import reshard
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline import reshard
 
 
 def uid_number(index: int) -> str:

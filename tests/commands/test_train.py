@@ -12,10 +12,10 @@ from support.checkpoints import CAPTIONS
 from support.verifying import check_verify
 
 from clipdata_jax import cli, models
+from clipdata_jax.commands import train
 from clipdata_jax.config import Train
 from clipdata_jax.demo.pool import make_clean_tars
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.pipeline import train
 
 TINY = [
     "--width",

@@ -8,12 +8,12 @@ from support.checkpoints import make_checkpoint
 from support.verifying import check_verify
 
 from clipdata_jax import cli, models, storage
+from clipdata_jax.commands import evaluate
 from clipdata_jax.config import Evaluate
 from clipdata_jax.demo.pool import make_zero_shot
 from clipdata_jax.embedding.samples import Decoded
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
-from clipdata_jax.pipeline import evaluate
 
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -116,7 +116,7 @@ def _draw(options: config.Demo, place: dict[str, str]) -> None:
 def _call(command: str, options: Any) -> Any:
     """Runs a command as the terminal would, after showing how one would type it."""
     print(f"\n$ clipdata {command} {_as_typed(options)}", flush=True)
-    return importlib.import_module(f"clipdata_jax.pipeline.{command}").run(options)
+    return importlib.import_module(f"clipdata_jax.commands.{command}").run(options)
 
 
 def _as_typed(options: Any) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from support.pools import cut_short, edit_npz, make_pool
 
+from clipdata_jax.commands import norm_sim_d
 from clipdata_jax.formats import uids
-from clipdata_jax.pipeline import norm_sim_d
 from clipdata_jax.scoring import norm_sim_d_steps
 from clipdata_jax.scoring.norm_sim_d_steps import Rows, State, sum_moment, take_step
 

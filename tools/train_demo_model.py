@@ -19,7 +19,7 @@ PAIRS = 40_000
 SEED = 1  # the demo's pool is drawn by another maker, so no picture of it is seen in training
 WEB_SHARE = 0.15
 VOCABULARY = 1_024
-SHIPPED = Path(__file__).parents[1] / "demo" / "model"
+SHIPPED = Path(__file__).parents[1] / "clipdata_jax" / "demo" / "model"
 
 
 def main(config_file: str) -> None:
@@ -29,7 +29,7 @@ def main(config_file: str) -> None:
       config_file: `configs/demo_model.py`.
     """
     from clipdata_jax import models
-    from clipdata_jax.pipeline import train
+    from clipdata_jax.commands import train
 
     options = runpy.run_path(config_file)["get_config"]().train
     (folder,) = options.tars

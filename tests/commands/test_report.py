@@ -17,9 +17,9 @@ from PIL import Image
 from support.report_pools import RULE, make_pool, options, page_of, picture
 from support.verifying import check_verify
 
+from clipdata_jax.commands import report
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import score_tables, tars, uids
-from clipdata_jax.pipeline import report
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_bad_input_ends_the_command_with_status_2(pool, clipdata):
 
 
 def test_the_report_needs_no_jax():
-    code = "import sys, clipdata_jax.pipeline.report; sys.exit('jax' in sys.modules)"
+    code = "import sys, clipdata_jax.commands.report; sys.exit('jax' in sys.modules)"
     root = Path(report.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False).returncode == 0
 

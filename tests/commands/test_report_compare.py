@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from support.report_pools import make_pool, options, page_of, picture
 
+from clipdata_jax.commands import report, report_inputs
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import score_tables, uids
-from clipdata_jax.pipeline import report, report_targets
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_union_is_what_the_manifest_calls_so(tmp_path, told):
         (tmp_path / folder / "manifest.json").write_text(says)
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     expected = {"norm_sim_inf_all"} if "all" in told else set()
-    assert report_targets.union_columns(score_tables.open_tables([b])) == expected
-    assert not report_targets.union_columns(
+    assert report_inputs.union_columns(score_tables.open_tables([b])) == expected
+    assert not report_inputs.union_columns(
         score_tables.open_tables([a, b])
     )  # the column is that of the first

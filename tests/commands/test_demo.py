@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipdata_jax import cli, config
+from clipdata_jax.commands import demo
 from clipdata_jax.formats import uids
-from clipdata_jax.pipeline import demo
 
 
 @pytest.mark.slow
