@@ -1,6 +1,6 @@
-"""`clipdata embed` end to end against the slower of its two halves, and how its memory grows with the pictures.
+"""`clipdata embed` end to end against the slower of its two halves, and how its memory grows with the images.
 
-    python benchmarks/embed.py [--rounds 5] [--pictures 192] [--no-memory]
+    python benchmarks/embed.py [--rounds 5] [--images 192] [--no-memory]
 
 One JSON line a figure. The limit: host and devices work at one time, so embed can't be faster than the slower of
 them alone; on a CPU, where both need the same cores, not faster than 1 / (1 / host + 1 / towers). Rates of embed
@@ -33,7 +33,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=192, help="pictures of each round, in tars of 64")
+    parser.add_argument("--images", type=int, default=192, help="images of each round, in tars of 64")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory figures out")
     parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -41,15 +41,15 @@ def main() -> None:
         print(peak_of_embed(*options.peak_of))
         return
     with tempfile.TemporaryDirectory() as folder:
-        speed(Path(folder), options.rounds, options.pictures)
+        speed(Path(folder), options.rounds, options.images)
         if not options.no_memory:
             memory(Path(folder))
 
 
-def speed(folder: Path, rounds: int, pictures: int) -> None:
+def speed(folder: Path, rounds: int, images: int) -> None:
     checkpoint = make_checkpoint(folder / "vit_b_32", small=False)
     (folder / "pool").mkdir()
-    for number in range(1 + pictures // 64):  # the first warms up
+    for number in range(1 + images // 64):  # the first warms up
         write_tar(folder / "pool" / f"{number:03}.tar", 64, seed=number)
     rates: dict[str, list[float]] = {"host": [], "towers": [], "embed": []}
     host, towers = host_alone(folder / "pool", checkpoint), towers_alone(checkpoint)
@@ -119,7 +119,7 @@ def embed(folder: Path, checkpoint: Path, out: str) -> float:
 
 
 def memory(folder: Path) -> None:
-    """The most anonymous memory while a small model embeds 1,000 and 20,000 pictures."""
+    """The most anonymous memory while a small model embeds 1,000 and 20,000 images."""
     checkpoint = make_checkpoint(folder / "small", small=True)
     peaks = {}
     for name, tars, each in (("few", 1, 1_000), ("many tars", 20, 1_000), ("one tar", 1, 20_000)):
@@ -131,10 +131,10 @@ def memory(folder: Path) -> None:
         done = subprocess.run([sys.executable, *child], check=True, capture_output=True, text=True)
         peaks[name] = int(done.stdout.splitlines()[-1])
         if name == "few":
-            report("anonymous memory, 1,000 pictures", megabytes=peaks[name] / 1e6)
+            report("anonymous memory, 1,000 images", megabytes=peaks[name] / 1e6)
         else:
             grown = (peaks[name] - peaks["few"]) / 1e6
-            report(f"anonymous memory, 20,000 pictures, {name}", megabytes=peaks[name] / 1e6, growth=grown)
+            report(f"anonymous memory, 20,000 images, {name}", megabytes=peaks[name] / 1e6, growth=grown)
 
 
 def peak_of_embed(pool: str, checkpoint: str, out: str) -> int:
@@ -147,7 +147,7 @@ def peak_of_embed(pool: str, checkpoint: str, out: str) -> int:
 
 
 def make_checkpoint(folder: Path, *, small: bool) -> Path:
-    """A random ViT-B/32, or one whose towers are thin so that the pictures are what takes memory."""
+    """A random ViT-B/32, or one whose towers are thin so that the images are what takes memory."""
     import dataclasses
 
     from flax import nnx
@@ -169,13 +169,13 @@ def make_checkpoint(folder: Path, *, small: bool) -> Path:
     return folder
 
 
-def write_tar(path: Path, pictures: int, *, seed: int) -> None:
-    """Pictures of 500 x 375, each of some 60 KB as photographs are, with captions."""
+def write_tar(path: Path, images: int, *, seed: int) -> None:
+    """Images of 500 x 375, each of some 60 KB as photographs are, with captions."""
     from clipdata_jax.formats import tars
 
     random = np.random.default_rng(seed)
     kinds = []
-    for _ in range(min(pictures, 64)):
+    for _ in range(min(images, 64)):
         smooth = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375))
         grain = random.normal(0, 12, (375, 500, 1))
         buffer = io.BytesIO()
@@ -185,7 +185,7 @@ def write_tar(path: Path, pictures: int, *, seed: int) -> None:
         kinds.append(buffer.getvalue())
     members = (
         member
-        for i in range(pictures)
+        for i in range(images)
         for member in ((f"{i:06}.jpg", kinds[i % 64]), (f"{i:06}.txt", CAPTION.format(i).encode()))
     )
     tars.write_tar(str(path), members)

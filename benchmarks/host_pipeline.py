@@ -1,6 +1,6 @@
-"""From a tar of photographs to uint8 squares, against the same pictures made plainly with Pillow and NumPy.
+"""From a tar of photographs to uint8 squares, against the same images made plainly with Pillow and NumPy.
 
-    python benchmarks/host_pipeline.py [--rounds 5] [--pictures 200] [--size 224] [--tar photographs.tar]
+    python benchmarks/host_pipeline.py [--rounds 5] [--images 200] [--size 224] [--tar photographs.tar]
 
 One JSON line a figure, medians of turns taken in one run, each on one core (`os.sched_setaffinity`, Linux) and
 by that core's own clock, so that what else runs on the machine counts little; two threads by the wall's. The floor
@@ -27,7 +27,7 @@ from _timing import alternate, median_ratio, report
 from PIL import Image
 
 from clipdata_jax.formats import tars
-from clipdata_jax.models import ImageTransform, open_picture
+from clipdata_jax.models import ImageTransform, open_image
 from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
 
 SIDES = ((500, 375), (375, 500), (500, 333), (500, 500))
@@ -74,17 +74,17 @@ def normalised_in_place(pixels: np.ndarray) -> np.ndarray:
 
 
 def over_tar(path: str, work: Callable[[bytes], Any], threads: int) -> Callable[[], int]:
-    """Does the work for each picture of the tar on that many threads and as many cores; gives their number."""
+    """Does the work for each image of the tar on that many threads and as many cores; gives their number."""
     cores = sorted(os.sched_getaffinity(0))
 
     def call() -> int:
         os.sched_setaffinity(0, cores[:threads])  # threads started below inherit it
         try:
-            pictures = [data for sample in tars.read_tar(path) if (data := sample.image()) is not None]
+            images = [data for sample in tars.read_tar(path) if (data := sample.image()) is not None]
             if threads == 1:
-                return sum(work(data) is not None for data in pictures)
+                return sum(work(data) is not None for data in images)
             with ThreadPoolExecutor(threads) as pool:
-                return sum(result is not None for result in pool.map(work, pictures))
+                return sum(result is not None for result in pool.map(work, images))
         finally:
             os.sched_setaffinity(0, cores)
 
@@ -111,11 +111,11 @@ def check_pixels(path: str, transform: ImageTransform) -> None:
                 raise SystemExit(f"{path}: sample {sample.key!r}: the pixels differ from the plain form's")
 
 
-def works_on_a_picture(transform: ImageTransform) -> dict[str, Callable[[bytes], Any]]:
+def works_on_a_image(transform: ImageTransform) -> dict[str, Callable[[bytes], Any]]:
     return {
         # Without Python's lock all the while: how many cores the machine really has free.
         "hashing": lambda data: hashlib.sha256(data * 32).digest(),
-        "decode": lambda data: open_picture(data).load(),
+        "decode": lambda data: open_image(data).load(),
         "ours": transform,
         "plain": lambda data: normalised(plain_square(data, transform.size)),
         "plain, in place": lambda data: normalised_in_place(plain_square(data, transform.size)),
@@ -125,7 +125,7 @@ def works_on_a_picture(transform: ImageTransform) -> dict[str, Callable[[bytes],
 def measure(path: str, size: int, rounds: int, what: str) -> None:
     transform = ImageTransform(size=size, convention="open_clip")
     check_pixels(path, transform)
-    works = works_on_a_picture(transform)
+    works = works_on_a_image(transform)
     core_seconds: dict[str, list[float]] = {name: [] for name in works}
     calls: dict[str, Callable[[], Any]] = {
         name: on_core_clock(over_tar(path, work, 1), core_seconds[name]) for name, work in works.items()
@@ -133,19 +133,19 @@ def measure(path: str, size: int, rounds: int, what: str) -> None:
     twice = ("hashing", "decode", "ours") if len(os.sched_getaffinity(0)) > 1 else ()
     calls |= {f"{name}, 2 threads": over_tar(path, works[name], 2) for name in twice}
     sizes = [len(sample.image() or b"") for sample in tars.read_tar(path)]
-    report("pictures", source=what, number=len(sizes), median_kb=statistics.median(sizes) / 1024)
+    report("images", source=what, number=len(sizes), median_kb=statistics.median(sizes) / 1024)
     wall = alternate(calls, rounds)
     core = {name: seconds[1:] for name, seconds in core_seconds.items()}  # without the turn that warms up
     rates = {name: len(sizes) / statistics.median(seconds) for name, seconds in (wall | core).items()}
-    report("JPEG decoding alone, the floor", source=what, pictures_per_second=rates["decode"])
+    report("JPEG decoding alone, the floor", source=what, images_per_second=rates["decode"])
     ratio = median_ratio(core, "ours", "decode")
-    report("tar to uint8", source=what, pictures_per_second=rates["ours"], times_decoding=ratio)
+    report("tar to uint8", source=what, images_per_second=rates["ours"], times_decoding=ratio)
     for name in ("plain", "plain, in place"):
         ratio = median_ratio(core, name, "ours")
-        report(name, source=what, pictures_per_second=rates[name], speed_of_ours_to_it=ratio)
+        report(name, source=what, images_per_second=rates[name], speed_of_ours_to_it=ratio)
     for name in twice:
         both, ratio = f"{name}, 2 threads", median_ratio(wall, name, f"{name}, 2 threads")
-        report(f"{both} on 2 cores", source=what, pictures_per_second=rates[both], speed_to_one=ratio)
+        report(f"{both} on 2 cores", source=what, images_per_second=rates[both], speed_to_one=ratio)
 
 
 def main() -> None:
@@ -153,13 +153,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--tar", help="a webdataset tar of photographs to measure as well")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rng, path = np.random.default_rng(0), str(Path(folder) / "made.tar")
-        made = (photograph(rng, *SIDES[i % len(SIDES)]) for i in range(options.pictures))
+        made = (photograph(rng, *SIDES[i % len(SIDES)]) for i in range(options.images))
         tars.write_tar(path, ((f"{i:06d}.jpg", data) for i, data in enumerate(made)))
         measure(path, options.size, options.rounds, "made")
     if options.tar:

@@ -1,6 +1,6 @@
 """NormSim with p = inf against a plain product with a maximum, and against faiss' exact inner-product index.
 
-    python benchmarks/norm_sim.py [--rounds 5] [--pictures 8192] [--targets 20000] [--memory]
+    python benchmarks/norm_sim.py [--rounds 5] [--images 8192] [--targets 20000] [--memory]
 
 One JSON line a figure; last the anonymous memory beyond the inputs, for that many targets and ten times as many.
 Needs the extra `bench` for the comparison with faiss; without it says so.
@@ -33,7 +33,7 @@ import clipdata_jax as cj
 
 
 def faiss_search(images: np.ndarray, targets: np.ndarray) -> Callable[[], Any] | None:
-    """The nearest target of each picture by inner product; None without faiss."""
+    """The nearest target of each image by inner product; None without faiss."""
     try:
         import faiss
     except ModuleNotFoundError:
@@ -57,22 +57,22 @@ _FORMS: dict[str, Callable[[jax.Array, jax.Array], Any]] = {
 }
 
 
-def memory(pictures: int, targets: int) -> None:
+def memory(images: int, targets: int) -> None:
     """What each form takes beyond its inputs, each in a process of its own: what is freed hides what is taken."""
     for form in _FORMS:
         for count in (targets, 10 * targets):
-            numbers = ["--pictures", str(pictures), "--targets", str(count)]
+            numbers = ["--images", str(images), "--targets", str(count)]
             subprocess.run([sys.executable, __file__, "--memory-of", form, *numbers], check=True)
 
 
-def memory_of(form: str, pictures: int, targets: int) -> None:
+def memory_of(form: str, images: int, targets: int) -> None:
     """One form's memory; half-precision targets, as they lie on disk."""
-    images = jax.block_until_ready(jnp.asarray(unit_rows(0, pictures, 768)))
+    image_emb = jax.block_until_ready(jnp.asarray(unit_rows(0, images, 768)))
     before = anonymous_memory()
     # Made on the device, since a host's copy is let go of at nobody knows what moment.
     part = jnp.asarray(unit_rows(1, 2_000, 768).astype(np.float16))
     target = jax.block_until_ready(jnp.tile(part, (targets // 2_000, 1)))
-    most = peak_memory(lambda: _FORMS[form](images, target))
+    most = peak_memory(lambda: _FORMS[form](image_emb, target))
     beyond = most - before - target.nbytes
     report(f"memory, {form}", targets=len(target), megabytes_beyond_inputs=beyond / 1e6)
 
@@ -82,21 +82,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=8_192)
+    parser.add_argument("--images", type=int, default=8_192)
     parser.add_argument("--targets", type=int, default=20_000)
     parser.add_argument("--memory", action="store_true", help="only the memory")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        memory_of(options.memory_of, options.pictures, options.targets)
+        memory_of(options.memory_of, options.images, options.targets)
         return
     if not options.memory:
         compare(options)
-    memory(options.pictures, options.targets)
+    memory(options.images, options.targets)
 
 
 def compare(options: argparse.Namespace) -> None:
-    host = unit_rows(0, options.pictures, 768), unit_rows(1, options.targets, 768)
+    host = unit_rows(0, options.images, 768), unit_rows(1, options.targets, 768)
     images, targets = map(jnp.asarray, host)
     calls: dict[str, Callable[[], Any]] = {
         "plain product": plain_product(),

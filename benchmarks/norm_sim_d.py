@@ -32,7 +32,7 @@ _BLOCK = 8_192
 
 
 def make_pool(folder: Path, rows: int, dim: int) -> None:
-    """Shards of random pictures that lie mostly along some directions; captions are of no use here."""
+    """Shards of random images that lie mostly along some directions; captions are of no use here."""
     folder.mkdir(parents=True, exist_ok=True)
     scale = np.geomspace(4, 0.25, dim, dtype=np.float32)
     for index, start in enumerate(range(0, rows, _SHARD)):

@@ -3,7 +3,7 @@
     python benchmarks/reshard.py [--rounds 5] [--tars 16] [--samples 10000] [--kilobytes 35] [--processes N]
         [--shares 0.3 1.0] [--kept-gigabytes N]
 
-Tars as DataComp's downloads have them: 10,000 samples each; a picture's bytes (--kilobytes), a caption, a json with
+Tars as DataComp's downloads have them: 10,000 samples each; an image's bytes (--kilobytes), a caption, a json with
 uid, url and sizes, each with an extended header, as webdataset's writer makes them. One JSON line a figure, medians
 of turns taken in one run, all tars in the page cache. Two peers copy the kept runs of bytes, known beforehand, to one
 file a tar: one thread, and one a core. Both sides write alike, through `files.open_write`, and end with the files on
@@ -47,8 +47,8 @@ def members(number: int, samples: int, kilobytes: int) -> Iterator[tuple[str, by
         size, start = rng.integers(512 * kilobytes, 1536 * kilobytes), rng.integers(0, 512 * kilobytes)
         fields = {
             "uid": rng.bytes(16).hex(),
-            "url": f"https://pictures.example/{rng.bytes(24).hex()}.jpg",
-            "caption": f"picture {i} of tar {number}",
+            "url": f"https://images.example/{rng.bytes(24).hex()}.jpg",
+            "caption": f"image {i} of tar {number}",
             "width": 500,
             "height": 375,
             "original_width": 1000,

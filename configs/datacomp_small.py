@@ -1,7 +1,7 @@
 """DataComp small: negCLIPLoss, then NormSim to ImageNet, keep 30 % of the pool.
 
 The fractions are those of the paper's authors for the small pool (45 %, then 30 %). Expects DataComp's metadata
-in `datacomp/small/metadata` and ImageNet's picture embeddings by the same model, OpenAI's ViT-L/14, in `in1k.npy`
+in `datacomp/small/metadata` and ImageNet's image embeddings by the same model, OpenAI's ViT-L/14, in `in1k.npy`
 (`clipdata embed imagenet --images-only --model l14=...` makes them).
 """
 

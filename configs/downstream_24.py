@@ -1,15 +1,15 @@
 """NormSim to the 24 downstream sets that the paper's authors take as "Target": each a column, and their union.
 
 The sets are the training splits of DataComp's evaluation tasks (CLEVR counts twice there, as two tasks on the same
-pictures, which add nothing to a maximum). Those that TFDS has are read by name: it downloads them at the first run,
+images, which add nothing to a maximum). Those that TFDS has are read by name: it downloads them at the first run,
 except `resisc45` and `imagenet2012`, whose archives it asks you to download by hand (tensorflow.org/datasets/catalog).
-For the others put the training pictures, in any folders and as jpg, png or webp, where this says:
+For the others put the training images, in any folders and as jpg, png or webp, where this says:
 
     targets/country211      CLIP's release (github.com/openai/CLIP, data/country211.md), folder train/
-    targets/fgvc_aircraft   Oxford VGG's FGVC-Aircraft 2013b, the pictures of images_train.txt
+    targets/fgvc_aircraft   Oxford VGG's FGVC-Aircraft 2013b, the images of images_train.txt
     targets/gtsrb           INI's German Traffic Signs, GTSRB_Final_Training_Images (convert its .ppm to .png)
     targets/rendered_sst2   CLIP's release (data/rendered-sst2.md), folder train/
-    targets/flickr8k        Flickr8k's Flicker8k_Dataset, the pictures of Flickr_8k.trainImages.txt
+    targets/flickr8k        Flickr8k's Flicker8k_Dataset, the images of Flickr_8k.trainImages.txt
 
     clipdata score --config configs/downstream_24.py
 

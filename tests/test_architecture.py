@@ -141,10 +141,11 @@ except SystemExit as stop:
 assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
 """
     text = run_python(code)
-    assert (
-        f"usage: clipdata {command}" in text and f"Example: clipdata {command}" in text and "--config" in text
-    )
-    assert "None" not in text and text.count("efault:") == text.count("(default:")
+    assert f"usage: clipdata {command}" in text
+    assert f"Example: clipdata {command}" in text
+    assert "--config" in text
+    assert "None" not in text
+    assert text.count("efault:") == text.count("(default:")
     assert max(len(line) for line in text.splitlines() if not line.startswith(("Example:", "usage:"))) <= 80
 
 
@@ -195,7 +196,8 @@ def test_usage(tmp_path, clipdata, arguments, status, words):
         "from clipdata_jax.config import *\ndef get_config(): return Run(score=Score(pool='nowhere', out='x'))"
     )
     done = clipdata(*arguments)
-    assert done.returncode == status and words in done.stdout + done.stderr
+    assert done.returncode == status
+    assert words in done.stdout + done.stderr
     assert "the options are those" not in done.stderr
 
 
@@ -220,7 +222,8 @@ def test_a_config_file_sets_all_options_and_flags_override_it(tmp_path, clipdata
     assert "nowhere: no such folder" in clipdata("score", "--config", "score.py").stderr
     assert "--repeats is 0" in clipdata("score", "--config=score.py", "--repeats", 0).stderr
     text = " ".join(clipdata("score", "--config", "score.py", "--help").stdout.replace("│", " ").split())
-    assert "(default: 7)" in text and "(default: nowhere)" in text
+    assert "(default: 7)" in text
+    assert "(default: nowhere)" in text
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.name)
@@ -230,7 +233,8 @@ def test_every_config_is_well_formed(path):
     from clipdata_jax.config import Run
 
     run = runpy.run_path(str(path))["get_config"]()
-    assert isinstance(run, Run) and any(vars(run).values())
+    assert isinstance(run, Run)
+    assert any(vars(run).values())
 
 
 def test_public_names_resolve_and_match_their_stub():
@@ -246,5 +250,6 @@ def test_the_readme_has_no_hole_and_no_dead_link():
     text = (ROOT / "README.md").read_text()
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
     named = re.findall(r"`((?:notebooks|configs|clipdata_jax)/[\w./]+)`", text)
-    assert links and all((ROOT / name).exists() for name in [*links, *named])
+    assert links
+    assert all((ROOT / name).exists() for name in [*links, *named])
     assert not re.findall(r"^[A-Z_]{5,}$", text, re.MULTILINE)

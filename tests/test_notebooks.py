@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # What must have been shown, so that a notebook whose cells do nothing fails.
 SHOWN = {
     "quickstart": ["of the subset", "<iframe"],
-    "embed_pictures": ["400 pictures", "largest difference:", "(400, 128) float16 stored within"],
+    "embed_images": ["400 images", "largest difference:", "(400, 128) float16 stored within"],
     "own_kernels": ["in what was kept", "largest difference:", "temperature 0.200 ->"],
 }
 

@@ -83,11 +83,14 @@ def test_a_terminal_shows_strangers_text_and_does_not_obey_it(text, shown, monke
         bar = console.bar(total=2, unit="pair", name=f"bar {text}")
         bar.update(2)
         bar.close()
-    assert out.getvalue() == f"{shown}\n" and "\x1b" not in err.getvalue() and "\x07" not in err.getvalue()
+    assert out.getvalue() == f"{shown}\n"
+    assert "\x1b" not in err.getvalue()
+    assert "\x07" not in err.getvalue()
 
 
 def test_errors_and_summaries_show_control_characters(clipdata, tmp_path):
     evil = "\x1b]0;owned\x07"
     done = clipdata("reshard", f"tars{evil}", "--subset", f"{evil}.npy", "--out", "out")
-    assert done.returncode == 2 and r"\x1b]0;owned\x07" in done.stderr
+    assert done.returncode == 2
+    assert r"\x1b]0;owned\x07" in done.stderr
     assert all(char.isprintable() or char == "\n" for char in done.stdout + done.stderr)

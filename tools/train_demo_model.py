@@ -1,6 +1,6 @@
 """Trains the small CLIP that ships with the demo: `make demo-model`. Not needed to run the demo.
 
-Draws sound pairs (and a few of what the web is full of: generic captions, pictures of text), trains a
+Draws sound pairs (and a few of what the web is full of: generic captions, images of text), trains a
 tokenizer on their captions, trains the model by `clipdata train` with `configs/demo_model.py`, and puts the
 result, in float16, into the package.
 """
@@ -16,7 +16,7 @@ from clipdata_jax.demo.pool import make_clean_tars
 from clipdata_jax.formats import tars
 
 PAIRS = 40_000
-SEED = 1  # the demo's pool is drawn by another maker, so no picture of it is seen in training
+SEED = 1  # the demo's pool is drawn by another maker, so no image of it is seen in training
 WEB_SHARE = 0.15
 VOCABULARY = 1_024
 SHIPPED = Path(__file__).parents[1] / "clipdata_jax" / "demo" / "model"

@@ -22,7 +22,7 @@ from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 
 MODEL = str(Path(__file__).parents[1] / "demo" / "model")
-_KINDS = ("sound", "shuffled", "generic", "boilerplate", "text_picture", "blank", "duplicate")
+_KINDS = ("sound", "shuffled", "generic", "boilerplate", "text_image", "blank", "duplicate")
 _TRAIN_SEEDS = (0, 1, 2)
 _TEST_PAIRS = 1_000
 
@@ -36,7 +36,7 @@ def run(options: config.Demo) -> dict[str, Any]:
     start = time.monotonic()
     place = {name: storage.join(options.out, name) for name in _PLACES}
     print(
-        f"Drawing {options.pairs:,} pairs, about half of them spoiled, and 300 target pictures: {options.out}"
+        f"Drawing {options.pairs:,} pairs, about half of them spoiled, and 300 target images: {options.out}"
     )
     _draw(options, place)
     _score(options, place)
@@ -52,7 +52,7 @@ def run(options: config.Demo) -> dict[str, Any]:
     )
     _call("report", page)
     table = _judge(subsets, place["pool"])
-    print(f"\n{_table(table)}\n\nDone in {time.monotonic() - start:.0f} s. The page of pictures: {page.out}")
+    print(f"\n{_table(table)}\n\nDone in {time.monotonic() - start:.0f} s. The page of images: {page.out}")
     if options.train:
         _train_and_compare(options, subsets, place)
     return table

@@ -119,7 +119,7 @@ class _Reader:
         weights = evaluation.zero_shot_weights(text_emb.reshape(len(names), len(templates), -1))
         accuracy = evaluation.accuracy(image_emb, weights, np.asarray(labels, np.int32))
         return {
-            "pictures": len(labels),
+            "images": len(labels),
             "classes": len(names),
             "classes_seen": len(set(labels)),
             "templates": len(templates),
@@ -134,12 +134,10 @@ class _Reader:
             paths, "retrieve", lambda sample: sample.captions, need_caption=True
         )
         texts = [caption for several in captions for caption in several]
-        picture_of = np.repeat(
-            np.arange(len(captions), dtype=np.int32), [len(several) for several in captions]
-        )
-        ranks = evaluation.retrieval_ranks(image_emb, self._encoder.texts(self._tokenizer(texts)), picture_of)
+        image_of = np.repeat(np.arange(len(captions), dtype=np.int32), [len(several) for several in captions])
+        ranks = evaluation.retrieval_ranks(image_emb, self._encoder.texts(self._tokenizer(texts)), image_of)
         return {
-            "pictures": len(captions),
+            "images": len(captions),
             "captions": len(texts),
             "image_to_text": evaluation.recall(ranks.image_to_text, len(texts)),
             "text_to_image": evaluation.recall(ranks.text_to_image, len(captions)),
@@ -148,7 +146,7 @@ class _Reader:
     def _embed(
         self, paths: Sequence[str], name: str, fact_of: Callable[[Decoded], _Fact], *, need_caption: bool
     ) -> tuple[np.ndarray, list[_Fact]]:
-        """The embeddings of all pictures, and a fact of each; a sample without one is bad."""
+        """The embeddings of all images, and a fact of each; a sample without one is bad."""
         rows: list[np.ndarray] = []
         facts: list[_Fact] = []
         with console.bar(total=len(paths), unit="tar", name=name) as bar:
@@ -169,7 +167,7 @@ class _Reader:
                 facts += [fact for _, several in found for fact in several]
                 bar.update(1)
         if not rows:
-            raise InputError(f"{', '.join(paths)}: no picture to {name}")
+            raise InputError(f"{', '.join(paths)}: no image to {name}")
         return np.concatenate(rows), facts
 
     def _batches(
@@ -237,20 +235,20 @@ def _table(figures: dict[str, Any], out: str) -> str:
     lines = []
     if classes := figures.get("classification"):
         lines += [
-            f"zero-shot classification: {classes['pictures']:,} pictures, {classes['classes']:,} classes,"
+            f"zero-shot classification: {classes['images']:,} images, {classes['classes']:,} classes,"
             f" prompts for each: {classes['templates']:,}",
             _row("", "top-1", "top-5", "mean per class"),
             _row("", *(_percent(classes[name]) for name in ("top1", "top5", "mean_per_class"))),
         ]
     if found := figures.get("retrieval"):
         lines += [
-            f"retrieval: {found['pictures']:,} pictures, {found['captions']:,} captions",
+            f"retrieval: {found['images']:,} images, {found['captions']:,} captions",
             _row("", "R@1", "R@5", "R@10"),
             *(
                 _row(title, *map(_percent, found[way].values()))
                 for title, way in (
-                    ("picture -> caption", "image_to_text"),
-                    ("caption -> picture", "text_to_image"),
+                    ("image -> caption", "image_to_text"),
+                    ("caption -> image", "text_to_image"),
                 )
             ),
         ]

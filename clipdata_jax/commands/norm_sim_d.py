@@ -264,7 +264,7 @@ def _text(content: dict[str, Any], options: NormSimD) -> str:
     ]
     if masked:
         listed = ", ".join(masked)
-        lines.append(f"left out, bad picture embeddings: {listed}; listed in {options.out}.{manifest.NAME}")
+        lines.append(f"left out, bad image embeddings: {listed}; listed in {options.out}.{manifest.NAME}")
     if content["missing_survivors"]:
         lines.append(f"{content['missing_survivors']:,} survivors are not in the shards that can be read")
     if content["repeats"]:

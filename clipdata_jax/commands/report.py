@@ -1,4 +1,4 @@
-"""`clipdata report`: score tables, a subset and the pool's tars in, one page of figures and pictures out."""
+"""`clipdata report`: score tables, a subset and the pool's tars in, one page of figures and images out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(options: config.Report) -> None:
     scores = _read_columns(table)
     made_by = _manifest_at(f"{options.subset}.{manifest.NAME}")
     rule = _rule_of(made_by)
-    wanted = {"pictures": options.pictures if paths else 0, "seed": options.seed}
+    wanted = {"images": options.images if paths else 0, "seed": options.seed}
     unions = report_inputs.union_columns(table)
     compared = comparison.plan(own.kept, others, scores, **wanted, unions=unions)
     plan = contents.plan(scores, own.kept, rule=rule, also=compared.shown(), **wanted)
@@ -211,7 +211,7 @@ def _warnings(own: _Selection, others: list[_Selection]) -> list[str]:
 
 
 def _absent(plan: contents.Contents, pairs: Mapping[int, page.Pair] | None) -> list[str]:
-    """Some pictures of a pool are always gone; that most are means rather that not all its tars were named."""
+    """Some images of a pool are always gone; that most are means rather that not all its tars were named."""
     if pairs is None or 2 * len(pairs) >= len(plan.scores):
         return []
     return ["Most of the pairs shown here are not in the tars that were given: name all tars of the pool."]

@@ -1,4 +1,4 @@
-"""What a report takes from the pool's tars: pictures and captions of pairs, lengths and languages of captions."""
+"""What a report takes from the pool's tars: images and captions of pairs, lengths and languages of captions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def read_pairs(
     Args:
       table: names the rows' uids.
       paths: of the tars.
-      shown: rows whose pictures and captions are wanted.
+      shown: rows whose images and captions are wanted.
       described: rows of whose captions length and language are wanted; rows may be in both.
       skipped: takes the reasons why tars could not be read; None: the first such is an error.
 
     Returns:
-      row -> caption and picture, and row -> what its caption is like, of those rows that the tars hold.
+      row -> caption and image, and row -> what its caption is like, of those rows that the tars hold.
 
     Raises:
       InputError: a tar is damaged.
@@ -49,7 +49,7 @@ def read_pairs(
     pairs: dict[int, page.Pair] = {}
     captions: dict[int, Caption] = {}
     languages = _languages()
-    with console.bar(total=len(paths), unit="tar", name="pictures") as bar:
+    with console.bar(total=len(paths), unit="tar", name="images") as bar:
         for path in paths:
             if not wanted:
                 break
@@ -107,8 +107,8 @@ def _uid(path: str, sample: tars.Sample) -> str:
 
 
 def _pair(sample: tars.Sample) -> page.Pair:
-    picture = sample.image()
-    return page.Pair(_caption(sample), "no picture" if picture is None else thumbnails.make(picture))
+    image = sample.image()
+    return page.Pair(_caption(sample), "no image" if image is None else thumbnails.make(image))
 
 
 def _caption(sample: tars.Sample) -> str:
@@ -132,7 +132,7 @@ def object_of(data: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-_SIDE = 80  # pixels of a target's picture, half of those of a pair's
+_SIDE = 80  # pixels of a target's image, half of those of a pair's
 
 
 def row_columns(table: score_tables.ScoreTable) -> dict[str, str]:
@@ -156,18 +156,18 @@ def union_columns(table: score_tables.ScoreTable) -> set[str]:
 def read_targets(
     table: score_tables.ScoreTable, targets: Mapping[str, str], rows: Collection[int]
 ) -> dict[int, tuple[page.Nearest, ...]]:
-    """The nearest picture of each target, for some rows of the table.
+    """The nearest image of each target, for some rows of the table.
 
     Args:
       table: has the columns of `score --nearest`.
-      targets: name -> its pictures, the same that were embedded.
+      targets: name -> its images, the same that were embedded.
       rows: of the whole table.
 
     Returns:
-      row -> one picture of each target; fewer where the row has no score.
+      row -> one image of each target; fewer where the row has no score.
 
     Raises:
-      InputError: a target without such a column, or with other pictures than were scored.
+      InputError: a target without such a column, or with other images than were scored.
     """
     columns = row_columns(table)
     nearest: dict[int, list[page.Nearest]] = {row: [] for row in rows}
@@ -175,21 +175,21 @@ def read_targets(
         if name not in columns:
             has = ", ".join(columns) or "none"
             raise InputError(
-                f"--target {name}={path}: the score tables don't say which picture of it is nearest (targets with"
+                f"--target {name}={path}: the score tables don't say which image of it is nearest (targets with"
                 f" such a column: {has}); score it with --nearest"
             )
         numbers = _numbers(table, columns[name], rows)
-        pictures, count = _pictures(path, set(numbers.values()))
+        images, count = _images(path, set(numbers.values()))
         told = manifest.read(table.columns[columns[name]]).get("targets")
         scored = told.get(name) if isinstance(told, dict) else None
         least = max(numbers.values(), default=-1) + 1
         if count != (scored or max(count, least)):
             raise InputError(
-                f"--target {name}={path}: holds {console.counted(count, 'picture')}, but when it was scored it had"
-                f" {scored or f'at least {least}'}; name the pictures that were embedded, none left out"
+                f"--target {name}={path}: holds {console.counted(count, 'image')}, but when it was scored it had"
+                f" {scored or f'at least {least}'}; name the images that were embedded, none left out"
             )
         for row, number in numbers.items():
-            nearest[row].append(page.Nearest(name, pictures[number]))
+            nearest[row].append(page.Nearest(name, images[number]))
     return {row: tuple(found) for row, found in nearest.items()}
 
 
@@ -207,8 +207,8 @@ def _numbers(table: score_tables.ScoreTable, column: str, rows: Collection[int])
     return found
 
 
-def _pictures(path: str, wanted: Collection[int]) -> tuple[dict[int, thumbnails.Thumbnail | str], int]:
-    """Thumbnails of some pictures by their number, in the order in which `embed` takes them, and how many there are."""
+def _images(path: str, wanted: Collection[int]) -> tuple[dict[int, thumbnails.Thumbnail | str], int]:
+    """Thumbnails of some images by their number, in the order in which `embed` takes them, and how many there are."""
     units = sources.find_sources([path], images_only=True).units.values()
     found: dict[int, thumbnails.Thumbnail | str] = {}
     start = 0
@@ -221,10 +221,8 @@ def _pictures(path: str, wanted: Collection[int]) -> tuple[dict[int, thumbnails.
             else:
                 for sample in source.samples():
                     if start in wanted:
-                        picture = sample.image()
-                        found[start] = (
-                            "no picture" if picture is None else thumbnails.make(picture, side=_SIDE)
-                        )
+                        image = sample.image()
+                        found[start] = "no image" if image is None else thumbnails.make(image, side=_SIDE)
                     start += 1
             bar.update(1)
     return found, start

@@ -261,7 +261,7 @@ def _print_summary(result: dict[str, Any], options: Score, stated: object) -> No
         listed = ", ".join(f"{count:,} {reason}" for reason, count in masked.items())
         lines.append(f"Masked rows (null scores): {listed}; listed in {manifest.NAME}")
     if result["repeated_uids"]:
-        lines.append(f"{result['repeated_uids']:,} rows repeat an uid of their unit")
+        lines.append(f"{result['repeated_uids']:,} rows repeat a uid of their unit")
     skipped = [*result["unreadable"], *(entry["reason"] for entry in result["skipped"])]
     if skipped:
         lines.append(f"Skipped {console.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")

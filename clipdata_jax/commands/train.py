@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipdata_jax.training import Pairs
 
 _UNIT = "model"
-# Every process holds all pictures, decoded.
+# Every process holds all images, decoded.
 MEMORY_BOUND = 16 << 30
 
 
@@ -223,14 +223,14 @@ class _Pool:
         return self._subset is not None and bool(uids.find(self._subset, uids.from_hex([uid]))[0] >= 0)
 
     def _check_memory(self, grows: float) -> None:
-        """Stops once the tars read so far tell that all pictures won't fit."""
+        """Stops once the tars read so far tell that all images won't fit."""
         each = 3 * self._options.image_size**2
         expected = len(self._pixels) * grows
         if self._subset is not None:
             expected = min(expected, max(len(self._subset), len(self._pixels)))
         if expected * each > MEMORY_BOUND:
             raise InputError(
-                f"about {expected:,.0f} pictures of {each:,} bytes need {expected * each / 2**30:.0f} GiB of memory,"
+                f"about {expected:,.0f} images of {each:,} bytes need {expected * each / 2**30:.0f} GiB of memory,"
                 f" more than the {MEMORY_BOUND >> 30} GiB that this trainer holds; use a smaller --subset or"
                 " --image-size"
             )

@@ -1,4 +1,4 @@
-"""Options of `embed`: from pictures and captions to embeddings."""
+"""Options of `embed`: from images and captions to embeddings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Models = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="[TAG=]FOLDER...", help_behavior_hint="(at least one)")
 ]
 Output = Annotated[str, tyro.conf.arg(metavar="FOLDER|FILE")]
-_Pictures = Annotated[
+_Images = Annotated[
     str | None, tyro.conf.arg(metavar="NAME"), unset("file_name, filepath, path, ..., the first there is")
 ]
 _Captions = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("caption, text or title")]
@@ -31,31 +31,31 @@ _Captions = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("caption,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Computes the CLIP embeddings of every picture and caption of a pool.
+    """Computes the CLIP embeddings of every image and caption of a pool.
 
-    Writes one metadata shard (parquet and npz, as DataComp's) per tar, or per 10,000 pictures of what has no tars.
+    Writes one metadata shard (parquet and npz, as DataComp's) per tar, or per 10,000 images of what has no tars.
     """
 
     sources: tyro.conf.Positional[Sources]
-    """Tars (files, folders, "{000..099}.tar", "*.tar"), csv or parquet of pictures and captions, tfds:name/split."""
+    """Tars (files, folders, "{000..099}.tar", "*.tar"), csv or parquet of images and captions, tfds:name/split."""
     model: Models
     """CLIP or SigLIP checkpoints (transformers', open_clip's), all in one pass; TAG, else "clip", names the columns."""
     out: Output
     """Folder to write the metadata shards to; with --images-only also a single .npz, or .npy for one model."""
     images_only: bool = False
-    """Embed pictures without captions, for a NormSim target: all of the above, or plain folders of pictures."""
-    picture_column: _Pictures = None
-    """Of a csv, tsv or parquet table: the column of picture paths, which are relative to the table."""
+    """Embed images without captions, for a NormSim target: all of the above, or plain folders of images."""
+    image_column: _Images = None
+    """Of a csv, tsv or parquet table: the column of image paths, which are relative to the table."""
     caption_column: _Captions = None
     """Of such a table: the column of captions."""
     batch_size: int = 256
-    """Pictures a device takes at a time."""
+    """Images a device takes at a time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The number format the towers compute in; embeddings are stored as float16."""
     decoders: int = 0
-    """Threads that decode pictures; 0 means one a core. The result does not depend on it."""
+    """Threads that decode images; 0 means one a core. The result does not depend on it."""
     on_bad: OnBad = "stop"
-    """A broken tar, picture or caption: "stop" with a message, or "skip" it and list it in the manifest."""
+    """A broken tar, image or caption: "stop" with a message, or "skip" it and list it in the manifest."""
     profile: Profile = None
     """Traces a few batches after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
     workers: Workers = Workers()

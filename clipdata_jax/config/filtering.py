@@ -30,7 +30,7 @@ class Filter:
 
     no_filter: every pair.
 
-    basic_filter: English captions of more than 2 words and 5 characters; pictures whose smaller side has at least 200
+    basic_filter: English captions of more than 2 words and 5 characters; images whose smaller side has at least 200
     pixels and whose longer side is at most 3 times the smaller.
 
     clip_score: pairs whose CLIPScore (--arch) is at least --threshold, or among the --fraction highest.
@@ -39,8 +39,8 @@ class Filter:
 
     text_based: English captions with a word whose first sense in WordNet is one of --synsets.
 
-    image_based: English captions of more than 1 word and 5 characters; pictures whose nearest of --centroids, or of as
-    many --clusters found by k-means, is also the nearest of a --target picture.
+    image_based: English captions of more than 1 word and 5 characters; images whose nearest of --centroids, or of as
+    many --clusters found by k-means, is also the nearest of a --target image.
 
     image_based_intersect_clip_score: what image_based and clip_score keep.
     """
@@ -72,9 +72,9 @@ class Filter:
     """text_based: WordNet 3.0's database (index.noun, noun.exc, ...)."""
 
     target: Annotated[str | None, tyro.conf.arg(metavar="PATH"), NONE] = None
-    """image_based: embeddings of pictures to be near (.npy, .npz or folder); DataComp: ImageNet-1k's training set."""
+    """image_based: embeddings of images to be near (.npy, .npz or folder); DataComp: ImageNet-1k's training set."""
     tag: str = "l14"
-    """image_based: the model, whose embeddings of the pool's pictures are <tag>_img."""
+    """image_based: the model, whose embeddings of the pool's images are <tag>_img."""
     centroids: _File = None
     """image_based: a .npy of centroids (k, dim), of any norm: inner products are compared, as in DataComp."""
     clusters: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
@@ -82,7 +82,7 @@ class Filter:
     sample: int = 1_000_000
     """k-means: draw about so many pairs of the pool, and cluster those whose captions pass; they stay in memory."""
     steps: int = 20
-    """k-means: steps at most; it ends when no picture changes its cluster."""
+    """k-means: steps at most; it ends when no image changes its cluster."""
     seed: int = 0
     """k-means: seed of the sample and of the first centroids."""
 
@@ -104,7 +104,7 @@ class Filter:
 
     @property
     def by_image(self) -> bool:
-        """Whether the preset looks at the pictures' embeddings."""
+        """Whether the preset looks at the images' embeddings."""
         return self.preset in _BY_IMAGE
 
     def _check_images(self) -> None:

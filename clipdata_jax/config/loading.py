@@ -22,7 +22,7 @@ def load_run(path: str) -> Run:
     except OSError as error:
         raise InputError(f"--config {path}: can't be read ({error.strerror}); check the path") from error
     except (SyntaxError, ImportError) as error:
-        raise InputError(f"--config {path}: can't be run ({error}); mend it") from error
+        raise InputError(f"--config {path}: can't be run ({error}); fix it") from error
     if "get_config" not in namespace:
         raise InputError(
             f"--config {path}: has no function get_config(); it must return a clipdata_jax.config.Run"

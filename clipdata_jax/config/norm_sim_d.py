@@ -26,12 +26,12 @@ from clipdata_jax.errors import InputError
 class NormSimD:
     """Cuts a subset by NormSim_2-D, without a target: drops, step by step, what is least like the rest.
 
-    Every step scores the pairs that are left by f'Sf, S being the second moment of their own picture embeddings,
+    Every step scores the pairs that are left by f'Sf, S being the second moment of their own image embeddings,
     and drops the lowest. Give the pairs that a first rule kept (`select`) as --survivors.
     """
 
     pool: tyro.conf.Positional[Folder]
-    """Folder of metadata shards (parquet beside npz, as DataComp's; pictures alone will do), or clip-retrieval's."""
+    """Folder of metadata shards (parquet beside npz, as DataComp's; images alone will do), or clip-retrieval's."""
     out: File
     """The .npy file to write: uids as u8,u8, sorted, unique. Work files lie beside it until it is done."""
     survivors: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset("the whole pool")] = None

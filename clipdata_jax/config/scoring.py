@@ -37,7 +37,7 @@ MOST_RATIO = 16  # of one pass's largest |B| to its smallest: more would take mo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NegClipLoss:
-    """negCLIPLoss (s-CLIPLoss): the cosine less how well picture and caption match the rest of their batch."""
+    """negCLIPLoss (s-CLIPLoss): the cosine less how well image and caption match the rest of their batch."""
 
     batch_size: Sizes = 32_768
     """Pairs in one batch, |B|; several come from one pass, each a column. A smaller pool is one batch."""
@@ -88,16 +88,16 @@ def in_thousandths(temperature: float) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NormSim:
-    """NormSim: the p-norm of a picture's cosines with a set of target pictures."""
+    """NormSim: the p-norm of an image's cosines with a set of target images."""
 
     target: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=PATH..."), NONE] = ()
-    """Embeddings of target pictures (.npy, .npz, a folder of `embed`), or pictures: a folder, tars, tfds:name/split."""
+    """Embeddings of target images (.npy, .npz, a folder of `embed`), or images: a folder, tars, tfds:name/split."""
     target_model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
-    """The pool's model, to embed targets of pictures with."""
+    """The pool's model, to embed targets of images with."""
     target_cache: Annotated[
         str | None, tyro.conf.arg(metavar="FOLDER"), unset("~/.cache/clipdata/targets")
     ] = None
-    """Where embeddings of targets of pictures are kept, by content."""
+    """Where embeddings of targets of images are kept, by content."""
     union: Annotated[str | None, tyro.conf.arg(metavar="NAME"), NONE] = None
     """Name of a further column: NormSim to all targets taken as one."""
     p: tuple[float, ...] = (math.inf,)
@@ -105,7 +105,7 @@ class NormSim:
     signed: bool = False
     """For p = inf: the largest cosine, rather than the largest absolute one."""
     nearest: bool = False
-    """For p = inf: a further column norm_sim_inf_NAME_row with the number of the nearest target picture."""
+    """For p = inf: a further column norm_sim_inf_NAME_row with the number of the nearest target image."""
 
     def __post_init__(self) -> None:
         for p in self.p:

@@ -68,7 +68,7 @@ class Reshard:
     """Writes tars that hold only the selected pairs, their members byte for byte as they were, headers and all.
 
     A uid that the subset file names n times is written n times, under the keys key, key-1, key-2 and so on. Samples
-    of the subset that no tar holds are counted: of a pool downloaded later, some pictures are gone.
+    of the subset that no tar holds are counted: of a pool downloaded later, some images are gone.
     """
 
     tars: tyro.conf.Positional[SomeTars]
@@ -108,7 +108,7 @@ class Reshard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Makes one HTML page that shows what was kept and dropped: counts, histograms, quadrants, pictures."""
+    """Makes one HTML page that shows what was kept and dropped: counts, histograms, quadrants, images."""
 
     scores: tyro.conf.Positional[SomeTables]
     """Score tables of one pool."""
@@ -117,27 +117,25 @@ class Report:
     out: File
     """The .html file to write; it opens offline."""
     tars: Tars = ()
-    """The pool's tars, for pictures and captions; without them the page has figures only."""
+    """The pool's tars, for images and captions; without them the page has figures only."""
     compare: Compared = ()
     """Other subset files of the pool to compare --subset with, each under a name; without NAME=, the file's own."""
     target: Targets = ()
-    """Pictures of targets, the same that were scored with --nearest: a card shows the nearest beside its pair."""
+    """Images of targets, the same that were scored with --nearest: a card shows the nearest beside its pair."""
     on_bad: OnBad = "stop"
     """A broken tar: "stop" with a message, or "skip" it: the page and its manifest name it."""
     title: str = "Data selection report"
     """The page's heading."""
-    pictures: int = 6
-    """Pictures in each row of the grids."""
+    images: int = 6
+    """Images in each row of the grids."""
     seed: int = 0
-    """Seed of the choice of pictures."""
+    """Seed of the choice of images."""
 
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
-        require_positive(self, "pictures")
+        require_positive(self, "images")
         if len(self.targets()) < len(self.target) or (self.target and not self.tars):
-            what = (
-                "each name once" if self.tars else "nothing without --tars, whose pictures it stands beside"
-            )
+            what = "each name once" if self.tars else "nothing without --tars, whose images it stands beside"
             require(False, "target", self.target, what)
         names = [name for name, _ in self.compared()]
         for name in names:
@@ -147,7 +145,7 @@ class Report:
                 )
 
     def targets(self) -> dict[str, str]:
-        """Name -> path of a target's pictures."""
+        """Name -> path of a target's images."""
         return dict(split_assignment(text, "target") for text in self.target)
 
     def compared(self) -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ class Train:
     weight_decay: float = 0.1
     """AdamW's decay of matrices (not of gains, biases and the logit scale)."""
     image_size: int = 64
-    """Side of the square pictures in pixels."""
+    """Side of the square images in pixels."""
     patch_size: int = 8
     """Side of a patch in pixels; it must divide the image size."""
     width: int = 128
@@ -66,7 +66,7 @@ class Train:
     seed: int = 0
     """Seed of the weights and of the order of the pairs."""
     on_bad: OnBad = "stop"
-    """A broken tar, picture or caption: "stop" with a message, or "skip" it and list it in the manifest."""
+    """A broken tar, image or caption: "stop" with a message, or "skip" it and list it in the manifest."""
     profile: Profile = None
     """Traces a few steps after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
     workers: Workers = Workers()
@@ -97,17 +97,17 @@ class Evaluate:
     out: File
     """The .json file to write the figures to."""
     retrieval: Tars = ()
-    """Tars of pictures with captions (.txt, or the list "captions" in .json): recall at 1, 5 and 10, both ways."""
+    """Tars of images with captions (.txt, or the list "captions" in .json): recall at 1, 5 and 10, both ways."""
     classification: Tars = ()
-    """Tars of labelled pictures: class index in .cls, or class name as the folder of the member."""
+    """Tars of labelled images: class index in .cls, or class name as the folder of the member."""
     classnames: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
     """A .json file with the list of class names, for --classification."""
     templates: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset('"a photo of a {c}."')] = None
     """A .json file with the list of prompts, "{c}" standing for the class."""
     batch_size: int = 256
-    """Pictures a device takes at a time."""
+    """Images a device takes at a time."""
     on_bad: OnBad = "stop"
-    """A broken tar or picture: "stop" with a message, or "skip" it and list it in the result."""
+    """A broken tar or image: "stop" with a message, or "skip" it and list it in the result."""
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")
@@ -121,7 +121,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Draws a pool of pictures with sound and spoiled captions, and runs the whole job on it."""
+    """Draws a pool of images with sound and spoiled captions, and runs the whole job on it."""
 
     out: Folder = "demo-output"
     """Folder for everything the demo makes."""

@@ -26,7 +26,7 @@ HORIZONS = {
 
 
 class _Canvas:
-    """A canvas addressed in shares of its side, with the random numbers of its picture."""
+    """A canvas addressed in shares of its side, with the random numbers of its image."""
 
     def __init__(self, side: int, rng: np.random.Generator, top: Rgb, bottom: Rgb, horizon: float) -> None:
         self.side, self.rng, self.horizon = side, rng, horizon

@@ -16,7 +16,7 @@ BACKGROUNDS: tuple[str, ...] = tuple(words.WHERE)
 # Kinds that hang or fly; all others stand, or swim.
 AERIAL = frozenset({"balloon", "bird", "butterfly", "kite", "moon", "rocket", "star"})
 
-# The side of a thing as a share of the picture's, by the word for its size.
+# The side of a thing as a share of the image's, by the word for its size.
 SIDES = {"small": 0.24, "medium": 0.36, "big": 0.58}
 
 _HOMES = {
@@ -137,7 +137,7 @@ def _pair(rng: np.random.Generator, kind: str, background: str, sky: str) -> Fac
 
 
 def _some(rng: np.random.Generator, kind: str, background: str, *, width: float, height: float) -> Thing:
-    """A thing of which all objects fit side by side into these shares of the picture."""
+    """A thing of which all objects fit side by side into these shares of the image."""
     count = 1 + int(np.searchsorted((0.64, 0.86), rng.random()))
     count = min(count, int(width / SIDES["small"]))
     sizes = [size for size, side in SIDES.items() if side * count <= width and side <= height]

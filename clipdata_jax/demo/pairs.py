@@ -17,7 +17,7 @@ SHARES: dict[str, float] = {
     "shuffled": 0.14,
     "boilerplate": 0.08,
     "generic": 0.08,
-    "text_picture": 0.08,
+    "text_image": 0.08,
     "blank": 0.06,
     "duplicate": 0.06,
 }
@@ -45,12 +45,12 @@ def _hash(*parts: str | int) -> str:
 
 
 def rng_of(maker: str, seed: int, index: int, use: str = "scene") -> np.random.Generator:
-    """The random numbers of one picture.
+    """The random numbers of one image.
 
     Args:
       maker: "pool", "clean", "target" or "zero_shot": no two share numbers.
       seed: the maker's seed.
-      index: the picture's number.
+      index: the image's number.
       use: what the numbers are for; other uses get independent ones.
 
     Returns:
@@ -92,7 +92,7 @@ def pool_pair(kinds: list[str], seed: int, index: int, size: int) -> Pair:
       kinds: the kinds of all its pairs, from `deal_kinds`.
       seed: the pool's seed.
       index: the pair's number.
-      size: the picture's side in pixels.
+      size: the image's side in pixels.
 
     Returns:
       The pair, spoilt as its kind says.
@@ -131,12 +131,12 @@ def _spoil(kind: str, scene: Scene, rng: np.random.Generator, size: int) -> Pair
         caption = spoils.generic_caption(rng)
     elif kind == "blank":
         image = spoils.paint_blank(rng, size=size)
-    elif kind == "text_picture":
-        image, caption = _words_picture(scene, rng, size)
+    elif kind == "text_image":
+        image, caption = _words_image(scene, rng, size)
     return to_jpeg(image), caption
 
 
-def _words_picture(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Image.Image, str]:
+def _words_image(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Image.Image, str]:
     """A banner with a slogan, or the caption in writing, on a sheet or before the empty background."""
     roll = rng.random()
     if roll < 0.5:
@@ -152,13 +152,13 @@ def clean_pair(seed: int, index: int, size: int, web_share: float) -> Pair:
     Args:
       seed: the set's seed.
       index: the pair's number.
-      size: the picture's side in pixels.
-      web_share: how likely the pair is generic or a picture of words instead.
+      size: the image's side in pixels.
+      web_share: how likely the pair is generic or an image of words instead.
 
     Returns:
       The pair.
     """
     scene = draw_scene(rng_of("clean", seed, index), size=size)
     rng = rng_of("clean", seed, index, "spoil")
-    kind = pick(rng, ("generic", "text_picture")) if rng.random() < web_share else "sound"
+    kind = pick(rng, ("generic", "text_image")) if rng.random() < web_share else "sound"
     return _spoil(kind, scene, rng, size)

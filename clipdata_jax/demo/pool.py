@@ -1,7 +1,7 @@
 """Demonstration data on disk: a spoilt pool with its truth, clean pairs, a target set, a classification set.
 
-Every picture's random numbers come from a hash of its maker's name, the seed and its number, so the sets of
-two makers are disjoint even under one seed, and within a maker other seeds give other pictures. Equal
+Every image's random numbers come from a hash of its maker's name, the seed and its number, so the sets of
+two makers are disjoint even under one seed, and within a maker other seeds give other images. Equal
 arguments give equal bytes, on one version of Pillow and PyArrow.
 """
 
@@ -40,7 +40,7 @@ def make_pool(folder: str, *, pairs: int = 6000, seed: int = 0, shards: int = 6,
       pairs: the number of pairs.
       seed: another seed gives another pool.
       shards: the number of tars, of equal length to within one pair, kinds mixed over all.
-      size: the pictures' side in pixels.
+      size: the images' side in pixels.
 
     Returns:
       The tars' paths.
@@ -70,8 +70,8 @@ def make_clean_tars(
       pairs: the number of pairs.
       seed: another seed gives other pairs; keep those for training and for evaluation apart.
       shards: the number of tars.
-      size: the pictures' side in pixels.
-      web_share: the share of pairs, at random, that have a generic caption or a picture of words instead: a
+      size: the images' side in pixels.
+      web_share: the share of pairs, at random, that have a generic caption or an image of words instead: a
         teacher that never saw any doesn't over-rate them as teachers trained on the web do.
 
     Returns:
@@ -87,27 +87,27 @@ def make_clean_tars(
     return _write_tars(folder, rows, "clean", pairs, seed, shards)
 
 
-def make_target(folder: str, *, pictures: int = 300, seed: int = 0, size: int = 64) -> list[str]:
+def make_target(folder: str, *, images: int = 300, seed: int = 0, size: int = 64) -> list[str]:
     """Writes JPEG files of the downstream task, see `make_zero_shot`: the target set of NormSim.
 
     One object each, all kinds in turn.
 
     Args:
       folder: where to write; any fsspec path.
-      pictures: the number of pictures.
-      seed: another seed gives other pictures.
+      images: the number of images.
+      seed: another seed gives other images.
       size: their side in pixels.
 
     Returns:
       The files' paths.
 
     Raises:
-      ValueError: no pictures, or a size below 8.
+      ValueError: no images, or a size below 8.
       InputError: the folder can't be written.
     """
-    if pictures < 1:
-        raise ValueError(f"pictures is {pictures}, not at least 1")
-    paths = [storage.join(folder, f"{index:06d}.jpg") for index in range(pictures)]
+    if images < 1:
+        raise ValueError(f"images is {images}, not at least 1")
+    paths = [storage.join(folder, f"{index:06d}.jpg") for index in range(images)]
     for index, path in enumerate(paths):
         scene = draw_scene(
             rng_of("target", seed, index), size=size, kind=KINDS[index % len(KINDS)], alone=True
@@ -124,15 +124,15 @@ def make_zero_shot(folder: str, *, per_class: int = 25, seed: int = 0, size: int
 
     Args:
       folder: where to write; any fsspec path.
-      per_class: pictures of each class.
-      seed: another seed gives other pictures.
+      per_class: images of each class.
+      seed: another seed gives other images.
       size: their side in pixels.
 
     Returns:
       The path of the one tar.
 
     Raises:
-      ValueError: no pictures, or a size below 8.
+      ValueError: no images, or a size below 8.
       InputError: the folder holds other tars, or can't be written.
     """
     if per_class < 1:

@@ -1,4 +1,4 @@
-"""Scenes: made-up facts, the picture that shows them and a caption that tells them."""
+"""Scenes: made-up facts, the image that shows them and a caption that tells them."""
 
 import dataclasses
 import io
@@ -18,12 +18,12 @@ OVERSAMPLING = 4
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture and what is true of it.
+    """An image and what is true of it.
 
     Attributes:
       image: RGB, size x size pixels.
       caption: describes the facts, with some left out.
-      facts: what is in the picture.
+      facts: what is in the image.
     """
 
     image: Image.Image
@@ -33,7 +33,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class _Spot:
-    """Where one object is drawn, in shares of the picture: its centre and its side."""
+    """Where one object is drawn, in shares of the image: its centre and its side."""
 
     x: float
     y: float
@@ -47,7 +47,7 @@ def draw_scene(
 
     Args:
       seed: a seed, or a generator to draw from.
-      size: the picture's side in pixels.
+      size: the image's side in pixels.
       kind: the main thing's kind, one of `facts.KINDS`; by default any.
       alone: one object of medium or big size and nothing beside it, as in a classification set.
 
@@ -69,16 +69,16 @@ def paint(facts: Facts, rng: np.random.Generator, *, size: int = 64) -> Image.Im
     Args:
       facts: what to show.
       rng: chooses places, shades and details within the facts.
-      size: the picture's side in pixels.
+      size: the image's side in pixels.
 
     Returns:
-      An RGB picture.
+      An RGB image.
 
     Raises:
       ValueError: a size below 8.
     """
     if size < 8:
-        raise ValueError(f"size is {size}: a picture of fewer than 8 pixels shows nothing")
+        raise ValueError(f"size is {size}: an image of fewer than 8 pixels shows nothing")
     side = OVERSAMPLING * size
     canvas, horizon = paint_background(facts.background, facts.sky, side, rng)
     draw = ImageDraw.Draw(canvas)
@@ -92,10 +92,10 @@ def paint(facts: Facts, rng: np.random.Generator, *, size: int = 64) -> Image.Im
 
 
 def to_jpeg(image: Image.Image, *, quality: int = 85) -> bytes:
-    """The picture as a JPEG file.
+    """The image as a JPEG file.
 
     Args:
-      image: an RGB picture.
+      image: an RGB image.
       quality: Pillow's, 1 to 95.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What spoils a pair: a caption that says nothing, a picture that shows nothing or only words."""
+"""What spoils a pair: a caption that says nothing, an image that shows nothing or only words."""
 
 import functools
 
@@ -78,12 +78,12 @@ _PERCENTS = (10, 15, 20, 25, 30, 40, 50, 60, 70, 75)
 
 
 def boilerplate_caption(rng: np.random.Generator) -> str:
-    """A caption that a camera or a web page made: it tells nothing of the picture."""
+    """A caption that a camera or a web page made: it tells nothing of the image."""
     return pick(rng, BOILERPLATE).format(n=int(rng.integers(1, 3000)))
 
 
 def generic_caption(rng: np.random.Generator) -> str:
-    """A caption that fits nearly every picture."""
+    """A caption that fits nearly every image."""
     return pick(rng, GENERIC)
 
 
@@ -95,7 +95,7 @@ def slogan(rng: np.random.Generator) -> str:
 def paint_text(
     text: str, rng: np.random.Generator, *, size: int = 64, facts: Facts | None = None
 ) -> Image.Image:
-    """A picture of words.
+    """An image of words.
 
     Args:
       text: what it says, wrapped and as large as fits.
@@ -104,7 +104,7 @@ def paint_text(
       facts: if given, the words stand before this background, without any of its things.
 
     Returns:
-      An RGB picture.
+      An RGB image.
     """
     side = OVERSAMPLING * size
     if facts is None:
@@ -130,14 +130,14 @@ def paint_text(
 
 
 def paint_blank(rng: np.random.Generator, *, size: int = 64) -> Image.Image:
-    """A picture of nothing: one colour, a faint gradient, a faint noise or an empty frame.
+    """An image of nothing: one colour, a faint gradient, a faint noise or an empty frame.
 
     Args:
       rng: chooses which.
       size: the side in pixels.
 
     Returns:
-      An RGB picture.
+      An RGB image.
     """
     colour = vary(pick(rng, (PAPER, (255, 255, 255), (228, 228, 228), (128, 128, 128), (12, 12, 14))), rng, 6)
     image = Image.new("RGB", (size, size), colour)

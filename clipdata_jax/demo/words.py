@@ -1,7 +1,7 @@
 """The words that captions are made of.
 
 No phrase about a background or the weather holds a noun of `NOUNS` or a word of `COLOURS`, so that
-whatever object or colour a caption names can be checked against the picture's facts.
+whatever object or colour a caption names can be checked against the image's facts.
 """
 
 Forms = tuple[tuple[str, str], ...]

@@ -1,4 +1,4 @@
-"""`clipdata embed`: pictures and captions in, metadata shards out, a unit at a time, no collective.
+"""`clipdata embed`: images and captions in, metadata shards out, a unit at a time, no collective.
 
 Reading, decoding, the devices and writing overlap, across units too. In memory are, beside the models, some four
 samples per decoding thread, three batches of pixels, and the float16 embeddings of two units; in TMPDIR are two tars,
@@ -43,7 +43,7 @@ def run(options: Embed) -> dict[str, Any] | None:
     found = sources.find_sources(
         options.sources,
         images_only=options.images_only,
-        picture_column=options.picture_column,
+        image_column=options.image_column,
         caption_column=options.caption_column,
     )
     models = [_Model(tag, folder, options) for tag, folder in options.models().items()]
@@ -95,7 +95,7 @@ class _Model:
 
     @functools.cached_property
     def transform(self) -> Any:
-        """From a picture to this model's pixels."""
+        """From an image to this model's pixels."""
         from clipdata_jax import models
 
         return models.load_image_transform(self._checkpoint)
@@ -115,7 +115,7 @@ class _Model:
         return models.load_tokenizer(self._checkpoint)
 
     def embed(self, pixels: np.ndarray, ids: np.ndarray | None) -> Batch:
-        """Embeds a batch; without captions' ids pictures alone."""
+        """Embeds a batch; without captions' ids images alone."""
         images = self.encoder.images(pixels)
         if ids is None:
             return Batch(images.astype(np.float16), None, None)
@@ -201,7 +201,7 @@ class _Embedding:
                 raise unit.error
             yield from self._gathered(unit.source, shard)
             if not len(shard):
-                what = "a picture" if self._options.images_only else "a picture and a caption"
+                what = "an image" if self._options.images_only else "an image and a caption"
                 raise InputError(f"{unit.source.path}: holds no sample with {what}")
         except InputError as error:
             if self._options.on_bad == "stop":
@@ -241,7 +241,7 @@ class _Embedding:
             yield gathered
 
     def _tokenize(self, gathered: Gathered) -> list[np.ndarray | None]:
-        """Each model's ids of the captions, None where only pictures are embedded."""
+        """Each model's ids of the captions, None where only images are embedded."""
         if self._options.images_only:
             return [None] * len(self._models)
         return [model.tokenizer(gathered.captions()) for model in self._models]
@@ -285,7 +285,7 @@ def summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
     pairs = sum(fact["pairs"] for fact in facts)
     if not pairs:
         raise InputError(
-            f"all that was to be embedded is bad and was skipped; mend it. The first: {_listed(samples, tars)[0]}"
+            f"all that was to be embedded is bad and was skipped; fix it. The first: {_listed(samples, tars)[0]}"
         )
     return {
         "pairs": pairs,
@@ -298,14 +298,14 @@ def summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def tell(result: dict[str, Any], options: Embed) -> None:
     """Prints what was embedded and what was left out."""
-    noun = "picture" if options.images_only else "pair"
+    noun = "image" if options.images_only else "pair"
     for tag, model in result["models"].items():
         print(
             f"Embedded {console.counted(result['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"
             f" {model['temperature']:.4g}: {options.out}"
         )
     if result["repeated_uids"]:
-        print(f"{result['repeated_uids']:,} pairs repeat an uid of their tar")
+        print(f"{result['repeated_uids']:,} pairs repeat a uid of their tar")
     skipped = _listed(result["skipped_samples"], result["skipped_tars"])
     if skipped:
         listed = f"{options.out}.{manifest.NAME}" if single_file.is_file(options.out) else manifest.NAME

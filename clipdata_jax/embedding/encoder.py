@@ -1,4 +1,4 @@
-"""Pictures and captions to embeddings in batches of one static shape, rows sharded over the devices."""
+"""Images and captions to embeddings in batches of one static shape, rows sharded over the devices."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Encoder:
         self._text = sharded(lambda model, ids: model.encode_text(ids))
 
     def images(self, pixels: UInt8[np.ndarray, "n size size 3"]) -> Float32[np.ndarray, "n d"]:
-        """The pictures' embeddings: unit rows, one for every picture."""
+        """The images' embeddings: unit rows, one for every image."""
         return self._batched(self._image, pixels)
 
     def texts(self, ids: Int32[np.ndarray, "n context"]) -> Float32[np.ndarray, "n d"]:

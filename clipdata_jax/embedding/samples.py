@@ -35,9 +35,9 @@ class Decoded:
       caption: the `.txt`, else "caption" of the `.json`, else the first of its "captions"; "" if not needed.
       captions: "captions" of the `.json`, else the one caption; () if not needed.
       label: the `.cls` as text, None where there is none.
-      pixels: uint8, what each transform made of the picture.
-      width: of the picture as stored, in pixels.
-      height: of the picture as stored, in pixels.
+      pixels: uint8, what each transform made of the image.
+      width: of the image as stored, in pixels.
+      height: of the image as stored, in pixels.
     """
 
     tar: str
@@ -78,9 +78,9 @@ def decoded_samples(
 
     Args:
       samples: of one tar (`tars.read_tar`) or other source.
-      transforms: a picture -> uint8 pixels, each; raising InputError for a broken one. It is decoded once.
+      transforms: an image -> uint8 pixels, each; raising InputError for a broken one. It is decoded once.
       path: the tar, for messages and for the uids of samples that bring none.
-      on_bad: what a sample does that has no readable picture, caption or uid: "stop" raises, "skip" yields a
+      on_bad: what a sample does that has no readable image, caption or uid: "stop" raises, "skip" yields a
         `Bad`.
       decoders: threads; 0 means one a core.
       need_caption: whether samples must have a caption; else captions aren't looked at.
@@ -121,7 +121,7 @@ def _settle(
     while len(pending) > most:
         item = pending.popleft().result()
         if isinstance(item, Bad) and on_bad == "stop":
-            raise InputError(f"{item.tar}: sample {item.key!r}: {item.reason}; mend it, or use --on-bad skip")
+            raise InputError(f"{item.tar}: sample {item.key!r}: {item.reason}; fix it, or pass --on-bad skip")
         if item is not None:
             yield item
 
@@ -134,7 +134,7 @@ def _decode(
     need_caption: bool,
     keep: Callable[[str], bool] | None,
 ) -> Decoded | Bad | None:
-    from clipdata_jax.models import open_picture  # brings jax, which readers of uids alone don't need
+    from clipdata_jax.models import open_image  # brings jax, which readers of uids alone don't need
 
     try:
         fields = _fields(sample)
@@ -142,10 +142,10 @@ def _decode(
         if keep is not None and not keep(uid):
             return None
         caption, captions = _captions(sample, fields) if need_caption else ("", ())
-        picture = sample.image()
-        if picture is None:
-            raise InputError(f"no picture among its members (.{', .'.join(sample.members)})")
-        with open_picture(picture) as image:
+        data = sample.image()
+        if data is None:
+            raise InputError(f"no image among its members (.{', .'.join(sample.members)})")
+        with open_image(data) as image:
             width, height = image.size
             pixels = tuple(transform(image) for transform in transforms)
         label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None

@@ -22,7 +22,7 @@ from clipdata_jax.formats.sources import Source
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One model's embeddings of a batch; texts and cosines are None where only pictures are embedded."""
+    """One model's embeddings of a batch; texts and cosines are None where only images are embedded."""
 
     images: Float16[np.ndarray, "b d"]
     texts: Float16[np.ndarray, "b d"] | None
@@ -56,7 +56,7 @@ class Gathered:
         self.samples.append((sample.uid, sample.key, sample.caption, sample.width, sample.height))
 
     def pixels(self, transform: int) -> UInt8[np.ndarray, "n height width 3"]:
-        """What a transform made of the pictures."""
+        """What a transform made of the images."""
         return self._pixels[transform][: len(self)]
 
     def captions(self) -> list[str]:
@@ -65,7 +65,7 @@ class Gathered:
 
 
 class Shard:
-    """A metadata shard in the making; holds float16 embeddings and captions, no pictures.
+    """A metadata shard in the making; holds float16 embeddings and captions, no images.
 
     Args:
       source: where the samples are from.
@@ -106,7 +106,7 @@ class Shard:
         return [getattr(batch.result()[model], name) for batch in self._batches]
 
     def parquet(self) -> bytes:
-        """The metadata: DataComp's columns, and tar and key, so that a report finds the pictures."""
+        """The metadata: DataComp's columns, and tar and key, so that a report finds the images."""
         uid, key, caption, width, height = zip(*self._samples, strict=True)
         table = {
             "uid": pa.array(uid, pa.string()),
@@ -160,15 +160,15 @@ class Tally:
 
     bar: Any
     start: float = dataclasses.field(default_factory=time.monotonic)
-    pictures: int = 0
+    images: int = 0
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
-    def add(self, shard: Shard, pictures: int, share: float) -> None:
-        """Counts pictures, and what share of their unit they are: an estimate, so it never comes to more than 1."""
+    def add(self, shard: Shard, images: int, share: float) -> None:
+        """Counts images, and what share of their unit they are: an estimate, so it never comes to more than 1."""
         with self.lock:
-            self.pictures += pictures
-            rate = self.pictures / max(time.monotonic() - self.start, 1e-3)
-            self.bar.set_postfix_str(f"{rate:,.{0 if rate >= 100 else 1}f} pictures/s", refresh=False)
+            self.images += images
+            rate = self.images / max(time.monotonic() - self.start, 1e-3)
+            self.bar.set_postfix_str(f"{rate:,.{0 if rate >= 100 else 1}f} images/s", refresh=False)
             step = min(share, 1 - shard.shown)
             shard.shown += step
             self.bar.update(step)

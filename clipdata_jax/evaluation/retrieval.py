@@ -1,4 +1,4 @@
-"""Image-text retrieval: whether a picture finds one of its captions, and a caption its picture."""
+"""Image-text retrieval: whether an image finds one of its captions, and a caption its image."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Ranks(NamedTuple):
     """Where the right answers stand; 0 is first.
 
     Attributes:
-      image_to_text: int32 (n,), candidates before the picture's best caption.
-      text_to_image: int32 (m,), candidates before the caption's picture.
+      image_to_text: int32 (n,), candidates before the image's best caption.
+      text_to_image: int32 (m,), candidates before the caption's image.
     """
 
     image_to_text: Int[Array, " n"]
@@ -28,20 +28,20 @@ class Ranks(NamedTuple):
 
 @jax.jit
 def retrieval_ranks(
-    image_emb: Float[Array, "n d"], text_emb: Float[Array, "m d"], picture_of: Int[Array, " m"]
+    image_emb: Float[Array, "n d"], text_emb: Float[Array, "m d"], image_of: Int[Array, " m"]
 ) -> Ranks:
-    """Ranks pictures' captions and captions' pictures by cosine.
+    """Ranks images' captions and captions' images by cosine.
 
         r_i = #{j : p_j != i, g_j.f_i >= max_(k : p_k = i) g_k.f_i}
         q_j = #{i != p_j : f_i.g_j >= f_(p_j).g_j}
 
-    So a picture is found at k if any of its captions is among its first k; each caption is a query of its own the
+    So an image is found at k if any of its captions is among its first k; each caption is a query of its own the
     other way. A tie with a wrong answer counts against the model, and so does a NaN.
 
     Args:
       image_emb: f, any float dtype; computed in float32.
-      text_emb: g, one or several rows for a picture, in any order.
-      picture_of: p, the row in `image_emb` that a caption belongs to; each picture must have a caption.
+      text_emb: g, one or several rows for an image, in any order.
+      image_of: p, the row in `image_emb` that a caption belongs to; each image must have a caption.
 
     Returns:
       r and q. No more than 256 queries' cosines are kept at a time.
@@ -49,22 +49,22 @@ def retrieval_ranks(
     Raises:
       ValueError: the shapes don't fit.
     """
-    if image_emb.shape[1:] != text_emb.shape[1:] or text_emb.shape[:1] != picture_of.shape:
+    if image_emb.shape[1:] != text_emb.shape[1:] or text_emb.shape[:1] != image_of.shape:
         raise ValueError(
-            f"shapes differ: images {image_emb.shape}, texts {text_emb.shape}, of {picture_of.shape}"
+            f"shapes differ: images {image_emb.shape}, texts {text_emb.shape}, of {image_of.shape}"
         )
     f_nd, g_md = image_emb.astype(jnp.float32), text_emb.astype(jnp.float32)
-    pictures = jnp.arange(len(f_nd))
+    images = jnp.arange(len(f_nd))
 
     def image_rank(query: tuple[Float[Array, " d"], Int[Array, ""]]) -> Int[Array, ""]:
-        return _rank(query[0], g_md, picture_of == query[1])
+        return _rank(query[0], g_md, image_of == query[1])
 
     def text_rank(query: tuple[Float[Array, " d"], Int[Array, ""]]) -> Int[Array, ""]:
-        return _rank(query[0], f_nd, pictures == query[1])
+        return _rank(query[0], f_nd, images == query[1])
 
     return Ranks(
-        jax.lax.map(image_rank, (f_nd, pictures), batch_size=_BLOCK),
-        jax.lax.map(text_rank, (g_md, picture_of), batch_size=_BLOCK),
+        jax.lax.map(image_rank, (f_nd, images), batch_size=_BLOCK),
+        jax.lax.map(text_rank, (g_md, image_of), batch_size=_BLOCK),
     )
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification: a picture's class is the one whose prompts it is closest to.
+"""Zero-shot classification: an image's class is the one whose prompts it is closest to.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 3.1,
 arXiv:2103.00020.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-# Pictures compared with all classes at a time: 4 MB of cosines for ImageNet's 1,000.
+# Images compared with all classes at a time: 4 MB of cosines for ImageNet's 1,000.
 _BLOCK = 1024
 
 
@@ -64,10 +64,10 @@ def class_ranks(
       labels: y, in [0, classes).
 
     Returns:
-      r, int32; 0 is right. No more than 1,024 pictures' cosines are kept at a time.
+      r, int32; 0 is right. No more than 1,024 images' cosines are kept at a time.
 
     Raises:
-      ValueError: as many labels as pictures are needed, and one dimension of the embeddings.
+      ValueError: as many labels as images are needed, and one dimension of the embeddings.
     """
     if image_emb.shape != (*labels.shape, weights.shape[1]):
         raise ValueError(
@@ -90,12 +90,12 @@ def accuracy(
     """Zero-shot accuracy.
 
     Args:
-      image_emb: of at least one picture.
+      image_emb: of at least one image.
       weights: from `zero_shot_weights`.
       labels: the true classes, in [0, classes).
 
     Raises:
-      ValueError: no pictures, a label out of range, or shapes that don't fit.
+      ValueError: no images, a label out of range, or shapes that don't fit.
     """
     true = np.asarray(labels)
     if not true.size or true.min() < 0 or true.max() >= len(weights):

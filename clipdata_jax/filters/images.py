@@ -1,4 +1,4 @@
-"""The image-based presets of `filter`: pictures in the clusters that target pictures are in."""
+"""The image-based presets of `filter`: images in the clusters that target images are in."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def open_preset(
             "centroids": manifest.file_entry(path),
         }
     near = _Near(centroids, target)
-    note = f"{int(near.wanted.sum()):,} of {len(centroids):,} clusters hold one of {len(target):,} target pictures"
+    note = (
+        f"{int(near.wanted.sum()):,} of {len(centroids):,} clusters hold one of {len(target):,} target images"
+    )
     return Preset(
         (*score.conditions, *captions.conditions, near.condition(reader.column)),
         (*captions.inputs, *inputs, *_files(options.target or "")),
@@ -100,10 +102,10 @@ class Reader:
 
 
 class _Near:
-    """Tells which pictures' nearest centroids are those of target pictures.
+    """Tells which images' nearest centroids are those of target images.
 
     Attributes:
-      wanted: shape (k,), bool: the clusters that hold a target picture.
+      wanted: shape (k,), bool: the clusters that hold a target image.
     """
 
     def __init__(self, centroids: np.ndarray, target: np.ndarray) -> None:
@@ -113,7 +115,7 @@ class _Near:
 
     def condition(self, column: str) -> Condition:
         """The condition on a column of embeddings."""
-        text = "picture in a cluster with a target picture"
+        text = "image in a cluster with a target image"
         return Condition(text, (column,), lambda emb: self.wanted[clustering.assign(emb, self._centroids)])
 
 
@@ -141,7 +143,7 @@ def _draw_sample(
 ) -> np.ndarray:
     """Embeddings of pairs drawn by hash of (seed, uid) whose captions pass, in the pool's order."""
     share = options.sample / max(1, sum(part.rows for part in parts))
-    there = Condition("picture", (reader.column,), lambda emb: np.ones(len(emb), bool))
+    there = Condition("image", (reader.column,), lambda emb: np.ones(len(emb), bool))
     conditions = (*captions.conditions, there)
     names = list(dict.fromkeys(name for condition in conditions for name in condition.columns))
     drawn = []

@@ -68,7 +68,7 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metada
     if options.by_image:
         from clipdata_jax.filters import images  # which loads jax
 
-        captions, score = beside_pictures(options, parts, skipped)
+        captions, score = beside_images(options, parts, skipped)
         return images.open_preset(options, parts, captions, score, skipped)
     languages, notes = _languages(options)
     if name == "laion2b":
@@ -78,10 +78,10 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metada
     return Preset(basic_filter(languages), (languages.path,), notes)
 
 
-def beside_pictures(
+def beside_images(
     options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped
 ) -> tuple[Preset, Preset]:
-    """What a preset that looks at pictures asks of captions, and of CLIPScores."""
+    """What a preset that looks at images asks of captions, and of CLIPScores."""
     languages, notes = _languages(options)
     captions = Preset(image_captions(languages), (languages.path,), notes)
     return captions, Preset(()) if options.arch is None else _by_score(options, parts, skipped)

@@ -1,4 +1,4 @@
-"""Tables of pictures and captions: a csv, tsv or parquet file whose rows name picture files."""
+"""Tables of images and captions: a csv, tsv or parquet file whose rows name image files."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from clipdata_jax.formats import parquet, tars
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 # What other tools call them: open_clip filepath and title, Hugging Face's imagefolder file_name and text.
-PICTURE_COLUMNS = ("file_name", "filepath", "filename", "image_path", "image", "path", "file")
+IMAGE_COLUMNS = ("file_name", "filepath", "filename", "image_path", "image", "path", "file")
 CAPTION_COLUMNS = ("caption", "text", "title")
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionTable:
-    """An open table; its columns of text are in memory, the pictures are not.
+    """An open table; its columns of text are in memory, the images are not.
 
     Attributes:
       path: the file.
-      pictures: paths as the table has them, relative to its folder or whole.
+      images: paths as the table has them, relative to its folder or whole.
       captions: None where they aren't needed.
       uids: the column "uid", None where the table has none.
     """
 
     path: str
-    pictures: pa.ChunkedArray
+    images: pa.ChunkedArray
     captions: pa.ChunkedArray | None
     uids: pa.ChunkedArray | None
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @functools.cached_property
     def times(self) -> np.ndarray:
-        """Of each row, for which time the table has its picture: 1 the first."""
-        codes = self.pictures.combine_chunks().dictionary_encode(null_encoding="encode").indices.to_numpy()
+        """Of each row, for which time the table has its image: 1 the first."""
+        codes = self.images.combine_chunks().dictionary_encode(null_encoding="encode").indices.to_numpy()
         order = np.argsort(codes, kind="stable")
         first = np.flatnonzero(np.diff(codes[order], prepend=-1))
         times = np.empty(len(codes), np.int64)
@@ -55,39 +55,39 @@ class CaptionTable:
     def facts(self) -> dict[str, Any]:
         """The table's name, size and digest, and the number of its rows."""
         size, digest = storage.size(self.path), storage.digest(self.path)
-        return {"name": self.path, "bytes": size, "digest": digest, "pictures": len(self)}
+        return {"name": self.path, "bytes": size, "digest": digest, "images": len(self)}
 
     def samples(self, start: int, stop: int) -> Iterator[tars.Sample]:
-        """Rows as samples: the key is the picture's path, or the row's number where the path is null.
+        """Rows as samples: the key is the image's path, or the row's number where the path is null.
 
-        A picture's second row, with another caption, is another pair: its key is the path and "#2".
+        An image's second row, with another caption, is another pair: its key is the path and "#2".
         """
         folder = self.path.rpartition("/")[0]
         for row in range(start, stop):
-            picture = self.pictures[row].as_py()
+            image = self.images[row].as_py()
             members = {}
             caption = None if self.captions is None else self.captions[row].as_py()
             if caption is not None:
                 members["txt"] = caption.encode(errors="surrogatepass")
             if self.uids is not None:
                 members["json"] = json.dumps({"uid": self.uids[row].as_py()}).encode()
-            if not picture:
+            if not image:
                 yield tars.Sample(f"row {row}", members, {})
                 continue
-            whole = picture.startswith("/") or "://" in picture or not folder
-            key = picture if self.times[row] == 1 else f"{picture}#{self.times[row]}"
-            yield tars.PictureFile(key, members, {}, picture if whole else storage.join(folder, picture))
+            whole = image.startswith("/") or "://" in image or not folder
+            key = image if self.times[row] == 1 else f"{image}#{self.times[row]}"
+            yield tars.ImageFile(key, members, {}, image if whole else storage.join(folder, image))
 
 
 def open_table(
-    path: str, picture_column: str | None, caption_column: str | None, *, need_caption: bool
+    path: str, image_column: str | None, caption_column: str | None, *, need_caption: bool
 ) -> CaptionTable:
     """Opens a table.
 
     Args:
       path: ends in .csv or .tsv (UTF-8, with a header; separated by tabs where the header has one, else by
         commas), or .parquet.
-      picture_column: name of the column of paths; None finds it by its usual names.
+      image_column: name of the column of paths; None finds it by its usual names.
       caption_column: name of the column of captions; None finds it by its usual names.
       need_caption: whether there must be captions.
 
@@ -96,18 +96,18 @@ def open_table(
     """
     table = _read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path)
     if not len(table):
-        raise InputError(f"{path}: the table is empty, expected a row per picture")
-    picture = _column(path, table, picture_column, PICTURE_COLUMNS, "picture")
+        raise InputError(f"{path}: the table is empty, expected a row per image")
+    image = _column(path, table, image_column, IMAGE_COLUMNS, "image")
     caption = _column(path, table, caption_column, CAPTION_COLUMNS, "caption") if need_caption else None
     uid = table["uid"] if table.column_names.count("uid") == 1 else None
-    return CaptionTable(path, picture, caption, uid)
+    return CaptionTable(path, image, caption, uid)
 
 
 def _read_parquet(path: str) -> pa.Table:
-    # A column may hold the pictures themselves: only those of text are read.
+    # A column may hold the images themselves: only those of text are read.
     texts = [name for name, kind in parquet.rows_and_types(path)[1].items() if _is_text(kind)]
     if not texts:
-        raise InputError(f"{path}: no column of it holds text, expected one of picture files")
+        raise InputError(f"{path}: no column of it holds text, expected one of image files")
     table = parquet.read(path, texts)
     return table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
 

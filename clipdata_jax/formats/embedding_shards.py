@@ -25,7 +25,7 @@ class Shard:
     Attributes:
       name: its base name, and that of the score table's part.
       metadata: the parquet file.
-      images: the file of picture embeddings: the npz, or a npy.
+      images: the file of image embeddings: the npz, or a npy.
       texts: the file of caption embeddings: the same npz, or a npy.
       rows: pairs, from the parquet footer.
     """
@@ -80,7 +80,7 @@ def open_pool(
     Args:
       folder: of metadata shards, or clip-retrieval's.
       on_bad: "skip" leaves shards whose footer can't be read out of the pool, named in `Pool.unreadable`.
-      texts: whether metadata shards must hold caption embeddings beside those of the pictures.
+      texts: whether metadata shards must hold caption embeddings beside those of the images.
       rows: shard -> its pairs, where they are known; other shards' footers are read.
 
     Raises:
@@ -236,13 +236,13 @@ def read_shard(shard: Shard, tag: str) -> Embeddings:
     )
     if images.shape != texts.shape:
         raise InputError(
-            f"{shard.images}: pictures are {images.shape}, captions {texts.shape}; write both again"
+            f"{shard.images}: images are {images.shape}, captions {texts.shape}; write both again"
         )
     return Embeddings(uid, images, texts)
 
 
 def read_images(shard: Shard, tag: str) -> np.ndarray:
-    """A shard's picture embeddings of one model: shape (n, d), the dtype on disk.
+    """A shard's image embeddings of one model: shape (n, d), the dtype on disk.
 
     Raises:
       InputError: the file is damaged, lacks the tag, or has other rows than the metadata.
@@ -328,7 +328,7 @@ BAD_REASONS = {1: "not finite", 2: "zero", 3: "not of unit norm"}
 
 
 def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
-    """Reads target picture embeddings.
+    """Reads target image embeddings.
 
     Args:
       path: a .npy of shape (rows, dim), a .npz with `<tag>_img`, or a folder of such .npz files.
@@ -347,7 +347,7 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
         parts = storage.list_folder(path, ".npz")
         if not parts:
             raise InputError(
-                f"{path}: the target folder holds no .npz; embed its pictures first, clipdata embed {path}"
+                f"{path}: the target folder holds no .npz; embed its images first, clipdata embed {path}"
                 f" --images-only --model {tag}=CHECKPOINT ..., and name that --out here"
             )
     try:

@@ -173,7 +173,7 @@ def _npy_names(path: str) -> tuple[str, ...]:
 def _read_npy(path: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     array = _load_npy(path)
     high, low, score = array.dtype.names or ()
-    return uids.join_halves(array[high], array[low]), {name: array[score] for name in names}
+    return uids.join_halves(array[high], array[low]), dict.fromkeys(names, array[score])
 
 
 def _load_npy(path: str) -> np.ndarray:

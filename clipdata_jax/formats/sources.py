@@ -1,6 +1,6 @@
-"""Where samples come from: webdataset tars, folders of pictures, tables of pictures and captions, TFDS datasets.
+"""Where samples come from: webdataset tars, folders of images, tables of images and captions, TFDS datasets.
 
-A source is one unit of work. What holds many pictures in no units of its own is cut into runs of 10,000.
+A source is one unit of work. What holds many images in no units of its own is cut into runs of 10,000.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clipdata_jax.formats.caption_tables import CaptionTable
 from clipdata_jax.formats.tfds_datasets import TfdsSplit
 
 ROWS = 10_000
-"""Pictures in a unit, where the source has no units of its own."""
+"""Images in a unit, where the source has no units of its own."""
 
 
 class Source(Protocol):
@@ -36,8 +36,8 @@ class Source(Protocol):
     @property
     def inputs(self) -> tuple[str, ...]: ...
 
-    def picture_files(self) -> tuple[str, ...]:
-        """The files that hold the pictures, in order; none where they aren't files that can be named."""
+    def image_files(self) -> tuple[str, ...]:
+        """The files that hold the images, in order; none where they aren't files that can be named."""
 
     def samples(self) -> Iterator[tars.Sample]:
         """The samples, in order, one in memory at a time."""
@@ -57,7 +57,7 @@ class Tar:
     def inputs(self) -> tuple[str, ...]:
         return (self.path,)
 
-    def picture_files(self) -> tuple[str, ...]:
+    def image_files(self) -> tuple[str, ...]:
         return (self.path,)
 
     def samples(self) -> Iterator[tars.Sample]:
@@ -70,8 +70,8 @@ class Tar:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Some of the pictures of a folder and the folders in it, without captions; keys are the names."""
+class Images:
+    """Some of the images of a folder and the folders in it, without captions; keys are the names."""
 
     path: str
     names: tuple[str, ...]
@@ -80,12 +80,12 @@ class Pictures:
     def inputs(self) -> tuple[str, ...]:
         return ()
 
-    def picture_files(self) -> tuple[str, ...]:
+    def image_files(self) -> tuple[str, ...]:
         return tuple(storage.join(self.path, name) for name in self.names)
 
     def samples(self) -> Iterator[tars.Sample]:
-        for name, path in zip(self.names, self.picture_files(), strict=True):
-            yield tars.PictureFile(name, {}, {}, path)
+        for name, path in zip(self.names, self.image_files(), strict=True):
+            yield tars.ImageFile(name, {}, {}, path)
 
     def share(self, sample: tars.Sample) -> float:
         return 1 / len(self.names)
@@ -107,10 +107,10 @@ class Rows:
     def inputs(self) -> tuple[str, ...]:
         return ()
 
-    def picture_files(self) -> tuple[str, ...]:
+    def image_files(self) -> tuple[str, ...]:
         if isinstance(self.whole, TfdsSplit):
             return ()
-        return tuple(sample.path for sample in self.samples() if isinstance(sample, tars.PictureFile))
+        return tuple(sample.path for sample in self.samples() if isinstance(sample, tars.ImageFile))
 
     def samples(self) -> Iterator[tars.Sample]:
         return self.whole.samples(self.start, self.stop)
@@ -141,17 +141,17 @@ def find_sources(
     patterns: Sequence[str],
     *,
     images_only: bool,
-    picture_column: str | None = None,
+    image_column: str | None = None,
     caption_column: str | None = None,
 ) -> Sources:
     """Finds what patterns mean.
 
     Args:
-      patterns: tars, `{000..099}.tar`, `*.tar`, folders of tars, `.csv`, `.tsv` or `.parquet` tables of pictures
-        and captions or a folder with one of them, `tfds:name/split`; and if only pictures are wanted, folders of
-        pictures.
+      patterns: tars, `{000..099}.tar`, `*.tar`, folders of tars, `.csv`, `.tsv` or `.parquet` tables of images
+        and captions or a folder with one of them, `tfds:name/split`; and if only images are wanted, folders of
+        images.
       images_only: whether captions aren't needed.
-      picture_column: the table's column with the pictures' paths; None finds it by its usual names.
+      image_column: the table's column with the images' paths; None finds it by its usual names.
       caption_column: the same for the captions.
 
     Raises:
@@ -159,7 +159,7 @@ def find_sources(
     """
     found: list[tuple[str, Sequence[Source]]] = []
     facts: list[dict[str, Any]] = []
-    columns = (picture_column, None if images_only else caption_column)
+    columns = (image_column, None if images_only else caption_column)
     for path in _expand(patterns):
         if path.startswith(tfds_datasets.PREFIX):
             split = tfds_datasets.open_split(path, need_caption=not images_only)
@@ -172,8 +172,8 @@ def find_sources(
             found.append((table, _cut(opened)))
             facts.append(opened.facts())
         elif storage.is_folder(path) and not storage.list_folder(path, ".tar"):
-            pictures, fact = _pictures(path.rstrip("/"), images_only)
-            found.append((path.rstrip("/"), pictures))
+            images, fact = _images(path.rstrip("/"), images_only)
+            found.append((path.rstrip("/"), images))
             facts.append(fact)
         else:
             found += [(tar, [Tar(tar, storage.size(tar))]) for tar in tars.find_tars([path])]
@@ -183,7 +183,7 @@ def find_sources(
         for _, units in found
         for unit in units
     ):
-        for flag, column in (("picture-column", picture_column), ("caption-column", caption_column)):
+        for flag, column in (("image-column", image_column), ("caption-column", caption_column)):
             if column is not None:
                 raise InputError(f"--{flag} is {column!r}, but none of the sources is a table; leave it out")
     return Sources(_named(found), facts)
@@ -211,7 +211,7 @@ def _table_of(path: str) -> str | None:
     return inside[0] if inside else None
 
 
-def _pictures(folder: str, images_only: bool) -> tuple[list[Source], dict[str, Any]]:
+def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, Any]]:
     storage.check_finished(folder)
     names = [
         path[len(folder) :].lstrip("/")
@@ -220,20 +220,20 @@ def _pictures(folder: str, images_only: bool) -> tuple[list[Source], dict[str, A
         and not path.rpartition("/")[2].startswith(".")
     ]
     if not images_only:
-        hint = "; --images-only embeds the pictures in it, without captions" if names else ""
+        hint = "; --images-only embeds the images in it, without captions" if names else ""
         raise InputError(f"{folder}: the folder holds no .tar file; expected webdataset tars{hint}")
     if not names:
         endings = ", .".join(tars.IMAGE_EXTENSIONS)
-        raise InputError(f"{folder}: the folder holds neither .tar files nor pictures (.{endings})")
+        raise InputError(f"{folder}: the folder holds neither .tar files nor images (.{endings})")
     sizes = storage.sizes(folder)
     digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in names]).encode()).hexdigest()
     cut: list[Source] = [
-        Pictures(folder, tuple(names[start : start + ROWS])) for start in range(0, len(names), ROWS)
+        Images(folder, tuple(names[start : start + ROWS])) for start in range(0, len(names), ROWS)
     ]
     total = sum(sizes[name] for name in names)
     return cut, {
         "name": folder,
-        "pictures": len(names),
+        "images": len(names),
         "bytes": total,
         "names_and_sizes": f"sha256:{digest}",
     }
@@ -250,7 +250,7 @@ def _named(found: Sequence[tuple[str, Sequence[Source]]]) -> dict[str, Source]:
     for stem, (_, several) in zip(stems, found, strict=True):
         for number, source in enumerate(several):
             name = stem if len(several) == 1 else f"{stem}_{number:05}"
-            while name in units:  # a tar may be called as a run of a folder's pictures is
+            while name in units:  # a tar may be called as a run of a folder's images is
                 name += "_"
             units[name] = source
     return units

@@ -1,6 +1,6 @@
 """Where the samples of a tar lie.
 
-What decides which samples are wanted is their headers and `.json`s; pictures are not looked at until they are copied.
+What decides which samples are wanted is their headers and `.json`s; images are not looked at until they are copied.
 """
 
 from __future__ import annotations

@@ -34,22 +34,22 @@ class Sample:
     names: dict[str, str]
 
     def image(self) -> bytes | None:
-        """The bytes of the picture, whichever of jpg, jpeg, png, webp it is; None if there is none."""
+        """The bytes of the image, whichever of jpg, jpeg, png, webp it is; None if there is none."""
         return next((self.members[ext] for ext in IMAGE_EXTENSIONS if ext in self.members), None)
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureFile(Sample):
-    """A sample whose picture is a file of its own, read when it is asked for.
+class ImageFile(Sample):
+    """A sample whose image is a file of its own, read when it is asked for.
 
     Attributes:
-      path: of the picture.
+      path: of the image.
     """
 
     path: str
 
     def image(self) -> bytes:
-        """The bytes of the picture.
+        """The bytes of the image.
 
         Raises:
           InputError: there is no such file, or it may not be read.

@@ -17,13 +17,13 @@ _CAPTIONS = ("caption", "captions", "text")
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSplit:
-    """A split that is prepared on this machine; pictures are handed on as they are stored, not decoded.
+    """A split that is prepared on this machine; images are handed on as they are stored, not decoded.
 
     Attributes:
       path: "tfds:name/split", as given.
       version: the dataset's full name: name, config and version.
       source: row -> features.
-      image: the feature that is the picture.
+      image: the feature that is the image.
       label: the feature that is the class, None if there is none.
       caption: the feature that is the caption or captions, None if there is none or it isn't needed.
     """
@@ -39,8 +39,8 @@ class TfdsSplit:
         return len(self.source)
 
     def facts(self) -> dict[str, Any]:
-        """The dataset's name and version, and the number of its pictures."""
-        return {"name": self.path, "version": self.version, "pictures": len(self)}
+        """The dataset's name and version, and the number of its images."""
+        return {"name": self.path, "version": self.version, "images": len(self)}
 
     def samples(self, start: int, stop: int) -> Iterator[tars.Sample]:
         """Rows as samples; the key is the row's number, which stays as long as the dataset's version does."""
@@ -72,11 +72,11 @@ def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
     Args:
       path: "tfds:name/split"; the name may have a config and a version ("tfds:coco_captions/2014:1.1.0/val"), the
         split may be cut ("train[:1000]"). TFDS_DATA_DIR says where datasets lie, `~/tensorflow_datasets` if unset.
-      need_caption: whether pictures must have captions: a feature called caption, captions or text.
+      need_caption: whether images must have captions: a feature called caption, captions or text.
 
     Raises:
       InputError: TFDS is not installed, has no such dataset or split, can't prepare it, or the dataset has no
-        pictures or captions where they are needed.
+        images or captions where they are needed.
     """
     try:
         import tensorflow_datasets as tfds
@@ -94,8 +94,8 @@ def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
         if not builder.info.splits[split].num_examples:
             raise InputError(f"{path}: the split is empty")
         # Masks too: they would be decoded for nothing.
-        pictures = [n for n, feature in features.items() if isinstance(feature, tfds.features.Image)]
-        decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
+        images = [n for n, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        decoders = {name: tfds.decode.SkipDecoding() for name in images}
         source = builder.as_data_source(split=split, decoders=decoders)
     except InputError:
         raise
@@ -119,10 +119,10 @@ def _prepared(tfds: Any, name: str) -> Any:
 
 
 def _features(tfds: Any, features: Any, path: str, need_caption: bool) -> tuple[str, str | None, str | None]:
-    """The names of the features that are picture, class and caption."""
+    """The names of the features that are image, class and caption."""
     images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
     if not images:
-        raise InputError(f"{path}: has no picture among its features ({', '.join(features)})")
+        raise InputError(f"{path}: has no image among its features ({', '.join(features)})")
     image = "image" if "image" in images else images[0]
     labels = [n for n, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     label = "label" if "label" in labels else labels[0] if len(labels) == 1 else None
@@ -130,7 +130,7 @@ def _features(tfds: Any, features: Any, path: str, need_caption: bool) -> tuple[
     if need_caption and caption is None:
         raise InputError(
             f"{path}: has no captions (a feature of text called {', '.join(_CAPTIONS)}) among its features"
-            f" ({', '.join(features)}); add --images-only to embed its pictures alone"
+            f" ({', '.join(features)}); add --images-only to embed its images alone"
         )
     return image, label, caption if need_caption else None
 

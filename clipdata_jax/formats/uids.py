@@ -49,7 +49,7 @@ def from_hex(
       shape (n,), dtype u8,u8: field f0 holds the first 16 digits, f1 the last 16.
 
     Raises:
-      InputError: the column is no text, or an uid is null or not 32 hex digits.
+      InputError: the column is no text, or a uid is null or not 32 hex digits.
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()

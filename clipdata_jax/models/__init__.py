@@ -8,7 +8,7 @@ from clipdata_jax.models.clip_config import VisionConfig as VisionConfig
 from clipdata_jax.models.image_settings import load_image_transform as load_image_transform
 from clipdata_jax.models.image_settings import write_preprocessor_config as write_preprocessor_config
 from clipdata_jax.models.image_transform import ImageTransform as ImageTransform
-from clipdata_jax.models.image_transform import open_picture as open_picture
+from clipdata_jax.models.image_transform import open_image as open_image
 from clipdata_jax.models.load import checkpoint_digest as checkpoint_digest
 from clipdata_jax.models.load import load_clip as load_clip
 from clipdata_jax.models.named import SIGLIP_BASE_PATCH16_224 as SIGLIP_BASE_PATCH16_224

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP in Flax NNX: pictures and captions to unit vectors of one space.
+"""CLIP and SigLIP in Flax NNX: images and captions to unit vectors of one space.
 
 Radford et al. 2021, arXiv:2103.00020; Zhai et al. 2023, arXiv:2303.15343.
 """
@@ -20,7 +20,7 @@ _SMALLEST = 1.2e-38  # just above the least normal float32
 
 
 class VisionTower(nnx.Module):
-    """Patches through the transformer; a class token, their mean or an attention over them is the picture."""
+    """Patches through the transformer; a class token, their mean or an attention over them is the image."""
 
     def __init__(self, config: VisionConfig, build: Builder, *, embed_dim: int) -> None:
         width, patch, std = config.width, config.patch_size, config.width**-0.5
@@ -141,7 +141,7 @@ class CLIP(nnx.Module):
     def encode_image(
         self, pixels: Shaped[Array, "b height width 3"], *, normalize: bool = True
     ) -> Float[Array, "b embed_dim"]:
-        """Embeds pictures.
+        """Embeds images.
 
         Args:
           pixels: NHWC, `image_size` a side. uint8 in [0, 255] is scaled to [0, 1] and normalised with the

@@ -47,9 +47,9 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig(TowerConfig):
-    """The vision transformer: square pictures, cut into square patches (both in pixels).
+    """The vision transformer: square images, cut into square patches (both in pixels).
 
-    `pool`: what the picture is read from:
+    `pool`: what the image is read from:
 
     - "class": a class token (CLIP);
     - "mean": the patches' mean, with a class token beside them all the same (open_clip's "avg");
@@ -80,7 +80,7 @@ class VisionConfig(TowerConfig):
 
     @property
     def patches(self) -> int:
-        """Patches in a picture."""
+        """Patches in an image."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -117,7 +117,7 @@ class CLIPConfig:
     """A CLIP or SigLIP model: two towers that meet in `embed_dim` dimensions.
 
     `logit_bias_init`: where the learnt bias of SigLIP's loss starts; None: there is none. `image_mean` and
-    `image_std` normalise the pictures.
+    `image_std` normalise the images.
     """
 
     vision: VisionConfig

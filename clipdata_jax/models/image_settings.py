@@ -144,7 +144,7 @@ def _from_open_clip(layout: Layout, convention: Convention) -> ImageTransform:
         if (allowed := _OPEN_CLIP.get(name, ())) is not None and value not in allowed
     ]
     if refused:
-        raise InputError(f"{where} has {', '.join(refused)}: pictures can't be prepared so here")
+        raise InputError(f"{where} has {', '.join(refused)}: images can't be prepared so here")
     model_size = layout.config().vision.image_size
     size = content.get("size", model_size)
     if (size[0] if isinstance(size, list) and size == size[:1] * 2 else size) != model_size:
@@ -171,9 +171,7 @@ def _sizes(folder: Path, content: dict[str, Any], *, siglip: bool) -> tuple[int,
         raise InputError(f"{where} has rescale_factor {factor!r}, expected {1 / 255}: 1 / 255")
     if siglip:
         if content.get("do_center_crop"):
-            raise InputError(
-                f"{where} has do_center_crop true, expected false: SigLIP's pictures are not cut"
-            )
+            raise InputError(f"{where} has do_center_crop true, expected false: SigLIP's images are not cut")
         side = _side(where, content, "size", "height", "width")
         return side, side
     shorter = _side(where, content, "size", "shortest_edge")

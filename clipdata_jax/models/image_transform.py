@@ -1,4 +1,4 @@
-"""From the bytes of a picture to the square of pixels that CLIP was trained on, with Pillow on the host."""
+"""From the bytes of an image to the square of pixels that CLIP was trained on, with Pillow on the host."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
 # What the web holds. Pillow reads more, some of it through outside programs, which no file should start.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# Pillow warns of pictures that it opens all the same: of large ones, which `max_pixels` refuses here, and of
+# Pillow warns of images that it opens all the same: of large ones, which `max_pixels` refuses here, and of
 # odd metadata, which is not read. A filter per call would not be safe in the threads that decode.
 for _category in (Image.DecompressionBombWarning, UserWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """Opens a picture without decoding it: its size is known, its pixels are decoded when first used, once.
+def open_image(data: bytes) -> Image.Image:
+    """Opens an image without decoding it: its size is known, its pixels are decoded when first used, once.
 
     Several `ImageTransform`s can then share the decoding, which takes most of the time.
 
@@ -40,40 +40,38 @@ def open_picture(data: bytes) -> Image.Image:
       data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
 
     Raises:
-      InputError: not a picture, a broken header, or so many pixels that it may be an attack. One sentence
+      InputError: not an image, a broken header, or so many pixels that it may be an attack. One sentence
         without a file name, which only the caller knows.
     """
     if not data:
-        raise InputError("the picture's file is empty (0 bytes)")
+        raise InputError("the image's file is empty (0 bytes)")
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         start = bytes(data[:8])
         raise InputError(
-            f"not a picture: {len(data)} bytes starting {start!r} are none of {_FORMATS}"
+            f"not an image: {len(data)} bytes starting {start!r} are none of {_FORMATS}"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"the picture has too many pixels to be decoded safely ({_reason(error)})"
-        ) from error
+        raise InputError(f"the image has too many pixels to be decoded safely ({_reason(error)})") from error
     except MemoryError:
         raise
     except Exception as error:  # a broken header raises nearly anything
-        raise InputError(f"the picture's header can't be read ({_reason(error)}): it is broken") from error
+        raise InputError(f"the image's header can't be read ({_reason(error)}): it is broken") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """Decodes a picture and makes a square of it; safe to call from many threads.
+    """Decodes an image and makes a square of it; safe to call from many threads.
 
-    The two conventions agree on opaque pictures without a palette:
+    The two conventions agree on opaque images without a palette:
 
     - "transformers": transparency is laid on white and colours become RGB first, then scaling (as the
       Pillow-based processors of transformers 5);
     - "open_clip": scaling and cutting in the file's own colours (a palette: nearest neighbour), then
       RGB, with transparency dropped.
 
-    Neither turns a picture as its EXIF tag says, since the published models were not trained that way.
+    Neither turns an image as its EXIF tag says, since the published models were not trained that way.
     """
 
     size: int
@@ -85,7 +83,7 @@ class ImageTransform:
     """"crop": the shorter side is scaled and the centre cut out; "squash": both sides are scaled to `size`."""
     interpolation: Interpolation = "bicubic"
     max_pixels: int = 64_000_000
-    """Pictures of more pixels, as stored or as scaled, are refused before they are decoded."""
+    """Images of more pixels, as stored or as scaled, are refused before they are decoded."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.shorter_side < self.size:
@@ -104,23 +102,23 @@ class ImageTransform:
         """Pixels of the shorter side after scaling."""
         return self.size if self.resize is None else self.resize
 
-    def __call__(self, picture: bytes | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
-        """Makes the model's input of a picture.
+    def __call__(self, source: bytes | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
+        """Makes the model's input of an image.
 
         Args:
-          picture: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file (of an animation the first frame), or
-            an open picture, which is left as it is; a broken one is closed.
+          source: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file (of an animation the first frame), or
+            an open image, which is left as it is; a broken one is closed.
 
         Returns:
           RGB, uint8, not normalised: `CLIP.encode_image` does that.
 
         Raises:
-          InputError: not a picture, cut short or broken, or of more than `max_pixels`. One sentence without a
+          InputError: not an image, cut short or broken, or of more than `max_pixels`. One sentence without a
             file name, which only the caller knows.
         """
-        if isinstance(picture, Image.Image):
-            return self._pixels(picture)
-        with open_picture(picture) as image:
+        if isinstance(source, Image.Image):
+            return self._pixels(source)
+        with open_image(source) as image:
             return self._pixels(image)
 
     def _pixels(self, image: Image.Image) -> UInt8[np.ndarray, "size size 3"]:
@@ -136,12 +134,12 @@ class ImageTransform:
             raise
         except Exception as error:  # decoders raise nearly anything on a broken file
             raise InputError(
-                f"the picture can't be decoded ({_reason(error)}): it is cut short or broken"
+                f"the image can't be decoded ({_reason(error)}): it is cut short or broken"
             ) from error
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
         if width < 1 or height < 1:
-            raise InputError(f"the picture is {width} x {height} pixels: there is nothing to see")
+            raise InputError(f"the image is {width} x {height} pixels: there is nothing to see")
         if self.fit == "squash":
             self._refuse_many(width, height, width * height, "")
             self._refuse_many(width, height, self.size**2, f" and {self.size**2:,} pixels when scaled")
@@ -156,7 +154,7 @@ class ImageTransform:
     def _refuse_many(self, width: int, height: int, pixels: int, which: str) -> None:
         if pixels > self.max_pixels:
             raise InputError(
-                f"the picture has {width} x {height} pixels{which}, over max_pixels {self.max_pixels:,}"
+                f"the image has {width} x {height} pixels{which}, over max_pixels {self.max_pixels:,}"
             )
 
     def _centre(self, width: int, height: int) -> tuple[int, int, int, int]:
@@ -178,7 +176,7 @@ def _scaled_centre(
     not scaled down, and what is cut off above and below not across.
     """
     left, top, right, bottom = centre
-    # Transparent pictures Pillow converts first, those of palettes it doesn't interpolate, and tall ones it scales
+    # Transparent images Pillow converts first, those of palettes it doesn't interpolate, and tall ones it scales
     # down first.
     if image.mode != "RGB" or scaled == (right - left, bottom - top) or image.height > 2 * image.width:
         return image.resize(scaled, kernel).crop(centre)
@@ -193,7 +191,7 @@ def _scaled_centre(
 
 
 def _rows_read(top: int, bottom: int, scale: float, height: int) -> tuple[int, int]:
-    """The rows of a picture that some rows of it scaled are made of, and a few more: (first, behind the last)."""
+    """The rows of an image that some rows of it scaled are made of, and a few more: (first, behind the last)."""
     reach = 2 * max(scale, 1) + 2  # a bicubic kernel is two of the coarser pixels wide, either way
     return max(0, math.floor(top * scale - reach)), min(height, math.ceil(bottom * scale + reach))
 

@@ -1,4 +1,4 @@
-"""How open_clip's `open_clip_config.json` says the shape of a model and its treatment of pictures."""
+"""How open_clip's `open_clip_config.json` says the shape of a model and its treatment of images."""
 
 from __future__ import annotations
 

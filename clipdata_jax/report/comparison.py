@@ -72,7 +72,7 @@ class Comparison:
       overlaps: one for every selection.
       differences: one for every other selection.
       targets: None where the pool has fewer than two targets.
-      samples: of the whole pool and every selection; empty if no pictures are shown.
+      samples: of the whole pool and every selection; empty if no images are shown.
     """
 
     rows: int
@@ -96,7 +96,7 @@ def plan(
     others: Sequence[Selection],
     scores: Mapping[str, np.ndarray],
     *,
-    pictures: int,
+    images: int,
     seed: int = 0,
     unions: Collection[str] = (),
 ) -> Comparison:
@@ -106,7 +106,7 @@ def plan(
       own: bool, (n,): which pairs the page's own selection keeps.
       others: the selections to compare it with.
       scores: column -> float32, (n,); NaN and infinities count as null.
-      pictures: pairs in each grid; 0 draws none, and no captions.
+      images: pairs in each grid; 0 draws none, and no captions.
       seed: of the choice.
       unions: columns of NormSim-infinity to a union of targets: nearest to a pair is a target, not their union.
     """
@@ -114,7 +114,7 @@ def plan(
     differences = []
     for other in others:
         here, there = (
-            _draw(*sides, pictures, seed=seed, salt=f"{side} {other.name}")
+            _draw(*sides, images, seed=seed, salt=f"{side} {other.name}")
             for side, sides in (("here, not in", (own, other.kept)), ("not here, in", (other.kept, own)))
         )
         differences.append(Difference(other.name, here, there))
@@ -123,7 +123,7 @@ def plan(
         captions.Sample(
             one.name, _draw(one.kept, None, captions.MOST, seed=seed, salt=f"captions of {one.name}").rows
         )
-        for one in (everything if pictures else ())
+        for one in (everything if images else ())
     ]
     return Comparison(
         rows=len(own),

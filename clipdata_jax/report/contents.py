@@ -48,7 +48,7 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """All that a page shows but pictures and captions.
+    """All that a page shows but images and captions.
 
     Attributes:
       rows: pairs in the pool.
@@ -85,7 +85,7 @@ def plan(
     scores: Mapping[str, np.ndarray],
     kept: np.ndarray,
     *,
-    pictures: int,
+    images: int,
     seed: int = 0,
     rule: str = "",
     also: Iterable[int] = (),
@@ -97,13 +97,13 @@ def plan(
     Args:
       scores: column -> float32, (n,); NaN and infinities count as null.
       kept: bool, (n,): which pairs the selection keeps.
-      pictures: pairs in each grid; 0 chooses none.
+      images: pairs in each grid; 0 chooses none.
       seed: of the choice.
       rule: the selection's rule: columns that it names go first where one must be picked.
       also: rows that are shown beside those chosen here.
 
     Returns:
-      the contents; the rows whose pictures and captions are wanted are the keys of `scores`.
+      the contents; the rows whose images and captions are wanted are the keys of `scores`.
 
     Raises:
       ValueError: a column's length differs from the number of pairs.
@@ -129,7 +129,7 @@ def plan(
         scores={},
         is_kept={},
     )
-    return _choose(contents, scores, kept, pictures, seed, also) if pictures else contents
+    return _choose(contents, scores, kept, images, seed, also) if images else contents
 
 
 def _choose(

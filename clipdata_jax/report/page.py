@@ -22,10 +22,10 @@ from clipdata_jax.report.trace import TraceStep
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """A target's name and its picture nearest to a pair's, or a few words on why there is none."""
+    """A target's name and its image nearest to a pair's, or a few words on why there is none."""
 
     target: str
-    picture: Thumbnail | str
+    image: Thumbnail | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Pair:
 
     Attributes:
       caption: as found; it is shortened and made visible by the page.
-      picture: the thumbnail, or a few words on why there is none.
-      nearest: the nearest picture of each target.
+      image: the thumbnail, or a few words on why there is none.
+      nearest: the nearest image of each target.
     """
 
     caption: str
-    picture: Thumbnail | str
+    image: Thumbnail | str
     nearest: Sequence[Nearest] = ()
 
 
@@ -86,7 +86,7 @@ def render(
     """Writes the page.
 
     Its size is bounded by the number of cards: some 18 kB each at most, 7 kB as a rule, and as much for each target's
-    picture, 3 kB as a rule; beside about 60 kB and
+    image, 3 kB as a rule; beside about 60 kB and
     10 kB for every score column.
 
     Args:
@@ -105,7 +105,7 @@ def render(
         contents=contents,
         about=about,
         cards=cards,
-        with_pictures=pairs is not None,
+        with_images=pairs is not None,
         found=0 if pairs is None else len(pairs),
         comparison=compared,
         captions=captions,
@@ -127,11 +127,11 @@ def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
         }
         for name, (value, share) in own.items()
     ]
-    picture = "not in the tars" if pair is None else pair.picture
+    image = "not in the tars" if pair is None else pair.image
     return {
         "kept": contents.is_kept[row],
-        "picture": picture if isinstance(picture, Thumbnail) else None,
-        "problem": picture,
+        "image": image if isinstance(image, Thumbnail) else None,
+        "problem": image,
         "caption": "" if pair is None else text.shorten(pair.caption),
         "no_caption": "caption unknown" if pair is None else "no caption",
         "scores": scores,
@@ -140,8 +140,8 @@ def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
         else [
             {
                 "target": one.target,
-                "picture": one.picture if isinstance(one.picture, Thumbnail) else None,
-                "problem": one.picture,
+                "image": one.image if isinstance(one.image, Thumbnail) else None,
+                "problem": one.image,
             }
             for one in pair.nearest
         ],

@@ -1,4 +1,4 @@
-"""Two scores against each other: four quadrants at the medians, and a picture of where the pairs lie."""
+"""Two scores against each other: four quadrants at the medians, and an image of where the pairs lie."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Quadrants:
       at: the two medians, (x, y).
       pairs: int64, (4,): pairs in each quadrant, those with a null score nowhere.
       kept: int64, (4,): kept pairs among them.
-      picture: data URI of a square PNG, transparent where no pair is. Its axes are ranks, from the pool's lowest
+      image: data URI of a square PNG, transparent where no pair is. Its axes are ranks, from the pool's lowest
         score to its highest: long tails would leave most pairs in a corner.
     """
 
@@ -38,7 +38,7 @@ class Quadrants:
     at: tuple[float, float]
     pairs: np.ndarray
     kept: np.ndarray
-    picture: str
+    image: str
 
 
 def quadrant_of(x: np.ndarray, y: np.ndarray, at: tuple[float, float]) -> np.ndarray:
@@ -75,8 +75,8 @@ def split(
         of_kept += np.bincount(quadrant[scored][chosen], minlength=4)
         cells += np.bincount(cell, minlength=_SIDE**2)
         kept_cells += np.bincount(cell[chosen], minlength=_SIDE**2)
-    picture = _paint(cells.reshape(_SIDE, _SIDE), kept_cells.reshape(_SIDE, _SIDE))
-    return Quadrants(x, y, at, pairs, of_kept, picture)
+    image = _paint(cells.reshape(_SIDE, _SIDE), kept_cells.reshape(_SIDE, _SIDE))
+    return Quadrants(x, y, at, pairs, of_kept, image)
 
 
 def _cell(rank: np.ndarray) -> np.ndarray:
@@ -112,8 +112,8 @@ def _png(index: np.ndarray) -> str:
     share = (hue / (_HUES - 1))[:, None]
     colours = np.rint(_DROPPED * (1 - share) + _KEPT * share).astype(np.uint8)
     alpha = np.rint(245 * depth / (_DEPTHS - 1)).astype(np.uint8)
-    picture = Image.fromarray(index).convert("P")
-    picture.putpalette(colours.tobytes())
+    image = Image.fromarray(index).convert("P")
+    image.putpalette(colours.tobytes())
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True, transparency=alpha.tobytes())
+    image.save(buffer, "PNG", optimize=True, transparency=alpha.tobytes())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

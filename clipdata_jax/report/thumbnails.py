@@ -1,4 +1,4 @@
-"""Small copies of strangers' pictures: nothing of the original file reaches the page, only its pixels."""
+"""Small copies of strangers' images: nothing of the original file reaches the page, only its pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_BYTES = 12_000
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """A picture of at most 160 pixels a side as a data URI.
+    """An image of at most 160 pixels a side as a data URI.
 
     Attributes:
       uri: `data:image/jpeg;base64,...`, at most some 16 kB.
@@ -32,7 +32,7 @@ class Thumbnail:
 
 
 def make(data: bytes, *, side: int = SIDE) -> Thumbnail | str:
-    """Decodes a picture and encodes a small one anew.
+    """Decodes an image and encodes a small one anew.
 
     Args:
       data: the bytes of a JPEG, PNG or WebP file, from anywhere.
@@ -45,22 +45,22 @@ def make(data: bytes, *, side: int = SIDE) -> Thumbnail | str:
         with warnings.catch_warnings():
             # Pillow warns of odd but readable files; its own warning of size comes later than ours.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    return "picture too large"
-                picture.draft("RGB", (2 * side, 2 * side))
-                return _encode(_flatten(picture, side))
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return "image too large"
+                image.draft("RGB", (2 * side, 2 * side))
+                return _encode(_flatten(image, side))
     except Exception:  # decoders fail on damaged files in any way there is
-        return "picture unreadable"
+        return "image unreadable"
 
 
-def _flatten(picture: Image.Image, side: int) -> Image.Image:
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture.thumbnail((side, side))
-        ground = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(ground, picture).convert("RGB")
-    small = picture.convert("RGB")
+def _flatten(image: Image.Image, side: int) -> Image.Image:
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image.thumbnail((side, side))
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    small = image.convert("RGB")
     small.thumbnail((side, side))
     return small
 

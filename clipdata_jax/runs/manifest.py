@@ -39,7 +39,7 @@ def describe(
         same.
       inputs: files it reads whole at the start: name, size and digest are recorded.
       pool: files that the units of work read: names are recorded here, sizes and digests in the units' receipts,
-        so that planning needs no pass over the pool, and a file that was mended is read again.
+        so that planning needs no pass over the pool, and a file that was repaired is read again.
       devices: whether device code decides the results, so that hardware and jax belong to the plan.
       facts: more, JSON-able.
     """

@@ -108,7 +108,7 @@ class Output:
           parts: file name -> its bytes, or a function that writes them.
           facts: what the manifest sums up: counts, skipped rows; must not depend on time or machine load.
           inputs: the files that the unit was made of (`manifest.file_entry`, and if known their "stamp" from before
-            they were read): if one is changed later, mended after it was found broken for example, the unit is not
+            they were read): if one is changed later, repaired after it was found broken for example, the unit is not
             done any more.
           undigested: files whose digest would cost more than to write them; told by their size alone.
           times: for `run.jsonl` only, see `telemetry.Stopwatch`; the seconds that writing takes are added.

@@ -56,7 +56,7 @@ class Stopwatch:
         """What `work.Output.complete` takes of a unit that is done but for its writing.
 
         Args:
-          rows: how many it has: pairs, pictures or samples.
+          rows: how many it has: pairs, images or samples.
           seconds: "read", in reading and decompressing, wherever that was done; "wait", for data with the devices
             idle; "compute", with the devices at work.
 

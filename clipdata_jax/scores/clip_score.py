@@ -9,7 +9,7 @@ from clipdata_jax.scores.products import check_pairs, paired_cosines
 
 
 def clip_score(image_emb: Float[Array, "b d"], text_emb: Float[Array, "b d"]) -> Float[Array, " b"]:
-    """Scores each pair by the cosine of picture and caption.
+    """Scores each pair by the cosine of image and caption.
 
         s_i = f_i . g_i
 
@@ -18,7 +18,7 @@ def clip_score(image_emb: Float[Array, "b d"], text_emb: Float[Array, "b d"]) ->
 
     Args:
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
-      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of picture i.
+      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of image i.
 
     Returns:
       s, shape (b,), float32, in [-1, 1]. Higher is a better match.

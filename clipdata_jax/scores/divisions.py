@@ -29,9 +29,9 @@ class NegClipLossStatistics(NamedTuple):
       standard_error: of `score` as an estimate of its mean over all batches of an unlimited pool, in cosine
         units. NaN for masked rows, and where the divisions can't tell: one division, one batch, or cells
         that are batches.
-      log_sum_text: the mean over divisions of log sum_j exp(f_i.g_j / t), how well the picture matches the
+      log_sum_text: the mean over divisions of log sum_j exp(f_i.g_j / t), how well the image matches the
         texts of its batch, in nats; -inf for masked rows.
-      log_sum_image: the same of exp(f_j.g_i / t), how well the text matches the pictures.
+      log_sum_image: the same of exp(f_j.g_i / t), how well the text matches the images.
     """
 
     score: Float[Array, "*settings b"]
@@ -107,7 +107,7 @@ def neg_clip_loss_divisions(
 
     Args:
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
-      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of picture i.
+      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of image i.
       batch_of_cell: shape (K, cells), any integer dtype: the batch of each cell in each division; or
         (sizes, K, cells), K divisions for each of several batch sizes; or a sequence of (K, cells), which is
         such an axis where K differs.
@@ -145,7 +145,7 @@ def neg_clip_loss_statistics(
 
     Args:
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
-      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of picture i.
+      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of image i.
       batch_of_cell: as in `neg_clip_loss_divisions`; the standard error assumes that a division deals
         the cells at random to batches of equally many.
       temperature: t > 0, traced; or shape (temperatures,), each > 0.

@@ -31,7 +31,7 @@ def log_sum_tables(
 ) -> tuple[Float[Array, "t b cells"], Float[Array, "t b cells"]]:
     """The two tables of `cell_log_sums` for each temperature, from one pass; `cells` divides b.
 
-    The mask is the pictures' and, unless the texts are of other pairs and have one of their own, the texts' too.
+    The mask is the images' and, unless the texts are of other pairs and have one of their own, the texts' too.
 
     Anonymous memory: the tables twice and some tiles of 2,048 x 2,048 float32; in a backward pass too, which
     computes the tiles again.

@@ -36,7 +36,7 @@ def neg_clip_loss(
 
     Args:
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
-      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of picture i.
+      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of image i.
       temperature: t > 0, the teacher's 1/exp(logit_scale); traced, so it may be learnt.
       mask: shape (b,), False for rows that are padding: they count nowhere and score -inf.
 
@@ -85,7 +85,7 @@ def neg_clip_loss_sharded(
 
     Args:
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
-      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of picture i.
+      text_emb: g, unit-norm rows, shape (b, d); row i is the caption of image i.
       mesh: a mesh with an axis "data", Auto or Explicit, whose size divides b.
       temperature: t > 0, traced.
       mask: shape (b,), False for rows that are padding: they count nowhere and score -inf.

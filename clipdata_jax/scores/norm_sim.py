@@ -1,4 +1,4 @@
-"""NormSim: how strongly a picture is aligned with a set of target pictures, and which of them is nearest."""
+"""NormSim: how strongly an image is aligned with a set of target images, and which of them is nearest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipdata_jax.scores.second_moment import norm_sim_moment, second_moment
 
 
 class NearestTarget(NamedTuple):
-    """The target nearest to each picture.
+    """The target nearest to each image.
 
     Attributes:
       score: shape (b,), float32: NormSim with p = inf.
@@ -28,7 +28,7 @@ class NearestTarget(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """What a stream of targets leaves of each picture: the largest |c|, sum_j (|c_j| / largest)^p, its row."""
+    """What a stream of targets leaves of each image: the largest |c|, sum_j (|c_j| / largest)^p, its row."""
 
     most: Float[Array, " b"]
     total: Float[Array, " b"]
@@ -42,7 +42,7 @@ def norm_sim(
     p: float = math.inf,
     signed: bool = False,
 ) -> Float[Array, " b"]:
-    """Scores each picture by the p-norm of its cosines with the target pictures.
+    """Scores each image by the p-norm of its cosines with the target images.
 
         NormSim_p(x) = || T f(x) ||_p = (sum_j |t_j . f|^p)^(1/p),   p = inf: max_j |t_j . f|
 
@@ -115,7 +115,7 @@ def reduce_targets(
     signed: bool = False,
     nearest: bool = False,
 ) -> Reduced:
-    """Streams the targets past the pictures, tile by tile; `total` is 0 for p = inf, `row` unless `nearest`."""
+    """Streams the targets past the images, tile by tile; `total` is 0 for p = inf, `row` unless `nearest`."""
     rows, targets = Blocks.of(len(image_emb)), Blocks.of(len(target_emb))
     zero = zero_like(image_emb, target_emb)
 

@@ -26,7 +26,7 @@ def norm_sim_sharded(
 ) -> Float[Array, " b"]:
     """`norm_sim` to targets whose rows are sharded over the mesh axis "data", for those no device can hold.
 
-    Every device takes all pictures and its own targets; a maximum and a sum of b floats over the devices
+    Every device takes all images and its own targets; a maximum and a sum of b floats over the devices
     follow (for p = 2 a sum of d x d).
 
     Args:

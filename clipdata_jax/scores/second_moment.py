@@ -67,7 +67,7 @@ def norm_sim_moment(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"])
     Raises:
       ValueError: the shapes don't fit.
     """
-    # Rounding can leave a tiny negative number where a picture is orthogonal to every target.
+    # Rounding can leave a tiny negative number where an image is orthogonal to every target.
     return jnp.sqrt(jnp.maximum(vas(image_emb, moment), 0))
 
 

@@ -1,4 +1,4 @@
-"""Spherical k-means of picture embeddings over this process's devices: seeding, steps, the same bits on any of them."""
+"""Spherical k-means of image embeddings over this process's devices: seeding, steps, the same bits on any of them."""
 
 from __future__ import annotations
 

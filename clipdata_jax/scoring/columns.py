@@ -39,7 +39,7 @@ class Inputs:
       options: of the command.
       tag: the model whose embeddings are scored.
       temperatures: each a column of negCLIPLoss.
-      targets: name -> embeddings of target pictures, (n, d).
+      targets: name -> embeddings of target images, (n, d).
     """
 
     options: Score
@@ -190,12 +190,12 @@ _SHARE_OF_DEVICE = 0.25
 
 _ROWS = 65_536  # of a target that are summed up at a time
 
-# A block of pictures on one device, and p -> scores, and the nearest target rows or None where nobody asks
+# A block of images on one device, and p -> scores, and the nearest target rows or None where nobody asks
 Scorer = Callable[..., tuple[Any, Any]]
 
 
 def norm_sim_scorer(target: Float[np.ndarray, "n d"], settings: NormSim) -> Scorer:
-    """What scores pictures by one target.
+    """What scores images by one target.
 
     Args:
       target: the target's embeddings.

@@ -149,7 +149,7 @@ class Reader:
         if masked > share * len(self._pool):
             first = "shard {shard}, row {row}, {reason}".format(**listed[0])
             raise InputError(
-                f"{self._pool.folder}: at least {masked} of {len(self._pool)} picture embeddings are no unit vectors,"
+                f"{self._pool.folder}: at least {masked} of {len(self._pool)} image embeddings are no unit vectors,"
                 f" more than --max-bad-rows {share:g} allows (e.g. {first});"
                 " embed them again, or use --normalize or a larger --max-bad-rows"
             )

@@ -1,4 +1,4 @@
-"""The target sets of NormSim: embeddings that are there, or pictures that are embedded on the way, once."""
+"""The target sets of NormSim: embeddings that are there, or images that are embedded on the way, once."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def open_targets(
 
     Raises:
       InputError: a target is missing, empty, no unit rows, of another dimension or model than the pool's, or is
-        of pictures and no checkpoint is given to embed them with.
+        of images and no checkpoint is given to embed them with.
     """
     targets: dict[str, np.ndarray] = {}
     read: list[str] = []
     paths = options.norm_sim.targets()
-    # What is wrong with embeddings is told before pictures are embedded, which takes long.
+    # What is wrong with embeddings is told before images are embedded, which takes long.
     for name, path in sorted(paths.items(), key=lambda item: not is_embedded(item[1])):
         if not is_embedded(path):
             path = _embedded(name, path, options, tag, made_by)
@@ -49,19 +49,19 @@ def open_targets(
 
 
 def is_embedded(path: str) -> bool:
-    """Whether a target is embeddings, not pictures: a .npy or .npz, or a folder of such."""
+    """Whether a target is embeddings, not images: a .npy or .npz, or a folder of such."""
     if path.endswith((".npy", ".npz")):
         return True
     return storage.is_folder(path) and bool(storage.list_folder(path, ".npz"))
 
 
 def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str, Any]) -> str:
-    """The file with the embeddings of a target's pictures, made now if it isn't there."""
+    """The file with the embeddings of a target's images, made now if it isn't there."""
     found = sources.find_sources([path], images_only=True)
     checkpoint = options.norm_sim.target_model
     if checkpoint is None:
         raise InputError(
-            f"--target {name}={path}: holds pictures, no embeddings; name the pool's model to embed them with,"
+            f"--target {name}={path}: holds images, no embeddings; name the pool's model to embed them with,"
             " --target-model CHECKPOINT"
         )
     from clipdata_jax import models
@@ -96,15 +96,15 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
 
 
 def _key(found: sources.Sources, digest: str, tag: str, cache: str) -> str:
-    """Tells embeddings apart: by the pictures' bytes and order, the model, and what runs it."""
+    """Tells embeddings apart: by the images' bytes and order, the model, and what runs it."""
     made_with = manifest.describe("embed", Embed(sources=("",), model=("",), out=""), devices=True)
     content = [digest, tag, made_with["versions"], made_with["hardware"], _content(found, cache)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _content(found: sources.Sources, cache: str) -> str:
-    """A digest of the pictures, wherever they lie; not computed again for files that nobody has touched since."""
-    by_unit = [unit.picture_files() for unit in found.units.values()]
+    """A digest of the images, wherever they lie; not computed again for files that nobody has touched since."""
+    by_unit = [unit.image_files() for unit in found.units.values()]
     paths = [path for of_unit in by_unit for path in of_unit if storage.exists(path)]
     # What has no files of its own, a TFDS split, is told by its name, version and number of rows.
     facts = json.dumps([] if all(by_unit) else found.facts, sort_keys=True)

@@ -376,7 +376,7 @@ def is_file(fs: Any, entry: dict[str, Any]) -> bool:
     if fs.isdir(name):
         return False
     if not fs.isfile(name):
-        raise InputError(f"{name}: is a link to nothing, or no file at all; mend or remove it")
+        raise InputError(f"{name}: is a link to nothing, or no file at all; fix or remove it")
     return True
 
 

@@ -30,7 +30,7 @@ _IN_FLIGHT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Decoded pictures and their captions' tokens, in memory.
+    """Decoded images and their captions' tokens, in memory.
 
     Attributes:
       pixels: n arrays, or one array, of uint8 (size, size, 3): 12 kB each at 64 pixels a side.

@@ -44,7 +44,7 @@ class TrainState(NamedTuple):
 def contrastive_loss(
     image_emb: Float[Array, "b d"], text_emb: Float[Array, "b d"], logit_scale: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """How badly a batch's pictures and captions find each other.
+    """How badly a batch's images and captions find each other.
 
         L = -1/2b sum_i [ log softmax_j(e^s f_i.g_j)_i + log softmax_j(e^s f_j.g_i)_i ]
 
@@ -52,7 +52,7 @@ def contrastive_loss(
 
     Args:
       image_emb: f, unit rows, any float dtype; computed in float32.
-      text_emb: g, unit rows; row i is the caption of picture i.
+      text_emb: g, unit rows; row i is the caption of image i.
       logit_scale: s, the logarithm of the inverse temperature.
 
     Returns:

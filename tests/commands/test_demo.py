@@ -39,7 +39,8 @@ def test_the_demo_tells_the_truth_about_what_each_method_kept(tmp_path, clipdata
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "d" / "metadata" / "00000.npz").stat().st_mtime_ns == before
     other = clipdata("demo", "--out", "d", "--pairs", 500)
-    assert other.returncode == 2 and "holds another demo (--pairs 400 --seed 0)" in other.stderr
+    assert other.returncode == 2
+    assert "holds another demo (--pairs 400 --seed 0)" in other.stderr
 
 
 @pytest.mark.slow
@@ -66,4 +67,5 @@ def test_small_models_are_trained_and_compared(tmp_path, monkeypatch, capsys):
 
 def test_a_demo_of_another_size_is_refused(tmp_path, clipdata):
     done = clipdata("demo", "--pairs", 10)
-    assert done.returncode == 2 and "--pairs is 10, expected at least 200" in done.stderr
+    assert done.returncode == 2
+    assert "--pairs is 10, expected at least 200" in done.stderr

@@ -1,4 +1,4 @@
-"""The real `clipdata embed` on made and real pictures."""
+"""The real `clipdata embed` on made and real images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import CAPTIONS, make_checkpoint
-from support.pictures import jpeg, write_pairs
+from support.images import jpeg, write_pairs
 
 from clipdata_jax import models
 from clipdata_jax.formats import tars, uids
@@ -40,7 +40,8 @@ def test_shards_hold_what_the_model_makes_of_each_pair(tmp_path, pool, checkpoin
     assert done.returncode == 0, done.stderr
     assert "Embedded 30 pairs as tiny, dimension 16" in done.stdout
     told = telemetry.read(str(tmp_path / "out"))
-    assert sum(unit.rows for unit in told) == 30 and all(unit.rows_per_second > 0 for unit in told)
+    assert sum(unit.rows for unit in told) == 30
+    assert all(unit.rows_per_second > 0 for unit in told)
     assert all(unit.seconds["read"] > 0 and unit.seconds["compute"] > 0 for unit in told)
     model, tokenizer = models.load_clip(checkpoint), models.load_tokenizer(checkpoint)
     transform = models.load_image_transform(checkpoint)
@@ -56,8 +57,10 @@ def test_shards_hold_what_the_model_makes_of_each_pair(tmp_path, pool, checkpoin
     table = pq.read_table(tmp_path / "out" / "00001.parquet").to_pydict()
     assert table["uid"] == [uids.uid_of("00001.tar", f"{seed:05}") for seed in range(21, 30)]
     assert table["text"] == [CAPTIONS[seed % 3] for seed in range(21, 30)]
-    assert set(table["tar"]) == {"00001.tar"} and table["key"][0] == "00021"
-    assert table["original_width"] == [50] * 9 and table["original_height"] == [40] * 9
+    assert set(table["tar"]) == {"00001.tar"}
+    assert table["key"][0] == "00021"
+    assert table["original_width"] == [50] * 9
+    assert table["original_height"] == [40] * 9
     want = np.einsum("nd,nd->n", images, texts)
     np.testing.assert_allclose(table["clip_tiny_similarity_score"], want, atol=1e-5)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -95,7 +98,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, checkpoint, clipdata
 def test_bad_samples_stop_the_run_or_are_listed(tmp_path, checkpoint, clipdata):
     (tmp_path / "pool").mkdir()
     broken = {
-        "00100__jpg": b"no picture",
+        "00100__jpg": b"no image",
         "00100__txt": b"a caption",
         "00101__jpg": jpeg(1),
         "00101__txt": b"  \n",
@@ -104,21 +107,21 @@ def test_bad_samples_stop_the_run_or_are_listed(tmp_path, checkpoint, clipdata):
         "00103__jpg": jpeg(3),
         "00103__txt": b"\xff\xfe",
         "00104__jpg": jpeg(4),
-        "00105__txt": b"no picture at all",
+        "00105__txt": b"no image at all",
         "00106__jpg": jpeg(6),
         "00106__json": b'{"uid": "xyz", "caption": "bad uid"}',
     }
     write_pairs(tmp_path / "pool" / "00000.tar", range(3), **broken)
     flags = ("embed", "pool", "--model", checkpoint, "--out", "out", "--batch-size", 8)
     done = clipdata(*flags)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "00000.tar: sample '00100':" in done.stderr and "--on-bad skip" in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "00000.tar: sample '00100':" in done.stderr
+    assert "--on-bad skip" in done.stderr
     done = clipdata(*flags, "--on-bad", "skip")  # goes on where the other stopped
     assert done.returncode == 0, done.stderr
-    assert (
-        "Embedded 3 pairs as clip" in done.stdout
-        and "Skipped 0 tars and 7 samples" in done.stdout.splitlines()[-1]
-    )
+    assert "Embedded 3 pairs as clip" in done.stdout
+    assert "Skipped 0 tars and 7 samples" in done.stdout.splitlines()[-1]
     listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped_samples"]
     assert [entry["key"] for entry in listed] == [f"{key:05}" for key in range(100, 107)]
     assert all(entry["tar"].endswith("00000.tar") and entry["reason"] for entry in listed)
@@ -130,10 +133,14 @@ def test_a_truncated_tar_is_named_and_what_was_done_is_kept(tmp_path, pool, chec
     cut.write_bytes(cut.read_bytes()[: int(kept * cut.stat().st_size)])
     flags = ("embed", "pool", "--model", checkpoint, "--batch-size", 8)
     done = clipdata(*flags, "--out", "out")
-    assert done.returncode == 2 and "00001.tar: " in done.stderr and "Traceback" not in done.stderr
-    assert (tmp_path / "out" / "00000.npz").exists() and not (tmp_path / "out" / "00001.npz").exists()
+    assert done.returncode == 2
+    assert "00001.tar: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out" / "00000.npz").exists()
+    assert not (tmp_path / "out" / "00001.npz").exists()
     done = clipdata(*flags, "--out", "skipped", "--on-bad", "skip")
-    assert done.returncode == 0 and "Skipped 1 tar" in done.stdout.splitlines()[-1]
+    assert done.returncode == 0
+    assert "Skipped 1 tar" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -153,58 +160,62 @@ def test_bad_input_is_one_clear_sentence(tmp_path, pool, checkpoint, clipdata, a
     (tmp_path / "empty").mkdir()
     given = [str(checkpoint) if word == "CHECKPOINT" else word for word in arguments]
     done = clipdata("embed", *given, "--out", "out")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert words in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def test_a_missing_tokenizer_is_told_first_and_not_missed_by_pictures(tmp_path, checkpoint, clipdata):
+def test_a_missing_tokenizer_is_told_first_and_not_missed_by_images(tmp_path, checkpoint, clipdata):
     shutil.copytree(checkpoint, tmp_path / "clip")
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (tmp_path / "clip" / name).unlink(missing_ok=True)
-    write_pairs(tmp_path / "0.tar", range(2), **{"00100__jpg": b"no picture"})
+    write_pairs(tmp_path / "0.tar", range(2), **{"00100__jpg": b"no image"})
     flags = ("embed", "0.tar", "--model", "clip", "--batch-size", 4)
     done = clipdata(*flags, "--out", "pairs")
-    assert done.returncode == 2 and "clip has no tokenizer: put tokenizer.json" in done.stderr, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert "clip has no tokenizer: put tokenizer.json" in done.stderr, done.stderr
     done = clipdata(*flags, "--out", "target.npy", "--images-only", "--on-bad", "skip")
-    assert done.returncode == 0 and "Embedded 2 pictures" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Embedded 2 images" in done.stdout, done.stderr
 
 
 def test_tars_of_one_name_need_uids_of_their_own(tmp_path, pool, checkpoint, clipdata):
     (tmp_path / "other").mkdir()
     write_pairs(tmp_path / "other" / "00000.tar", range(30, 33))
     done = clipdata("embed", "pool", "other", "--model", checkpoint, "--out", "out")
-    assert (
-        done.returncode == 2
-        and "00000.tar: sample '00000':" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode == 2
+    assert "00000.tar: sample '00000':" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_tars_of_an_unfinished_run_are_refused(tmp_path, pool, checkpoint, clipdata):
     (pool / "plan.json").write_text("{}")
     done = clipdata("embed", "pool", "--model", checkpoint, "--out", "out")
-    assert done.returncode == 2 and "pool: the run that fills it isn't finished" in done.stderr
+    assert done.returncode == 2
+    assert "pool: the run that fills it isn't finished" in done.stderr
 
 
-def test_pictures_alone_make_a_target(tmp_path, pool, checkpoint, clipdata):
-    (tmp_path / "pictures" / "inner").mkdir(parents=True)
+def test_images_alone_make_a_target(tmp_path, pool, checkpoint, clipdata):
+    (tmp_path / "images" / "inner").mkdir(parents=True)
     for seed in range(5):
-        (tmp_path / "pictures" / ("inner" if seed > 2 else ".") / f"{seed}.jpg").write_bytes(jpeg(seed))
+        (tmp_path / "images" / ("inner" if seed > 2 else ".") / f"{seed}.jpg").write_bytes(jpeg(seed))
     flags = ("--model", f"tiny={checkpoint}", "--batch-size", 8)
     assert clipdata("embed", "pool", *flags, "--out", "meta").returncode == 0
-    done = clipdata("embed", "pictures", "--images-only", *flags, "--out", "target")
+    done = clipdata("embed", "images", "--images-only", *flags, "--out", "target")
     assert done.returncode == 0, done.stderr
-    found = arrays(tmp_path / "target" / "pictures.npz")
+    found = arrays(tmp_path / "target" / "images.npz")
     assert list(found) == ["tiny_img"]
     np.testing.assert_array_equal(found["tiny_img"], arrays(tmp_path / "meta" / "00000.npz")["tiny_img"][:5])
     done = clipdata("score", "meta", "--target", "t=target", "--out", "scores")
-    assert done.returncode == 0 and "temperature 0.07" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "temperature 0.07" in done.stdout, done.stderr
     score = pq.read_table(tmp_path / "scores" / "00000.parquet")["norm_sim_inf_t"].to_numpy()
     np.testing.assert_allclose(score[:5], 1, atol=2e-3)
 
 
 @pytest.mark.slow
-def test_real_pictures_from_tar_to_subset(tmp_path, shared, clipdata):
+def test_real_images_from_tar_to_subset(tmp_path, shared, clipdata):
     """Flickr8k's tars through a random ViT at 224 px with CLIP's own tokenizer."""
     folder, tokenizer = shared("data/flickr8k_val1000"), shared("golden/clip_tokenizer")
     from flax import nnx

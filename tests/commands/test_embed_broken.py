@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.checkpoints import make_checkpoint
-from support.pictures import jpeg, write_pairs
+from support.images import jpeg, write_pairs
 
 from clipdata_jax import models
 from clipdata_jax.formats import tars
@@ -34,7 +34,7 @@ def bomb(side=10_000):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-GOOD = {  # picture, and what else there is
+GOOD = {  # image, and what else there is
     "cmyk": (jpeg(1, mode="CMYK"), {"txt": b"cyan and magenta"}),
     "grey": (jpeg(2, mode="L"), {"txt": b"grey"}),
     "animated": (gif(), {"txt": b"a film"}),
@@ -46,7 +46,7 @@ BAD = {
     "truncated": (jpeg(6, size=(99, 99))[:-900], {"txt": b"cut"}, "cut short or broken"),
     "bomb": (bomb(), {"txt": b"boom"}, "0 pixels"),
     "zero": (b"", {"txt": b"nothing"}, "empty (0 bytes)"),
-    "html": (b"<html>404</html>", {"txt": b"not found"}, "not a picture"),
+    "html": (b"<html>404</html>", {"txt": b"not found"}, "not an image"),
     "latin1": (jpeg(7), {"txt": "café".encode("latin-1")}, "its .txt is not UTF-8 (byte 3)"),
     "uncaptioned": (jpeg(8), {}, "no caption"),
     "blank": (jpeg(9), {"txt": b"   "}, "its caption is empty"),
@@ -64,9 +64,9 @@ def checkpoint(tmp_path_factory):
 def pool(tmp_path):
     (tmp_path / "pool").mkdir()
     members = []
-    for key, (picture, others, *_) in {**GOOD, **BAD}.items():
-        members += [(f"{key}.jpg", picture), *((f"{key}.{ext}", data) for ext, data in others.items())]
-    members.append(("alone.txt", b"a caption without a picture"))
+    for key, (image, others, *_) in {**GOOD, **BAD}.items():
+        members += [(f"{key}.jpg", image), *((f"{key}.{ext}", data) for ext, data in others.items())]
+    members.append(("alone.txt", b"a caption without an image"))
     tars.write_tar(str(tmp_path / "pool" / "members.tar"), members)
     pair = [("a.jpg", jpeg(0)), ("a.txt", b"x"), ("b.jpg", jpeg(1)), ("b.txt", b"y")]
     tars.write_tar(str(tmp_path / "pool" / "interleaved.tar"), [pair[0], pair[2], pair[1], pair[3]])
@@ -82,7 +82,8 @@ def test_every_kind_of_broken_member_is_listed_and_the_rest_embedded(tmp_path, p
     flags = ("embed", "pool", "--model", checkpoint, "--batch-size", 4, "--out", "out")
     before = sorted(path.name for path in tmp_path.parent.iterdir())
     done = clipdata(*flags, "--on-bad", "skip")
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     skipped = {entry["key"]: entry["reason"] for entry in manifest["skipped_samples"]}
     assert set(skipped) == {*BAD, "alone"}
@@ -92,24 +93,27 @@ def test_every_kind_of_broken_member_is_listed_and_the_rest_embedded(tmp_path, p
     reasons = "\n".join(manifest["skipped_tars"])
     for words in ("key 'a' are not next to each other", "repeated.tar: key 'b' has two members .jpg"):
         assert words in reasons
-    assert len(manifest["skipped_tars"]) == 4 and manifest["pairs"] == len(GOOD) + 3
+    assert len(manifest["skipped_tars"]) == 4
+    assert manifest["pairs"] == len(GOOD) + 3
     assert f"Skipped 4 tars and {len(BAD) + 1} samples" in done.stdout.splitlines()[-1]
     table = pq.read_table(tmp_path / "out" / "members.parquet").to_pydict()
     assert table["key"] == list(GOOD)
     transform, model = models.load_image_transform(checkpoint), models.load_clip(checkpoint)
     with np.load(tmp_path / "out" / "members.npz") as file:
         found = file["clip_img"]
-    wanted = model.encode_image(np.stack([transform(picture) for picture, _ in GOOD.values()]))
+    wanted = model.encode_image(np.stack([transform(image) for image, _ in GOOD.values()]))
     np.testing.assert_allclose(found, wanted, atol=5e-4)
     assert sorted(path.name for path in tmp_path.parent.iterdir()) == before  # nothing climbed out
 
 
 def test_each_broken_member_stops_a_run_that_was_not_told_to_skip(tmp_path, checkpoint, clipdata):
-    for key, (picture, others, words) in BAD.items():
-        members = [(f"{key}.jpg", picture), *((f"{key}.{ext}", data) for ext, data in others.items())]
+    for key, (image, others, words) in BAD.items():
+        members = [(f"{key}.jpg", image), *((f"{key}.{ext}", data) for ext, data in others.items())]
         tars.write_tar(str(tmp_path / f"{key}.tar"), members)
         done = clipdata(
             "embed", f"{key}.tar", "--model", checkpoint, "--out", f"{key}_out", "--batch-size", 4
         )
-        assert done.returncode == 2 and words in done.stderr, (key, done.stderr)
-        assert f"{key}.tar: sample '{key}': " in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 2, (key, done.stderr)
+        assert words in done.stderr, (key, done.stderr)
+        assert f"{key}.tar: sample '{key}': " in done.stderr
+        assert "Traceback" not in done.stderr

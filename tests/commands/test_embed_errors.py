@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from support.checkpoints import make_checkpoint
-from support.pictures import write_pairs
+from support.images import write_pairs
 
 from clipdata_jax import storage
 from clipdata_jax.embedding import embedder, encoder
@@ -47,11 +47,13 @@ def test_an_error_on_the_devices_is_not_taken_for_a_bad_tar(tmp_path, flags, cli
     with monkeypatch.context() as patched:
         patched.setattr(encoder.Encoder, "images", failing(encoder.Encoder.images, error, call=1))
         done = clipdata(*flags)
-    assert done.returncode == 2 and "the devices' error" in done.stderr
+    assert done.returncode == 2
+    assert "the devices' error" in done.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert clipdata(*flags).returncode == 0
     content = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert content["pairs"] == 12 and content["skipped_tars"] == []
+    assert content["pairs"] == 12
+    assert content["skipped_tars"] == []
 
 
 @pytest.mark.parametrize("number", [27, 28])  # file too large, disk full
@@ -62,8 +64,10 @@ def test_an_error_of_the_writer_is_one_sentence_and_leaves_no_half_file(
     monkeypatch.setattr(arrays, "write_npz", failing(arrays.write_npz, error, call=2))
     done = clipdata(*flags)
     reason = f"out/1.npz: can't be written ({os.strerror(number).lower()})"
-    assert done.returncode == 2 and reason in done.stderr, done.stderr
-    assert not list((tmp_path / "out").glob("**/.*")) and (tmp_path / "out" / "0.npz").exists()
+    assert done.returncode == 2, done.stderr
+    assert reason in done.stderr, done.stderr
+    assert not list((tmp_path / "out").glob("**/.*"))
+    assert (tmp_path / "out" / "0.npz").exists()
 
 
 def test_a_tar_that_cannot_be_read_is_skipped_and_read_when_it_can(tmp_path, flags, clipdata, monkeypatch):
@@ -75,9 +79,11 @@ def test_a_tar_that_cannot_be_read_is_skipped_and_read_when_it_can(tmp_path, fla
     with monkeypatch.context() as patched:
         patched.setattr(paths, "open", refuse, raising=False)
         done = clipdata(*flags)
-        assert done.returncode == 0 and "1.tar: no permission to read it" in done.stdout, done.stderr
+        assert done.returncode == 0, done.stderr
+        assert "1.tar: no permission to read it" in done.stdout, done.stderr
     content = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert content["pairs"] == 8 and content["pool"][1]["digest"] is None
+    assert content["pairs"] == 8
+    assert content["pool"][1]["digest"] is None
     assert clipdata(*flags).returncode == 0
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["pairs"] == 12
 
@@ -94,10 +100,12 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(embedder._Embedding, "_write", stopped)
         done = clipdata(*flags)
-    assert done.returncode == 75 and "run the same command again to go on" in done.stderr
+    assert done.returncode == 75
+    assert "run the same command again to go on" in done.stderr
     assert signal.getsignal(signal.SIGTERM) is before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("device", "write"))]
-    assert not list((tmp_path / "out").glob("**/.*")) and (tmp_path / "out" / "0.npz").exists()
+    assert not list((tmp_path / "out").glob("**/.*"))
+    assert (tmp_path / "out" / "0.npz").exists()
     assert clipdata(*flags).returncode == 0
 
 
@@ -113,8 +121,10 @@ def test_the_bar_ends_at_the_number_of_tars(flags, clipdata, monkeypatch):
 def test_a_log_file_gets_lines(flags, clipdata):
     done = clipdata(*flags)
     *bars, last = done.stderr.splitlines()
-    assert "\r" not in done.stderr and all(line.startswith("embed: ") for line in [*bars, last])
-    assert last.startswith("embed: 100%") and "pictures/s" in last
+    assert "\r" not in done.stderr
+    assert all(line.startswith("embed: ") for line in [*bars, last])
+    assert last.startswith("embed: 100%")
+    assert "images/s" in last
 
 
 def test_times_that_cannot_be_written_stop_nothing(tmp_path, flags, clipdata):
@@ -131,9 +141,11 @@ def test_nothing_good_is_no_result(tmp_path, flags, clipdata, out):
         (tmp_path / f"{tar}.tar").write_bytes(b"no tar")
     for _ in range(2):
         done = clipdata(*flags[:-3], out, "--on-bad", "skip", *(["--images-only"] if "." in out else []))
-        assert done.returncode == 2 and "all that was to be embedded is bad and was skipped" in done.stderr
+        assert done.returncode == 2
+        assert "all that was to be embedded is bad and was skipped" in done.stderr
         assert "The first: 0.tar: damaged or not a tar" in done.stderr
-    assert not (tmp_path / "target.npz").exists() and not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "target.npz").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_what_is_written_while_it_is_embedded_is_told_by_the_next_run(tmp_path, flags, clipdata, monkeypatch):
@@ -149,5 +161,6 @@ def test_what_is_written_while_it_is_embedded_is_told_by_the_next_run(tmp_path, 
         assert clipdata(*flags).returncode == 0
     assert clipdata("verify", "out").returncode == 2
     done = clipdata(*flags)
-    assert done.returncode == 0 and "Embedded 11 pairs" in done.stdout
+    assert done.returncode == 0
+    assert "Embedded 11 pairs" in done.stdout
     assert clipdata("verify", "out").returncode == 0

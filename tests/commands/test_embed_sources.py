@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import CAPTIONS, make_checkpoint
-from support.pictures import jpeg, write_pairs
-from support.tfds_pictures import prepare
+from support.images import jpeg, write_pairs
+from support.tfds_images import prepare
 
 from clipdata_jax.formats import sources
 
@@ -68,8 +68,8 @@ def test_several_models_in_one_pass_give_what_each_gives_alone(tmp_path, small, 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_a_table_gives_what_the_same_pairs_in_a_tar_give(tmp_path, small, clipdata, form):
-    (tmp_path / "pairs" / "pictures").mkdir(parents=True)
-    names = [f"pictures/{seed:05}.jpg" for seed in range(9)]
+    (tmp_path / "pairs" / "images").mkdir(parents=True)
+    names = [f"images/{seed:05}.jpg" for seed in range(9)]
     captions = [CAPTIONS[seed % 3] for seed in range(9)]
     for seed, name in enumerate(names):
         (tmp_path / "pairs" / name).write_bytes(jpeg(seed))
@@ -85,12 +85,14 @@ def test_a_table_gives_what_the_same_pairs_in_a_tar_give(tmp_path, small, clipda
     flags = ("--model", small, "--batch-size", 4)
     for source, out in (("0.tar", "of_tar"), ("pairs", "of_table")):
         done = clipdata("embed", source, *flags, "--out", out)
-        assert done.returncode == 0 and "Embedded 9 pairs" in done.stdout, done.stderr
+        assert done.returncode == 0, done.stderr
+        assert "Embedded 9 pairs" in done.stdout, done.stderr
     found, wanted = arrays(tmp_path / "of_table" / "metadata.npz"), arrays(tmp_path / "of_tar" / "0.npz")
     for name in ("clip_img", "clip_txt"):
         np.testing.assert_array_equal(found[name], wanted[name])
     columns = pq.read_table(tmp_path / "of_table" / "metadata.parquet").to_pydict()
-    assert columns["text"] == captions and columns["key"] == names
+    assert columns["text"] == captions
+    assert columns["key"] == names
     assert len(set(columns["uid"])) == 9
 
 
@@ -99,37 +101,44 @@ def test_a_missing_file_of_a_table_is_named_or_listed(tmp_path, small, clipdata)
     (tmp_path / "t.csv").write_text("path,text\na.jpg,one\nb.jpg,two\na.jpg,\n")
     flags = ("embed", "t.csv", "--model", small, "--out", "out", "--batch-size", 4)
     done = clipdata(*flags)
-    assert done.returncode == 2 and "t.csv: sample 'b.jpg':" in done.stderr and "no such file" in done.stderr
+    assert done.returncode == 2
+    assert "t.csv: sample 'b.jpg':" in done.stderr
+    assert "no such file" in done.stderr
     done = clipdata(*flags, "--on-bad", "skip")
-    assert done.returncode == 0 and "Skipped 0 tars and 2 samples" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Skipped 0 tars and 2 samples" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("form", ["npz", "npy"])
 def test_a_tfds_split_becomes_a_target_of_one_file(tmp_path, small, clipdata, monkeypatch, form):
-    pictures = [jpeg(seed) for seed in range(7)]
-    prepare(tmp_path / "tfds", [(picture, None, 0) for picture in pictures])
+    images = [jpeg(seed) for seed in range(7)]
+    prepare(tmp_path / "tfds", [(image, None, 0) for image in images])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setattr(sources, "ROWS", 3)  # three units, gathered
-    (tmp_path / "pictures").mkdir()
-    for source in sources.find_sources(["tfds:tiny_pictures/train"], images_only=True).units.values():
+    (tmp_path / "images").mkdir()
+    for source in sources.find_sources(["tfds:tiny_images/train"], images_only=True).units.values():
         for sample in source.samples():
-            (tmp_path / "pictures" / f"{sample.key}.jpg").write_bytes(sample.image())
+            (tmp_path / "images" / f"{sample.key}.jpg").write_bytes(sample.image())
     flags = ("--images-only", "--model", f"tiny={small}", "--batch-size", 4)
-    command = ("embed", "tfds:tiny_pictures/train", *flags, "--out", f"target.{form}")
+    command = ("embed", "tfds:tiny_images/train", *flags, "--out", f"target.{form}")
     done = clipdata(*command)
-    assert done.returncode == 0 and "Embedded 7 pictures as tiny" in done.stdout, done.stderr
-    assert clipdata("embed", "pictures", *flags, "--out", "folder").returncode == 0
+    assert done.returncode == 0, done.stderr
+    assert "Embedded 7 images as tiny" in done.stdout, done.stderr
+    assert clipdata("embed", "images", *flags, "--out", "folder").returncode == 0
     parts = [arrays(path)["tiny_img"] for path in sorted((tmp_path / "folder").glob("*.npz"))]
     loaded = np.load(tmp_path / f"target.{form}", allow_pickle=False)
     found = loaded if form == "npy" else loaded["tiny_img"]
-    assert [len(part) for part in parts] == [3, 3, 1] and found.dtype == np.float16
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert found.dtype == np.float16
     np.testing.assert_array_equal(found, np.concatenate(parts))
     assert not (tmp_path / f"target.{form}.parts").exists()
     manifest = json.loads((tmp_path / f"target.{form}.manifest.json").read_text())
-    assert manifest["pairs"] == 7 and manifest["sources"][0]["version"] == "tiny_pictures/1.0.0"
+    assert manifest["pairs"] == 7
+    assert manifest["sources"][0]["version"] == "tiny_images/1.0.0"
     before = (tmp_path / f"target.{form}").stat().st_mtime_ns
     done = clipdata(*command)
-    assert done.returncode == 0 and "Already complete" in done.stdout
+    assert done.returncode == 0
+    assert "Already complete" in done.stdout
     assert (tmp_path / f"target.{form}").stat().st_mtime_ns == before
     write_pairs(tmp_path / "0.tar", range(4))
     assert clipdata("embed", "0.tar", "--model", f"tiny={small}", "--out", "meta").returncode == 0
@@ -159,7 +168,8 @@ def test_bad_flags_are_one_clear_sentence(tmp_path, clipdata, arguments, words):
     write_pairs(tmp_path / "0.tar", range(2))
     out = [] if "--out" in arguments else ["--out", "out"]
     done = clipdata("embed", "0.tar", *arguments, *out)
-    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -175,7 +185,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, small, clipda
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = sorted(path.stem for path in (tmp_path / "killed" / "receipts").glob("*.json"))
-    assert done and not (tmp_path / "killed" / "manifest.json").exists()
+    assert done
+    assert not (tmp_path / "killed" / "manifest.json").exists()
     kept = {name: (tmp_path / "killed" / f"{name}.npz").stat().st_mtime_ns for name in done}
     assert clipdata(*flags, "--out", "killed").returncode == 0
     assert clipdata(*flags, "--out", "whole").returncode == 0
@@ -192,15 +203,18 @@ def test_a_target_file_is_not_overwritten_and_follows_its_tars(tmp_path, small, 
     assert clipdata("embed", "0.tar", *flags).returncode == 0
     first = (tmp_path / "target.npy").read_bytes()
     done = clipdata("embed", "1.tar", *flags)
-    assert done.returncode == 2 and "target.npy: already holds the results of another run" in done.stderr
+    assert done.returncode == 2
+    assert "target.npy: already holds the results of another run" in done.stderr
     assert (tmp_path / "target.npy").read_bytes() == first
     write_pairs(tmp_path / "0.tar", range(8, 12))  # of the same size, and another
     done = clipdata("embed", "0.tar", *flags)
-    assert done.returncode == 0 and "Embedded 4 pictures" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Embedded 4 images" in done.stdout, done.stderr
     assert (tmp_path / "target.npy").read_bytes() != first
     (tmp_path / "target.npy.manifest.json").unlink()
     done = clipdata("embed", "0.tar", *flags)
-    assert done.returncode == 2 and "not by a run of this command" in done.stderr
+    assert done.returncode == 2
+    assert "not by a run of this command" in done.stderr
 
 
 def test_a_worker_that_another_has_overtaken_finds_the_file_made(tmp_path, small, clipdata, monkeypatch):
@@ -226,13 +240,14 @@ def test_a_worker_that_another_has_overtaken_finds_the_file_made(tmp_path, small
     assert not (tmp_path / "dealt.npz.parts").exists()
 
 
-def test_several_captions_of_a_picture_are_several_pairs(tmp_path, small, clipdata):
+def test_several_captions_of_a_image_are_several_pairs(tmp_path, small, clipdata):
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
     (tmp_path / "b.jpg").write_bytes(jpeg(1))
     (tmp_path / "t.csv").write_text("path,text\na.jpg,one\nb.jpg,two\na.jpg,three\n")
     assert clipdata("embed", "t.csv", "--model", small, "--out", "out", "--batch-size", 4).returncode == 0
     columns = pq.read_table(tmp_path / "out" / "t.parquet").to_pydict()
-    assert columns["key"] == ["a.jpg", "b.jpg", "a.jpg#2"] and len(set(columns["uid"])) == 3
+    assert columns["key"] == ["a.jpg", "b.jpg", "a.jpg#2"]
+    assert len(set(columns["uid"])) == 3
 
 
 def test_paths_that_no_file_can_have_are_listed(tmp_path, small, clipdata):
@@ -244,15 +259,17 @@ def test_paths_that_no_file_can_have_are_listed(tmp_path, small, clipdata):
     pq.write_table(table, tmp_path / "t.parquet")
     flags = ("--model", small, "--out", "out", "--batch-size", 4, "--on-bad", "skip")
     done = clipdata("embed", "t.parquet", *flags)
-    assert done.returncode == 0 and "Skipped 0 tars and 4 samples" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Skipped 0 tars and 4 samples" in done.stdout, done.stderr
 
 
 def test_a_tfds_dataset_with_records_of_captions(tmp_path, small, clipdata, monkeypatch):
     captions = [{"id": 1, "text": "a café"}, {"id": 2, "text": "another"}]
     prepare(tmp_path / "tfds", [(jpeg(seed), captions, 0) for seed in range(3)])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    source = "tfds:tiny_pictures/train"
+    source = "tfds:tiny_images/train"
     done = clipdata("embed", source, "--model", small, "--out", "out", "--batch-size", 4)
     assert done.returncode == 0, done.stderr
     columns = pq.read_table(tmp_path / "out" / "train.parquet").to_pydict()
-    assert columns["text"] == ["a café"] * 3 and columns["tar"] == [source] * 3
+    assert columns["text"] == ["a café"] * 3
+    assert columns["tar"] == [source] * 3

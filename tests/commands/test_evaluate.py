@@ -1,4 +1,4 @@
-"""The command `evaluate`: figures against plain NumPy, labels of every kind, bad input, real pictures."""
+"""The command `evaluate`: figures against plain NumPy, labels of every kind, bad input, real images."""
 
 import json
 
@@ -30,10 +30,10 @@ def zero_shot(tmp_path_factory):
     return folder
 
 
-def embed(checkpoint, pictures, texts):
+def embed(checkpoint, images, texts):
     """Unit rows in float64, straight from the model."""
     model, transform = models.load_clip(checkpoint), models.load_image_transform(checkpoint)
-    pixels = np.stack([transform(picture) for picture in pictures])
+    pixels = np.stack([transform(image) for image in images])
     ids = models.load_tokenizer(checkpoint)(texts)
     return (np.asarray(emb, np.float64) for emb in (model.encode_image(pixels), model.encode_text(ids)))
 
@@ -60,8 +60,9 @@ def test_figures_of_the_demo_set_are_the_plain_counts(tmp_path, checkpoint, zero
     np.testing.assert_allclose(found["top5"], np.mean(ranks < 5))
     by_class = [np.mean(ranks[labels == label] < 1) for label in np.unique(labels)]
     np.testing.assert_allclose(found["mean_per_class"], np.mean(by_class))
-    assert (found["pictures"], found["classes"]) == (len(samples), len(names))
-    assert f"{np.mean(ranks < 1):.1%}" in done.stdout and "mean per class" in done.stdout
+    assert (found["images"], found["classes"]) == (len(samples), len(names))
+    assert f"{np.mean(ranks < 1):.1%}" in done.stdout
+    assert "mean per class" in done.stdout
     beside = json.loads((tmp_path / "figures.json.manifest.json").read_bytes())
     assert beside["model"] == models.checkpoint_digest(checkpoint)
     assert beside["figures"]["classification"] == found
@@ -69,7 +70,7 @@ def test_figures_of_the_demo_set_are_the_plain_counts(tmp_path, checkpoint, zero
 
 
 @pytest.mark.slow
-def test_real_captions_and_folders_of_real_pictures(tmp_path, checkpoint, shared):
+def test_real_captions_and_folders_of_real_images(tmp_path, checkpoint, shared):
     captioned = list(tars.read_tar(str(shared("data/flickr8k_96px") / "val-00000.tar")))[:200]
     labelled = list(tars.read_tar(str(shared("data/cifar10") / "test.tar")))[::50]
     for name, samples in (("flickr", captioned), ("cifar", labelled)):
@@ -92,10 +93,12 @@ def test_real_captions_and_folders_of_real_pictures(tmp_path, checkpoint, shared
     for k in (1, 5, 10):  # float32 may order two near ones otherwise than float64
         np.testing.assert_allclose(found["image_to_text"][f"r{k}"], np.mean(to_text < k), atol=0.011)
         np.testing.assert_allclose(found["text_to_image"][f"r{k}"], np.mean(to_image < k), atol=0.004)
-    assert found["image_to_text"]["r1"] < 0.05 and found["text_to_image"]["r1"] < 0.03  # it was never trained
-    assert (classes["pictures"], classes["classes_seen"], classes["templates"]) == (200, 10, 1)
-    assert classes["top1"] == pytest.approx(classes["mean_per_class"])  # 20 pictures of each class
-    assert 0 < classes["top1"] < 0.3 and classes["top1"] < classes["top5"] < 0.8
+    assert found["image_to_text"]["r1"] < 0.05
+    assert found["text_to_image"]["r1"] < 0.03
+    assert (classes["images"], classes["classes_seen"], classes["templates"]) == (200, 10, 1)
+    assert classes["top1"] == pytest.approx(classes["mean_per_class"])  # 20 images of each class
+    assert 0 < classes["top1"] < 0.3
+    assert classes["top1"] < classes["top5"] < 0.8
     # The same evaluation again writes the same bytes; anything else doesn't replace it.
     before = (tmp_path / "figures.json").read_bytes()
     evaluate.run(options)
@@ -136,7 +139,7 @@ BAD = {
         "the prompt 'a photo' has no {c} for the class",
     ),
     "too few names": ({"classnames": '["one", "two"]'}, "expected a number from 0 to 1"),
-    "a broken picture": ({"broken": True}, "sample '000001': not a picture"),
+    "a broken image": ({"broken": True}, "sample '000001': not an image"),
     "a cut tar": ({"cut": True}, "damaged or not a tar"),
     "an output that is there": ({"there": True}, "figures.json: already there, and not by this evaluation"),
 }
@@ -147,15 +150,16 @@ def test_bad_input_is_one_clear_sentence(tmp_path, checkpoint, zero_shot, capsys
     changes, words = BAD[name]
     assert cli.main(prepare(tmp_path, checkpoint, zero_shot, changes)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("clipdata evaluate: ") and words in error
+    assert error.startswith("clipdata evaluate: ")
+    assert words in error
 
 
 def prepare(folder, checkpoint, zero_shot, changes):
-    """The arguments of an evaluation of five pictures that has something wrong with it."""
+    """The arguments of an evaluation of five images that has something wrong with it."""
     (source,) = tars.find_tars([str(zero_shot)])
     members = list(tars.read_members(source))[:10]
     if "broken" in changes:
-        members = [(n, b"no picture" if n == "000001.jpg" else data) for n, data in members]
+        members = [(n, b"no image" if n == "000001.jpg" else data) for n, data in members]
     path = folder / "pool.tar"
     tars.write_tar(str(path), members)
     if "cut" in changes:
@@ -175,6 +179,7 @@ def test_what_is_skipped_is_listed_and_the_rest_is_measured(tmp_path, checkpoint
     arguments = prepare(tmp_path, checkpoint, zero_shot, {"broken": True})
     assert cli.main([*arguments, "--on-bad", "skip", "--batch-size", "1"]) == 0
     figures = json.loads(storage.read_bytes(str(tmp_path / "figures.json")))
-    assert figures["classification"]["pictures"] == 4
-    assert len(figures["skipped"]) == 1 and "sample '000001': not a picture" in figures["skipped"][0]
+    assert figures["classification"]["images"] == 4
+    assert len(figures["skipped"]) == 1
+    assert "sample '000001': not an image" in figures["skipped"][0]
     assert "skipped: 1, the first: " in capsys.readouterr().out

@@ -61,7 +61,7 @@ def nearest(emb, centroids):
         ),
     ],
 )
-def test_given_centroids_keep_the_pictures_of_the_targets_clusters(tmp_path, clipdata, more, score):
+def test_given_centroids_keep_the_images_of_the_targets_clusters(tmp_path, clipdata, more, score):
     pairs = made.rows()
     emb = write_pool(tmp_path / "metadata", pairs)
     # Of any norm: inner products are compared.
@@ -93,12 +93,14 @@ def test_given_centroids_keep_the_pictures_of_the_targets_clusters(tmp_path, cli
         and nearest(emb[row["uid"]], centroids) in wanted
     ]
     kept = uids.to_hex(np.load(tmp_path / "s.npy"))
-    assert kept == sorted(want) and 0 < len(kept) < len(pairs) and 0 < len(wanted) < 10
+    assert kept == sorted(want)
+    assert 0 < len(kept) < len(pairs)
+    assert 0 < len(wanted) < 10
     content = json.loads((tmp_path / "s.npy.manifest.json").read_text())
-    assert content["target_clusters"] == len(wanted) and content["without_value"]["l14_img"] == 2
-    assert (
-        "hardware" in content and f"{len(wanted)} of 10 clusters hold one of 7 target pictures" in done.stdout
-    )
+    assert content["target_clusters"] == len(wanted)
+    assert content["without_value"]["l14_img"] == 2
+    assert "hardware" in content
+    assert f"{len(wanted)} of 10 clusters hold one of 7 target images" in done.stdout
 
 
 def test_clusters_are_found_and_kept_for_the_next_run(tmp_path, clipdata):
@@ -124,7 +126,8 @@ def test_clusters_are_found_and_kept_for_the_next_run(tmp_path, clipdata):
     assert (tmp_path / "s.npy").read_bytes() == (tmp_path / "again.npy").read_bytes()
     few = clipdata(*arguments, "--clusters", 3, "--sample", 60, "--out", "few.npy")
     content = json.loads((tmp_path / "few.npy.manifest.json").read_text())
-    assert few.returncode == 0 and 3 <= content["clustered"] < 60
+    assert few.returncode == 0
+    assert 3 <= content["clustered"] < 60
     assert content["centroids"]["name"] == "few.npy.centroids.npy"
 
 
@@ -138,7 +141,8 @@ def test_k_means_is_the_same_on_any_number_of_devices_and_finds_the_topics(monke
         rows = clustering.assign(emb, clustering.place(found[0].centroids))
         np.testing.assert_array_equal(rows, nearest(emb, found[0].centroids))
     np.testing.assert_array_equal(found[0].centroids, found[1].centroids)
-    assert found[0].cosines == found[1].cosines and list(found[0].cosines) == sorted(found[0].cosines)
+    assert found[0].cosines == found[1].cosines
+    assert list(found[0].cosines) == sorted(found[0].cosines)
     assert len(found[0].cosines) < 20  # it ends when nothing changes
     np.testing.assert_array_equal(found[0].size, [3000 // TOPICS] * TOPICS)
 
@@ -155,7 +159,9 @@ def test_seeds_are_drawn_by_squared_distance():
 def test_many_clusters_are_seeded_in_rounds():
     emb = unit_rows(np.random.default_rng(0), 1200, 8).astype(np.float16)
     found = clustering.fit(np.concatenate([emb, emb]), 600, seed=0, steps=1)
-    assert found.centroids.shape == (600, 8) and (found.size > 0).all() and found.size.sum() == 2400
+    assert found.centroids.shape == (600, 8)
+    assert (found.size > 0).all()
+    assert found.size.sum() == 2400
     np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
     with pytest.raises(InputError, match="more than the 3 different rows"):
         clustering.fit(np.concatenate([emb[:3]] * 5), 4, seed=0, steps=1)
@@ -190,4 +196,6 @@ def test_bad_input_is_named(tmp_path, clipdata, arguments, words):
     np.save(tmp_path / "nan.npy", np.full((3, DIM), np.nan))
     (tmp_path / "c.pt").write_bytes(b"\x80\x04N.")
     done = clipdata("filter", "metadata", *arguments.split(), "--out", "s.npy")
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr

@@ -33,7 +33,7 @@ def as_uids(hexes: np.ndarray) -> np.ndarray:
 
 
 def skewed(folder: Path, sizes=(40, 25, 35), **options) -> dict[str, np.ndarray]:
-    """A pool whose pictures lie mostly along a few directions, so that scores and moments differ."""
+    """A pool whose images lie mostly along a few directions, so that scores and moments differ."""
     made = make_pool(folder, sizes, dim=16, **options)
     scale = np.geomspace(3, 0.3, 16)
     first = 0
@@ -162,7 +162,8 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_rows(tmp_path, clipdata,
     with monkeypatch.context() as patch:
         patch.setattr(norm_sim_d, name, killed)
         done = clipdata(*command, "again.npy")
-        assert done.returncode == 75 and "run the same command again" in done.stderr
+        assert done.returncode == 75
+        assert "run the same command again" in done.stderr
     assert not (tmp_path / "again.npy").exists()
     with monkeypatch.context() as patch:
         patch.setattr(norm_sim_d.Reader, "write", None)  # the rows are not read again
@@ -199,13 +200,15 @@ def test_bad_rows_are_never_selected_and_are_counted(tmp_path, clipdata):
     assert refused(clipdata(*command), "more than --max-bad-rows 0.01 allows", "row 3, not finite")
     # What was begun in vain is in nobody's way.
     scaled = clipdata(*command[:-1], "n.npy", "--normalize", "--max-bad-rows", 0.02)
-    assert scaled.returncode == 0 and "1 not finite, 1 zero;" in scaled.stdout
+    assert scaled.returncode == 0
+    assert "1 not finite, 1 zero;" in scaled.stdout
     assert refused(
         clipdata(*command, "--max-bad-rows", 0.05, "--steps", 50, "--fraction", 0.5), "from 97 to 50 pairs"
     )
     done = clipdata(*command, "--max-bad-rows", 0.05)
     assert done.returncode == 0, done.stderr
-    assert "1 not finite, 1 zero, 1 not of unit norm" in done.stdout and "from 97 pairs" in done.stdout
+    assert "1 not finite, 1 zero, 1 not of unit norm" in done.stdout
+    assert "from 97 pairs" in done.stdout
     good = np.setdiff1d(np.arange(100), [3, 5, 8])
     want = plainly(made["img"][good], made["img"][good], keep=50, steps=5)
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), as_uids(made["uid"][good[want]]))
@@ -266,7 +269,7 @@ def test_bad_input(tmp_path, clipdata, arguments, words):
     assert not (tmp_path / "s.npy").exists()
 
 
-def test_pictures_need_no_captions(tmp_path, clipdata):
+def test_images_need_no_captions(tmp_path, clipdata):
     made = skewed(tmp_path / "pool")
     command = ["norm-sim-d", "pool", "--fraction", 0.3, "--steps", 5, "--out"]
     assert clipdata(*command, "with.npy").returncode == 0
@@ -287,7 +290,8 @@ def test_a_broken_shard_stops_or_is_skipped(tmp_path, clipdata):
     assert refused(clipdata(*command), "00000001.npz: damaged", "or use --on-bad skip")
     done = clipdata(*command, "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
-    assert "skipped 1 shard: pool/00000001.npz: damaged" in done.stdout and "from 65 survivors" in done.stdout
+    assert "skipped 1 shard: pool/00000001.npz: damaged" in done.stdout
+    assert "from 65 survivors" in done.stdout
     of_pool = np.setdiff1d(np.arange(90), np.arange(40, 65))
     whole = np.setdiff1d(np.arange(100), np.arange(40, 65))
     want = plainly(made["img"][of_pool], made["img"][whole], keep=30, steps=5)

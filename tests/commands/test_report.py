@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.report_pools import RULE, make_pool, options, page_of, picture
+from support.report_pools import RULE, image, make_pool, options, page_of
 from support.verifying import check_verify
 
 from clipdata_jax.commands import report
@@ -38,26 +38,28 @@ def test_the_command_makes_a_page_and_a_manifest(pool, clipdata):
     assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
     assert "page.html: 30 of 120 pairs kept" in done.stdout
     html = (pool / "page.html").read_text("utf-8")
-    assert RULE.replace(">", "&gt;") in html and "9.8.7" in html
+    assert RULE.replace(">", "&gt;") in html
+    assert "9.8.7" in html
     told = json.loads((pool / "page.html.manifest.json").read_bytes())
-    assert told["command"] == "report" and "page.html" in told["outputs"]
+    assert told["command"] == "report"
+    assert "page.html" in told["outputs"]
     check_verify(clipdata, Path("page.html"), Path("page.html"))
     counts = told["counts"]
     assert (counts["pairs"], counts["kept"], counts["null"]) == (120, 30, 1)
     assert counts["shown"] == counts["found_in_tars"] > 60
     shown = {int(row) for row in re.findall(r">caption (\d+)<", html)}
-    assert (
-        len(shown) == counts["shown"] and any(row < 60 for row in shown) and any(row >= 60 for row in shown)
-    )
+    assert len(shown) == counts["shown"]
+    assert any(row < 60 for row in shown)
+    assert any(row >= 60 for row in shown)
 
 
-def test_every_caption_stands_beside_its_own_picture(pool):
+def test_every_caption_stands_beside_its_own_image(pool):
     html = page_of(options(pool))
     cards = re.findall(r'<article.*?base64,([^"]+)".*?>caption (\d+)<', html, re.S)
     assert len(cards) > 60
     for data, row in cards:
         got = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), int)
-        want = np.asarray(Image.open(io.BytesIO(picture(int(row)))).convert("RGB"), int)
+        want = np.asarray(Image.open(io.BytesIO(image(int(row)))).convert("RGB"), int)
         assert np.abs(got[12, 16] - want[12, 16]).max() <= 6
 
 
@@ -85,15 +87,17 @@ def test_without_tars_there_are_figures_and_it_says_so(pool, clipdata):
     done = clipdata("report", "scores", "--subset", "subset.npy", "--out", "page.html")
     assert done.returncode == 0, done.stderr
     html = (pool / "page.html").read_text("utf-8")
-    assert "figures only" in html and "<article" not in html and "<figure" in html
+    assert "figures only" in html
+    assert "<article" not in html
+    assert "<figure" in html
 
 
-def test_missing_and_broken_pictures_are_shown_as_such(pool):
+def test_missing_and_broken_images_are_shown_as_such(pool):
     def edit(name: str, data: bytes) -> bytes | None:
         row = int(name[:4])
         if row % 3 == 0:
             return None
-        return b"no picture" if row % 3 == 1 and name.endswith(".jpg") else data
+        return b"no image" if row % 3 == 1 and name.endswith(".jpg") else data
 
     for name in ("a", "b"):
         rewrite(pool / f"tars/{name}.tar", edit)
@@ -103,8 +107,8 @@ def test_missing_and_broken_pictures_are_shown_as_such(pool):
     assert f"of the {counts['shown']} shown here are in the tars" in html
     assert "name all tars of the pool" not in html  # some are always gone
     for row, problem in re.findall(r'nopic">([^<]+)<.*?<p[^>]*>([^<]*)<', html, re.S):
-        assert (row, problem) == ("not in the tars", "caption unknown") or row == "picture unreadable"
-    assert {"not in the tars", "picture unreadable"} <= set(re.findall(r'nopic">([^<]+)<', html))
+        assert (row, problem) == ("not in the tars", "caption unknown") or row == "image unreadable"
+    assert {"not in the tars", "image unreadable"} <= set(re.findall(r'nopic">([^<]+)<', html))
 
 
 def test_tars_that_hold_few_of_the_pairs_are_pointed_at(pool):
@@ -121,8 +125,9 @@ def test_odd_samples_do_no_harm(pool):
         "0005.txt": b"",
     }
     rewrite(pool / "tars/a.tar", lambda name, data: odd.get(name, data))
-    html = page_of(options(pool, pictures=40))
-    assert "<script" not in html and "\ufffd\ufffd&lt;script&gt;" in html
+    html = page_of(options(pool, images=40))
+    assert "<script" not in html
+    assert "\ufffd\ufffd&lt;script&gt;" in html
     assert not re.search(r">caption [123]<", html)
 
 
@@ -133,7 +138,10 @@ def test_strangers_manifests_are_only_text(pool):
     )
     (pool / "scores/manifest.json").write_text('{"deep": ' + "[" * 400 + "]" * 400 + "}")
     html = page_of(options(pool, tars=()))
-    assert "<script" not in html and '<i>"' not in html and "&lt;script&gt;" in html and len(html) < 300_000
+    assert "<script" not in html
+    assert '<i>"' not in html
+    assert "&lt;script&gt;" in html
+    assert len(html) < 300_000
     for bad in (b"\xff", b"[]", b"[" * 100_000, b'{"rule": 5}'):
         beside.write_bytes(bad)
         assert 'class="rule"' not in page_of(options(pool, tars=()))
@@ -157,7 +165,8 @@ def test_columns_of_several_tables_join(pool):
         uid, _ = table.read_part(part, [])
         (pool / f"more/{part}.parquet").write_bytes(score_tables.part_bytes(uid, {"aesthetic": np.ones(60)}))
     html = page_of(options(pool, scores=(str(pool / "scores"), str(pool / "more"))))
-    assert "<h3>aesthetic</h3>" in html and "<code>clip_score</code>" in html
+    assert "<h3>aesthetic</h3>" in html
+    assert "<code>clip_score</code>" in html
 
 
 @pytest.mark.parametrize(
@@ -182,7 +191,8 @@ def test_bad_input_is_one_sentence(pool, monkeypatch, changes, sentence):
 
 def test_bad_input_ends_the_command_with_status_2(pool, clipdata):
     done = clipdata("report", "scores", "--subset", "nowhere.npy", "--out", "page.html")
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2
+    assert done.stdout == ""
     assert done.stderr.strip() == "clipdata report: nowhere.npy: no such file; check the path"
 
 
@@ -192,7 +202,7 @@ def test_the_report_needs_no_jax():
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False).returncode == 0
 
 
-def test_real_pictures_are_shown(shared, tmp_path):
+def test_real_images_are_shown(shared, tmp_path):
     folder = shared("data/flickr8k_val1000")
     image, caption = (np.load(folder / f"tinyclip_{kind}.npy").astype(np.float64) for kind in ("img", "txt"))
     cosines = image @ caption.T
@@ -209,11 +219,13 @@ def test_real_pictures_are_shown(shared, tmp_path):
     scores = {"clip_score": np.diag(cosines), "neg_clip_loss": loss}
     (tmp_path / "scores/0.parquet").write_bytes(score_tables.part_bytes(uid, scores))
     uids.write_subset(str(tmp_path / "subset.npy"), uid[np.argsort(-loss)[:300]])
-    html = page_of(options(tmp_path, tars=(str(folder / "{00000..00003}.tar"),), pictures=6))
+    html = page_of(options(tmp_path, tars=(str(folder / "{00000..00003}.tar"),), images=6))
     counts = json.loads((tmp_path / "page.html.manifest.json").read_bytes())["counts"]
     assert counts["found_in_tars"] == counts["shown"] > 80
-    assert html.count("data:image/jpeg") == html.count("<article") and 'nopic"' not in html
-    assert "CLIPScore × negCLIPLoss" in html and len(html) < 2_500_000
+    assert html.count("data:image/jpeg") == html.count("<article")
+    assert 'nopic"' not in html
+    assert "CLIPScore × negCLIPLoss" in html
+    assert len(html) < 2_500_000
 
 
 def test_the_steps_of_norm_sim_d_are_drawn(pool):
@@ -222,7 +234,8 @@ def test_the_steps_of_norm_sim_d_are_drawn(pool):
     lines = [{"step": i, "rows": 120 - i, "threshold": None, "eigenvalues": [0.3, 0.2]} for i in range(4)]
     trace.write_text("\n".join(map(json.dumps, lines)))
     html = page_of(options(pool))
-    assert "120 pairs at the start, 117 after step 3" in html and "Largest and second eigenvalue" in html
+    assert "120 pairs at the start, 117 after step 3" in html
+    assert "Largest and second eigenvalue" in html
     trace.write_text('{"step": 1}')
     with pytest.raises(InputError, match=r"trace\.jsonl: no trace of norm-sim-d"):
         page_of(options(pool))
@@ -236,7 +249,8 @@ def test_throughput_is_drawn_where_a_table_has_a_record_of_it(pool):
     html = page_of(options(pool))
     assert "180 rows in 3 units; 30.5 rows a second in each process" in html
     assert "Seconds for 1,000 rows" in html
-    assert "compute</th><td>4.5 s</td><td>25.0 s</td>" in html and "<script" not in html
+    assert "compute</th><td>4.5 s</td><td>25.0 s</td>" in html
+    assert "<script" not in html
 
 
 def test_a_broken_tar_is_skipped_where_that_is_asked(pool, clipdata):
@@ -244,9 +258,12 @@ def test_a_broken_tar_is_skipped_where_that_is_asked(pool, clipdata):
     (pool / "tars/a.tar").write_bytes(whole[:30_000])
     command = ("report", "scores", "--subset", "subset.npy", "--tars", "tars", "--out", "page.html")
     stopped = clipdata(*command)
-    assert stopped.returncode == 2 and "(or use --on-bad skip)" in stopped.stderr
+    assert stopped.returncode == 2
+    assert "(or use --on-bad skip)" in stopped.stderr
     done = clipdata(*command, "--on-bad", "skip")
-    assert done.returncode == 0 and "Skipped 1 tar" in done.stdout.splitlines()[-1]
+    assert done.returncode == 0
+    assert "Skipped 1 tar" in done.stdout.splitlines()[-1]
     assert "Skipped: tars/a.tar: damaged" in (pool / "page.html").read_text("utf-8")
     told = json.loads((pool / "page.html.manifest.json").read_bytes())
-    assert len(told["skipped_tars"]) == 1 and "tars/a.tar: damaged" in told["skipped_tars"][0]
+    assert len(told["skipped_tars"]) == 1
+    assert "tars/a.tar: damaged" in told["skipped_tars"][0]

@@ -1,4 +1,4 @@
-"""Selections side by side, and the target pictures nearest to a pair, on pages of the real command."""
+"""Selections side by side, and the target images nearest to a pair, on pages of the real command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.report_pools import make_pool, options, page_of, picture
+from support.report_pools import image, make_pool, options, page_of
 
 from clipdata_jax.commands import report, report_inputs
 from clipdata_jax.errors import InputError
@@ -39,7 +39,9 @@ def test_selections_are_compared(pool, clipdata):
     }
     grid = html.split("Dropped here, kept by <code>first</code>")[1].split('<div class="band">')[0]
     shown = [int(row) for row in re.findall(r">caption (\d+)<", grid)]
-    assert len(shown) == 6 and max(shown) < 50 and not kept[shown].any()
+    assert len(shown) == 6
+    assert max(shown) < 50
+    assert not kept[shown].any()
     assert re.search(r"whole pool</th><td>120</td><td>2.0</td><td>2.0</td><td>100.0", html)
     assert re.search(
         r"whole pool</th><td>[\d.]+\u202f%</td>", html.split("Languages of the captions</h3>")[1]
@@ -65,11 +67,11 @@ def test_bad_selections_to_compare_are_one_sentence(pool, monkeypatch, compare, 
 
 
 def add_nearest(pool: Path, count: int, **told) -> np.ndarray:
-    """A table with the nearest of `count` target pictures, and the pictures; row 7 has none."""
+    """A table with the nearest of `count` target images, and the images; row 7 has none."""
     (pool / "nearest").mkdir()
     (pool / "target").mkdir()
     for number in range(count):
-        (pool / f"target/{number:02d}.jpg").write_bytes(picture(1000 + number))
+        (pool / f"target/{number:02d}.jpg").write_bytes(image(1000 + number))
     nearest = np.random.default_rng(3).integers(0, count, 120).astype(np.int32)
     table = score_tables.open_tables([str(pool / "scores")])
     for part, rows in (("a", slice(0, 60)), ("b", slice(60, 120))):
@@ -92,20 +94,21 @@ def test_a_card_shows_the_nearest_target_beside_its_pair(pool):
     assert len(cards) > 60
     for data, row in cards:
         got = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), int)
-        want = np.asarray(Image.open(io.BytesIO(picture(1000 + nearest[int(row)]))).convert("RGB"), int)
+        want = np.asarray(Image.open(io.BytesIO(image(1000 + nearest[int(row)]))).convert("RGB"), int)
         assert np.abs(got[12, 16] - want[12, 16]).max() <= 6
     # The number of a row is no score: it has no histogram and stands on no card.
-    assert "mine_row" not in html and "norm_sim_inf_mine" in html
+    assert "mine_row" not in html
+    assert "norm_sim_inf_mine" in html
 
 
-def test_other_target_pictures_than_were_scored_are_refused(pool):
+def test_other_target_images_than_were_scored_are_refused(pool):
     add_nearest(pool, 9, scored=10)
     both = (str(pool / "scores"), str(pool / "nearest"))
     for target, words in (
-        (f"mine={pool / 'target'}", "holds 9 pictures, but when it was scored it had 10; name the pictures"),
+        (f"mine={pool / 'target'}", "holds 9 images, but when it was scored it had 10; name the images"),
         (
             f"in1k={pool / 'target'}",
-            r"don't say which picture of it is nearest \(targets with such a column: mine",
+            r"don't say which image of it is nearest \(targets with such a column: mine",
         ),
     ):
         with pytest.raises(InputError, match=words):

@@ -22,7 +22,7 @@ def uid_number(index: int) -> str:
 
 
 def samples(start: int, count: int, *, with_uid: bool = True):
-    """Members of samples: a picture (any bytes will do), a caption, a json with the uid."""
+    """Members of samples: an image (any bytes will do), a caption, a json with the uid."""
     rng = np.random.default_rng(start)
     for index in range(start, start + count):
         fields = {"uid": uid_number(index)} if with_uid else {"caption": "né"}
@@ -96,7 +96,8 @@ def test_the_manifest_counts_every_tar_and_is_deterministic(tmp_path, pool, clip
         "001": {"samples": 5, "kept": 1},
         "002": {"samples": 8, "kept": 0},
     }
-    assert content["command"] == "reshard" and content["inputs"][0]["digest"].startswith("sha256:")
+    assert content["command"] == "reshard"
+    assert content["inputs"][0]["digest"].startswith("sha256:")
     assert [Path(entry["name"]).name for entry in content["pool"]] == ["000.tar", "001.tar", "002.tar"]
     assert set(content["outputs"]) == {"000.tar", "001.tar", "uids/000.npy", "uids/001.npy"}
 
@@ -120,7 +121,7 @@ def test_missing_and_repeated_uids_are_counted(tmp_path, capsys):
 
 def test_samples_without_uid_go_by_tar_and_key(tmp_path):
     tars.write_tar(f"{tmp_path}/deep/pool/0.tar", samples(0, 3, with_uid=False))
-    tars.write_tar(f"{tmp_path}/deep/pool/1.tar", [("b/7.jpg", b"picture"), ("b/8.jpg", b"another")])
+    tars.write_tar(f"{tmp_path}/deep/pool/1.tar", [("b/7.jpg", b"image"), ("b/8.jpg", b"another")])
     subset = write_subset(tmp_path / "s.npy", [uids.uid_of("0.tar", "a/00001"), uids.uid_of("1.tar", "b/8")])
     found = reshard.run(config.Reshard(tars=(f"{tmp_path}/deep/pool",), subset=subset, out=f"{tmp_path}/out"))
     assert (found.kept, found.missing) == (2, 0)
@@ -129,11 +130,11 @@ def test_samples_without_uid_go_by_tar_and_key(tmp_path):
 
 def test_names_that_are_no_utf8_stay_as_they_are(tmp_path):
     odd = b"a\xff.jpg".decode(errors="surrogateescape")
-    tars.write_tar(f"{tmp_path}/0.tar", [(odd, b"picture"), ("b.json", b'{"uid": 3}')])
+    tars.write_tar(f"{tmp_path}/0.tar", [(odd, b"image"), ("b.json", b'{"uid": 3}')])
     subset = write_subset(tmp_path / "s.npy", [uids.uid_of("0.tar", odd.removesuffix(".jpg"))])
     options = config.Reshard(tars=(f"{tmp_path}/0.tar",), subset=subset, out=f"{tmp_path}/out", on_bad="skip")
     assert reshard.run(options).kept == 1
-    assert members(tmp_path / "out/0.tar") == [(odd, b"picture")]
+    assert members(tmp_path / "out/0.tar") == [(odd, b"image")]
 
 
 def test_tars_of_one_name_from_two_folders(tmp_path):
@@ -186,13 +187,16 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/000.tar").stat().st_mtime_ns == first
     content = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert content["per_tar"]["001"] == {} and len(content["skipped_tars"]) == 1
+    assert content["per_tar"]["001"] == {}
+    assert len(content["skipped_tars"]) == 1
     assert "001.tar: damaged" in content["skipped_tars"][0]
     told = done.stdout.strip().splitlines()[-1]
-    assert told.startswith("skipped 1 tar and 0 samples") and "001.tar: damaged" in told
+    assert told.startswith("skipped 1 tar and 0 samples")
+    assert "001.tar: damaged" in told
     (pool / "001.tar").write_bytes(whole)
     done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out")
-    assert done.returncode == 0 and "skipped" not in done.stdout
+    assert done.returncode == 0
+    assert "skipped" not in done.stdout
     assert (tmp_path / "out/001.tar").exists()
     assert (tmp_path / "out/000.tar").stat().st_mtime_ns == first
 
@@ -219,7 +223,7 @@ BAD_JSON = [
 
 @pytest.mark.parametrize(("data", "words"), BAD_JSON)
 def test_a_wrong_uid_names_tar_key_and_value(tmp_path, data, words):
-    with_bad = [*samples(0, 2), ("bad.jpg", b"picture"), ("bad.json", data), *samples(2, 2)]
+    with_bad = [*samples(0, 2), ("bad.jpg", b"image"), ("bad.json", data), *samples(2, 2)]
     tars.write_tar(f"{tmp_path}/0.tar", with_bad)
     subset = write_subset(tmp_path / "s.npy", [uid_number(index) for index in range(4)])
     options = {"tars": (f"{tmp_path}/0.tar",), "subset": subset, "out": f"{tmp_path}/out"}

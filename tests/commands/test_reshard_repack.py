@@ -76,7 +76,8 @@ def test_tars_of_another_size_keep_the_order(tmp_path, pool, clipdata):
         uid = np.load(tmp_path / f"out/uids/{path.stem}.npy")
         assert uids.to_hex(uid) == list(map(uid_number, held[path.name]))
     content = json.loads((tmp_path / "out/manifest.json").read_bytes())
-    assert content["per_tar"]["003"] == {"samples": 10, "kept": 5} and content["kept"] == 35
+    assert content["per_tar"]["003"] == {"samples": 10, "kept": 5}
+    assert content["kept"] == 35
 
 
 def test_a_repacking_goes_on_where_it_was_and_workers_share_it(tmp_path, pool, clipdata):
@@ -99,14 +100,16 @@ def test_several_processes_write_the_same_bytes(tmp_path, pool, clipdata):
     for out, processes in (("one", 1), ("two", 2)):
         arguments = (*REPACK[:4], "--on-bad", "skip", "--processes", processes, "--out", out)
         done = clipdata(*arguments)
-        assert done.returncode == 0 and "skipped 2 tars" in done.stdout, done.stderr
+        assert done.returncode == 0, done.stderr
+        assert "skipped 2 tars" in done.stdout, done.stderr
     written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
     assert len([path for path in written if path.suffix == ".tar"]) == 5
     for path in written:
         if path.name != "run.jsonl":
             assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
     done = clipdata(*REPACK[:4], "--processes", 2, "--out", "stopped")
-    assert done.returncode == 2 and "003.tar: damaged or not a tar" in done.stderr
+    assert done.returncode == 2
+    assert "003.tar: damaged or not a tar" in done.stderr
 
 
 def test_the_other_processes_take_what_this_one_leaves(tmp_path, pool, clipdata, monkeypatch):
@@ -116,7 +119,8 @@ def test_the_other_processes_take_what_this_one_leaves(tmp_path, pool, clipdata,
     monkeypatch.setattr(reshard_processes, "_write", lambda *_: iter(()))  # of this process
     told = []
     monkeypatch.setattr(tqdm.tqdm, "update", lambda _, n: told.append(n))
-    assert reshard.run(options).kept == 35 and sum(told) == 7
+    assert reshard.run(options).kept == 35
+    assert sum(told) == 7
     for path in (tmp_path / "one").glob("**/*.[tn][ap][ry]"):
         assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
 
@@ -155,7 +159,8 @@ def test_a_tar_that_is_skipped_leaves_its_unit_the_others(tmp_path, pool, clipda
     assert numbers_in(tmp_path / "out/00000_00001.tar") == [8, 20, 22, 24]
     found, skipped = done.stdout.splitlines()[-2:]
     assert found.startswith("found 30 of 35 selected uids (85.71 %); 5 are in no tar, e.g. ")
-    assert done.returncode == 0 and skipped.startswith("skipped 1 tar and 0 samples")
+    assert done.returncode == 0
+    assert skipped.startswith("skipped 1 tar and 0 samples")
 
 
 def test_uids_that_a_subset_repeats_are_written_as_often(tmp_path, pool, clipdata):
@@ -169,7 +174,8 @@ def test_uids_that_a_subset_repeats_are_written_as_often(tmp_path, pool, clipdat
     got = read_by_webdataset(tmp_path / "out/000.tar")
     assert [sample["__key__"] for sample in got] == ["00003", "00003-1", "00005", "00005-1", "00005-2"]
     assert numbers_in(tmp_path / "out/000.tar") == [3, 3, 5, 5, 5]
-    assert got[1]["txt"] == b"caption 3" and got[4]["jpg"] == b"5" * 400
+    assert got[1]["txt"] == b"caption 3"
+    assert got[4]["jpg"] == b"5" * 400
 
 
 def test_keys_of_several_tars_stay_apart(tmp_path):
@@ -186,7 +192,8 @@ def test_keys_of_several_tars_stay_apart(tmp_path):
 def test_a_dry_run_counts_and_writes_nothing(tmp_path, pool, clipdata):
     before = sorted(tmp_path.rglob("*"))
     done = clipdata(*REPACK, "--out", "out", "--dry-run")
-    assert done.returncode == 0 and sorted(tmp_path.rglob("*")) == before
+    assert done.returncode == 0
+    assert sorted(tmp_path.rglob("*")) == before
     wet = clipdata(*REPACK, "--out", "out").stdout
     assert done.stdout == wet.replace("10 tars written: out", "nothing written (--dry-run)")
     options = {"tars": ("pool",), "subset": "s.npy", "out": "out", "samples_per_tar": 4, "tars_per_unit": 3}
@@ -215,7 +222,8 @@ def test_digests_of_the_tars_are_taken_when_asked_for(tmp_path, pool, clipdata):
     )
     assert set(held["outputs"]["000.tar"]) == set(held["pool"][0]) - {"name"} == {"bytes", "digest"}
     assert held["outputs"]["000.tar"]["digest"] == storage.digest(str(tmp_path / "with/000.tar"))
-    assert set(without["outputs"]["000.tar"]) == {"bytes"} and set(without["pool"][0]) == {"name", "bytes"}
+    assert set(without["outputs"]["000.tar"]) == {"bytes"}
+    assert set(without["pool"][0]) == {"name", "bytes"}
     assert "digest" in without["outputs"]["uids/000.npy"]
 
 
@@ -242,7 +250,8 @@ def test_a_uid_that_stands_plainly_is_the_one_that_parsing_gives(fields, spaced)
 def test_wrong_numbers_are_refused(clipdata, name):
     flag = f"--{name.replace('_', '-')}"
     done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", flag, 0)
-    assert done.returncode == 2 and f"{flag} is 0, expected a whole number of at least 1" in done.stderr
+    assert done.returncode == 2
+    assert f"{flag} is 0, expected a whole number of at least 1" in done.stderr
 
 
 def test_notes_of_a_file_manager_are_no_tars(tmp_path, pool):

@@ -63,7 +63,8 @@ def test_every_column_is_its_formula(tmp_path, pool, clipdata):
     assert done.returncode == 0, done.stderr
     assert "Scored 250 pairs" in done.stdout
     table = score_tables.open_tables([str(tmp_path / "out")])
-    assert table.parts == ("00000000", "00000001", "00000002") and table.rows == (90, 30, 130)
+    assert table.parts == ("00000000", "00000001", "00000002")
+    assert table.rows == (90, 30, 130)
     uid, found = table.read(list(table.columns))
     np.testing.assert_array_equal(uids.to_hex(uid), pool["uid"])
     f, g = pool["img"].astype(float), pool["txt"].astype(float)
@@ -78,8 +79,10 @@ def test_every_column_is_its_formula(tmp_path, pool, clipdata):
     sums = found["neg_clip_loss_log_sum_text"] + found["neg_clip_loss_log_sum_image"]
     np.testing.assert_allclose(found["clip_score"] - 0.005 * sums, found["neg_clip_loss"], atol=5e-6)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["rows"] == 250 and manifest["temperature"] == 0.01
-    assert len(manifest["pool"]) == 6 and all("digest" in entry for entry in manifest["pool"])
+    assert manifest["rows"] == 250
+    assert manifest["temperature"] == 0.01
+    assert len(manifest["pool"]) == 6
+    assert all("digest" in entry for entry in manifest["pool"])
 
 
 def test_the_same_bytes_on_any_number_of_devices_and_workers(tmp_path, pool, clipdata):
@@ -88,7 +91,8 @@ def test_the_same_bytes_on_any_number_of_devices_and_workers(tmp_path, pool, cli
     for worker in ("0/2", "1/2"):
         assert clipdata("score", "pool", "--out", "dealt", *SMALL, "--worker", worker).returncode == 0
     first = clipdata("score", "pool", "--out", "dealt", *SMALL)
-    assert first.returncode == 0 and first.stdout == "Already complete: dealt\n"  # the same plan
+    assert first.returncode == 0
+    assert first.stdout == "Already complete: dealt\n"
     for other in ("two", "eight", "dealt"):
         for path in [*sorted((tmp_path / "one").glob("*.parquet")), tmp_path / "one" / "manifest.json"]:
             assert path.read_bytes() == (tmp_path / other / path.name).read_bytes(), (other, path.name)
@@ -101,7 +105,8 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
     (tmp_path / "cut" / "receipts" / "unit-00001.json").unlink()
     (tmp_path / "cut" / "00000002.parquet").unlink()
     unfinished = clipdata("select", "cut", "--rule", "top(clip_score, 0.5)", "--out", "s.npy")
-    assert unfinished.returncode == 2 and "isn't finished" in unfinished.stderr
+    assert unfinished.returncode == 2
+    assert "isn't finished" in unfinished.stderr
     kept = (tmp_path / "cut" / "00000000.parquet").stat().st_mtime_ns
     assert clipdata("score", "pool", "--out", "cut", *SMALL).returncode == 0
     assert (tmp_path / "cut" / "00000000.parquet").stat().st_mtime_ns == kept
@@ -114,9 +119,8 @@ def test_every_unit_has_a_line_of_times_and_a_trace_changes_nothing(tmp_path, po
     flags = ("--batch-size", 20, "--group", 1)  # a unit is a shard
     done = clipdata("score", "pool", "--out", "out", *flags, "--profile", "trace")
     assert done.returncode == 0, done.stderr
-    assert "the trace of 1 step is in trace" in done.stderr and list(
-        (tmp_path / "trace").rglob("*.xplane.pb")
-    )
+    assert "the trace of 1 step is in trace" in done.stderr
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
     lines = [json.loads(line) for line in (tmp_path / "out/run.jsonl").read_text().splitlines()]
     assert [(line["unit"], line["process"], line["rows"]) for line in lines] == [
         ("unit-00000", 0, 90),
@@ -125,7 +129,8 @@ def test_every_unit_has_a_line_of_times_and_a_trace_changes_nothing(tmp_path, po
     ]
     for line in lines:
         assert all(line[f"{name}_seconds"] >= 0 for name in ("read", "wait", "compute", "write"))
-        assert line["rows_per_second"] > 0 and line["resident_bytes"] > 1e6
+        assert line["rows_per_second"] > 0
+        assert line["resident_bytes"] > 1e6
     assert clipdata("score", "pool", "--out", "out", *flags).returncode == 0  # the same run, traced or not
     with pytest.raises(InputError, match="--profile memory://trace: is not local"):
         profiling.Profiler("memory://trace", steps=1)
@@ -170,13 +175,15 @@ def test_a_part_that_is_damaged_resized_or_missing_comes_back_as_the_message_say
             InputError, match=r"is missing, manifest\.json says .* bytes; give score's command"
         ):
             score_tables.open_tables([str(tmp_path / "out")])
-        assert clipdata(*flags).returncode == 0 and part.read_bytes() == good
+        assert clipdata(*flags).returncode == 0
+        assert part.read_bytes() == good
 
 
 def test_an_unfinished_pool_is_refused(tmp_path, pool, clipdata):
     (tmp_path / "pool" / "plan.json").write_text("{}")
     done = clipdata("score", "pool", "--out", "out")
-    assert done.returncode == 2 and "pool: the run that fills it isn't finished" in done.stderr
+    assert done.returncode == 2
+    assert "pool: the run that fills it isn't finished" in done.stderr
 
 
 def test_the_limit_of_bad_rows_holds_over_workers(tmp_path, pool, clipdata):
@@ -186,8 +193,10 @@ def test_the_limit_of_bad_rows_holds_over_workers(tmp_path, pool, clipdata):
     flags = ("score", "pool", "--out", "out", *SMALL)
     assert clipdata(*flags, "--worker", "0/2", "--max-bad-rows", 0.5).returncode == 0
     done = clipdata(*flags)
-    assert done.returncode == 2 and "10 of 250 rows are no unit vectors" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "out" / "manifest.json").exists()
+    assert done.returncode == 2
+    assert "10 of 250 rows are no unit vectors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
     assert clipdata(*flags, "--max-bad-rows", 0.5).returncode == 0
 
 
@@ -196,16 +205,17 @@ def test_bad_rows_are_masked_counted_and_shift_nothing(tmp_path, pool, clipdata)
     img[3], txt[10], img[20] = np.nan, 0, img[20] * 1.1
     edit_npz(tmp_path / "pool" / "00000000.npz", b32_img=img, b32_txt=txt)
     done = clipdata("score", "pool", "--out", "few", *SMALL)
-    assert done.returncode == 2 and "--max-bad-rows" in done.stderr and "row 3, not finite" in done.stderr
+    assert done.returncode == 2
+    assert "--max-bad-rows" in done.stderr
+    assert "row 3, not finite" in done.stderr
     done = clipdata("score", "pool", "--out", "out", *SMALL, "--max-bad-rows", 0.02)
     assert done.returncode == 0, done.stderr
     assert "1 not finite, 1 not of unit norm, 1 zero;" in done.stdout
     good = np.ones(250, bool)
     good[[3, 10, 20]] = False
     found = read(tmp_path / "out", "clip_score", "neg_clip_loss")
-    assert np.all(np.isnan(found["neg_clip_loss"]) == ~good) and np.all(
-        np.isnan(found["clip_score"]) == ~good
-    )
+    assert np.all(np.isnan(found["neg_clip_loss"]) == ~good)
+    assert np.all(np.isnan(found["clip_score"]) == ~good)
     made = {**pool, "img": np.concatenate([np.where(good[:90, None], img, 0), pool["img"][90:]])}
     want = expected_neg_clip_loss(made, [90, 160], 0.01, good)
     np.testing.assert_allclose(found["neg_clip_loss"][good], want[good], atol=5e-6)
@@ -215,14 +225,16 @@ def test_bad_rows_are_masked_counted_and_shift_nothing(tmp_path, pool, clipdata)
         for row, reason in ((3, "not finite"), (10, "zero"), (20, "not of unit norm"))
     ]
     done = clipdata("score", "pool", "--out", "scaled", *SMALL, "--max-bad-rows", 0.02, "--normalize")
-    assert done.returncode == 0 and "1 not finite, 1 zero;" in done.stdout
+    assert done.returncode == 0
+    assert "1 not finite, 1 zero;" in done.stdout
 
 
 def test_the_standard_error_is_there_where_there_are_several_batches(tmp_path, pool, clipdata):
     assert clipdata("score", "pool", "--out", "several", *SMALL, "--temperature", 0.5).returncode == 0
     assert clipdata("score", "pool", "--out", "one", "--temperature", 0.5).returncode == 0
     error = read(tmp_path / "several", "neg_clip_loss_se")["neg_clip_loss_se"]
-    assert np.all(error > 0) and np.median(error) < 0.05
+    assert np.all(error > 0)
+    assert np.median(error) < 0.05
     assert np.isnan(read(tmp_path / "one", "neg_clip_loss_se")["neg_clip_loss_se"]).all()
     assert pq.read_table(tmp_path / "one" / "00000000.parquet")["neg_clip_loss_se"].null_count == 90
 
@@ -232,7 +244,8 @@ def test_scores_can_be_added_later(tmp_path, pool, clipdata):
     added = clipdata("score", "pool", "--out", "b", "--scores", "norm_sim", "--target", "t=target.npy")
     assert added.returncode == 0, added.stderr
     table = score_tables.open_tables([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert set(table.columns) == {"clip_score", "norm_sim_inf_t"} and len(table) == 250
+    assert set(table.columns) == {"clip_score", "norm_sim_inf_t"}
+    assert len(table) == 250
 
 
 def test_clip_retrieval_folders_are_read(tmp_path, pool, clipdata):
@@ -255,13 +268,15 @@ def test_an_output_of_another_run_is_left_alone(tmp_path, pool, clipdata):
     assert clipdata("score", "pool", "--out", "out", *SMALL).returncode == 0
     before = (tmp_path / "out" / "00000000.parquet").read_bytes()
     done = clipdata("score", "pool", "--out", "out", *SMALL, "--seed", 1)
-    assert done.returncode == 2 and "options.seed was 0, now 1" in done.stderr
+    assert done.returncode == 2
+    assert "options.seed was 0, now 1" in done.stderr
     assert (tmp_path / "out" / "00000000.parquet").read_bytes() == before
     done = clipdata("score", "pool", "--out", "pool", *SMALL)
-    assert done.returncode == 2 and "is not empty" in done.stderr
+    assert done.returncode == 2
+    assert "is not empty" in done.stderr
 
 
-def test_shuffled_captions_of_real_pictures_are_found(tmp_path, shared, clipdata):
+def test_shuffled_captions_of_real_images_are_found(tmp_path, shared, clipdata):
     """1,000 Flickr8k pairs with a TinyCLIP's embeddings, 30 % of the captions shuffled among themselves."""
     folder = shared("data/flickr8k_val1000")
     img, txt = (np.load(folder / f"tinyclip_{side}.npy") for side in ("img", "txt"))
@@ -287,7 +302,8 @@ def test_shuffled_captions_of_real_pictures_are_found(tmp_path, shared, clipdata
             above = values[~bad][:, None] > values[bad][None, :]
             areas[column].append(float(above.mean()))
     # Single seeds spread by 0.001 about the mean: a wrong caption sometimes happens to fit.
-    assert np.mean(areas["neg_clip_loss"]) >= 0.997 and min(areas["neg_clip_loss"]) >= 0.995, areas
+    assert np.mean(areas["neg_clip_loss"]) >= 0.997, areas
+    assert min(areas["neg_clip_loss"]) >= 0.995, areas
     assert min(areas["clip_score"]) >= 0.990, areas
     assert np.mean(areas["neg_clip_loss"]) > np.mean(areas["clip_score"])
 
@@ -302,7 +318,8 @@ def test_processes_on_an_object_store_take_rows_from_the_first_one_s_plan(tmp_pa
     asked = []
     monkeypatch.setattr(embedding_shards, "_footer_rows", asked.append)
     done = clipdata(*command, *units, "--worker", "1/2")
-    assert done.returncode == 0 and not asked, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert not asked, done.stderr
     assert "Scored 80 pairs" in done.stdout
     monkeypatch.undo()
     assert "another run" in clipdata(*command, "--batch-size", 20, "--group", 1).stderr

@@ -67,7 +67,7 @@ def empty(pool: Path) -> None:
     ("damage", "words"),
     [
         (damage_rows, ["00000001.npz: holds float16[29, 32], but its metadata has 30 rows"]),
-        (other_text_dimension, ["00000001.npz: pictures are (30, 32), captions (30, 16)"]),
+        (other_text_dimension, ["00000001.npz: images are (30, 32), captions (30, 16)"]),
         (drop_uid_column, ["00000001.parquet: column 'uid' is missing; it has text"]),
         (bad_uid, ["00000001.parquet: row 0: the uid is 'zzzz", "expected 32 hex digits"]),
         (other_dimension, ["00000001.npz: embeddings of dimension 16, but the pool's first have 32"]),
@@ -86,16 +86,19 @@ def empty(pool: Path) -> None:
 def test_a_broken_pool_is_one_clear_sentence(tmp_path, pool, clipdata, damage, words):
     damage(tmp_path / "pool")
     done = clipdata("score", "pool", "--out", "out", *SMALL)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("clipdata score: ") and all(word in last for word in words), last
+    assert last.startswith("clipdata score: "), last
+    assert all(word in last for word in words), last
 
 
 def test_a_shard_whose_rows_cannot_be_counted_is_left_out_and_listed(tmp_path, pool, clipdata):
     (tmp_path / "pool" / "00000001.parquet").write_text("?")
     done = clipdata("score", "pool", "--out", "out", *SMALL, "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
-    assert "Scored 220 pairs" in done.stdout and "00000001.parquet" in done.stdout.splitlines()[-1]
+    assert "Scored 220 pairs" in done.stdout
+    assert "00000001.parquet" in done.stdout.splitlines()[-1]
     assert score_tables.open_tables([str(tmp_path / "out")]).rows == (90, 130)
 
 
@@ -105,7 +108,9 @@ def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
     assert done.returncode == 0, done.stderr
     assert "Skipped 1 shard" in done.stdout.splitlines()[-1]
     score = score_tables.open_tables([str(tmp_path / "out")]).read(["clip_score"])[1]["clip_score"]
-    assert np.isnan(score[90:120]).all() and np.isfinite(score[:90]).all() and np.isfinite(score[120:]).all()
+    assert np.isnan(score[90:120]).all()
+    assert np.isfinite(score[:90]).all()
+    assert np.isfinite(score[120:]).all()
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"][0]["shard"] == "00000001"
 
 
@@ -144,7 +149,8 @@ def test_bad_flags_are_one_clear_sentence(tmp_path, pool, clipdata, flags, words
     rows[2] *= 2
     np.save(tmp_path / "long.npy", rows)
     done = clipdata("score", "pool", "--out", "out", *flags)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
     assert words in " ".join(done.stderr.split()), done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -157,7 +163,8 @@ def test_a_batch_larger_than_the_pool_is_one_batch_and_said_so(tmp_path, clipdat
     assert done.returncode == 0, done.stderr
     assert "in 1 batch of 40 pairs (--batch-size 400 is more than the pool has)" in done.stdout
     found = score_tables.open_tables([str(tmp_path / "out")]).read(["neg_clip_loss", "neg_clip_loss_se"])[1]
-    assert np.isfinite(found["neg_clip_loss"]).all() and np.isnan(found["neg_clip_loss_se"]).all()
+    assert np.isfinite(found["neg_clip_loss"]).all()
+    assert np.isnan(found["neg_clip_loss_se"]).all()
 
 
 def test_a_config_file_s_division_must_be_known():

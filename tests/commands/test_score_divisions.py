@@ -145,7 +145,8 @@ def test_the_division_of_the_paper_cuts_whole_files(tmp_path, clipdata):
     found = read(tmp_path / "out", "neg_clip_loss", "neg_clip_loss_se")
     np.testing.assert_allclose(found["neg_clip_loss"], mean_over(batches, pool, 0.02), atol=5e-6)
     error = found["neg_clip_loss_se"]
-    assert np.isnan(error[90:130]).all() and np.mean(error[:90] > 0) > 0.5  # a file of 40 is one batch
+    assert np.isnan(error[90:130]).all()
+    assert np.mean(error[:90] > 0) > 0.5
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["groups"] == {
         "count": 3,
@@ -233,14 +234,16 @@ def test_the_program_that_score_runs_on_eight_devices_has_no_collective(tmp_path
     done = clipdata("score", "pool", "--out", "out", "--batch-size", 40, *SMALL, "--scores", "neg_clip_loss")
     assert done.returncode == 0, done.stderr
     (mesh, args), *_ = ran
-    assert (
-        len(ran) == 1 and mesh.size == 8 and len({shard.device for shard in args[0].addressable_shards}) == 8
-    )
+    assert len(ran) == 1
+    assert mesh.size == 8
+    assert len({shard.device for shard in args[0].addressable_shards}) == 8
     assert all(
         np.asarray(shard.data).sum() == 80 for shard in args[2].addressable_shards
     )  # each its own group
     text = program(mesh).lower(*args).compile().as_text()
-    assert "num_partitions=8" in text and not [word for word in COLLECTIVES if word in text]
+    assert "num_partitions=8" in text
+    assert not [word for word in COLLECTIVES if word in text]
     sharded = jax.jit(lambda f, g: cj.neg_clip_loss_sharded(f, g, mesh=mesh))
     text = sharded.lower(*[np.zeros((16, 8), np.float32)] * 2).compile().as_text()
-    assert "num_partitions=8" in text and "collective-permute" in text  # what the words above would find
+    assert "num_partitions=8" in text
+    assert "collective-permute" in text

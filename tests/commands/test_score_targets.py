@@ -1,4 +1,4 @@
-"""The real `clipdata score` with targets: pictures embedded on the way, unions, nearest rows, a first selection."""
+"""The real `clipdata score` with targets: images embedded on the way, unions, nearest rows, a first selection."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import make_checkpoint
-from support.pictures import jpeg, write_pairs
+from support.images import jpeg, write_pairs
 from support.pools import make_pool, unit_rows
 
 from clipdata_jax.formats import uids
@@ -82,54 +82,61 @@ def test_where_scores_the_survivors_alone(tmp_path, made, clipdata):
     kept = uids.sort_unique(uids.from_hex(list(made["uid"][::3])))
     uids.write_subset(str(tmp_path / "first.npy"), kept)
     done = clipdata("score", "pool", *TARGETS, "--nearest", "--where", "first.npy", "--out", "some")
-    assert done.returncode == 0 and f"--where left {len(kept)} pairs to score" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert f"--where left {len(kept)} pairs to score" in done.stdout, done.stderr
     for name in ("norm_sim_inf_few", "norm_sim_inf_few_row"):
         (found,), (wanted,) = read(tmp_path / "some", name), read(tmp_path / "all", name)
         np.testing.assert_allclose(found[::3], wanted[::3], atol=1e-7)
         assert np.isnan(np.delete(found, slice(None, None, 3))).all()
     np.save(tmp_path / "none.npy", kept[:0])
     done = clipdata("score", "pool", *TARGETS, "--where", "none.npy", "--out", "none")
-    assert done.returncode == 0 and np.isnan(read(tmp_path / "none", "norm_sim_inf_few")).all()
+    assert done.returncode == 0
+    assert np.isnan(read(tmp_path / "none", "norm_sim_inf_few")).all()
 
 
-def test_a_target_of_pictures_is_embedded_once(tmp_path, checkpoint, clipdata):
+def test_a_target_of_images_is_embedded_once(tmp_path, checkpoint, clipdata):
     write_pairs(tmp_path / "0.tar", range(9))
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for seed in range(4):
-        (tmp_path / "pictures" / f"{seed}.jpg").write_bytes(jpeg(seed))
+        (tmp_path / "images" / f"{seed}.jpg").write_bytes(jpeg(seed))
     assert clipdata("embed", "0.tar", "--model", checkpoint, "--out", "meta").returncode == 0
-    flags = ("score", "meta", "--target", "mine=pictures", "--target-model", checkpoint)
+    flags = ("score", "meta", "--target", "mine=images", "--target-model", checkpoint)
     flags += ("--target-cache", "cache", "--scores", "norm_sim")
     done = clipdata(*flags, "--out", "scores")
-    assert done.returncode == 0 and "Target mine: pictures, embeddings in cache/mine-" in done.stdout
+    assert done.returncode == 0
+    assert "Target mine: images, embeddings in cache/mine-" in done.stdout
     (file,) = (tmp_path / "cache").glob("*.npz")
     (found,) = read(tmp_path / "scores", "norm_sim_inf_mine")
     np.testing.assert_allclose(found[:4], 1, atol=2e-3)
     before = file.stat().st_mtime_ns
     done = clipdata(*flags, "--out", "again")
-    assert done.returncode == 0 and "made before" in done.stdout and file.stat().st_mtime_ns == before
+    assert done.returncode == 0
+    assert "made before" in done.stdout
+    assert file.stat().st_mtime_ns == before
     # The content counts, not where it lies or when it was written; and one byte of it does, at equal sizes.
-    shutil.copytree(tmp_path / "pictures", tmp_path / "moved")
-    moved = [flag if flag != "mine=pictures" else "mine=moved" for flag in flags]
+    shutil.copytree(tmp_path / "images", tmp_path / "moved")
+    moved = [flag if flag != "mine=images" else "mine=moved" for flag in flags]
     done = clipdata(*moved, "--out", "moved-scores")
-    assert done.returncode == 0 and "made before" in done.stdout and file.stat().st_mtime_ns == before
-    content = bytearray((tmp_path / "pictures" / "3.jpg").read_bytes())
+    assert done.returncode == 0
+    assert "made before" in done.stdout
+    assert file.stat().st_mtime_ns == before
+    content = bytearray((tmp_path / "images" / "3.jpg").read_bytes())
     content[-20] ^= 1
-    (tmp_path / "pictures" / "3.jpg").write_bytes(content)
+    (tmp_path / "images" / "3.jpg").write_bytes(content)
     done = clipdata(*flags, "--out", "more")
-    assert done.returncode == 0 and "made before" not in done.stdout
+    assert done.returncode == 0
+    assert "made before" not in done.stdout
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 2
-    done = clipdata("score", "meta", "--target", "mine=pictures", "--out", "o")
-    assert done.returncode == 2 and "--target-model CHECKPOINT" in done.stderr
+    done = clipdata("score", "meta", "--target", "mine=images", "--out", "o")
+    assert done.returncode == 2
+    assert "--target-model CHECKPOINT" in done.stderr
     done = clipdata(*flags, "--target-cache", "fresh", "--worker", "0/2", "--out", "o")
-    assert (
-        done.returncode == 2
-        and "first run clipdata embed pictures --images-only --model clip=" in done.stderr
-    )
+    assert done.returncode == 2
+    assert "first run clipdata embed images --images-only --model clip=" in done.stderr
 
 
 @pytest.mark.parametrize("flags", [["b=missing.npy"], ["--where", "missing.npy"]])
-def test_what_is_missing_is_told_before_pictures_are_embedded(tmp_path, checkpoint, made, clipdata, flags):
+def test_what_is_missing_is_told_before_images_are_embedded(tmp_path, checkpoint, made, clipdata, flags):
     write_pairs(tmp_path / "0.tar", range(2))
     more = (
         "--target-model",
@@ -142,7 +149,8 @@ def test_what_is_missing_is_told_before_pictures_are_embedded(tmp_path, checkpoi
         "scores",
     )
     done = clipdata("score", "pool", "--target", "a=0.tar", *flags, *more)
-    assert done.returncode == 2 and "missing.npy: no such file" in done.stderr, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert "missing.npy: no such file" in done.stderr, done.stderr
     assert not (tmp_path / "cache").exists()
 
 
@@ -155,11 +163,13 @@ def test_a_target_of_another_model_is_refused(tmp_path, checkpoint, other, clipd
             assert done.returncode == 0, done.stderr
         flags = ("score", "meta", "--target", f"t={out}", "--out", f"scores_{out.replace('/', '_')}")
         done = clipdata(*flags)
-        assert done.returncode == 2 and f"{out}: the target is of another model than the pool" in done.stderr
+        assert done.returncode == 2
+        assert f"{out}: the target is of another model than the pool" in done.stderr
         assert clipdata(*flags, "--force").returncode == 0
     flags = ("score", "meta", "--target", "t=0.tar", "--target-model", other, "--out", "o")
     done = clipdata(*flags, "--target-cache", "cache")
-    assert done.returncode == 2 and "is another model than the pool's" in done.stderr
+    assert done.returncode == 2
+    assert "is another model than the pool's" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -179,7 +189,8 @@ def test_a_target_of_another_model_is_refused(tmp_path, checkpoint, other, clipd
 )
 def test_bad_flags_are_one_clear_sentence(made, clipdata, flags, words):
     done = clipdata("score", "pool", *flags, "--out", "scores")
-    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -61,7 +61,8 @@ def test_a_column_that_two_tables_have_can_not_be_asked_for(tmp_path, clipdata):
 def test_the_subset_is_what_sorting_gives(tmp_path, clipdata):
     uid, columns = make_table(tmp_path / "scores")
     done = clipdata("select", "scores", "--rule", RULE, "--out", "new/subset.npy")
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", done.stderr
     subset = np.load(tmp_path / "new/subset.npy", allow_pickle=False)
     assert subset.dtype == np.dtype("u8,u8")
     np.testing.assert_array_equal(subset, two_steps(uid, columns))
@@ -148,7 +149,8 @@ def test_a_rule_that_keeps_nothing_is_refused_and_shows_where(tmp_path, clipdata
     ]
     assert not list(tmp_path.glob("s.npy*"))
     done = clipdata("select", "scores", "--rule", rule, "--explain")
-    assert done.returncode == 0 and "the rule keeps nothing" in done.stdout
+    assert done.returncode == 0
+    assert "the rule keeps nothing" in done.stdout
 
 
 def test_explain_says_what_is_kept_and_writes_nothing(tmp_path, clipdata):
@@ -177,7 +179,8 @@ def test_numbers_are_compared_as_they_are_stored(tmp_path, clipdata):
     for rule, kept in (("(nearest == 16777217)", [1]), ("(n >= 16777217)", [1, 2]), ("(d >= 0.28)", [0, 2])):
         out = tmp_path / f"{kept}.npy"
         done = clipdata("select", "scores", "--columns", "more.parquet", "--rule", rule, "--out", out)
-        assert done.returncode == 0 and np.load(out)["f1"].tolist() == kept, done.stderr
+        assert done.returncode == 0, done.stderr
+        assert np.load(out)["f1"].tolist() == kept, done.stderr
 
 
 def test_columns_of_others_join_by_uid(tmp_path, clipdata):

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from support import stores
 from support.checkpoints import make_checkpoint
-from support.pictures import write_pairs
+from support.images import write_pairs
 from support.pools import make_pool
 
 from clipdata_jax import storage
@@ -90,7 +90,8 @@ def test_the_commands_make_the_same_bytes_in_a_store(world, expected, clipdata, 
     if not kinds:  # by embed, verify, and reshard, in which the subset may have nothing of it
         assert 2 <= faults.read["/bucket/pool/00000.tar"] <= 3
     faults.reset()
-    assert contents(out) == expected and len(expected) > 10
+    assert contents(out) == expected
+    assert len(expected) > 10
     for folder in ("metadata", "scores", "selected"):  # a line a unit, as on a disk
         lines = storage.read_bytes(f"{out}/{folder}/run.jsonl").splitlines()
         units = [json.loads(line)["unit"] for line in lines]
@@ -153,7 +154,9 @@ def test_a_store_that_is_not_there_is_told(clipdata, monkeypatch):
     kind.clear_instance_cache()
     done = clipdata("select", "s3://bucket/scores", "--rule", "top(x, 1)", "--out", "s3://bucket/s.npy")
     kind.clear_instance_cache()
-    assert done.returncode == 2 and "s3://bucket/scores" in done.stderr and "failed 6 times" in done.stderr
+    assert done.returncode == 2
+    assert "s3://bucket/scores" in done.stderr
+    assert "failed 6 times" in done.stderr
     assert os.linesep not in done.stderr.strip()
 
 
@@ -170,7 +173,8 @@ def test_a_lost_mount_or_no_right_to_write_is_told(tmp_path, clipdata, monkeypat
 
     monkeypatch.setattr(Output, "complete", unmounted)
     done = clipdata(*score)
-    assert done.returncode == 2 and "out: its plan.json is gone; was the disk unmounted?" in done.stderr
+    assert done.returncode == 2
+    assert "out: its plan.json is gone; was the disk unmounted?" in done.stderr
     assert not list((tmp_path / "out").iterdir())
     monkeypatch.setattr(Output, "complete", complete)
     (tmp_path / "out").rmdir()
@@ -181,7 +185,8 @@ def test_a_lost_mount_or_no_right_to_write_is_told(tmp_path, clipdata, monkeypat
 
     monkeypatch.setattr(paths, "make_folder", refused)
     done = clipdata(*score)
-    assert done.returncode == 2 and "can't be written (permission denied)" in done.stderr
+    assert done.returncode == 2
+    assert "can't be written (permission denied)" in done.stderr
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert clipdata(*score).returncode == 0

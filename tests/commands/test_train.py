@@ -1,4 +1,4 @@
-"""The command `train`: killed and resumed, subsets and bad input, real pictures."""
+"""The command `train`: killed and resumed, subsets and bad input, real images."""
 
 import json
 import os
@@ -106,12 +106,14 @@ def check_model(out):
     assert models.load_image_transform(out / "model").size == 32
     assert sorted(os.listdir(out / "checkpoints")) == ["10", "8"]
     lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
-    assert lines[0]["step"] == 1 and lines[-2]["step"] == 10 and lines[-2]["rows_per_second"] > 0
+    assert lines[0]["step"] == 1
+    assert lines[-2]["step"] == 10
+    assert lines[-2]["rows_per_second"] > 0
 
 
 def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, capsys):
     def spoil(name, data):
-        return b"no picture" if name.endswith("03.jpg") else data
+        return b"no image" if name.endswith("03.jpg") else data
 
     edit_tar(pool / "00000.tar", tmp_path / "00000.tar", spoil)
     whole = (pool / "00001.tar").read_bytes()
@@ -129,8 +131,10 @@ def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, cap
     assert made["pairs"] == len(set(wanted)) - 2
     assert (made["subset_uids"], made["subset_uids_not_found"]) == (len(set(wanted)), 2)
     (skipped,) = made["skipped_samples"]
-    assert skipped["key"] == samples[spoilt].key and "not a picture" in skipped["reason"]
-    assert len(made["skipped_tars"]) == 1 and "00001.tar: damaged" in made["skipped_tars"][0]
+    assert skipped["key"] == samples[spoilt].key
+    assert "not an image" in skipped["reason"]
+    assert len(made["skipped_tars"]) == 1
+    assert "00001.tar: damaged" in made["skipped_tars"][0]
     assert "Skipped 1 tar and 1 sample" in capsys.readouterr().out
     # The same run again only says so; another one is refused and leaves everything as it is.
     before = (tmp_path / "out" / "manifest.json").read_bytes()
@@ -163,7 +167,7 @@ def good_tar(folder, pool):
 
 BAD = {
     "cut tar": (cut_tar, (), "00000.tar: damaged or not a tar"),
-    "empty caption": (empty_caption, (), "its caption is empty; mend it, or use --on-bad skip"),
+    "empty caption": (empty_caption, (), "its caption is empty; fix it, or pass --on-bad skip"),
     "no such tars": (good_tar, ("--tars", "nowhere"), "nowhere"),
     "no tokenizer": (good_tar, ("--tokenizer", "nowhere"), "nowhere"),
     "tokenizer of no files": (good_tar, ("--tokenizer", "."), "has no tokenizer"),
@@ -200,21 +204,22 @@ def test_bad_input_is_one_clear_sentence(tmp_path, pool, tokenizer, capsys, monk
     arguments = [flags.pop("--tars"), *(word for flag in flags.items() for word in flag)]
     assert cli.main(["train", *arguments, "--steps", "2", "--warmup", "0", *TINY]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("clipdata train: ") and words in error
+    assert error.startswith("clipdata train: ")
+    assert words in error
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_more_pictures_than_memory_are_refused_after_the_first_tar(
+def test_more_images_than_memory_are_refused_after_the_first_tar(
     tmp_path, pool, tokenizer, capsys, monkeypatch
 ):
     monkeypatch.setattr(train, "MEMORY_BOUND", 30 * 3 * 32**2)
     arguments = ["train", str(pool), "--tokenizer", str(tokenizer), "--out", str(tmp_path / "out")]
     assert cli.main([*arguments, *TINY]) == 2
-    assert "about 40 pictures of 3,072 bytes need" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "about 40 images of 3,072 bytes need" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_real_pictures_are_learnt_and_found_again(tmp_path, shared, clipdata):
+def test_real_images_are_learnt_and_found_again(tmp_path, shared, clipdata):
     source = str(shared("data/flickr8k_96px") / "train-00000.tar")
     samples = [sample for sample, _ in zip(tars.read_tar(source), range(192), strict=False)]
     members = [(name, s.members[ext]) for s in samples for ext, name in s.names.items()]
@@ -231,9 +236,10 @@ def test_real_pictures_are_learnt_and_found_again(tmp_path, shared, clipdata):
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    assert losses[1] > np.log(64) - 0.2 and losses[60] < np.log(64) - 1
+    assert losses[1] > np.log(64) - 0.2
+    assert losses[60] < np.log(64) - 1
     done = clipdata("evaluate", "run/model", "--retrieval", "slice.tar", "--out", "figures.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "figures.json").read_bytes())["retrieval"]
-    assert (found["pictures"], found["captions"]) == (192, 960)
+    assert (found["images"], found["captions"]) == (192, 960)
     assert found["image_to_text"]["r10"] > 0.25  # chance: 0.05; it saw one of five captions

@@ -33,7 +33,8 @@ def ran(done, *lines):
 def refused(done, *words):
     assert done.returncode == 2, (done.stdout, done.stderr)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("clipdata uids: ") and "Traceback" not in done.stderr
+    assert last.startswith("clipdata uids: ")
+    assert "Traceback" not in done.stderr
     assert all(word in last for word in words), last
 
 
@@ -77,7 +78,8 @@ def test_overlaps_are_counted_and_shared_out(clipdata):
         "300 different uids in any of them, 100 in all",
     )
     text = clipdata("uids", "stats", "mine.npy", "theirs.npy", "--multiset").stdout
-    assert re.search(r"\[1\] +\[2\] +100 +50.00 % +33.33 %$", text, re.M) and "with repeats" in text
+    assert re.search(r"\[1\] +\[2\] +100 +50.00 % +33.33 %$", text, re.M)
+    assert "with repeats" in text
     many = clipdata("uids", "stats", *["mine.npy", "theirs.npy"] * 5).stdout
     assert re.search(r"\[9\] \[10\] +100 +50.00 % +50.00 %$", many, re.M)
     assert max(map(len, many.splitlines())) <= 80
@@ -103,7 +105,8 @@ def test_the_manifest_says_what_the_file_is_made_of(tmp_path, clipdata):
     content = json.loads(text)
     assert [entry["name"] for entry in content["inputs"]] == ["mine.npy", "theirs.npy"]
     assert all(entry["digest"].startswith("sha256:") for entry in content["inputs"])
-    assert content["outputs"]["u.npy"]["bytes"] == 128 + 300 * 16 and content["uids"] == 300
+    assert content["outputs"]["u.npy"]["bytes"] == 128 + 300 * 16
+    assert content["uids"] == 300
     assert content["files"][1] == {"path": "theirs.npy", "rows": 300, "repeats": 100, "is_sorted": False}
     assert content["options"]["operation"] == "union"
     assert clipdata(*arguments).returncode == 0  # the same run may write its file again
@@ -185,6 +188,7 @@ def test_empty_files_are_sets_too(tmp_path, clipdata):
     np.save(tmp_path / "empty.npy", MINE[:0])
     for name, count in (("union", 200), ("minus", 0), ("intersect", 0)):
         done = clipdata("uids", name, "empty.npy", "mine.npy", "--out", f"{name}.npy")
-        assert done.returncode == 0 and ("No uid is left" in done.stdout) == (not count)
+        assert done.returncode == 0
+        assert ("No uid is left" in done.stdout) == (not count)
         assert len(np.load(tmp_path / f"{name}.npy")) == count
     assert "- " in clipdata("uids", "stats", "empty.npy", "mine.npy").stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.checkpoints import make_checkpoint
-from support.pictures import write_pairs
+from support.images import write_pairs
 from support.pools import make_pool
 from test_architecture import run_python
 
@@ -86,7 +86,8 @@ def test_what_is_whole_is_called_good(work, clipdata):
     done = clipdata("verify", *outputs)
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
-    assert len(lines) == len(outputs) and all(line.endswith("all good") for line in lines)
+    assert len(lines) == len(outputs)
+    assert all(line.endswith("all good") for line in lines)
     assert lines[0].startswith(
         "scores: score, 2 of 2 units done, 3 parts compared by digest, of its inputs 6 files"
     )
@@ -213,8 +214,10 @@ def test_damage_to_a_folder_is_named(name, work, clipdata):
     damage, words = DAMAGE[name]
     damage(work)
     done = clipdata("verify", "scores")
-    assert done.returncode == 2 and words in done.stdout, done.stdout
-    assert "listed above" in done.stderr and done.stdout.splitlines()[-1].endswith(("problem", "problems"))
+    assert done.returncode == 2, done.stdout
+    assert words in done.stdout, done.stdout
+    assert "listed above" in done.stderr
+    assert done.stdout.splitlines()[-1].endswith(("problem", "problems"))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +239,8 @@ def test_damage_to_a_folder_is_named(name, work, clipdata):
 def test_damage_to_other_outputs_is_named(output, damage, words, work, clipdata):
     damage(work)
     done = clipdata("verify", output)
-    assert done.returncode == 2 and words in done.stdout, done.stdout
+    assert done.returncode == 2, done.stdout
+    assert words in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -249,7 +253,8 @@ def test_no_store_is_asked_because_a_record_names_it(name, work, clipdata, monke
     with monkeypatch.context() as patch:
         patch.setattr(remote, "connect", None)
         done = clipdata("verify", "subset.npy")
-        assert done.returncode == 2 and f"({name!r} for one); not asked" in done.stdout, done.stdout
+        assert done.returncode == 2, done.stdout
+        assert f"({name!r} for one); not asked" in done.stdout, done.stdout
         assert clipdata("verify", "subset.npy", "--pool", "no").returncode == 0
 
 
@@ -273,7 +278,8 @@ def test_a_store_that_the_user_names_is_asked(work, clipdata):
             lambda content, name=name: content["inputs"].append({"name": name}),
         )
         done = clipdata(*command)
-        assert done.returncode == 2 and f"names {name!r}, which is no file; not opened" in done.stdout
+        assert done.returncode == 2
+        assert f"names {name!r}, which is no file; not opened" in done.stdout
 
 
 def test_a_run_that_is_not_finished_is_good_as_far_as_it_went(work, clipdata):
@@ -291,7 +297,8 @@ def test_a_run_that_is_not_finished_is_good_as_far_as_it_went(work, clipdata):
 def test_the_pool_need_not_be_read(work, clipdata):
     flip(work / "pool/00000002.npz")
     done = clipdata("verify", "scores", "--pool", "size")
-    assert done.returncode == 0 and "of its inputs 6 files by size alone" in done.stdout
+    assert done.returncode == 0
+    assert "of its inputs 6 files by size alone" in done.stdout
     (work / "pool/00000002.npz").write_bytes(b"")
     assert clipdata("verify", "scores", "--pool", "size").returncode == 2
     assert clipdata("verify", "scores", "--pool", "no").returncode == 0
@@ -307,7 +314,8 @@ def test_the_pool_need_not_be_read(work, clipdata):
 )
 def test_what_is_no_output_is_refused(path, words, work, clipdata):
     done = clipdata("verify", path)
-    assert done.returncode == 2 and words in done.stderr
+    assert done.returncode == 2
+    assert words in done.stderr
 
 
 def test_verify_needs_no_jax(made):

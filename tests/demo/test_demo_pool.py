@@ -23,7 +23,7 @@ from clipdata_jax.errors import InputError
 MAKERS = {
     "pool": lambda folder, seed: make_pool(folder, pairs=60, seed=seed, shards=2),
     "clean": lambda folder, seed: make_clean_tars(folder, pairs=20, seed=seed, web_share=0.3),
-    "target": lambda folder, seed: make_target(folder, pictures=10, seed=seed),
+    "target": lambda folder, seed: make_target(folder, images=10, seed=seed),
     "zero_shot": lambda folder, seed: make_zero_shot(folder, per_class=1, seed=seed),
 }
 
@@ -132,13 +132,13 @@ def test_generic_and_boilerplate_captions_are_of_their_lists(pool):
     assert not any("{" in caption for captions in found.values() for caption in captions)
 
 
-def test_blank_pictures_show_nothing_and_others_something(pool):
+def test_blank_images_show_nothing_and_others_something(pool):
     samples, truth = pool
     for sample, kind in zip(samples, truth["kind"], strict=True):
         pixels = np.asarray(Image.open(io.BytesIO(sample["jpg"])), np.float64)
         if kind == "blank":
             assert pixels.std(axis=(0, 1)).max() < 20
-        elif kind != "text_picture":
+        elif kind != "text_image":
             assert pixels.std(axis=(0, 1)).max() > 10
 
 
@@ -172,7 +172,7 @@ def test_clean_pairs_are_sound_unless_asked(tmp_path):
     )
 
 
-def test_makers_share_no_picture(tmp_path):
+def test_makers_share_no_image(tmp_path):
     for name, maker in MAKERS.items():
         maker(str(tmp_path / name), 0)
     sets = [{sample["jpg"] for sample in read_pairs(tmp_path / name)} for name in MAKERS if name != "target"]
@@ -197,7 +197,7 @@ def test_zero_shot_set_is_labelled_and_balanced(tmp_path):
         (lambda f: make_pool(f, pairs=10), "pairs is 10"),
         (lambda f: make_clean_tars(f, pairs=3, shards=4), "3 pairs don't make 4 shards"),
         (lambda f: make_clean_tars(f, pairs=3, web_share=1.5), "web_share is 1.5"),
-        (lambda f: make_target(f, pictures=0), "pictures is 0"),
+        (lambda f: make_target(f, images=0), "images is 0"),
         (lambda f: make_zero_shot(f, per_class=0), "per_class is 0"),
     ],
 )

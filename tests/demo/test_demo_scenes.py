@@ -1,4 +1,4 @@
-"""The drawn world: captions tell the truth, pictures show what the facts say, seeds decide everything."""
+"""The drawn world: captions tell the truth, images show what the facts say, seeds decide everything."""
 
 import dataclasses
 import re
@@ -59,7 +59,7 @@ def check(caption: str, facts: Facts) -> None:
             assert phrase in {pair[thing.count > 1] for pair in words.NOUNS[thing.kind]}, caption
             assert said.items() <= dataclasses.asdict(thing).items(), caption
             said = {}
-        elif phrase in words.MEDIA:  # "a picture of two cars" counts no cars with its "a"
+        elif phrase in words.MEDIA:  # "an image of two cars" counts no cars with its "a"
             said = {}
         else:
             tables = (("colour", COLOURS), ("size", SIZES), ("count", COUNTS))
@@ -98,7 +98,7 @@ def test_everything_a_caption_says_is_in_the_facts():
 def test_the_check_finds_lies(lie):
     car = Thing(kind="car", colour="red", size="medium", count=1)
     facts = Facts(background="night", sky="", things=(car,), relation="")
-    check("A picture of one crimson automobile at night.", facts)
+    check("An image of one crimson automobile at night.", facts)
     with pytest.raises((AssertionError, KeyError)):
         check(lie, facts)
 

@@ -31,7 +31,7 @@ def write(path, samples):
 
 
 def good(seed=0):
-    return {"jpg": jpeg(seed), "txt": f"a picture of {seed}\n".encode()}
+    return {"jpg": jpeg(seed), "txt": f"an image of {seed}\n".encode()}
 
 
 def read(path, **options):
@@ -47,7 +47,7 @@ def test_samples_come_whole_and_in_order_whatever_the_threads(tmp_path, decoders
     path = write(tmp_path / "00000.tar", {f"{i:05}": good(i) for i in range(40)})
     found = read(path, decoders=decoders)
     assert [item.key for item in found] == [f"{i:05}" for i in range(40)]
-    assert [item.caption for item in found] == [f"a picture of {i}" for i in range(40)]
+    assert [item.caption for item in found] == [f"an image of {i}" for i in range(40)]
     assert [item.uid for item in found] == [uids.uid_of("00000.tar", f"{i:05}") for i in range(40)]
     for i, item in enumerate(found):
         np.testing.assert_array_equal(item.pixels[0], TRANSFORM(jpeg(i)))
@@ -73,9 +73,9 @@ def test_captions_uid_and_label_come_from_where_the_formats_put_them(tmp_path):
 
 
 BAD = {
-    "no picture": ({"txt": b"x"}, "no picture among its members (.txt)"),
-    "not a picture": ({"jpg": b"<html>", "txt": b"x"}, "not a picture"),
-    "cut picture": ({"jpg": jpeg(size=(99, 99))[:900], "txt": b"x"}, "cut short or broken"),
+    "no image": ({"txt": b"x"}, "no image among its members (.txt)"),
+    "not an image": ({"jpg": b"<html>", "txt": b"x"}, "not an image"),
+    "cut image": ({"jpg": jpeg(size=(99, 99))[:900], "txt": b"x"}, "cut short or broken"),
     "no caption": ({"jpg": jpeg()}, "no caption"),
     "empty caption": ({"jpg": jpeg(), "txt": b" \n"}, "its caption is empty"),
     "not UTF-8": ({"jpg": jpeg(), "txt": b"caf\xe9"}, "its .txt is not UTF-8 (byte 3)"),
@@ -98,12 +98,14 @@ def test_a_bad_sample_stops_with_its_name_or_is_skipped_with_its_reason(tmp_path
     sample, reason = BAD[name]
     path = write(tmp_path / "a.tar", {"0": good(), "1": sample, "2": good(2)})
     first, bad, last = read(path, on_bad="skip", decoders=decoders)
-    assert (bad.tar, bad.key) == (path, "1") and reason in bad.reason
+    assert (bad.tar, bad.key) == (path, "1")
+    assert reason in bad.reason
     assert (first.key, last.key) == ("0", "2")
     found = []
     with pytest.raises(InputError) as caught:
         found.extend(decoded(path, decoders=decoders))
-    assert f"{path}: sample '1': " in str(caught.value) and reason in str(caught.value)
+    assert f"{path}: sample '1': " in str(caught.value)
+    assert reason in str(caught.value)
 
 
 def test_captions_are_not_looked_at_unless_needed(tmp_path):
@@ -126,8 +128,7 @@ def test_a_cut_tar_stops_after_the_samples_before_the_cut(tmp_path, decoders):
     (tmp_path / "a.tar").write_bytes(data[: data.index(b"3.txt") + 100])
     found = []
     with pytest.raises(InputError, match=r"a\.tar: damaged or not a tar"):
-        for item in decoded(path, on_bad="skip", decoders=decoders):
-            found.append(item.key)
+        found.extend(item.key for item in decoded(path, on_bad="skip", decoders=decoders))
     assert found == ["0", "1", "2"]
 
 
@@ -147,10 +148,11 @@ def test_reading_ahead_is_bounded_and_threads_end_with_the_reader(tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_flickr8k_has_five_captions_a_picture(shared):
+def test_flickr8k_has_five_captions_a_image(shared):
     path = str(shared("data/flickr8k_96px") / "val-00000.tar")
     found = read(path)
-    assert len(found) == 1000 and not any(isinstance(item, Bad) for item in found)
+    assert len(found) == 1000
+    assert not any(isinstance(item, Bad) for item in found)
     assert all(len(item.captions) == 5 and item.caption == item.captions[0].strip() for item in found)
 
 

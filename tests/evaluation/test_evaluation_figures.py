@@ -26,7 +26,7 @@ def test_weights_are_the_normalised_mean_of_normalised_prompts():
 
 @pytest.mark.parametrize(("n", "classes"), [(1, 2), (300, 7), (1500, 5)])
 def test_accuracy_is_the_plain_count(n, classes):
-    labels = np.random.default_rng(1).integers(0, classes - 1, n)  # the last class has no picture
+    labels = np.random.default_rng(1).integers(0, classes - 1, n)  # the last class has no image
     weights = unit_rows(2, classes, 16)
     image_emb = unit_rows(3, n, 16) + weights[labels]
     right1, right5, by_class = 0, 0, {}
@@ -64,23 +64,23 @@ def test_labels_out_of_range_and_shapes_that_differ_are_named():
         retrieval_ranks(emb, jnp.ones((3, 4)), jnp.zeros(2, int))
 
 
-def retrieval_plainly(f, g, picture_of, k):
-    """Sorted lists, float64: the shares of pictures and of captions that find an answer among k."""
-    pictures = [
-        any(picture_of[j] == i for j in np.argsort(-(g @ f[i]), kind="stable")[:k]) for i in range(len(f))
+def retrieval_plainly(f, g, image_of, k):
+    """Sorted lists, float64: the shares of images and of captions that find an answer among k."""
+    images = [
+        any(image_of[j] == i for j in np.argsort(-(g @ f[i]), kind="stable")[:k]) for i in range(len(f))
     ]
-    captions = [picture_of[j] in np.argsort(-(f @ g[j]), kind="stable")[:k] for j in range(len(g))]
-    return np.mean(pictures), np.mean(captions)
+    captions = [image_of[j] in np.argsort(-(f @ g[j]), kind="stable")[:k] for j in range(len(g))]
+    return np.mean(images), np.mean(captions)
 
 
 @pytest.mark.parametrize(("n", "captions"), [(7, 1), (300, 1), (120, 5)])
-def test_retrieval_is_the_plain_count_with_several_captions_a_picture(n, captions):
-    picture_of = np.random.default_rng(0).permutation(np.repeat(np.arange(n), captions))
+def test_retrieval_is_the_plain_count_with_several_captions_a_image(n, captions):
+    image_of = np.random.default_rng(0).permutation(np.repeat(np.arange(n), captions))
     f = unit_rows(1, n, 12)
-    g = f[picture_of] + 0.9 * unit_rows(2, n * captions, 12)
-    ranks = retrieval_ranks(f.astype(np.float32), g.astype(np.float32), picture_of)
+    g = f[image_of] + 0.9 * unit_rows(2, n * captions, 12)
+    ranks = retrieval_ranks(f.astype(np.float32), g.astype(np.float32), image_of)
     for k in (1, 5, 10):
-        want = retrieval_plainly(f, g, picture_of, k)
+        want = retrieval_plainly(f, g, image_of, k)
         for got, share, candidates in zip(ranks, want, (n * captions, n), strict=True):
             if candidates > k:
                 np.testing.assert_allclose(recall(got, candidates)[f"r{k}"], share)

@@ -40,7 +40,8 @@ def test_what_lies_plainly_in_a_local_file_is_mapped_and_written_to_in_memory_on
         assert isinstance(base_of(got), mmap.mmap)
         np.testing.assert_array_equal(got, array, strict=True)
         got[1] = 0
-        assert not got[1].any() and path.read_bytes() == before
+        assert not got[1].any()
+        assert path.read_bytes() == before
         assert array_shape(str(path), "x") == array.shape
 
 

@@ -74,7 +74,8 @@ def test_parts_with_other_columns_are_refused(tmp_path):
 
 def test_no_columns_give_the_uids(tmp_path):
     uid, columns = score_tables.open_tables([make(tmp_path / "a", [4], ["x"])]).read([])
-    assert len(uid) == 4 and columns == {}
+    assert len(uid) == 4
+    assert columns == {}
 
 
 def test_what_is_no_score_table_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.tfds_pictures import prepare
+from support.tfds_images import prepare
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import sources, tars
@@ -49,11 +49,13 @@ def test_rows_of_a_table_are_samples(tmp_path, suffix):
         path.write_text({"csv": CSV, "tsv": TSV}[suffix])
     (tmp_path / "a.png").write_bytes(png())
     found = find(tmp_path)  # the folder's only table
-    assert list(found.units) == ["pairs"] and found.facts[0]["pictures"] == 4
+    assert list(found.units) == ["pairs"]
+    assert found.facts[0]["images"] == 4
     samples = read(found)
     assert [text(sample) for sample in samples] == ["one, with a comma", "two\nlines", "007", "lost"]
     assert [sample.key for sample in samples] == ["a.png", "in/b.png", "https://x/c.png", "row 3"]
-    assert samples[0].image() == png() and samples[2].path == "https://x/c.png"
+    assert samples[0].image() == png()
+    assert samples[2].path == "https://x/c.png"
     assert samples[3].image() is None
     with pytest.raises(InputError, match=r"in/b\.png: no such file"):
         samples[1].image()
@@ -73,7 +75,7 @@ def test_columns_go_by_their_usual_names_or_those_given(tmp_path):
 @pytest.mark.parametrize(
     ("content", "columns", "words"),
     [
-        ("a,b\n1,2\n", {}, "no column is called file_name, .* or file; name one with --picture-column: a, b"),
+        ("a,b\n1,2\n", {}, "no column is called file_name, .* or file; name one with --image-column: a, b"),
         ("path,b\n1,2\n", {}, "no column is called caption, text or title; name one with --caption-column"),
         ("path,text\n1,2\n", {"caption_column": "c"}, "has no columns 'c'; it has path, text"),
         ("path,text\n", {}, "the table is empty"),
@@ -87,7 +89,7 @@ def test_what_is_no_such_table_is_said(tmp_path, content, columns, words):
         find(tmp_path / "t.csv", **columns)
 
 
-def test_a_folder_of_pictures_is_cut_into_units(tmp_path, monkeypatch):
+def test_a_folder_of_images_is_cut_into_units(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROWS", 2)
     (tmp_path / "p" / "inner").mkdir(parents=True)
     for name in ("b.png", "inner/a.JPG", "c.webp", "._b.png", "notes.txt"):
@@ -95,7 +97,8 @@ def test_a_folder_of_pictures_is_cut_into_units(tmp_path, monkeypatch):
     found = find(tmp_path / "p", images_only=True)
     assert [sample.key for sample in read(found)] == ["b.png", "c.webp", "inner/a.JPG"]
     assert [sample.image() for sample in read(found)] == [b"b.png", b"c.webp", b"inner/a.JPG"]
-    assert list(found.units) == ["p_00000", "p_00001"] and found.facts[0]["pictures"] == 3
+    assert list(found.units) == ["p_00000", "p_00001"]
+    assert found.facts[0]["images"] == 3
     shares = [source.share(sample) for source in found.units.values() for sample in source.samples()]
     assert shares == [0.5, 0.5, 1]
     before = found.facts
@@ -119,23 +122,21 @@ def test_units_of_different_kinds_never_share_a_name(tmp_path, monkeypatch):
 
 
 def test_a_tfds_split_is_read_without_decoding(tmp_path, monkeypatch):
-    prepare(tmp_path, [(png(i), f"picture {i}", i % 2) for i in range(5)])
+    prepare(tmp_path, [(png(i), f"image {i}", i % 2) for i in range(5)])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    found = find("tfds:tiny_pictures/train")
+    found = find("tfds:tiny_images/train")
     samples = read(found)
     assert [sample.image() for sample in samples] == [png(i) for i in found_order(samples)]
-    assert sorted(text(sample) for sample in samples) == [f"picture {i}" for i in range(5)]
+    assert sorted(text(sample) for sample in samples) == [f"image {i}" for i in range(5)]
     assert [sample.members["cls"] for sample in samples] == [b"%d" % (i % 2) for i in found_order(samples)]
     assert [sample.key for sample in samples] == [f"{i:07}" for i in range(5)]
-    assert found.facts == [
-        {"name": "tfds:tiny_pictures/train", "version": "tiny_pictures/1.0.0", "pictures": 5}
-    ]
-    part = find("tfds:tiny_pictures/train[1:3]", images_only=True)
+    assert found.facts == [{"name": "tfds:tiny_images/train", "version": "tiny_images/1.0.0", "images": 5}]
+    part = find("tfds:tiny_images/train[1:3]", images_only=True)
     assert [sample.image() for sample in read(part)] == [sample.image() for sample in samples[1:3]]
 
 
 def found_order(samples):
-    """The numbers of the pictures: TFDS shuffles what it prepares."""
+    """The numbers of the images: TFDS shuffles what it prepares."""
     return [int(text(sample).split()[1]) for sample in samples]
 
 
@@ -144,12 +145,12 @@ def found_order(samples):
     [
         ("tfds:nonsense/train", "TFDS can't give it in array_record form .* set TFDS_DATA_DIR"),
         ("tfds:train", "expected tfds:name/split"),
-        ("tfds:tiny_pictures/test", "TFDS can't give it"),
-        ("tfds:tiny_pictures/train[:0]", "the split is empty"),
+        ("tfds:tiny_images/test", "TFDS can't give it"),
+        ("tfds:tiny_images/train[:0]", "the split is empty"),
     ],
 )
 def test_a_tfds_split_that_is_not_there_is_said(tmp_path, monkeypatch, name, words):
-    prepare(tmp_path, [(png(), "a picture", 0)])
+    prepare(tmp_path, [(png(), "an image", 0)])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(InputError, match=words):
         find(name)
@@ -159,5 +160,5 @@ def test_a_tfds_split_without_captions_needs_images_only(tmp_path, monkeypatch):
     prepare(tmp_path, [(png(), None, 0)])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(InputError, match=r"has no captions .* add --images-only"):
-        find("tfds:tiny_pictures/train")
-    assert len(read(find("tfds:tiny_pictures/train", images_only=True))) == 1
+        find("tfds:tiny_images/train")
+    assert len(read(find("tfds:tiny_images/train", images_only=True))) == 1

@@ -16,7 +16,7 @@ from clipdata_jax.formats import tar_copy, tar_index, tars
 from clipdata_jax.formats import tar_index as tar_headers
 from clipdata_jax.formats.tar_index import opened
 
-MEMBERS = [("a/0.jpg", b"picture" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
+MEMBERS = [("a/0.jpg", b"image" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
 
 
 def write(path, members, kind=tarfile.PAX_FORMAT, **fields):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
 
-MEMBERS = [("a/0.jpg", b"picture"), ("a/0.txt", b"caption"), ("a/1.seg.png", b""), ("a/1.JSON", b"{}" * 999)]
+MEMBERS = [("a/0.jpg", b"image"), ("a/0.txt", b"caption"), ("a/1.seg.png", b""), ("a/1.JSON", b"{}" * 999)]
 
 
 def test_members_come_back_as_samples(tmp_path):
@@ -20,7 +20,7 @@ def test_members_come_back_as_samples(tmp_path):
     tars.write_tar(path, MEMBERS)
     assert list(tars.read_members(path)) == MEMBERS
     first, second = tars.read_tar(path)
-    assert (first.key, first.image()) == ("a/0", b"picture")
+    assert (first.key, first.image()) == ("a/0", b"image")
     assert second.members == {"seg.png": b"", "json": b"{}" * 999}
     assert second.names == {"seg.png": "a/1.seg.png", "json": "a/1.JSON"}
     assert second.image() is None

@@ -36,7 +36,8 @@ def test_what_is_written_is_read(tmp_path_factory, words, name, rows):
         assert uid_files.write(path, blocks, halves=halves) == len(values)
         source = uid_files.open_source(path, str(folder))
         assert source.rows.tolist() == values.tolist()
-        assert source.repeats == len(words) - len(set(values.tolist())) and source.form == ""
+        assert source.repeats == len(words) - len(set(values.tolist()))
+        assert source.form == ""
 
 
 def test_a_npy_file_is_numpys_byte_for_byte(tmp_path):
@@ -68,7 +69,8 @@ def test_a_folder_of_parquet_files_is_one_list(tmp_path, opened):
     for index, part in enumerate((ROWS[:20], ROWS[20:])):
         uid_files.write(f"{tmp_path}/pool/{index}.parquet", [part], halves=bool(index))
     source = opened(tmp_path / "pool")
-    assert source.rows.tolist() == sorted(ROWS.tolist()) and source.order.unsorted_at == 1
+    assert source.rows.tolist() == sorted(ROWS.tolist())
+    assert source.order.unsorted_at == 1
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,8 @@ def test_other_pairs_of_words_are_taken_and_their_form_is_told(tmp_path, opened,
     np.save(tmp_path / "u.npy", rows)
     source = opened(tmp_path / "u.npy")
     assert source.rows.tolist() == sorted(ROWS.tolist())
-    assert str(rows.dtype) in source.form and str(rows.shape) in source.form
+    assert str(rows.dtype) in source.form
+    assert str(rows.shape) in source.form
 
 
 GOOD = "0123456789abcdef" * 2

@@ -75,7 +75,9 @@ def test_parts_are_about_as_large_as_asked():
         as_sorted(map(tuple, rng.integers(0, 2**64, (n, 2), dtype=np.uint64).tolist())) for n in (9000, 70)
     ]
     sizes = [sum(map(len, part)) for part in uid_sets.parts(arrays, 1000)]
-    assert sum(sizes) == 9070 and max(sizes) <= 2000 and 8 <= len(sizes) <= 11
+    assert sum(sizes) == 9070
+    assert max(sizes) <= 2000
+    assert 8 <= len(sizes) <= 11
 
 
 @settings(max_examples=150, deadline=None)

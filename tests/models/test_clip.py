@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from support.towers import SIGLIP, SMALL, captions, jit, pictures
+from support.towers import SIGLIP, SMALL, captions, images, jit
 
 from clipdata_jax.models import CLIP, CLIPConfig, load_clip
 from clipdata_jax.models.transformer import Block, Builder
@@ -71,13 +71,13 @@ def test_parameters_may_be_wider_than_the_computation(golden: Path):
 
 
 def test_uint8_pixels_are_scaled_and_normalised_with_the_models_moments(small: CLIP):
-    by_hand = (pictures(4) / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2.0]
+    by_hand = (images(4) / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2.0]
     want = image_of(small, by_hand.astype(np.float32))
-    np.testing.assert_allclose(image_of(small, pictures(4)), want, atol=1e-6)
+    np.testing.assert_allclose(image_of(small, images(4)), want, atol=1e-6)
 
 
 def test_ways_of_calling_under_jit_agree(small: CLIP):
-    pixels, ids = pictures(4), captions(4)
+    pixels, ids = images(4), captions(4)
     structure, state = nnx.split(small)
 
     @jit
@@ -131,7 +131,7 @@ def test_a_layer_gives_the_same_at_one_position_alone(causal: bool):
 
 
 def test_siglip_reads_whole_patches_and_every_token(filled: Callable[[CLIPConfig], CLIP]):
-    model, pixels, ids = filled(SIGLIP), pictures(2), captions(2)
+    model, pixels, ids = filled(SIGLIP), images(2), captions(2)
     image, text = image_of(model, pixels), text_of(model, ids)
     edge, inside, padding = pixels.copy(), pixels.copy(), ids.copy()
     edge[:, 14:], edge[:, :, 14:], inside[:, 13], padding[:, 7] = 0, 0, 0, 3
@@ -167,7 +167,7 @@ def test_initial_weights_have_clips_spread():
 
 def test_it_learns_to_match_eight_pairs(small: CLIP):
     structure, state = nnx.split(small)
-    pixels, ids, optimizer = pictures(8), captions(8), optax.adam(1e-3)
+    pixels, ids, optimizer = images(8), captions(8), optax.adam(1e-3)
 
     def loss(state):
         model = nnx.merge(structure, state)

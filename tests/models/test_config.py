@@ -24,7 +24,7 @@ SMALL = CLIPConfig(
     embed_dim=16,
 )
 
-# Millions of parameters of the picture tower, the text tower and both: CLIP's and so400m/14-384's are those of
+# Millions of parameters of the image tower, the text tower and both: CLIP's and so400m/14-384's are those of
 # open_clip's docs/model_profile.csv (ViT-B-32, ..., ViT-SO400M-14-SigLIP-384), base/16-224's too (ViT-B-16-SigLIP).
 PUBLISHED = {
     "VIT_B_32": (87.85, 63.43, 151.28),

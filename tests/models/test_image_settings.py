@@ -1,4 +1,4 @@
-"""The settings of pictures that lie beside a checkpoint: read, written and refused; SigLIP's pixels."""
+"""The settings of images that lie beside a checkpoint: read, written and refused; SigLIP's pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import ImageTransform, load_image_transform, write_preprocessor_config
 
-PICTURES = (
+IMAGES = (
     "cmyk.jpg",
     "exif_rotated.jpg",
     "gray_alpha.png",
@@ -50,7 +50,8 @@ def test_settings_are_written_as_they_are_read(tmp_path: Path):
     write_preprocessor_config(tmp_path, transform, image_mean=(0.5, 0.5, 0.5))
     assert load_image_transform(tmp_path) == transform
     theirs = CLIPImageProcessorPil.from_pretrained(tmp_path)
-    assert dict(theirs.size)["shortest_edge"] == 36 and tuple(theirs.image_mean) == (0.5, 0.5, 0.5)
+    assert dict(theirs.size)["shortest_edge"] == 36
+    assert tuple(theirs.image_mean) == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="can't say convention 'open_clip'"):
         write_preprocessor_config(tmp_path, ImageTransform(size=32, convention="open_clip"))
 
@@ -99,7 +100,7 @@ def test_siglips_pixels_are_exactly_those_of_transformers(
     transform = load_image_transform(tmp_path)
     assert transform == ImageTransform(size=32, fit="squash", interpolation=interpolation)
     theirs = SiglipImageProcessorPil(size=side, resample=resample)
-    for name in PICTURES:
+    for name in IMAGES:
         with Image.open(golden / "preprocess" / name) as image:
             values = np.asarray(theirs(image, return_tensors="np")["pixel_values"][0])
             want = np.rint((values.transpose(1, 2, 0) * 0.5 + 0.5) * 255)
@@ -136,9 +137,10 @@ def test_open_clips_settings_are_read(golden: Path, tmp_path: Path):
     wide = Image.new("RGB", (90, 30))
     wide.paste("white", (0, 0, 30, 30))
     got = want(wide)[:, :, 0]  # nothing is cut off: a third is white
-    assert got[:, :8].min() > 250 and got[:, 14:].max() < 5
+    assert got[:, :8].min() > 250
+    assert got[:, 14:].max() < 5
     with pytest.raises(
-        InputError, match=r"has resize_mode 'longest', mode 'L', crop_pct 0\.9 \(unknown\): pictures"
+        InputError, match=r"has resize_mode 'longest', mode 'L', crop_pct 0\.9 \(unknown\): images"
     ):
         load_image_transform(open_clip(tmp_path, resize_mode="longest", mode="L", crop_pct=0.9))
     with pytest.raises(InputError, match="has size 64 but the model's image_size is 32"):

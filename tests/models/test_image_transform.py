@@ -1,4 +1,4 @@
-"""Pictures: exactly the pixels of transformers and of open_clip, and every bad file one sentence."""
+"""Images: exactly the pixels of transformers and of open_clip, and every bad file one sentence."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models import ImageTransform, open_picture
+from clipdata_jax.models import ImageTransform, open_image
 from clipdata_jax.models.clip import normalized
 from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
 
-PICTURES = (
+IMAGES = (
     "cmyk.jpg",
     "exif_rotated.jpg",
     "gray_alpha.png",
@@ -47,7 +47,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize(("convention", "key"), [("transformers", "hf"), ("open_clip", "open_clip")])
 def test_pixels_are_exactly_those_of_the_library(convention, key: str, name: str, golden: Path):
     expected = np.load(golden / "preprocess" / "expected.npz")[f"{key}/{name}"]
@@ -125,8 +125,8 @@ def test_the_two_conventions_cut_odd_remainders_differently():
     assert ImageTransform(size=4, convention="open_clip")(image)[0, 0, 0] == 2  # 1.5 to the even side
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_transforms_can_share_an_open_picture(name: str, golden: Path):
+@pytest.mark.parametrize("name", IMAGES)
+def test_transforms_can_share_an_open_image(name: str, golden: Path):
     transforms = (
         ImageTransform(size=32),
         ImageTransform(size=32, convention="open_clip"),
@@ -135,26 +135,28 @@ def test_transforms_can_share_an_open_picture(name: str, golden: Path):
     )
     data = (golden / "preprocess" / name).read_bytes()
     for order in (transforms, transforms[::-1]):
-        with open_picture(data) as picture:
+        with open_image(data) as image:
             for transform in order:
-                np.testing.assert_array_equal(transform(picture), transform(data))
+                np.testing.assert_array_equal(transform(image), transform(data))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PNG, overwritten"])
-def test_a_broken_picture_gives_no_transform_any_pixels(kind: str):
+def test_a_broken_image_gives_no_transform_any_pixels(kind: str):
     data = encoded(Image.effect_noise((200, 200), 90), kind.partition(",")[0])
     broken = data[:9000] + (bytes(50) + data[9050:] if "overwritten" in kind else b"")
-    with open_picture(broken) as picture:
+    with open_image(broken) as image:
         for transform in (ImageTransform(size=32), ImageTransform(size=16, convention="open_clip")):
             with pytest.raises(InputError, match="cut short or broken"):
-                transform(picture)
+                transform(image)
 
 
-def test_an_open_picture_is_left_as_it_is():
+def test_an_open_image_is_left_as_it_is():
     palette = Image.new("P", (40, 40))
     palette.info["transparency"] = 0
     ImageTransform(size=32)(palette)
-    assert palette.mode == "P" and palette.info == {"transparency": 0} and palette.size == (40, 40)
+    assert palette.mode == "P"
+    assert palette.info == {"transparency": 0}
+    assert palette.size == (40, 40)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +165,10 @@ def test_an_open_picture_is_left_as_it_is():
         (b"", r"empty \(0 bytes\)"),
         (
             b"<html>not found</html>",
-            r"not a picture: 22 bytes starting b'<html>no' are none of \('JPEG', 'PNG'",
+            r"not an image: 22 bytes starting b'<html>no' are none of \('JPEG', 'PNG'",
         ),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        (b"\x89PNG\r\n\x1a\n", "not a picture|can't be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"\x89PNG\r\n\x1a\n", "not an image|can't be read"),
         (
             encoded(Image.new("RGB", (200, 200), "red"), "JPEG")[:700],
             "can't be decoded .* cut short or broken",
@@ -182,7 +184,8 @@ def test_an_open_picture_is_left_as_it_is():
 def test_a_bad_file_is_one_sentence(data: bytes, message: str):
     with pytest.raises(InputError, match=message) as caught:
         ImageTransform(size=32)(data)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_the_limit_can_be_set():

@@ -184,7 +184,8 @@ def test_quantised_and_broken_weights_are_refused(folder: Path):
 
 def test_digest_tells_checkpoints_apart(folder: Path, golden: Path):
     digest = checkpoint_digest(folder)
-    assert digest.startswith("sha256:") and len(digest) == 71
+    assert digest.startswith("sha256:")
+    assert len(digest) == 71
     assert digest == checkpoint_digest(golden / "models" / MODELS[0])
     assert digest != checkpoint_digest(golden / "models" / MODELS[1])
     (folder / "notes.txt").write_text("not part of the model")
@@ -231,7 +232,8 @@ def test_weights_in_several_files_are_read(folder: Path):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     got, digest = parameters(load_clip(folder)), checkpoint_digest(folder)
-    assert got.keys() == want.keys() and all((got[path] == want[path]).all() for path in want)
+    assert got.keys() == want.keys()
+    assert all((got[path] == want[path]).all() for path in want)
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match=r"lacks model-00002-of-00002\.safetensors, which model\.safe"):
         load_clip(folder)
@@ -282,7 +284,8 @@ def test_a_hub_name_is_fetched_or_the_files_are_named(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert checkpoint_digest("someone/clip") == checkpoint_digest(folder)
-    assert "model.safetensors" in asked and "tokenizer.json" in asked
+    assert "model.safetensors" in asked
+    assert "tokenizer.json" in asked
     assert not any("bin" in pattern or "open_clip_model" in pattern for pattern in asked)
     shutil.copyfile(golden / "models" / "open_clip_gelu" / OPEN_CLIP[0], folder / OPEN_CLIP[0])
     (folder / "model.safetensors").rename(folder / OPEN_CLIP[1])

@@ -97,9 +97,9 @@ def plain_layer(layer: nnx.Module, x: np.ndarray, *, tanh: bool) -> np.ndarray:
     return x + plain(layer.scale2) * plain_dense(layer.mlp.fc2, h * (1 + inner) / 2)
 
 
-def plain_image(model: CLIP, picture: np.ndarray) -> np.ndarray:
+def plain_image(model: CLIP, image: np.ndarray) -> np.ndarray:
     tower = model.vision
-    patches = [picture[i : i + 4, j : j + 4].reshape(-1) for i in (0, 4) for j in (0, 4)]
+    patches = [image[i : i + 4, j : j + 4].reshape(-1) for i in (0, 4) for j in (0, 4)]
     x = np.stack(
         [plain(tower.class_embedding), *(np.array(patches) @ plain(tower.patch_kernel).reshape(48, 16))]
     )
@@ -129,10 +129,10 @@ def test_the_options_are_the_plain_formula(second: bool, filled: Callable[[CLIPC
             text=dataclasses.replace(config.text, pool="first"),
         )
     model, rng = filled(config), np.random.default_rng(0)
-    pictures = rng.normal(size=(3, 8, 8, 3)).astype(np.float32)
+    images = rng.normal(size=(3, 8, 8, 3)).astype(np.float32)
     ids = rng.integers(0, 20, (3, 6), np.int32)
-    want = [plain_image(model, picture) for picture in pictures]
-    np.testing.assert_allclose(image_of(model, pictures, normalize=False), want, atol=2e-6)
+    want = [plain_image(model, image) for image in images]
+    np.testing.assert_allclose(image_of(model, images, normalize=False), want, atol=2e-6)
     want = [plain_text(model, row) for row in ids]
     np.testing.assert_allclose(text_of(model, ids, normalize=False), want, atol=2e-6)
 

@@ -52,8 +52,11 @@ def test_a_row_is_start_tokens_end_padding(folder: Path):
     assert end == tokenizer.vocab_size - 1
     empty, short, long = tokenizer(["", "a red circle", "a red circle " * 20])
     assert empty.tolist() == [start] + [end] * 15
-    assert short[0] == start and short[-1] == end
-    assert long[0] == start and long[-1] == end and end not in long[:-1]
+    assert short[0] == start
+    assert short[-1] == end
+    assert long[0] == start
+    assert long[-1] == end
+    assert end not in long[:-1]
     np.testing.assert_array_equal(tokenizer(["A  RED\ncircle"])[0], short)
     assert tokenizer([]).shape == (0, 16)
 
@@ -165,7 +168,7 @@ def test_a_tokenizer_that_is_not_clips_is_refused(folder: Path):
 
 @pytest.fixture
 def no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """open_clip's convention without what ftfy mends."""
+    """open_clip's convention without what ftfy repairs."""
     monkeypatch.setitem(sys.modules, "ftfy", types.SimpleNamespace(fix_text=str))
 
 
@@ -190,7 +193,8 @@ def test_open_clips_convention_in_a_vocabulary_of_ones_own(folder: Path, no_repa
     np.testing.assert_array_equal(np.where(np.cumsum(rows == end, 1) > 0, end, rows), ours(captions))
     assert rows[2].tolist() == [end - 1, end] + [0] * 14
     long = theirs(["a red circle " * 20])[0]
-    assert long[-1] == end and end not in long[:-1]
+    assert long[-1] == end
+    assert end not in long[:-1]
     np.testing.assert_array_equal(theirs(["a &amp;lt; b"]), theirs(["a < b"]))
     special = theirs(["a <start_of_text>red<END_OF_TEXT>"])[0].tolist()
     words = theirs(["a red"])[0].tolist()

@@ -16,13 +16,15 @@ def made(rows: int = 900):
 
 def test_overlaps_and_drawn_pairs_are_those_of_the_masks():
     scores, own, other = made()
-    found = comparison.plan(own, [comparison.Selection("x", other)], scores, pictures=5, seed=3)
+    found = comparison.plan(own, [comparison.Selection("x", other)], scores, images=5, seed=3)
     assert [one.pairs for one in found.overlaps] == [own.sum(), other.sum()]
     both = (own & other).sum()
     assert [one.shared for one in found.overlaps] == [(own.sum(), both), (both, other.sum())]
     (one,) = found.differences
     for drawn, mask in ((one.only_here, own & ~other), (one.only_there, other & ~own)):
-        assert drawn.pairs == mask.sum() and len(set(drawn.rows)) == 5 and mask[list(drawn.rows)].all()
+        assert drawn.pairs == mask.sum()
+        assert len(set(drawn.rows)) == 5
+        assert mask[list(drawn.rows)].all()
     assert sorted(found.samples[2].rows) == np.flatnonzero(other).tolist()
 
 
@@ -31,16 +33,16 @@ def test_nearest_targets_are_counted_and_a_union_named_is_left_out():
     a, b = (np.nan_to_num(scores[f"norm_sim_inf_{name}"], nan=-np.inf) for name in "ab")
     scores["norm_sim_inf_all"] = np.maximum(a, b)
     others, named = [comparison.Selection("x", other)], {"norm_sim_inf_all", "norm_sim_inf_elsewhere"}
-    targets = comparison.plan(own, others, scores, pictures=0, unions=named).targets
+    targets = comparison.plan(own, others, scores, images=0, unions=named).targets
     assert (targets.names, targets.unions) == (("a", "b"), ("all",))
     scored = np.maximum(a, b) > -np.inf
     for counts, mask in zip(targets.counts, (scored, own & scored, other & scored), strict=True):
         assert counts.pairs == ((mask & (a >= b)).sum(), (mask & (b > a)).sum())
     # A target that holds the others is none: only who made the scores knows.
-    held = comparison.plan(own, others, scores, pictures=0).targets
+    held = comparison.plan(own, others, scores, images=0).targets
     assert (held.names, held.unions) == (("a", "all", "b"), ())
     del scores["norm_sim_inf_b"]
-    assert comparison.plan(own, others, scores, pictures=0, unions=named).targets is None
+    assert comparison.plan(own, others, scores, images=0, unions=named).targets is None
 
 
 def test_lengths_and_languages_are_of_the_captions_found():
@@ -48,15 +50,17 @@ def test_lengths_and_languages_are_of_the_captions_found():
     found = {1: captions.Caption(2, "en"), 2: captions.Caption(3, "de"), 3: captions.Caption(7, "en")}
     told = captions.describe(samples, found)
     x, y, z = told.facts
-    assert (x.captions, x.median, x.mean) == (3, 3, 4) and x.few == pytest.approx(1 / 3)
-    assert told.languages == ("en", "de") and z.languages == (1, 0, 0)
+    assert (x.captions, x.median, x.mean) == (3, 3, 4)
+    assert x.few == pytest.approx(1 / 3)
+    assert told.languages == ("en", "de")
+    assert z.languages == (1, 0, 0)
     assert x.languages == pytest.approx((2 / 3, 1 / 3, 0))
-    assert y.captions == 0 and np.isnan([y.median, y.mean, y.few, *y.languages]).all()
+    assert y.captions == 0
+    assert np.isnan([y.median, y.mean, y.few, *y.languages]).all()
     many = {row: captions.Caption(1, f"l{min(row, 7)}") for row in range(9)}
     told = captions.describe([captions.Sample("x", tuple(range(9)))], many)
-    assert told.languages == ("l7", "l0", "l1", "l2", "l3", "l4") and told.facts[0].languages[
-        -1
-    ] == pytest.approx(2 / 9)
+    assert told.languages == ("l7", "l0", "l1", "l2", "l3", "l4")
+    assert told.facts[0].languages[-1] == pytest.approx(2 / 9)
     assert captions.describe(samples, {1: captions.Caption(2)}).languages is None
 
 
@@ -65,9 +69,11 @@ def test_the_section_shows_names_as_text(rows):
     scores, own, other = made()
     scores = {name: values[:rows] for name, values in scores.items()}
     selections = [comparison.Selection("<script>\u202e", other[:rows])]
-    found = comparison.plan(own[:rows], selections, scores, pictures=2)
-    plan = contents.plan(scores, own[:rows], pictures=2, also=found.shown())
+    found = comparison.plan(own[:rows], selections, scores, images=2)
+    plan = contents.plan(scores, own[:rows], images=2, also=found.shown())
     told = captions.describe(found.samples, {})
     html = page.render(plan, page.About("t"), {}, compared=found, captions=told)
-    assert "<script" not in html and "&lt;script&gt;[U+202E]" in html and ">nan" not in html
+    assert "<script" not in html
+    assert "&lt;script&gt;[U+202E]" in html
+    assert ">nan" not in html
     assert "Compared with" not in page.render(plan, page.About("t"), {})

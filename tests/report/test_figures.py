@@ -33,7 +33,8 @@ def test_ranks_are_exact_for_a_small_column():
         ((finite < v).sum() + (finite <= v).sum()) / 2 / 997 if np.isfinite(v) else np.nan for v in values
     ]
     np.testing.assert_allclose(ranks.middle(values), middle, rtol=1e-12)
-    assert ranks.value_at(1) == finite.max() and ranks.value_at(0) == finite.min()
+    assert ranks.value_at(1) == finite.max()
+    assert ranks.value_at(0) == finite.min()
 
 
 def test_ranks_of_a_large_column_take_bounded_memory():
@@ -47,7 +48,8 @@ def test_ranks_of_a_large_column_take_bounded_memory():
 
 def test_a_column_of_nulls_has_no_ranks():
     ranks = rank(np.full(5, np.nan, np.float32))
-    assert ranks.rows == 0 and np.isnan(ranks.value_at(0.5))
+    assert ranks.rows == 0
+    assert np.isnan(ranks.value_at(0.5))
     assert np.isnan(ranks.middle(np.zeros(3, np.float32))).all()
 
 
@@ -57,8 +59,10 @@ def test_histogram_counts_every_scored_pair_once():
     values[0] = 100.0  # far out: counted in the last bar, not stretching the axis
     counts = histogram.count(values, kept, rank(values))
     finite = np.isfinite(values)
-    assert counts.kept.sum() == (kept & finite).sum() and counts.dropped.sum() == (~kept & finite).sum()
-    assert counts.clipped >= 1 and counts.edges[-1] < 2
+    assert counts.kept.sum() == (kept & finite).sum()
+    assert counts.dropped.sum() == (~kept & finite).sum()
+    assert counts.clipped >= 1
+    assert counts.edges[-1] < 2
     inside = (values >= counts.edges[3]) & (values < counts.edges[4])
     assert counts.kept[3] == (inside & kept).sum()
 
@@ -70,7 +74,8 @@ def test_any_column_can_be_drawn(values):
     counts = histogram.count(values, kept, rank(values))
     assert counts.kept.sum() + counts.dropped.sum() == np.isfinite(values).sum()
     drawing = histogram.draw(counts, {"kept": float("nan")})
-    assert "nan" not in drawing.kept + drawing.dropped + str(drawing.strip) and drawing.marks == ()
+    assert "nan" not in drawing.kept + drawing.dropped + str(drawing.strip)
+    assert drawing.marks == ()
 
 
 @pytest.mark.parametrize(
@@ -90,12 +95,15 @@ def test_quadrants_count_pairs_and_kept_pairs():
     assert found.at == (pytest.approx(mx), pytest.approx(my))
     ok, right, up = np.isfinite(x), x >= mx, y >= my
     masks = [~right & up & ok, right & up & ok, ~right & ~up & ok, right & ~up & ok]
-    assert found.pairs.tolist() == [mask.sum() for mask in masks] and found.pairs.sum() == 1_997
+    assert found.pairs.tolist() == [mask.sum() for mask in masks]
+    assert found.pairs.sum() == 1_997
     assert found.kept.tolist() == [(mask & kept).sum() for mask in masks]
-    assert found.picture.startswith("data:image/png;base64,") and len(found.picture) < 300_000
+    assert found.image.startswith("data:image/png;base64,")
+    assert len(found.image) < 300_000
     drawn = choice.of_quadrants(found, scores, kept, wanted=6, seed=0)
     for mask, one in zip(masks, drawn):
-        assert mask[list(one.rows)].all() and (one.pairs, one.kept) == (mask.sum(), (mask & kept).sum())
+        assert mask[list(one.rows)].all()
+        assert (one.pairs, one.kept) == (mask.sum(), (mask & kept).sum())
 
 
 def test_bands_hold_pairs_about_the_quantile_in_proportion():
@@ -106,29 +114,33 @@ def test_bands_hold_pairs_about_the_quantile_in_proportion():
     assert [band.quantile for band in found] == list(choice.QUANTILES)
     for band in found:
         place = np.array([(values < values[row]).mean() for row in band.drawn.rows])
-        assert (np.abs(place - band.quantile) <= 0.0101).all() and len(set(band.drawn.rows)) == 6
-    assert kept[list(found[0].drawn.rows)].all() and not kept[list(found[-1].drawn.rows)].any()
+        assert (np.abs(place - band.quantile) <= 0.0101).all()
+        assert len(set(band.drawn.rows)) == 6
+    assert kept[list(found[0].drawn.rows)].all()
+    assert not kept[list(found[-1].drawn.rows)].any()
     assert 0 < kept[list(found[2].drawn.rows)].sum() < 6  # the cut runs through this band: some of each
     assert found[0].drawn.pairs == pytest.approx(50, abs=1)
 
 
 def test_the_choice_depends_on_the_seed_alone():
     scores, kept = made(3_000)
-    rows = [contents.plan(scores, kept, pictures=4, seed=seed).scores.keys() for seed in (0, 0, 1)]
+    rows = [contents.plan(scores, kept, images=4, seed=seed).scores.keys() for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
 
 
 def test_a_draw_takes_every_row_alike():
     rows = np.arange(100)
     hits = sum(np.bincount(choice.draw(rows, 5, seed=s, salt="x"), minlength=100) for s in range(2_000))
-    assert hits.min() > 60 and hits.max() < 145  # 100 expected
+    assert hits.min() > 60
+    assert hits.max() < 145
     assert sorted(choice.draw(rows, 1_000, seed=0, salt="x")) == list(range(100))
 
 
 def test_what_is_short_on_one_side_is_filled_from_the_other():
     kept = np.arange(10) < 1
     drawn = choice.draw_both(lambda part: np.ones(10, bool)[part], kept, 6, seed=0, salt="")
-    assert kept[list(drawn.rows)].sum() == 1 and len(drawn.rows) == 6
+    assert kept[list(drawn.rows)].sum() == 1
+    assert len(drawn.rows) == 6
     few = choice.draw_both(lambda part: (np.arange(10) < 3)[part], ~kept, 6, seed=0, salt="")
     assert sorted(few.rows) == [0, 1, 2]
 
@@ -148,19 +160,21 @@ def test_disagreement_is_the_widest_gap_of_ranks():
 def test_equal_scores_agree():
     a = np.arange(50, dtype=np.float32)
     found = choice.disagree(a, 2 * a, (rank(a), rank(2 * a)), wanted=5)
-    assert (found.first_higher, found.second_higher) == ((), ()) and found.correlation == pytest.approx(1)
+    assert (found.first_higher, found.second_higher) == ((), ())
+    assert found.correlation == pytest.approx(1)
 
 
 def test_contents_of_a_pool():
     scores, kept = made(2_000)
-    plan = contents.plan(scores, kept, pictures=3)
+    plan = contents.plan(scores, kept, images=3)
     assert (plan.rows, plan.kept, plan.nulls) == (2_000, kept.sum(), 3)
     names = [figures.name for figures in plan.figures]
     assert names == ["clip_score", "neg_clip_loss", "neg_clip_loss_se", "norm_sim_inf_in1k"]
     clip = plan.figures_of("clip_score")
     assert clip.kept.mean == pytest.approx(scores["clip_score"][kept].mean(), rel=1e-5)
     assert clip.dropped.median == pytest.approx(np.median(scores["clip_score"][~kept]))
-    assert "neg_clip_loss_se" not in plan.bands and plan.rivals == ("clip_score", "neg_clip_loss")
+    assert "neg_clip_loss_se" not in plan.bands
+    assert plan.rivals == ("clip_score", "neg_clip_loss")
     row = next(iter(plan.scores))
     value, share = plan.scores[row]["clip_score"]
     assert value == scores["clip_score"][row]
@@ -170,18 +184,20 @@ def test_contents_of_a_pool():
 def test_without_normsim_the_quadrants_are_clipscore_and_negcliploss():
     scores, kept = made(500)
     del scores["norm_sim_inf_in1k"]
-    plan = contents.plan(scores, kept, pictures=2)
-    assert plan.quadrants is not None and (plan.quadrants.x, plan.quadrants.y) == (
+    plan = contents.plan(scores, kept, images=2)
+    assert plan.quadrants is not None
+    assert (plan.quadrants.x, plan.quadrants.y) == (
         "clip_score",
         "neg_clip_loss",
     )
-    alone = contents.plan({"clip_score": scores["clip_score"]}, kept, pictures=2)
-    assert alone.quadrants is None and alone.disagreement is None
+    alone = contents.plan({"clip_score": scores["clip_score"]}, kept, images=2)
+    assert alone.quadrants is None
+    assert alone.disagreement is None
 
 
 def test_a_column_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"'clip_score' has shape \(3,\), expected \(4,\)"):
-        contents.plan({"clip_score": np.zeros(3, np.float32)}, np.zeros(4, bool), pictures=0)
+        contents.plan({"clip_score": np.zeros(3, np.float32)}, np.zeros(4, bool), images=0)
 
 
 def test_column_names_for_readers():

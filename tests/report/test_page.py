@@ -18,7 +18,7 @@ HOSTILE = [
     "abc\u202egnp.exe",
     "esc\x1b]0;title\x07",
     "&lt;b&gt; javascript:alert(1) ]]> <!--",
-    "https://example.com/picture.jpg",
+    "https://example.com/image.jpg",
 ]
 
 
@@ -50,7 +50,7 @@ class Reader(HTMLParser):
             self.text += data
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     buffer = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
     Image.fromarray(pixels).resize((200, 150)).save(buffer, "JPEG")
@@ -65,14 +65,14 @@ def plan() -> contents.Contents:
         for name in ("clip_score", "neg_clip_loss", "norm_sim_inf_in1k", "neg_clip_loss_se")
     }
     scores["clip_score"][:2] = np.nan
-    return contents.plan(scores, scores["neg_clip_loss"] > 0.5, pictures=3)
+    return contents.plan(scores, scores["neg_clip_loss"] > 0.5, images=3)
 
 
 @pytest.fixture(scope="module")
 def pairs(plan) -> dict[int, page.Pair]:
     rows = sorted(plan.scores)
-    found = {row: page.Pair(f"caption of {row}", thumbnails.make(picture(row))) for row in rows[:-1]}
-    found |= {row: page.Pair(text, "picture unreadable") for row, text in zip(rows, HOSTILE)}
+    found = {row: page.Pair(f"caption of {row}", thumbnails.make(image(row))) for row in rows[:-1]}
+    found |= {row: page.Pair(text, "image unreadable") for row, text in zip(rows, HOSTILE)}
     return found
 
 
@@ -86,10 +86,12 @@ def test_the_page_says_what_was_kept(plan, pairs):
     words = " ".join(reader.text.split())
     share = f"{plan.kept / 800:.1%}".replace("%", " %")
     assert f"keeps {plan.kept} of 800 image-text pairs, {share}" in words
-    assert "Without a score 2" in words and "top(neg_clip_loss, 0.3) 800 240" in words
-    assert f"Pictures {len(pairs)} of the {len(plan.scores)} shown" in words
-    assert "not in the tars" in words and words.count("picture unreadable") >= len(HOSTILE)
-    assert "picture too large" not in words
+    assert "Without a score 2" in words
+    assert "top(neg_clip_loss, 0.3) 800 240" in words
+    assert f"Images {len(pairs)} of the {len(plan.scores)} shown" in words
+    assert "not in the tars" in words
+    assert words.count("image unreadable") >= len(HOSTILE)
+    assert "image too large" not in words
     cards = [attrs for tag, attrs in reader.tags if tag == "article"]
     shown = [row for found in plan.bands.values() for band in found for row in band.drawn.rows]
     shown += [row for drawn in plan.quadrant_pairs for row in drawn.rows]
@@ -109,7 +111,8 @@ def test_figures_on_the_page_are_the_plans(plan, pairs):
         assert f"{share} of the {count} pairs here kept" in words
     clip = plan.figures_of("clip_score")
     number = f"{clip.kept.mean:.{clip.places}f} {clip.kept.median:.{clip.places}f}".replace("-", "\u2212")
-    assert f"kept {number}" in words and "2 without this score" in words
+    assert f"kept {number}" in words
+    assert "2 without this score" in words
 
 
 def test_nothing_on_the_page_acts_or_leaves_it(plan, pairs):
@@ -147,7 +150,9 @@ def test_nothing_on_the_page_acts_or_leaves_it(plan, pairs):
     ids = {attrs["id"] for _, attrs in reader.tags if "id" in attrs}
     assert ids >= {attrs["href"][1:] for tag, attrs in reader.tags if tag == "a"}
     style = html[html.index("<style>") : html.index("</style>")]
-    assert "url(" not in style and "@import" not in style and "</" not in style
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "</" not in style
 
 
 def test_hostile_captions_are_shown_as_text(plan, pairs):
@@ -155,7 +160,8 @@ def test_hostile_captions_are_shown_as_text(plan, pairs):
     words = Reader(html).text
     for caption in HOSTILE[:4] + HOSTILE[6:]:
         assert caption in words
-    assert "abc[U+202E]gnp.exe" in words and "esc[U+001B]]0;title[U+0007]" in words
+    assert "abc[U+202E]gnp.exe" in words
+    assert "esc[U+001B]]0;title[U+0007]" in words
     odd = [char for char in set(html) if ord(char) < 32 or 0x2028 <= ord(char) <= 0x202E]
     assert odd == ["\n"]
 
@@ -163,18 +169,21 @@ def test_hostile_captions_are_shown_as_text(plan, pairs):
 def test_column_names_are_strangers_too():
     name = "<script>x\u202e"
     scores = {name: np.arange(40, dtype=np.float32)}
-    html = page.render(contents.plan(scores, np.arange(40) > 30, pictures=2), page.About("t"), {})
-    assert "<script" not in html and "\u202e" not in html and "x[U+202E]" in html
+    html = page.render(contents.plan(scores, np.arange(40) > 30, images=2), page.About("t"), {})
+    assert "<script" not in html
+    assert "\u202e" not in html
+    assert "x[U+202E]" in html
 
 
 def test_the_same_input_gives_the_same_bytes(plan, pairs):
     assert page.render(plan, page.About("t"), pairs) == page.render(plan, page.About("t"), pairs)
 
 
-def test_without_pictures_the_page_has_figures_only(plan):
+def test_without_images_the_page_has_figures_only(plan):
     html = page.render(plan, page.About("t"))
     reader = Reader(html)
-    assert "figures only" in reader.text and "found in the tars" not in reader.text
+    assert "figures only" in reader.text
+    assert "found in the tars" not in reader.text
     assert not [tag for tag, _ in reader.tags if tag in ("img", "article")]
     assert len([tag for tag, _ in reader.tags if tag == "figure"]) == 5
     assert len(html) < 250_000
@@ -194,6 +203,6 @@ def test_the_size_is_bounded_by_the_cards(plan):
 def test_tiny_pools_have_a_page(rows, keep):
     scores = {name: np.full(rows, np.nan, np.float32) for name in ("clip_score", "norm_sim_2_x")}
     scores["neg_clip_loss"] = np.full(rows, -0.5, np.float32)
-    plan = contents.plan(scores, np.full(rows, keep), pictures=3)
+    plan = contents.plan(scores, np.full(rows, keep), images=3)
     html = page.render(plan, page.About("t"), {})
     assert not re.search(r"\bnan\b", html)

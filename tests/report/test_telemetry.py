@@ -29,9 +29,11 @@ def test_a_mean_of_rates_counts_the_time_and_lines_stand_where_they_belong():
     (_, speed), (_, spent) = run.charts
     assert [shown for _, _, shown in speed.lines[0].dots] == ["10", "50", "10"]
     work, waiting = ([y for _, y, _ in line.dots] for line in spent.lines)
-    assert [line.kind for line in spent.lines] == ["main", "other"] and max(work) < min(waiting)
+    assert [line.kind for line in spent.lines] == ["main", "other"]
+    assert max(work) < min(waiting)
 
 
 def test_two_units_make_no_line():
     run = telemetry.draw("scores", units(2))
-    assert not run.charts and run.seconds["read"] == pytest.approx((4, 20))
+    assert not run.charts
+    assert run.seconds["read"] == pytest.approx((4, 20))

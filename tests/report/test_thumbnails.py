@@ -10,9 +10,9 @@ from PIL import Image
 from clipdata_jax.report import thumbnails
 
 
-def encode(picture: Image.Image, kind: str, **options) -> bytes:
+def encode(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -30,11 +30,12 @@ def decode(uri: str) -> Image.Image:
         *(("WEBP", mode) for mode in ("RGB", "RGBA")),
     ],
 )
-def test_pictures_of_every_kind_become_small_jpegs(kind, mode):
+def test_images_of_every_kind_become_small_jpegs(kind, mode):
     found = thumbnails.make(encode(Image.new("RGB", (400, 200), (200, 30, 30)).convert(mode), kind))
     assert isinstance(found, thumbnails.Thumbnail)
     small = decode(found.uri)
-    assert small.mode == "RGB" and small.size == (found.width, found.height) == (160, 80)
+    assert small.mode == "RGB"
+    assert small.size == (found.width, found.height) == (160, 80)
 
 
 def test_transparency_is_shown_on_white():
@@ -42,16 +43,16 @@ def test_transparency_is_shown_on_white():
     assert decode(found.uri).getpixel((10, 10)) == (255, 255, 255)
 
 
-def test_a_small_picture_stays_its_size():
+def test_a_small_image_stays_its_size():
     assert thumbnails.make(encode(Image.new("RGB", (7, 5)), "PNG")).width == 7
 
 
 def test_nothing_but_pixels_is_carried_over():
     secret = b"SECRET-" * 40
-    picture = Image.new("RGB", (300, 300))
-    exif = picture.getexif()
+    image = Image.new("RGB", (300, 300))
+    exif = image.getexif()
     exif[0x010E] = secret.decode()
-    data = encode(picture, "JPEG", exif=exif, icc_profile=secret, comment=secret)
+    data = encode(image, "JPEG", exif=exif, icc_profile=secret, comment=secret)
     assert secret in data
     assert secret not in base64.b64decode(thumbnails.make(data).uri.partition(",")[2])
 
@@ -74,16 +75,16 @@ def header_of(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [8_001, 10_000, 60_000])
-def test_huge_pictures_are_not_decoded(side):
-    assert thumbnails.make(header_of(side, side)) in ("picture too large", "picture unreadable")
-    assert thumbnails.make(header_of(9_000, 9_000)) == "picture too large"
+def test_huge_images_are_not_decoded(side):
+    assert thumbnails.make(header_of(side, side)) in ("image too large", "image unreadable")
+    assert thumbnails.make(header_of(9_000, 9_000)) == "image too large"
 
 
 def test_damaged_files_are_unreadable():
     whole = encode(Image.effect_noise((64, 64), 60).convert("RGB"), "JPEG")
-    assert thumbnails.make(whole[: len(whole) // 2]) == "picture unreadable"
-    for data in (b"", b"not a picture", whole[:20], encode(Image.new("RGB", (9, 9)), "GIF"), header_of(9, 9)):
-        assert thumbnails.make(data) == "picture unreadable"
+    assert thumbnails.make(whole[: len(whole) // 2]) == "image unreadable"
+    for data in (b"", b"not an image", whole[:20], encode(Image.new("RGB", (9, 9)), "GIF"), header_of(9, 9)):
+        assert thumbnails.make(data) == "image unreadable"
     random = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "WEBP"):
         good = np.frombuffer(encode(Image.effect_noise((64, 64), 60).convert("RGB"), kind), np.uint8)

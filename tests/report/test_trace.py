@@ -24,4 +24,5 @@ def test_values_are_where_they_belong():
     assert [line.kind for line in eigenvalues.lines] == ["main", "other"]
     assert [shown for _, _, shown in threshold.lines[0].dots] == ["0.1010", "0.1020"]  # none at the start
     heights = [y for _, y, _ in rows.lines[0].dots]
-    assert heights == sorted(heights) and len(set(heights)) > 1  # SVG's y grows downwards: fewer are lower
+    assert heights == sorted(heights)
+    assert len(set(heights)) > 1

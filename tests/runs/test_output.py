@@ -34,7 +34,8 @@ def test_units_are_written_in_order_and_an_error_stops_the_run_once():
         output.go.set()
         for _ in range(1_000_000):  # told within two units
             writer.complete("c")
-    assert output.done[0] == "a" and len(output.done) < 9
+    assert output.done[0] == "a"
+    assert len(output.done) < 9
 
 
 @pytest.mark.parametrize("error", [None, InputError("a bad shard"), KeyboardInterrupt()])

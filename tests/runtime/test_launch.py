@@ -77,7 +77,8 @@ def test_a_tpu_host_is_one_with_libtpu_where_jax_sees_chips(monkeypatch):
     seen = {"TPU_ML_PLATFORM": "JAX"}
     assert not launch._is_tpu_host(seen)  # libtpu isn't installed here
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name == "libtpu")
-    assert launch._is_tpu_host(seen) and not launch._is_tpu_host({})
+    assert launch._is_tpu_host(seen)
+    assert not launch._is_tpu_host({})
     assert not launch._is_tpu_host({**seen, "JAX_PLATFORMS": "cpu"})
 
 
@@ -93,7 +94,8 @@ def test_a_tpu_host_is_one_with_libtpu_where_jax_sees_chips(monkeypatch):
 def test_tasks_on_one_machine_share_its_gpus_out(said, visible, devices):
     environment = {**STEP, **said}
     detect(environment)
-    assert environment["CUDA_VISIBLE_DEVICES"] == visible and environment["JAX_LOCAL_DEVICE_IDS"] == devices
+    assert environment["CUDA_VISIBLE_DEVICES"] == visible
+    assert environment["JAX_LOCAL_DEVICE_IDS"] == devices
 
 
 def test_a_command_for_one_process_is_done_by_the_first(tmp_path, clipdata, monkeypatch):
@@ -101,7 +103,8 @@ def test_a_command_for_one_process_is_done_by_the_first(tmp_path, clipdata, monk
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     done = clipdata("uids", "union", "a.txt", "--out", "b.npy")
-    assert done.returncode == 0 and not (tmp_path / "b.npy").exists()
+    assert done.returncode == 0
+    assert not (tmp_path / "b.npy").exists()
     assert done.stdout == "clipdata uids: nothing to do in process 2 of 3, the first does all\n"
     monkeypatch.setenv("SLURM_PROCID", "0")
     assert clipdata("uids", "union", "a.txt", "--out", "b.npy").returncode == 0

@@ -54,7 +54,8 @@ def run_two(arguments: list[str], cwd: Path, *, status: int = 0) -> list[str]:
 
 def test_the_mesh_has_one_axis_over_all_devices():
     mesh = parallel.data_mesh()
-    assert dict(mesh.shape) == {"data": 8} and mesh.axis_types == (jax.sharding.AxisType.Auto,)
+    assert dict(mesh.shape) == {"data": 8}
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
     assert dict(parallel.data_mesh(jax.devices()[:3]).shape) == {"data": 3}
     assert parallel.local_mesh() == mesh
 
@@ -62,11 +63,14 @@ def test_the_mesh_has_one_axis_over_all_devices():
 def test_rows_are_padded_and_made_global():
     rows = np.arange(6.0).reshape(3, 2)
     padded = parallel.pad_rows(rows, 8)
-    assert padded.shape == (8, 2) and not padded[3:].any() and parallel.pad_rows(rows, 3) is rows
+    assert padded.shape == (8, 2)
+    assert not padded[3:].any()
+    assert parallel.pad_rows(rows, 3) is rows
     with pytest.raises(ValueError, match="3 rows don't fit into 2"):
         parallel.pad_rows(rows, 2)
     whole = parallel.to_global(padded, parallel.data_mesh())
-    assert whole.shape == (8, 2) and len(whole.sharding.device_set) == 8
+    assert whole.shape == (8, 2)
+    assert len(whole.sharding.device_set) == 8
     np.testing.assert_array_equal(whole, padded)
 
 
@@ -119,7 +123,8 @@ def test_when_one_of_two_processes_is_stopped_both_say_run_me_again(tmp_path, cl
     flags = ["norm-sim-d", "pool", "--fraction", "0.2", "--steps", "5", "--out"]
     # The second process waits in C++ for scores that the first, which holds the run together, won't send.
     printed = run_two(["program.py", *flags, "two.npy"], tmp_path, status=75)
-    assert len(printed) == 2 and not list(tmp_path.rglob(".*.tmp"))
+    assert len(printed) == 2
+    assert not list(tmp_path.rglob(".*.tmp"))
     for name in ("two.npy", "one.npy"):  # goes on, in one process
         assert clipdata(*flags, name).returncode == 0
     for suffix in ("npy", "npy.trace.jsonl"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.pictures import write_pairs
+from support.images import write_pairs
 from support.processes import started
 
 from clipdata_jax import __main__, cli
@@ -111,7 +111,8 @@ def check_stopped_and_goes_on(process, folder, flags, clipdata):
     assert b"Traceback" not in err
     assert not list(folder.rglob(".*.tmp"))
     done = clipdata(*flags)
-    assert done.returncode == 0 and "kept 12 of 12 samples" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "kept 12 of 12 samples" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,8 @@ def test_processes_that_tell_languages_end_with_a_killed_parent(tmp_path):
         wait_until(lambda: all(map(ignores_sigterm, children)))
         for child in children:
             os.kill(child, signal.SIGTERM)  # as a terminal's Ctrl-C: to all of them; theirs to ignore
-        assert children and all(map(runs, children))
+        assert children
+        assert all(map(runs, children))
         process.kill()
         wait_until(lambda: not any(map(runs, children)))
 
@@ -213,10 +215,12 @@ def test_what_killed_processes_began_is_finished_by_any_other_number(tmp_path, f
         assert process.returncode == -signal.SIGKILL, told
     assert list(tmp_path.rglob(".half.npy.*.tmp"))
     told = [clipdata(*flags, "--worker", f"{index}/3").stdout for index in (2, 1, 0)]
-    assert [len(text.splitlines()) for text in told].count(1) == 2 and not list(tmp_path.rglob(".*.tmp"))
+    assert [len(text.splitlines()) for text in told].count(1) == 2
+    assert not list(tmp_path.rglob(".*.tmp"))
     assert sum("kept 12 of 12 samples" in text for text in told) == 1, told
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*")]
-    assert files and sorted(files) == sorted(
+    assert files
+    assert sorted(files) == sorted(
         path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*")
     )
     for name in files:

@@ -21,7 +21,7 @@ def log_sum(values: np.ndarray) -> float:
 
 
 def log_sums(f: np.ndarray, g: np.ndarray, t: float) -> np.ndarray:
-    """Of one batch, over the texts and over the pictures: (2, b)."""
+    """Of one batch, over the texts and over the images: (2, b)."""
     f, g = f.astype(np.float64), g.astype(np.float64)
     return np.array([[log_sum(f[i] @ g.T / t), log_sum(f @ g[i] / t)] for i in range(len(f))]).T
 

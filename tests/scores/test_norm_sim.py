@@ -43,7 +43,7 @@ def mesh_of(devices: int, kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
 
 
 def faint_targets() -> tuple[np.ndarray, np.ndarray]:
-    """Pictures whose cosines with the targets are at most about 0.03: powers of them underflow."""
+    """Images whose cosines with the targets are at most about 0.03: powers of them underflow."""
     random = np.random.default_rng(0)
     f, target = random.normal(size=(50, 64)), np.zeros((300, 64))
     f[:, :8] *= 0.02
@@ -90,7 +90,8 @@ def test_orthogonal_and_opposite_targets(small_blocks):
     _, target = unit_pairs(3, 33, 16)
     np.testing.assert_allclose(cj.norm_sim(-target[:1], target[:1], signed=True), [-1], atol=1e-3)
     nothing = np.zeros((2, 16), np.float32)
-    assert not np.any(cj.norm_sim(nothing, target, p=3)) and not np.any(cj.norm_sim(nothing, target))
+    assert not np.any(cj.norm_sim(nothing, target, p=3))
+    assert not np.any(cj.norm_sim(nothing, target))
     assert cj.nearest_target(nothing, target).row.tolist() == [0, 0]
     assert cj.norm_sim(nothing[:0], target).shape == (0,)
 
@@ -121,7 +122,8 @@ def test_sharded_targets_give_the_formula_on_any_mesh(kind, devices, targets):
     cos = f.astype(float) @ target.astype(float).T
     for p in (2, 3, math.inf):
         got = cj.norm_sim_sharded(f, target, p=p, mesh=mesh)
-        assert got.sharding.is_fully_replicated and got.dtype == jnp.float32
+        assert got.sharding.is_fully_replicated
+        assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, formula(f, target, p), rtol=1e-5, atol=1e-6)
     found = cj.nearest_target_sharded(f, target, mesh=mesh, signed=True)
     np.testing.assert_array_equal(found.row, cos.argmax(axis=1))

@@ -85,7 +85,7 @@ def adversarial() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "perfect match elsewhere": (f, np.roll(f, 16, axis=0)),
         "one far, as text": (far_g, far_f),
         "a duplicate at 1, as text": (twin_g, twin_f),
-        "mixed scales, as text": (mixed_g, mixed_f),  # a picture's best cosine is -0.9, another's is 1
+        "mixed scales, as text": (mixed_g, mixed_f),  # an image's best cosine is -0.9, another's is 1
     }
 
 

@@ -229,7 +229,8 @@ def test_uids_take_pairs_whatever_their_scores(tmp_path):
     columns["a"][:5] = np.nan
     uids.write_subset(str(tmp_path / "s.npy"), uid[3:7])
     rule = selection.uids(str(tmp_path / "s.npy"))
-    assert rule.files() == (str(tmp_path / "s.npy"),) and rule.columns() == ()
+    assert rule.files() == (str(tmp_path / "s.npy"),)
+    assert rule.columns() == ()
     assert np.flatnonzero(rule.keep({}, uid)).tolist() == [3, 4, 5, 6]
     assert (top("a", 1) - rule).keep(columns, uid).sum() == 3
     assert parse(str(rule)) == rule
@@ -286,6 +287,7 @@ def test_wrong_arrays_and_names_are_refused():
 
 def test_python_words_between_rules_are_refused():
     with pytest.raises(TypeError, match="use & for and"):
-        assert top("a", 0.1) and top("b", 0.1)
+        assert top("a", 0.1)
+        assert top("b", 0.1)
     with pytest.raises(TypeError):
         top("a", 0.1) >> 0.3

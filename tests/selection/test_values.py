@@ -54,7 +54,9 @@ def test_at_most_is_an_even_draw_that_smaller_numbers_share():
     columns, uid = made_pool(4000)
     first = (top("a", 0.5) >> selection.at_most(500)).keep(columns, uid)
     more = (top("a", 0.5) >> selection.at_most(1000)).keep(columns, uid)
-    assert first.sum() == 500 and more.sum() == 1000 and not (first & ~more).any()
+    assert first.sum() == 500
+    assert more.sum() == 1000
+    assert not (first & ~more).any()
     half = top("a", 0.5).keep(columns, uid)
     assert (parse("top(a, 0.5) >> at_most(2_000)").keep(columns, uid) == half).all()
     # Even: of 2,000 pairs in the order of their scores, the mean place is 999.5, give or take 26 / 2.

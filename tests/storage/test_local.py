@@ -33,12 +33,16 @@ def hidden(folder):
 def test_what_a_killed_writer_leaves_goes_and_what_a_living_one_writes_stays(tmp_path):
     out = tmp_path / "out" / "parts" / "1.npz"
     killed = subprocess.run([sys.executable, "-c", WRITER, str(out)], timeout=60, check=False)
-    assert killed.returncode == -signal.SIGKILL and len(hidden(tmp_path)) == 1 and not out.exists()
+    assert killed.returncode == -signal.SIGKILL
+    assert len(hidden(tmp_path)) == 1
+    assert not out.exists()
     with storage.open_write(str(out)) as file:
         file.write(b"whole")
         storage.sweep(str(tmp_path / "out"))
         (mine,) = hidden(tmp_path)
-    assert mine.startswith(".1.npz.") and out.read_bytes() == b"whole" and not hidden(tmp_path)
+    assert mine.startswith(".1.npz.")
+    assert out.read_bytes() == b"whole"
+    assert not hidden(tmp_path)
 
 
 def test_another_machines_file_is_left_behind_when_nothing_was_written_for_long(tmp_path):
@@ -64,16 +68,20 @@ def test_files_that_only_look_alike_stay(tmp_path):
 
 def test_of_several_writers_of_a_new_file_one_succeeds(tmp_path, monkeypatch):
     path = str(tmp_path / "out" / "manifest.json")
-    assert storage.write_new(path, b"first") and not storage.write_new(path, b"second")
+    assert storage.write_new(path, b"first")
+    assert not storage.write_new(path, b"second")
     monkeypatch.setattr(paths, "exists", lambda path: False)  # it appears while the second is written
-    assert not storage.write_new(path, b"second") and storage.read_bytes(path) == b"first"
+    assert not storage.write_new(path, b"second")
+    assert storage.read_bytes(path) == b"first"
 
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)  # a file system where a file has one name
-    assert not storage.write_new(path, b"second") and storage.write_new(f"{path}2", b"third")
-    assert storage.read_bytes(path) == b"first" and not hidden(tmp_path)
+    assert not storage.write_new(path, b"second")
+    assert storage.write_new(f"{path}2", b"third")
+    assert storage.read_bytes(path) == b"first"
+    assert not hidden(tmp_path)
 
 
 def test_a_writer_whose_file_was_taken_for_left_behind_begins_anew(tmp_path, monkeypatch):
@@ -86,7 +94,8 @@ def test_a_writer_whose_file_was_taken_for_left_behind_begins_anew(tmp_path, mon
 
     monkeypatch.setattr(local.fcntl, "flock", first_swept)
     storage.write_bytes(str(tmp_path / "a"), b"whole")
-    assert swept and (tmp_path / "a").read_bytes() == b"whole"
+    assert swept
+    assert (tmp_path / "a").read_bytes() == b"whole"
     with pytest.raises(ValueError, match="stop"), storage.open_write(str(tmp_path / "b")):
         raise ValueError("stop")
     assert os.listdir(tmp_path) == ["a"]
@@ -135,4 +144,5 @@ def test_a_scratch_folder_that_was_swept_before_it_was_locked_is_made_anew(
 
     monkeypatch.setattr(module, name, first_swept)
     with stopping.scratch("clipdata-") as folder:
-        assert swept and os.listdir(tmp_path) == [os.path.basename(folder)] != swept
+        assert swept
+        assert os.listdir(tmp_path) == [os.path.basename(folder)] != swept

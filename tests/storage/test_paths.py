@@ -33,7 +33,8 @@ def names(paths, folder):
 def test_folders_are_listed_by_name(folder):
     assert names(storage.list_folder(f"{folder}/a", ".tar"), folder) == ["a/10.tar", "a/2.tar"]
     assert storage.list_folder(f"{folder}/missing") == []
-    assert storage.is_folder(f"{folder}/a") and not storage.is_folder(f"{folder}/a/2.tar")
+    assert storage.is_folder(f"{folder}/a")
+    assert not storage.is_folder(f"{folder}/a/2.tar")
 
 
 def test_links_are_what_they_lead_to(folder, tmp_path):
@@ -116,7 +117,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_two_writers_of_one_process_id_keep_apart(tmp_path, replace):
     with replace(tmp_path / "f"), replace(tmp_path / "f"):
         aside = [path.name for path in tmp_path.iterdir()]
-        assert len(aside) == 2 and all(name.startswith(".f.") and name.endswith(".tmp") for name in aside)
+        assert len(aside) == 2
+        assert all(name.startswith(".f.") and name.endswith(".tmp") for name in aside)
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
@@ -192,7 +194,8 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half(tmp_path):
             small_files(),
         ):
             storage.write(path, write)
-        assert storage.read_bytes(path) == b"before" and len(list(tmp_path.iterdir())) == 1
+        assert storage.read_bytes(path) == b"before"
+        assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(OSError), small_files():
         uid_files._new_npy(str(tmp_path / "mapped.npy"), 1 << 14)
 
@@ -204,7 +207,9 @@ def test_a_name_is_flushed_with_its_folder(tmp_path, monkeypatch):
     )
     entry = storage.write(str(tmp_path / "new/f"), b"12345")
     assert entry == {"bytes": 5, "digest": storage.digest(str(tmp_path / "new/f"))}
-    assert synced[0] == str(tmp_path) and synced[1].endswith(".tmp") and synced[2] == str(tmp_path / "new")
+    assert synced[0] == str(tmp_path)
+    assert synced[1].endswith(".tmp")
+    assert synced[2] == str(tmp_path / "new")
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, StorageError), (errno.EIO, InputError)])
@@ -217,7 +222,8 @@ def test_a_lost_mount_is_no_corrupt_file(tmp_path, number, kind):
 def test_a_folder_that_fails_is_no_empty_one(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "part").write_bytes(b"123")
-    assert storage.sizes(str(tmp_path)) == {"a/b/part": 3} and storage.sizes(str(tmp_path / "none")) == {}
+    assert storage.sizes(str(tmp_path)) == {"a/b/part": 3}
+    assert storage.sizes(str(tmp_path / "none")) == {}
 
     def scan(path):
         if str(path).endswith("b"):

@@ -105,8 +105,10 @@ def test_every_format_reads_alike_from_a_web_server(web, tmp_path, monkeypatch, 
     server.ranges, faults.kinds = ranges, kinds
     assert read_formats(f"{address}/pool") == read_formats(str(tmp_path))
     assert storage.list_folder(f"{address}/pool", ".tar") == [f"{address}/pool/f.tar"]
-    assert storage.is_folder(f"{address}/pool") and not storage.is_folder(f"{address}/pool/f.tar")
-    assert storage.exists(f"{address}/pool/f.tar") and not storage.exists(f"{address}/pool/g.tar")
+    assert storage.is_folder(f"{address}/pool")
+    assert not storage.is_folder(f"{address}/pool/f.tar")
+    assert storage.exists(f"{address}/pool/f.tar")
+    assert not storage.exists(f"{address}/pool/g.tar")
     with pytest.raises(InputError, match=r"g\.tar: no such file"):
         storage.read_bytes(f"{address}/pool/g.tar")
 
@@ -146,9 +148,8 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(s3, size):
     with storage.remembering():
         assert storage.list_folder("s3://pool/listed") == ["s3://pool/listed/f"]
         s3.reset()
-        assert storage.size("s3://pool/listed/f") == 64 and storage.read_bytes("s3://pool/listed/f") == bytes(
-            64
-        )
+        assert storage.size("s3://pool/listed/f") == 64
+        assert storage.read_bytes("s3://pool/listed/f") == bytes(64)
         assert s3.seen == {"GET": 1}
         storage.filesystem("s3://pool")[0].pipe_file("pool/listed/f", b"\1" * size)  # as somebody else does
         with (
@@ -158,7 +159,8 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(s3, size):
             file.seek(32)
             file.read()
         storage.write_bytes("s3://pool/listed/f", b"2")  # as this process does
-        assert storage.size("s3://pool/listed/f") == 1 and storage.read_bytes("s3://pool/listed/f") == b"2"
+        assert storage.size("s3://pool/listed/f") == 1
+        assert storage.read_bytes("s3://pool/listed/f") == b"2"
 
 
 def test_what_stays_broken_ends_in_one_sentence(s3):
@@ -172,7 +174,8 @@ def test_what_stays_broken_ends_in_one_sentence(s3):
                 "s3://pool/f"
             ) if kind == "HEAD" else (storage.write_bytes("s3://pool/g", b"2"))
     s3.reset()
-    assert storage.read_bytes("s3://pool/f") == b"1" and not storage.exists("s3://pool/g")
+    assert storage.read_bytes("s3://pool/f") == b"1"
+    assert not storage.exists("s3://pool/g")
 
 
 def test_what_no_attempt_would_mend_is_told_at_once(s3, monkeypatch):
@@ -192,17 +195,21 @@ def test_a_failed_block_puts_nothing_and_threads_don_t_meet(s3):
         with storage.open_write("s3://pool/other") as other:
             other.write(b"whole")
         raise RuntimeError
-    assert not storage.exists("s3://pool/half") and storage.read_bytes("s3://pool/other") == b"whole"
+    assert not storage.exists("s3://pool/half")
+    assert storage.read_bytes("s3://pool/other") == b"whole"
 
 
 def test_files_are_kept_for_a_while(s3):
     storage.write_bytes("s3://pool/k", b"12345")
     s3.reset()
     with storage.keep(["s3://pool/k", "s3://pool/none", __file__]):
-        assert storage.digest("s3://pool/k") and storage.read_bytes("s3://pool/k") == b"12345"
-        assert storage.size("s3://pool/k") == 5 and not storage.is_folder("s3://pool/k")
+        assert storage.digest("s3://pool/k")
+        assert storage.read_bytes("s3://pool/k") == b"12345"
+        assert storage.size("s3://pool/k") == 5
+        assert not storage.is_folder("s3://pool/k")
         stamp = storage.stamp("s3://pool/k")
-    assert s3.seen["GET"] == 2 and s3.seen["HEAD"] == 2  # one of each for the file, one for what isn't there
+    assert s3.seen["GET"] == 2
+    assert s3.seen["HEAD"] == 2
     assert storage.stamps("s3://pool")["s3://pool/k"] == stamp == storage.stamp("s3://pool/k")
 
 
@@ -239,7 +246,8 @@ def test_the_user_s_own_configuration_has_the_last_word(monkeypatch):
 def test_a_file_is_new_once(s3, monkeypatch, place, conditions):
     s3.conditions = conditions
     path = f"{place}/new-{conditions}"
-    assert storage.write_new(path, b"first") and not storage.write_new(path, b"second")
+    assert storage.write_new(path, b"first")
+    assert not storage.write_new(path, b"second")
     if conditions:  # another process may put it between a look and the put
         monkeypatch.setattr(remote_files, "look", lambda *_: None)
         assert not storage.write_new(path, b"second")
@@ -255,9 +263,8 @@ def test_a_store_without_the_option_is_looked_at_first(s3, monkeypatch):
         return await put(path, data, chunksize)
 
     monkeypatch.setattr(fs, "_pipe_file", older)
-    assert storage.write_new("s3://pool/older", b"first") and not storage.write_new(
-        "s3://pool/older", b"second"
-    )
+    assert storage.write_new("s3://pool/older", b"first")
+    assert not storage.write_new("s3://pool/older", b"second")
     with pytest.raises(InputError, match="no such bucket"):
         storage.write_new("s3://nowhere/older", b"first")
     s3.always = re.compile("PUT /pool/failing")

@@ -85,7 +85,7 @@ class Case:
 
 
 def png(seed: int) -> bytes:
-    """A picture of noise, which has a checksum in every chunk."""
+    """An image of noise, which has a checksum in every chunk."""
     pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -95,7 +95,7 @@ def png(seed: int) -> bytes:
 def make_inputs(folder: Path, run: Callable[[list[str]], object]) -> None:
     """Writes good inputs of every kind; `run` runs a command in the folder."""
     random = np.random.default_rng(0)
-    for name in ("pool", "folders/img_emb", "folders/text_emb", "folders/metadata", "tars", "pictures"):
+    for name in ("pool", "folders/img_emb", "folders/text_emb", "folders/metadata", "tars", "images"):
         (folder / name).mkdir(parents=True)
     shutil.copytree(SHIPPED, folder / "model")
     for shard in range(SHARDS):
@@ -109,8 +109,8 @@ def make_inputs(folder: Path, run: Callable[[list[str]], object]) -> None:
     np.save(folder / "target.npy", unit_rows(random, 9, DIM).astype(np.float16))
     np.savez(folder / "target.npz", b32_img=unit_rows(random, 9, DIM).astype(np.float16))
     for number in range(4):
-        (folder / f"pictures/{number}.png").write_bytes(png(number))
-    table = pa.table({"file_name": [f"pictures/{i}.png" for i in range(4)], "text": ["a word"] * 4})
+        (folder / f"images/{number}.png").write_bytes(png(number))
+    table = pa.table({"file_name": [f"images/{i}.png" for i in range(4)], "text": ["a word"] * 4})
     pq.write_table(table, folder / "pairs.parquet", write_page_checksum=True)
     run([*COMMANDS["score"].replace("--out out", "--out scores").split()])
     every = _uids(range(SHARDS))
@@ -246,7 +246,7 @@ def _made(
             "target.npz",
             damage.npz_damages({"b32_img": np.load(good / "target.npz")["b32_img"]}),
         ),
-        ("embed", tar, _with_pictures(damaged_tars.picture_bombs(png(5)))),
+        ("embed", tar, _with_images(damaged_tars.image_bombs(png(5)))),
     ]
     bomb = functools.partial(damage.parquet_bomb, pq.read_table(good / parquet), "uid")
     yield "score", parquet, "bomb", bomb
@@ -261,15 +261,15 @@ def _made(
             yield route, file_name, name, data if callable(data) else functools.partial(bytes, data)
 
 
-def _with_pictures(bombs: dict[str, damage.Made]) -> dict[str, damage.Made]:
+def _with_images(bombs: dict[str, damage.Made]) -> dict[str, damage.Made]:
     members = dict(_members(1))
     key = next(iter(members))
 
-    def tar(picture: damage.Made) -> bytes:
-        data = picture() if callable(picture) else picture
+    def tar(image: damage.Made) -> bytes:
+        data = image() if callable(image) else image
         return damaged_tars.tar_bytes(list({**members, key: data}.items()))
 
-    return {f"picture-{name}": functools.partial(tar, data) for name, data in bombs.items()}
+    return {f"image-{name}": functools.partial(tar, data) for name, data in bombs.items()}
 
 
 def _json_damages() -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Broken and hostile tars, pictures and weights."""
+"""Broken and hostile tars, images and weights."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def picture_bombs(png: bytes) -> dict[str, Made]:
-    """Pictures that are small as stored and huge as decoded, or no pictures."""
+def image_bombs(png: bytes) -> dict[str, Made]:
+    """Images that are small as stored and huge as decoded, or no images."""
 
     def sized(width: int, height: int) -> bytes:
         header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

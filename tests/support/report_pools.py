@@ -18,7 +18,7 @@ from clipdata_jax.runs import manifest
 RULE = "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     buffer = io.BytesIO()
     colour = tuple(int(c) for c in np.random.default_rng(seed).integers(0, 256, 3))
     Image.new("RGB", (32, 24), colour).save(buffer, "JPEG")
@@ -36,7 +36,7 @@ def make_pool(folder: Path) -> Path:
     for tar, rows in (("a", range(60)), ("b", range(60, 120))):
         members = []
         for row in rows:
-            members += [(f"{row:04d}.jpg", picture(row)), (f"{row:04d}.txt", f"caption {row}".encode())]
+            members += [(f"{row:04d}.jpg", image(row)), (f"{row:04d}.txt", f"caption {row}".encode())]
             members += [(f"{row:04d}.json", json.dumps({"uid": names[row]}).encode())] if row < 60 else []
         tars.write_tar(str(folder / f"tars/{tar}.tar"), members)
     scores = {
@@ -63,7 +63,7 @@ def options(pool: Path, **changes) -> config.Report:
         "subset": str(pool / "subset.npy"),
         "out": str(pool / "page.html"),
         "tars": (str(pool / "tars"),),
-        "pictures": 3,
+        "images": 3,
     }
     return config.Report(**(given | changes))
 

@@ -36,7 +36,7 @@ jit = functools.partial(
 )
 
 
-def pictures(n: int, *, seed: int = 0) -> np.ndarray:
+def images(n: int, *, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, 16, 16, 3), np.uint8)
 
 

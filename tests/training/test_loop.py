@@ -101,7 +101,8 @@ def test_what_a_stop_leaves_of_a_checkpoint_goes_with_the_process(tmp_path, monk
     monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "save", save)
     with pytest.raises(Stopped):
         run(tmp_path)
-    assert stopping.asides == {str(path) for path in tmp_path.iterdir()} and stopping.asides
+    assert stopping.asides == {str(path) for path in tmp_path.iterdir()}
+    assert stopping.asides
     monkeypatch.undo()
     run(tmp_path)
     assert not stopping.asides

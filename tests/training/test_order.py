@@ -16,7 +16,9 @@ def test_an_epoch_repeats_no_row_and_epochs_leave_out_different_ones():
     left_out = set()
     for number in range(8):
         rows = np.concatenate(epoch(0, number))
-        assert len(np.unique(rows)) == 20 and rows.min() >= 0 and rows.max() < 23
+        assert len(np.unique(rows)) == 20
+        assert rows.min() >= 0
+        assert rows.max() < 23
         left_out.add(frozenset(range(23)) - frozenset(rows.tolist()))
     assert len(left_out) == 8
 
@@ -25,7 +27,8 @@ def test_order_is_pure_and_differs_by_seed_and_epoch():
     first = np.concatenate(epoch(3, 0))
     np.concatenate(epoch(4, 9))  # another call in between changes nothing
     np.testing.assert_array_equal(first, np.concatenate(epoch(3, 0)))
-    assert (first != np.concatenate(epoch(3, 1))).any() and (first != np.concatenate(epoch(4, 0))).any()
+    assert (first != np.concatenate(epoch(3, 1))).any()
+    assert (first != np.concatenate(epoch(4, 0))).any()
 
 
 def test_order_is_this_one_forever():

@@ -1,4 +1,4 @@
-"""Small pictures, and tars of them with captions."""
+"""Small images, and tars of them with captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipdata_jax.formats import tars
 
 
 def jpeg(seed: int, size: tuple[int, int] = (50, 40), mode: str = "RGB") -> bytes:
-    """A picture of noise."""
+    """An image of noise."""
     buffer = io.BytesIO()
     bands = len(Image.new(mode, (1, 1)).getbands())
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), np.uint8)
@@ -23,7 +23,7 @@ def jpeg(seed: int, size: tuple[int, int] = (50, 40), mode: str = "RGB") -> byte
 
 
 def write_pairs(path: Path, seeds: Iterable[int], **extra: bytes) -> None:
-    """A tar of numbered pictures and captions, and of more members; "__" in their names stands for a dot."""
+    """A tar of numbered images and captions, and of more members; "__" in their names stands for a dot."""
     members = []
     for seed in seeds:
         members += [(f"{seed:05}.jpg", jpeg(seed)), (f"{seed:05}.txt", CAPTIONS[seed % 3].encode())]

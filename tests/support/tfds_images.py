@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def prepare(folder: Path, rows: Sequence[tuple[bytes, str | list[dict] | None, int]]) -> None:
-    """Prepares `tiny_pictures` with one split, train, of (picture, caption, class) rows.
+    """Prepares `tiny_images` with one split, train, of (image, caption, class) rows.
 
     A list of {"id": ..., "text": ...} as a caption gives captions as coco_captions has them; None gives none.
     """
@@ -20,8 +20,8 @@ def prepare(folder: Path, rows: Sequence[tuple[bytes, str | list[dict] | None, i
 
     with_captions = rows[0][1] is not None
 
-    class TinyPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = "tiny_pictures"
+    class TinyImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = "tiny_images"
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -40,11 +40,11 @@ def prepare(folder: Path, rows: Sequence[tuple[bytes, str | list[dict] | None, i
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for number, (picture, caption, label) in enumerate(rows):
+            for number, (image, caption, label) in enumerate(rows):
                 Image.new("L", (4, 4)).save(mask := io.BytesIO(), "PNG")
                 mask.seek(0)
-                row = {"image": io.BytesIO(picture), "mask": mask, "label": label}
+                row = {"image": io.BytesIO(image), "mask": mask, "label": label}
                 yield number, {**row, "caption": caption} if with_captions else row
 
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        TinyPictures(data_dir=str(folder), file_format="array_record").download_and_prepare()
+        TinyImages(data_dir=str(folder), file_format="array_record").download_and_prepare()
