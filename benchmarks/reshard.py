@@ -101,7 +101,7 @@ def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
 
 def copy_runs(path: str, runs: Iterable[tuple[int, int]], out: str) -> None:
     with opened(path) as tar, storage.open_write(out) as target:
-        room = tar_copy.Room(target)
+        room = tar_copy.CopyBuffer(target)
         for start, end in runs:
             room.copy(tar, start, end)
         room.flush()

@@ -29,13 +29,13 @@ def main() -> NoReturn:
         traceback.print_exc()
         status = 1
     # Left to Python, a signal in its last moments would end it with another status.
-    stopping.over()
+    stopping.finish()
     if not stopping.asked():
         # Others may be waiting for one that failed: they end with it, unless they fail alike, each with its sentence.
         _leave_run(_SECONDS if status else None)
     if stopping.asked():
-        stopping.part()
-    stopping.leave(stopping.STATUS if stopping.asked() else status)
+        stopping.leave_run()
+    stopping.exit_now(stopping.STATUS if stopping.asked() else status)
 
 
 def _leave_run(seconds: float | None) -> None:

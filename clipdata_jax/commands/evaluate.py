@@ -49,7 +49,7 @@ def run(options: Evaluate) -> dict[str, Any]:
         devices=True,
         model=models.checkpoint_digest(options.model),
     )
-    _refuse_other_run(options.out, plan)
+    _check_same_run(options.out, plan)
     figures: dict[str, Any] = {"model": options.model}
     if labelled:
         figures["classification"] = reader.classify(labelled, names, templates)
@@ -62,7 +62,7 @@ def run(options: Evaluate) -> dict[str, Any]:
     return figures
 
 
-def _refuse_other_run(out: str, plan: dict[str, Any]) -> None:
+def _check_same_run(out: str, plan: dict[str, Any]) -> None:
     """The same figures may be written again; anything else that is there stays."""
     if not storage.exists(out):
         return

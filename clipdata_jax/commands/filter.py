@@ -39,7 +39,7 @@ def run(options: Filter) -> dict[str, Any]:
     plan = manifest.describe(
         "filter", options, pool=[part.path for part in parts], devices=options.by_image, pairs=pairs
     )
-    manifest.refuse_other_run(options.out, plan, "command", *(f"options.{name}" for name in plan["options"]))
+    manifest.check_same_run(options.out, plan, "command", *(f"options.{name}" for name in plan["options"]))
     if not pairs:
         raise InputError(
             f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"

@@ -29,7 +29,7 @@ from clipdata_jax.runtime import stopping, threads, worker_pool
 
 _ARRAYS = ("uids.npy", "times.npy", "high.npy")
 # Looking through headers holds the interpreter: one thread at a time, so that the others write meanwhile.
-_TURN = threading.Lock()
+_HEADER_LOCK = threading.Lock()
 _KEY = b'"uid"'
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9a-fA-F]{32})"')
 
@@ -127,7 +127,7 @@ class Unit:
             manifest.file_entry(path) if self.options.digests else {"name": path, "bytes": storage.size(path)}
         )
         try:
-            with opened(path) as tar, _TURN if storage.is_local(path) else contextlib.nullcontext():
+            with opened(path) as tar, _HEADER_LOCK if storage.is_local(path) else contextlib.nullcontext():
                 return self._choose_among(path, tar, {"input": entry})
         except InputError as error:
             if self.options.on_bad == "stop":
@@ -165,7 +165,7 @@ class Unit:
         Raises:
           InputError: as `choose`, or the output can't be written.
         """
-        with storage.keep(self.paths):  # looked through, then copied from
+        with storage.downloaded(self.paths):  # looked through, then copied from
             self._write(output)
 
     def _write(self, output: Output) -> None:
@@ -258,12 +258,12 @@ def write_all(units: Sequence[Unit], output: Output, count: int) -> Iterator[int
         for _ in threads.in_order(lambda unit: unit.write(output), units, several, ahead=1):
             yield 1
         return
-    deal, told = _Deal(len(units)), 0
+    deal, told = SharedCounter(len(units)), 0
     with stopping.scratch("clipdata-reshard-") as scratch:
         units[0].subset.save(scratch)
         none = Subset(np.empty(0, uids.DTYPE), np.empty(0, np.int64))
         bare = [dataclasses.replace(unit, subset=none) for unit in units]
-        with worker_pool.Pool(count - 1, _begin, scratch, bare, output, deal, several) as pool:
+        with worker_pool.SpawnPool(count - 1, _begin, scratch, bare, output, deal, several) as pool:
             try:
                 others = [pool.submit(_write_here) for _ in range(count - 1)]
                 for done in _write(units, output, deal, several):
@@ -285,7 +285,7 @@ def write_all(units: Sequence[Unit], output: Output, count: int) -> Iterator[int
     yield deal.done - told
 
 
-class _Deal:
+class SharedCounter:
     """Deals out units among processes one by one, for a tar may be much larger than the next.
 
     Attributes:
@@ -320,7 +320,7 @@ class _Deal:
         self._taken.value = self._units
 
 
-def _write(units: Sequence[Unit], output: Output, deal: _Deal, several: int) -> Iterator[int]:
+def _write(units: Sequence[Unit], output: Output, deal: SharedCounter, several: int) -> Iterator[int]:
     def write(number: int) -> None:
         units[number].write(output)
         deal.tell()
@@ -335,7 +335,7 @@ def _write(units: Sequence[Unit], output: Output, deal: _Deal, several: int) -> 
 _here: list[Iterator[int]] = []
 
 
-def _begin(scratch: str, bare: Sequence[Unit], output: Output, deal: _Deal, several: int) -> None:
+def _begin(scratch: str, bare: Sequence[Unit], output: Output, deal: SharedCounter, several: int) -> None:
     subset = Subset.mapped(scratch)
     _here.append(_write([dataclasses.replace(unit, subset=subset) for unit in bare], output, deal, several))
 

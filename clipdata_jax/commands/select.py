@@ -16,7 +16,7 @@ from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import threads
 from clipdata_jax.selection import parsing, rules
 from clipdata_jax.selection.pools import Tables
-from clipdata_jax.selection.work import Evaluation, Step
+from clipdata_jax.selection.work import Application, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Inputs:
     """What is selected from: names and row counts; no score was read yet."""
 
     table: score_tables.ScoreTable
-    sources: tuple[external_columns.Source, ...]
+    sources: tuple[external_columns.ColumnFile, ...]
     rule: rules.Rule
 
     def paths(self) -> list[str]:
@@ -69,7 +69,7 @@ class _Inputs:
         return list(threads.in_order(manifest.file_entry, self.paths(), several))
 
 
-@storage.remembering()
+@storage.stat_cache()
 def run(options: config.Select) -> Summary:
     """Selects by the rule, writes the subset and its manifest, and prints what was kept.
 
@@ -83,7 +83,7 @@ def run(options: config.Select) -> Summary:
         print(_text(summary, None))
         return summary
     plan = manifest.describe("select", options, rule=str(inputs.rule))
-    manifest.refuse_other_run(options.out, plan, "command", "rule", "options.scores", "options.columns")
+    manifest.check_same_run(options.out, plan, "command", "rule", "options.scores", "options.columns")
     with ThreadPoolExecutor(1) as beside:  # digests take as long as the selection
         entries = beside.submit(inputs.entries)
         summary = _select(inputs, options, options.out)
@@ -96,8 +96,8 @@ def _open(options: config.Select) -> _Inputs:
     table = score_tables.open_tables(options.scores)
     sources = external_columns.open_columns(options.columns)
     rule = parsing.parse(options.rule, [*table.columns, *(name for one in sources for name in one.names)])
-    table.refuse_shared(rule.columns())
-    external_columns.refuse_shared(sources, table.columns, rule.columns())
+    table.check_shared_names(rule.columns())
+    external_columns.check_shared_names(sources, table.columns, rule.columns())
     for path in rule.files():
         if not storage.exists(path):
             raise InputError(f"{path}: no such file, but the rule takes uids from it; check the path")
@@ -110,14 +110,14 @@ def _open(options: config.Select) -> _Inputs:
 
 def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary:
     names = inputs.rule.columns()
-    by_column: dict[str, external_columns.Joined] = {}
-    from_files: dict[str, external_columns.Joined] = {}
+    by_column: dict[str, external_columns.ExternalColumns] = {}
+    from_files: dict[str, external_columns.ExternalColumns] = {}
     for source in inputs.sources:
         if wanted := [name for name in source.names if name in names]:
             from_files[source.path] = source.read(wanted)
             by_column |= dict.fromkeys(wanted, from_files[source.path])
     with Tables(inputs.table, names, by_column, options.memory_gb * 2**30) as pool:
-        evaluation, sorter, kept = Evaluation(inputs.rule, pool), UidSorter(pool.scratch), 0
+        evaluation, sorter, kept = Application(inputs.rule, pool), UidSorter(pool.scratch), 0
         for block, mask in evaluation:
             here = int(np.count_nonzero(mask))
             kept += here

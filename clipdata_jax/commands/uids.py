@@ -70,7 +70,7 @@ def run(options: config.Uids) -> Summary:
     if options.out is not None:
         plan = manifest.describe("uids", options)
         names = ("operation", "files", "multiset", "halves")
-        manifest.refuse_other_run(options.out, plan, "command", *(f"options.{name}" for name in names))
+        manifest.check_same_run(options.out, plan, "command", *(f"options.{name}" for name in names))
     for path in options.files if options.operation != "verify" else ():
         if not storage.exists(path):
             raise InputError(f"{path}: no such file or folder; check the path")

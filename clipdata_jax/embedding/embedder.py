@@ -20,9 +20,9 @@ import numpy as np
 
 from clipdata_jax.config import Embed
 from clipdata_jax.embedding import single_file
-from clipdata_jax.embedding.inputs import Unit, at_hand
+from clipdata_jax.embedding.inputs import Unit, prefetch
 from clipdata_jax.embedding.samples import Bad, decoded_samples
-from clipdata_jax.embedding.shard_builder import Batch, Gathered, Shard, Tally
+from clipdata_jax.embedding.shard_builder import Batch, PendingBatch, Shard, Tally
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import sources, tars
 from clipdata_jax.runs import manifest, output, profiling, telemetry
@@ -155,7 +155,7 @@ class _Embedding:
         """Embeds units in order; what was finished before an error stays."""
         noun = "tar" if all(isinstance(source, sources.Tar) for source in units.values()) else "part"
         bar = console.bar(total=len(units), unit=noun, name="embed")
-        ahead = at_hand(units)
+        ahead = prefetch(units)
         with self._profiler, self._words, self._device, self._writer, bar, contextlib.closing(ahead):
             self._tally = Tally(bar)
             try:
@@ -191,7 +191,7 @@ class _Embedding:
         shard.read += time.monotonic() - start
         return shard
 
-    def _usable(self, unit: Unit, shard: Shard) -> Iterator[Gathered]:
+    def _usable(self, unit: Unit, shard: Shard) -> Iterator[PendingBatch]:
         """The batches of a unit; if it turns out bad, and may be skipped, they end there and the shard says why.
 
         What goes wrong where they are used is not caught here: it is no fault of the source.
@@ -208,7 +208,7 @@ class _Embedding:
                 raise
             shard.skipped = str(error)
 
-    def _gathered(self, source: sources.Source, shard: Shard) -> Iterator[Gathered]:
+    def _gathered(self, source: sources.Source, shard: Shard) -> Iterator[PendingBatch]:
         """The good samples in batches; the shard takes note of the others."""
         shares: collections.deque[float] = collections.deque()
 
@@ -227,7 +227,7 @@ class _Embedding:
             shared_names=self._shared_names,
         )
         rows = self._models[0].encoder.rows
-        gathered = Gathered(rows)
+        gathered = PendingBatch(rows)
         for sample in samples:
             gathered.share += shares.popleft()
             if isinstance(sample, Bad):
@@ -236,17 +236,19 @@ class _Embedding:
             gathered.add(sample)
             if len(gathered) == rows:
                 yield gathered
-                gathered = Gathered(rows)
+                gathered = PendingBatch(rows)
         if len(gathered):
             yield gathered
 
-    def _tokenize(self, gathered: Gathered) -> list[np.ndarray | None]:
+    def _tokenize(self, gathered: PendingBatch) -> list[np.ndarray | None]:
         """Each model's ids of the captions, None where only images are embedded."""
         if self._options.images_only:
             return [None] * len(self._models)
         return [model.tokenizer(gathered.captions()) for model in self._models]
 
-    def _embed(self, shard: Shard, gathered: Gathered, ids: Future[list[np.ndarray | None]]) -> list[Batch]:
+    def _embed(
+        self, shard: Shard, gathered: PendingBatch, ids: Future[list[np.ndarray | None]]
+    ) -> list[Batch]:
         tokens_of_models = ids.result()
         start = time.monotonic()
         self._profiler.step()

@@ -22,7 +22,7 @@ class Unit:
     Attributes:
       name: of the unit.
       source: where its samples are.
-      entries: name, size and digest of its files, and the stamps that they had before they were read.
+      entries: name, size and digest of its files, and the fingerprints that they had before they were read.
       error: why they can't be read; None if they can.
       copies: the files of object stores, as long as it isn't closed.
     """
@@ -35,10 +35,12 @@ class Unit:
 
     def facts(self) -> list[dict[str, Any]]:
         """The entries as the manifest lists them, which knows no times."""
-        return [{name: value for name, value in entry.items() if name != "stamp"} for entry in self.entries]
+        return [
+            {name: value for name, value in entry.items() if name != "fingerprint"} for entry in self.entries
+        ]
 
 
-def at_hand(sources: Mapping[str, Source]) -> Generator[Unit]:
+def prefetch(sources: Mapping[str, Source]) -> Generator[Unit]:
     """Units in order, each at hand until the next is asked for: digests and samples are of one version of a file.
 
     Another thread is one unit ahead: TMPDIR holds the files of two.
@@ -71,11 +73,11 @@ def _fetch(name: str, source: Source) -> Unit:
     with contextlib.ExitStack() as copies:
         error = None
         try:
-            copies.enter_context(storage.keep(source.inputs))
-            stamps = list(map(storage.stamp, source.inputs))
+            copies.enter_context(storage.downloaded(source.inputs))
+            fingerprints = list(map(storage.fingerprint, source.inputs))
             entries = [
-                {**manifest.file_entry(path), "stamp": stamp}
-                for path, stamp in zip(source.inputs, stamps, strict=True)
+                {**manifest.file_entry(path), "fingerprint": fingerprint}
+                for path, fingerprint in zip(source.inputs, fingerprints, strict=True)
             ]
         except InputError as found:
             error = found

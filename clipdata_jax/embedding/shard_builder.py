@@ -29,7 +29,7 @@ class Batch:
     cosines: Float32[np.ndarray, " b"] | None
 
 
-class Gathered:
+class PendingBatch:
     """Samples on their way to the devices: pixels side by side, the rest as columns of the metadata.
 
     Args:
@@ -88,7 +88,7 @@ class Shard:
     def __len__(self) -> int:
         return 0 if self.skipped else len(self._samples)
 
-    def add(self, gathered: Gathered, embedded: Future[list[Batch]]) -> None:
+    def add(self, gathered: PendingBatch, embedded: Future[list[Batch]]) -> None:
         """Takes the next samples, whose embeddings may not be there yet."""
         self._samples += gathered.samples
         self._batches.append(embedded)

@@ -40,7 +40,7 @@ class Languages:
         self.is_small = self.path.endswith(".ftz")
         self._model = _load(self.path)
         self._processes = processes
-        self._pool: worker_pool.Pool | None = None
+        self._pool: worker_pool.SpawnPool | None = None
 
     def of(self, caption: str) -> str:
         """The ISO code of the likeliest language, e.g. "en"."""
@@ -51,7 +51,7 @@ class Languages:
         if self._processes == 1 or len(captions) < _MANY:
             return _are_english(self.path, captions)
         if self._pool is None:
-            self._pool = worker_pool.Pool(self._processes)  # which ends when this object does
+            self._pool = worker_pool.SpawnPool(self._processes)  # which ends when this object does
         chunks = (captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK))
         return np.concatenate(list(self._pool.map(_are_english, itertools.repeat(self.path), chunks)))
 

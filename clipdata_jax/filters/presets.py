@@ -68,7 +68,7 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metada
     if options.by_image:
         from clipdata_jax.filters import images  # which loads jax
 
-        captions, score = beside_images(options, parts, skipped)
+        captions, score = caption_and_score_presets(options, parts, skipped)
         return images.open_preset(options, parts, captions, score, skipped)
     languages, notes = _languages(options)
     if name == "laion2b":
@@ -78,7 +78,7 @@ def open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metada
     return Preset(basic_filter(languages), (languages.path,), notes)
 
 
-def beside_images(
+def caption_and_score_presets(
     options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped
 ) -> tuple[Preset, Preset]:
     """What a preset that looks at images asks of captions, and of CLIPScores."""

@@ -18,7 +18,7 @@ from clipdata_jax.runtime import threads
 _HALVES = ("uid_hi", "uid_lo")
 
 
-class Joined:
+class ExternalColumns:
     """Columns by uid, held in memory: 16 bytes a row, and for each column 4, or 8 where its numbers need them.
 
     Attributes:
@@ -55,7 +55,7 @@ class Joined:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ColumnFile:
     """A file of columns, of which only the names were read.
 
     Attributes:
@@ -68,7 +68,7 @@ class Source:
     parts: tuple[str, ...]
     names: tuple[str, ...]
 
-    def read(self, names: Sequence[str]) -> Joined:
+    def read(self, names: Sequence[str]) -> ExternalColumns:
         """Reads some of the columns.
 
         Raises:
@@ -78,12 +78,12 @@ class Source:
         each = functools.partial(read, names=names)
         found = list(threads.in_order(each, self.parts, storage.threads_for(self.path)))
         uid = np.concatenate([part[0] for part in found])
-        return Joined(
+        return ExternalColumns(
             self.path, uid, {name: np.concatenate([part[1][name] for part in found]) for name in names}
         )
 
 
-def open_columns(paths: Sequence[str]) -> tuple[Source, ...]:
+def open_columns(paths: Sequence[str]) -> tuple[ColumnFile, ...]:
     """Looks what columns some files hold.
 
     A parquet file has a column `uid` of 32 hex digits, or `uid_hi` and `uid_lo`, and columns of numbers; a npy file
@@ -101,11 +101,11 @@ def open_columns(paths: Sequence[str]) -> tuple[Source, ...]:
         if not parts:
             raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column uid")
         names = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts)
-        sources.append(Source(path, parts, names))
+        sources.append(ColumnFile(path, parts, names))
     return tuple(sources)
 
 
-def refuse_shared(sources: Sequence[Source], taken: Collection[str], names: Sequence[str]) -> None:
+def check_shared_names(sources: Sequence[ColumnFile], taken: Collection[str], names: Sequence[str]) -> None:
     """Makes sure that each of some columns is in one place only: who names it could mean either.
 
     Args:

@@ -64,7 +64,7 @@ class ScoreTable:
     def __len__(self) -> int:
         return sum(self.rows)
 
-    def refuse_shared(self, names: Sequence[str]) -> None:
+    def check_shared_names(self, names: Sequence[str]) -> None:
         """Makes sure that each of some columns is in one table only: who names it could mean either.
 
         Raises:

@@ -136,7 +136,7 @@ class Sources:
         return tars.shared_names(sorted({source.path for source in self.units.values()}))
 
 
-@storage.remembering()
+@storage.stat_cache()
 def find_sources(
     patterns: Sequence[str],
     *,
@@ -177,7 +177,7 @@ def find_sources(
             facts.append(fact)
         else:
             found += [(tar, [Tar(tar, storage.size(tar))]) for tar in tars.find_tars([path])]
-    tars.refuse_repeats([path for path, _ in found])
+    tars.check_repeats([path for path, _ in found])
     if not any(
         isinstance(unit, Rows) and isinstance(unit.whole, CaptionTable)
         for _, units in found

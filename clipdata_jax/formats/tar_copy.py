@@ -24,7 +24,7 @@ def write_samples(file: BinaryIO, chosen: Sequence[Sample]) -> None:
     """
     keys = {sample.key for sample in chosen}
     written: set[str] = set()
-    out = Room(file)
+    out = CopyBuffer(file)
     for path, group in groupby(chosen, key=lambda sample: sample.table.path):
         with tar_index.opened(path) as tar:
             _write_of_tar(out, tar, group, keys, written)
@@ -33,7 +33,7 @@ def write_samples(file: BinaryIO, chosen: Sequence[Sample]) -> None:
     out.flush()
 
 
-class Room:
+class CopyBuffer:
     """What goes to a file, by the piece: bytes are read where they are written from, and nothing is copied between.
 
     Attributes:
@@ -76,7 +76,9 @@ class Room:
         self._used = 0
 
 
-def _write_of_tar(out: Room, tar: Bytes, group: Iterable[Sample], keys: set[str], done: set[str]) -> None:
+def _write_of_tar(
+    out: CopyBuffer, tar: Bytes, group: Iterable[Sample], keys: set[str], done: set[str]
+) -> None:
     start = end = 0
     for table, old, numbers in group:
         key = old if old not in done else _free_key(old, keys)
@@ -103,7 +105,7 @@ def _free_key(key: str, keys: set[str]) -> str:
     return f"{key}-{number}"
 
 
-def _write_renamed(out: Room, name: str, data: bytes) -> None:
+def _write_renamed(out: CopyBuffer, name: str, data: bytes) -> None:
     out.write(tars.header(name, len(data)))
     out.write(data)
     out.write(bytes(-len(data) % _BLOCK))

@@ -227,7 +227,7 @@ def _info(name: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-@storage.remembering()
+@storage.stat_cache()
 def find_tars(patterns: Sequence[str]) -> list[str]:
     """The tars that patterns mean, in order: files, `{000..099}.tar`, `*.tar`, and folders (their tars by name).
 
@@ -248,7 +248,7 @@ def find_tars(patterns: Sequence[str]) -> list[str]:
         found += inside
     if not found:
         raise InputError(f"{', '.join(patterns)}: only hidden files match; expected webdataset tars")
-    refuse_repeats(found)
+    check_repeats(found)
     return found
 
 
@@ -257,7 +257,7 @@ def _is_hidden(path: str) -> bool:
     return path.rpartition("/")[2].startswith(".")
 
 
-def refuse_repeats(paths: Sequence[str]) -> None:
+def check_repeats(paths: Sequence[str]) -> None:
     """Raises InputError if a path is named twice."""
     if len(set(paths)) < len(paths):
         twice = Counter(paths).most_common(1)[0][0]

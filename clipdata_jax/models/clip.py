@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from clipdata_jax.models.clip_config import CLIPConfig, TextConfig, VisionConfig
-from clipdata_jax.models.transformer import AttentionPool, Builder, matmul_precision, through
+from clipdata_jax.models.transformer import AttentionPool, Builder, apply_layers, matmul_precision
 
 _SMALLEST = 1.2e-38  # just above the least normal float32
 
@@ -43,7 +43,7 @@ class VisionTower(nnx.Module):
             if self.pre_norm is not None:
                 x_bld = self.pre_norm(x_bld)
             first_b = jnp.zeros_like(x_bld[:, 0, 0], jnp.int32) if self.config.pool == "class" else None
-            pooled_bd = self._pool(through(self.layers, x_bld, only_b=first_b))
+            pooled_bd = self._pool(apply_layers(self.layers, x_bld, only_b=first_b))
         if self.projection is None:
             return pooled_bd.astype(jnp.float32)
         with matmul_precision(jnp.float32):
@@ -91,7 +91,7 @@ class TextTower(nnx.Module):
             x_bld = jnp.take(self.token[...].astype(self.dtype), ids, axis=0, mode="fill")
             x_bld = x_bld + self.position[: ids.shape[1]].astype(self.dtype)
             # A norm acts on each position alone, so only the one that is read needs it.
-            pooled_bd = self.post_norm(through(self.layers, x_bld, only_b=self._read_at(ids))[:, 0])
+            pooled_bd = self.post_norm(apply_layers(self.layers, x_bld, only_b=self._read_at(ids))[:, 0])
         with matmul_precision(jnp.float32):
             return self.projection(pooled_bd)
 

@@ -141,17 +141,17 @@ class ImageTransform:
         if width < 1 or height < 1:
             raise InputError(f"the image is {width} x {height} pixels: there is nothing to see")
         if self.fit == "squash":
-            self._refuse_many(width, height, width * height, "")
-            self._refuse_many(width, height, self.size**2, f" and {self.size**2:,} pixels when scaled")
+            self._check_pixels(width, height, width * height, "")
+            self._check_pixels(width, height, self.size**2, f" and {self.size**2:,} pixels when scaled")
             return self.size, self.size
         side, shorter, longer = self.shorter_side, min(width, height), max(width, height)
         other = int(side * longer / shorter)
         # A long thin line is small as stored and huge once its shorter side has grown.
-        self._refuse_many(width, height, width * height, "")
-        self._refuse_many(width, height, side * other, f" and {side * other:,} pixels when scaled")
+        self._check_pixels(width, height, width * height, "")
+        self._check_pixels(width, height, side * other, f" and {side * other:,} pixels when scaled")
         return (side, other) if width <= height else (other, side)
 
-    def _refuse_many(self, width: int, height: int, pixels: int, which: str) -> None:
+    def _check_pixels(self, width: int, height: int, pixels: int, which: str) -> None:
         if pixels > self.max_pixels:
             raise InputError(
                 f"the image has {width} x {height} pixels{which}, over max_pixels {self.max_pixels:,}"

@@ -105,7 +105,7 @@ def config_from_open_clip(content: Mapping[str, Any]) -> CLIPConfig:
     """
     model = _section(content, "model_cfg")
     vision, text = _section(model, "vision_cfg"), _section(model, "text_cfg")
-    _refuse_unknown(model, vision, text)
+    _check_known(model, vision, text)
     quick = bool(model.get("quick_gelu", False))
     try:
         return CLIPConfig(
@@ -141,7 +141,7 @@ def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
-def _refuse_unknown(model: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+def _check_known(model: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
     sections: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
     sections = [("model_cfg", model, _MODEL), ("vision_cfg", vision, _VISION), ("text_cfg", text, _TEXT)]
     for name, section in (("vision_cfg", vision), ("text_cfg", text)):

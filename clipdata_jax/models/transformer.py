@@ -156,7 +156,7 @@ class Block(nnx.Module):
         return x_bmd + _scaled(self.mlp(self.norm2(x_bmd)), self.scale2)
 
 
-def through(
+def apply_layers(
     layers: nnx.List[Block], x_bld: Float[Array, "b l d"], *, only_b: Int[Array, " b"] | None = None
 ) -> Float[Array, "b m d"]:
     """x through the layers; with `only_b`, only that position of each row comes out: (b, 1, d).

@@ -129,7 +129,7 @@ def write_beside(path: str, content: dict[str, Any]) -> None:
     storage.write_bytes(f"{path}.{NAME}", to_json({**content, "outputs": {path: file_entry(path)}}))
 
 
-def refuse_other_run(out: str, plan: dict[str, Any], *names: str) -> None:
+def check_same_run(out: str, plan: dict[str, Any], *names: str) -> None:
     """Makes sure that a file is not there yet, or is what the same run wrote: that may be written again.
 
     Args:

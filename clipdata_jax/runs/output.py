@@ -51,27 +51,31 @@ class Output:
 
     def receipt(self, unit: str) -> dict[str, Any] | None:
         """The receipt of a unit, or None if the unit is not done."""
-        return self._receipt(unit, storage.sizes(self.folder), _Stamps())
+        return self._receipt(unit, storage.sizes(self.folder), _Fingerprints())
 
     def receipts(self) -> dict[str, dict[str, Any]]:
         """The receipts of the units that are done, in order: unit -> receipt.
 
         An object store is asked for listings and the receipts, not for every file.
         """
-        read = functools.partial(self._receipt, listed=storage.sizes(self.folder), stamps=_Stamps())
+        read = functools.partial(
+            self._receipt, listed=storage.sizes(self.folder), fingerprints=_Fingerprints()
+        )
         found = threads.in_order(read, self.units, storage.threads_for(self.folder))
         return {unit: receipt for unit, receipt in zip(self.units, found, strict=True) if receipt is not None}
 
-    def _receipt(self, unit: str, listed: Mapping[str, int], stamps: _Stamps) -> dict[str, Any] | None:
+    def _receipt(
+        self, unit: str, listed: Mapping[str, int], fingerprints: _Fingerprints
+    ) -> dict[str, Any] | None:
         name = f"{_RECEIPTS}/{unit}.json"
         if name not in listed:
             return None
         known = self._known.get(unit)
-        if known is not None and known[0] == listed[name] and _is_good(known[1], listed, stamps):
+        if known is not None and known[0] == listed[name] and _is_good(known[1], listed, fingerprints):
             return known[1]
         try:
             receipt = json.loads(storage.read_bytes(self.path(name)))
-            if not _is_good(receipt, listed, stamps):
+            if not _is_good(receipt, listed, fingerprints):
                 return None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
@@ -107,9 +111,8 @@ class Output:
           unit: the unit's name.
           parts: file name -> its bytes, or a function that writes them.
           facts: what the manifest sums up: counts, skipped rows; must not depend on time or machine load.
-          inputs: the files that the unit was made of (`manifest.file_entry`, and if known their "stamp" from before
-            they were read): if one is changed later, repaired after it was found broken for example, the unit is not
-            done any more.
+          inputs: the files that the unit was made of (`manifest.file_entry`, with their "fingerprint" from before
+            they were read where that is known). A unit whose inputs change later is done again.
           undigested: files whose digest would cost more than to write them; told by their size alone.
           times: for `run.jsonl` only, see `telemetry.Stopwatch`; the seconds that writing takes are added.
         """
@@ -119,11 +122,11 @@ class Output:
             name: storage.write(self.path(name), content, digests=name not in undigested)
             for name, content in parts.items()
         }
-        stamped = [
-            entry if "stamp" in entry else {**entry, "stamp": storage.stamp(entry["name"])}
+        marked = [
+            entry if "fingerprint" in entry else {**entry, "fingerprint": storage.fingerprint(entry["name"])}
             for entry in inputs
         ]
-        receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": stamped}
+        receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": marked}
         # The receipt comes last: with it another process may find all done, and take the folder away.
         line = {"unit": unit, **times, "write_seconds": round(time.monotonic() - start, 3)}
         self.log(line)
@@ -201,13 +204,13 @@ class Output:
         return share.count == 1 or (self.was_finished and share.index == 0)
 
 
-def _is_good(receipt: dict[str, Any], listed: Mapping[str, int], stamps: _Stamps) -> bool:
+def _is_good(receipt: dict[str, Any], listed: Mapping[str, int], fingerprints: _Fingerprints) -> bool:
     """Whether a unit's files are all there, and its inputs as they were."""
     whole = all(listed.get(part) == entry["bytes"] for part, entry in receipt["files"].items())
-    return whole and all(_is_unchanged(entry, stamps) for entry in receipt.get("inputs", ()))
+    return whole and all(_is_unchanged(entry, fingerprints) for entry in receipt.get("inputs", ()))
 
 
-class _Stamps:
+class _Fingerprints:
     """What tells whether inputs are as they were; of an object store a folder's by one listing."""
 
     def __init__(self) -> None:
@@ -215,26 +218,26 @@ class _Stamps:
         self._lock = threading.Lock()
 
     def of(self, path: str) -> str | None:
-        """The stamp of a file or folder; None if there is none."""
+        """The fingerprint of a file or folder; None if there is none."""
         if not storage.is_local(path):
             folder = path.rpartition("/")[0]
             with self._lock:
                 if folder not in self._folders:
-                    self._folders[folder] = storage.stamps(folder)
+                    self._folders[folder] = storage.fingerprints(folder)
             if path in self._folders[folder]:
                 return self._folders[folder][path]
-        return storage.stamp(path) if storage.exists(path) else None
+        return storage.fingerprint(path) if storage.exists(path) else None
 
 
-def _is_unchanged(entry: dict[str, Any], stamps: _Stamps) -> bool:
+def _is_unchanged(entry: dict[str, Any], fingerprints: _Fingerprints) -> bool:
     """Whether an input is the file it was: the same size and time, or at least the same bytes."""
     name = entry["name"]
-    stamp = stamps.of(name)
-    if stamp is None:
+    fingerprint = fingerprints.of(name)
+    if fingerprint is None:
         return False
     if entry.get("digest", "") is None:  # it couldn't be read; one that now can be is as old as it was
         return not _can_be_read(name)
-    if stamp == entry["stamp"]:
+    if fingerprint == entry["fingerprint"]:
         return True
     return "digest" in entry and manifest.file_entry(name)["digest"] == entry["digest"]
 

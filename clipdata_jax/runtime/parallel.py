@@ -74,7 +74,7 @@ def start(workers: Workers) -> Share:
         ) from error
     joined = Share(jax.process_index(), jax.process_count())
     partners = _Partners(joined)
-    if stopping.join(partners):
+    if stopping.couple_to(partners):
         threading.Thread(target=partners.listen, name="partners", daemon=True).start()
     return joined
 
@@ -93,7 +93,7 @@ class _Partners:
     def tell(self) -> None:
         self._client.key_value_set(_STOPPED, "", allow_overwrite=True)
 
-    def part(self) -> None:
+    def leave_run(self) -> None:
         self.tell()  # it may come to this before another thread does
         if self._share.index:
             self._client.key_value_set(f"{_PARTED}/{self._share.index}", "")
@@ -107,7 +107,7 @@ class _Partners:
         with contextlib.suppress(Exception):  # the run is over
             self._client.blocking_key_value_get(_STOPPED, _LONG)
             if not stopping.asked():
-                signal.pthread_kill(threading.main_thread().ident or 0, stopping.TOLD)
+                signal.pthread_kill(threading.main_thread().ident or 0, stopping.PEER_SIGNAL)
 
 
 def _first_line(error: Exception) -> str:

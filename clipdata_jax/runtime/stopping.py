@@ -5,7 +5,7 @@ threads may take long to join: so a thread that does nothing else ends the proce
 a second signal comes. Nothing is raised while a module is imported, for packages in C++ would abort: the process ends.
 And nothing, for a while, in code of jax and Orbax: C++ may have called it, and a loop of asyncio breaks in its midst.
 
-Processes of a `jax.distributed` run stop together, see `join`.
+Processes of a `jax.distributed` run stop together, see `couple_to`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from typing import NoReturn, Protocol
 
 STATUS = 75
 """EX_TEMPFAIL of sysexits.h, "try again": the same command goes on from where it was."""
-asides: set[str] = set()
+temporary_files: set[str] = set()
 """Files that are being written aside in this process, and its scratch folders, to be removed with it."""
 _SECONDS = 5.0  # a preempted machine is gone after 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-TOLD = signal.SIGUSR1
+PEER_SIGNAL = signal.SIGUSR1
 """What a process sends itself where it hears that another of its run was stopped."""
 _LATER_SECONDS = 0.02
 _asked, _over = threading.Event(), threading.Event()
 _waits = itertools.count()
-_OURS = f"{os.path.dirname(__file__)}{os.sep}"
+_OURS = f"{os.path.dirname(os.path.dirname(__file__))}{os.sep}"
 # How often it is raised later, until it is raised anyway; a checkpoint that is begun is better finished.
 _DELICATE = {f"{os.sep}jax{os.sep}": 50, f"{os.sep}orbax{os.sep}": 200}
 _SCRATCH = re.compile(r"clipdata-(?:[a-z]+-)?([0-9a-f]{8})-[^-]+")
@@ -59,7 +59,7 @@ class Partners(Protocol):
     def tell(self) -> None:
         """Says to them that this process is being stopped."""
 
-    def part(self) -> None:
+    def leave_run(self) -> None:
         """Says to them that it leaves, or waits until they have said so."""
 
 
@@ -78,30 +78,30 @@ def watch() -> None:
     # Python writes the signal's number there even while the main thread is in C.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_end_in_time, args=(read,), name="stop", daemon=True).start()
-    for number in (*_SIGNALS, TOLD):
+    for number in (*_SIGNALS, PEER_SIGNAL):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's jobs in the background have Ctrl-C
             signal.signal(number, _raise_once)
     signal.signal(signal.SIGALRM, _raise_later)
     sys.unraisablehook = _raise_again
 
 
-def join(partners: Partners) -> bool:
+def couple_to(partners: Partners) -> bool:
     """Makes a stop of this process one of the others, too; whether it did: not where `watch` hasn't set it up.
 
     The first process of a `jax.distributed` run must leave last: C++ aborts those that are left without it.
     """
     global _partners
-    if signal.getsignal(TOLD) is not _raise_once:
+    if signal.getsignal(PEER_SIGNAL) is not _raise_once:
         return False
     _partners = partners
     return True
 
 
-def part() -> None:
+def leave_run() -> None:
     """Sees to it that no other process of a joined run is aborted when this one leaves."""
     if _partners is not None:
         with contextlib.suppress(Exception):  # there is no run any more
-            _partners.part()
+            _partners.leave_run()
 
 
 def _raise_once(_: int, frame: FrameType | None) -> None:
@@ -110,8 +110,8 @@ def _raise_once(_: int, frame: FrameType | None) -> None:
         return
     if _imports(frame):
         os.write(2, b"clipdata: stopped; run the same command again\n")
-        part()
-        leave()
+        leave_run()
+        exit_now()
     if not _asked.is_set():  # what a second one does is the other thread's
         _asked.set()
         _raise_later(0, frame)
@@ -154,15 +154,15 @@ def _end_in_time(read: int) -> None:
     """Ends the process some seconds after its first signal, or at the second one that somebody sends it."""
     end, sent = None, 0
     while (number := _next_signal(read, end)) is not None:
-        sent += number != TOLD
+        sent += number != PEER_SIGNAL
         if sent > 1:
             break
         if end is None:
             end = time.monotonic() + (_SECONDS if _partners is None else _partners.seconds)
             _start(_tell)  # which may take long
     if sent < 2:
-        _start(part).join(0.5)
-    leave()
+        _start(leave_run).join(0.5)
+    exit_now()
 
 
 def _start(function: Callable[[], None]) -> threading.Thread:
@@ -175,7 +175,7 @@ def _next_signal(read: int, end: float | None) -> int | None:
     """The next signal, None where there is none until `end`."""
     while select.select([read], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
         number = os.read(read, 1)[0]
-        if number in (*_SIGNALS, TOLD):
+        if number in (*_SIGNALS, PEER_SIGNAL):
             return number
     return None
 
@@ -202,19 +202,19 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        leave(1)  # nobody takes the results
+        exit_now(1)  # nobody takes the results
 
 
-def leave(status: int = STATUS) -> NoReturn:
+def exit_now(status: int = STATUS) -> NoReturn:
     """Ends the process at once, without waiting for threads or other processes; files written aside go first."""
-    for path in list(asides):
+    for path in list(temporary_files):
         with contextlib.suppress(OSError):
             os.unlink(path)
         shutil.rmtree(path, ignore_errors=True)
     os._exit(status)
 
 
-def over() -> None:
+def finish() -> None:
     """Says that the command has ended: a signal from now on raises nothing, and `asked` tells of it."""
     _over.set()
 
@@ -223,17 +223,17 @@ def over() -> None:
 def scratch(prefix: str) -> Iterator[str]:
     """A folder for what doesn't fit in memory, removed at the end; where, the environment's TMPDIR says.
 
-    Those of processes that were killed go too. A folder is locked while its process lives, as `data.asides` has it.
+    Those of processes that were killed go too. A folder is locked while its process lives.
     """
     sweep_scratch(tempfile.gettempdir())
     folder, lock = _locked_folder(prefix)
-    asides.add(folder)
+    temporary_files.add(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-        asides.discard(folder)
+        temporary_files.discard(folder)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 _MAIN = threading.Lock()
 
 
-class Pool(ProcessPoolExecutor):
+class SpawnPool(ProcessPoolExecutor):
     """Processes that call this package's functions; they end with this one, and Ctrl-C is its alone.
 
     They are begun by what is asked of them, so many as that needs. A fork would copy the locks of the threads that

@@ -108,7 +108,7 @@ def _content(found: sources.Sources, cache: str) -> str:
     paths = [path for of_unit in by_unit for path in of_unit if storage.exists(path)]
     # What has no files of its own, a TFDS split, is told by its name, version and number of rows.
     facts = json.dumps([] if all(by_unit) else found.facts, sort_keys=True)
-    touched = json.dumps([facts, *((path, storage.stamp(path)) for path in paths)])
+    touched = json.dumps([facts, *((path, storage.fingerprint(path)) for path in paths)])
     known = storage.join(cache, "seen", hashlib.sha256(touched.encode()).hexdigest()[:16])
     if not storage.exists(known):
         whole = hashlib.sha256(facts.encode())

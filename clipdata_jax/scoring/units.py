@@ -37,7 +37,7 @@ class Unit:
       bad: per shard why rows are masked, a code of `data.embeddings.BAD_REASONS`; 255 for a skipped shard.
       skipped: shard name -> why it could not be read.
       digests: name, size and digest of the files read.
-      inputs: the same with the stamps that the files had before they were read.
+      inputs: the same with the fingerprints that the files had before they were read.
       seconds: how long reading took.
     """
 
@@ -71,7 +71,7 @@ def read_ahead(
 
 def _read_kept(shards: tuple[Shard, ...], *arguments: Any) -> Unit:
     """Reads a unit; each file of an object store once, for its digest, the uids and both sides."""
-    with storage.keep([path for shard in shards for path in shard_files(shard)]):
+    with storage.downloaded([path for shard in shards for path in shard_files(shard)]):
         return _read_unit(shards, *arguments)
 
 
@@ -88,10 +88,13 @@ def _read_unit(
     read: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
     for shard in shards:
         try:
-            stamps = list(map(storage.stamp, shard_files(shard)))
+            fingerprints = list(map(storage.fingerprint, shard_files(shard)))
             entries = list(map(manifest.file_entry, shard_files(shard)))
             unit.digests += entries
-            unit.inputs += [{**entry, "stamp": stamp} for entry, stamp in zip(entries, stamps, strict=True)]
+            unit.inputs += [
+                {**entry, "fingerprint": fingerprint}
+                for entry, fingerprint in zip(entries, fingerprints, strict=True)
+            ]
             emb = embedding_shards.read_shard(shard, tag)
             if emb.images.shape[1] != dim:
                 raise InputError(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from clipdata_jax import storage
-from clipdata_jax.formats.external_columns import Joined
+from clipdata_jax.formats.external_columns import ExternalColumns
 from clipdata_jax.formats.score_tables import ScoreTable
 from clipdata_jax.runtime import stopping, threads
 
@@ -158,7 +158,7 @@ class Tables(Pool):
     """
 
     def __init__(
-        self, table: ScoreTable, names: Sequence[str], joined: Mapping[str, Joined], memory: float
+        self, table: ScoreTable, names: Sequence[str], joined: Mapping[str, ExternalColumns], memory: float
     ) -> None:
         super().__init__(table.rows, memory=memory)
         self._table, self._joined = table, joined

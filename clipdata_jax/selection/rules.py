@@ -22,7 +22,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
 from clipdata_jax.selection.pools import Arrays, Block
 from clipdata_jax.selection.search import Search
-from clipdata_jax.selection.work import Evaluation, FilterWork, FirstWork, PairWork, Step, ThenWork, Work
+from clipdata_jax.selection.work import Application, FilterWork, FirstWork, PairWork, Step, ThenWork, Work
 
 if TYPE_CHECKING:
     from clipdata_jax.selection.values import Value
@@ -88,7 +88,7 @@ class Rule:
             if columns[name].shape != uid.shape:
                 raise ValueError(f"column {name!r} has shape {columns[name].shape}, the uids {uid.shape}")
         with Arrays(columns, uid, rows) as pool:
-            work = Evaluation(self, pool)
+            work = Application(self, pool)
             masks = [mask for _, mask in work]
         return np.concatenate(masks), work.steps
 

@@ -152,7 +152,7 @@ if TYPE_CHECKING:
     from clipdata_jax.selection.rules import Rule
 
 
-class Evaluation:
+class Application:
     """Blocks with what a rule keeps of each; it can be gone through once.
 
     Attributes:

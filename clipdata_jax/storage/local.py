@@ -36,7 +36,7 @@ def written(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
       FileExistsError: something has, and it was to be new.
     """
     aside = _name(path)
-    stopping.asides.add(aside)
+    stopping.temporary_files.add(aside)
     try:
         with _open_locked(aside) as file:
             yield file
@@ -46,7 +46,7 @@ def written(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
-        stopping.asides.discard(aside)
+        stopping.temporary_files.discard(aside)
 
 
 def _take_new_name(aside: str, path: str) -> None:

@@ -75,13 +75,13 @@ def open_read(path: str, *, at_once: bool = False) -> Iterator[BinaryIO]:
     fs, inner = filesystem(path)
     if isinstance(fs, LocalFileSystem) and _is_endless(inner):
         raise InputError(f"{path}: is a pipe or a device, expected a file")
-    copy = remote_files.kept(path)
+    copy = remote_files.local_copy(path)
     try:
         if copy or isinstance(fs, LocalFileSystem):
             with open(copy[0] if copy else inner, "rb") as local:
                 yield local
         else:
-            with remote_files.open_read(path, fs, inner, remembered(fs, inner), at_once) as file:
+            with remote_files.open_read(path, fs, inner, cached_info(fs, inner), at_once) as file:
                 yield file
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
@@ -106,10 +106,10 @@ def _is_endless(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def keep(paths: Sequence[str]) -> Iterator[None]:
+def downloaded(paths: Sequence[str]) -> Iterator[None]:
     """Until the block ends, all that is read of these files of object stores comes from one download of each."""
     away = {path: filesystem(path) for path in paths}
-    with remote_files.keep(
+    with remote_files.downloaded(
         [(path, *there) for path, there in away.items() if not isinstance(there[0], LocalFileSystem)]
     ):
         yield
@@ -176,7 +176,7 @@ def _written(path: str, *, digests: bool, new: bool = False) -> Iterator[tuple[B
             with open(aside, "x+b") as file:
                 yield file, entry
                 _describe(file, entry, digests)
-            forget(fs, inner)
+            invalidate(fs, inner)
             remote_files.put(path, fs, inner, aside)
     except OSError as error:
         if not reason(error) or (new and isinstance(error, FileExistsError)):
@@ -206,7 +206,7 @@ def write_new(path: str, data: bytes) -> bool:
       InputError: as `open_write`.
     """
     if not is_local(path):
-        forget(*filesystem(path))
+        invalidate(*filesystem(path))
         return remote_files.put_new(path, *filesystem(path), data)
     if exists(path):
         return False
@@ -234,7 +234,7 @@ def sweep(folder: str) -> None:
 def remove(path: str) -> None:
     """Removes a file, or a folder and all in it."""
     fs, inner = filesystem(path)
-    forget(fs, inner)
+    invalidate(fs, inner)
     if isinstance(fs, LocalFileSystem):
         fs.rm(inner, recursive=True)
     else:
@@ -293,7 +293,7 @@ def info(path: str) -> dict[str, Any] | None:
     """What is known of a file or folder; None if there is none."""
     fs, inner = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
-        if copy := remote_files.kept(path):
+        if copy := remote_files.local_copy(path):
             return copy[1]
         if (seen := _seen) is None:  # another thread may end its block here
             return remote.look(path, fs, inner)
@@ -319,7 +319,7 @@ _blocks, _lock = 0, threading.Lock()
 
 
 @contextlib.contextmanager
-def remembering() -> Iterator[None]:
+def stat_cache() -> Iterator[None]:
     """Until the block ends, a store is asked once for each file, or not at all after a listing that tells of it.
 
     Blocks of several threads, which may end in any order, share what they remember until the last one ends.
@@ -336,12 +336,12 @@ def remembering() -> Iterator[None]:
             _seen = _seen if _blocks else None
 
 
-def remembered(fs: Any, inner: str) -> dict[str, Any] | None:
+def cached_info(fs: Any, inner: str) -> dict[str, Any] | None:
     """What a store said of a file while `remembering`; None where it wasn't asked, or there is none."""
     return None if (seen := _seen) is None else seen.get(_key(fs, inner))
 
 
-def forget(fs: Any, inner: str) -> None:
+def invalidate(fs: Any, inner: str) -> None:
     """Lets go of what was remembered of a file, which is written or removed."""
     if (seen := _seen) is not None:
         seen.pop(_key(fs, inner), None)
@@ -414,7 +414,7 @@ def size(path: str) -> int:
     return int(_found(path)["size"] or 0)
 
 
-def stamp(path: str) -> str:
+def fingerprint(path: str) -> str:
     """What tells cheaply that a file may have changed: its size and the time (or tag) of its last change.
 
     A folder's covers all files in it.
@@ -423,8 +423,8 @@ def stamp(path: str) -> str:
       InputError: there is no such file.
     """
     if is_folder(path):
-        return " ".join(stamp(one) for one in list_tree(path))
-    return remote.stamp(_found(path))
+        return " ".join(fingerprint(one) for one in list_tree(path))
+    return remote.fingerprint(_found(path))
 
 
 def _found(path: str) -> dict[str, Any]:
@@ -434,13 +434,13 @@ def _found(path: str) -> dict[str, Any]:
     return there
 
 
-def stamps(folder: str) -> dict[str, str]:
-    """The paths of the files directly in a folder -> their stamps: what `stamp` says of each, by one listing.
+def fingerprints(folder: str) -> dict[str, str]:
+    """Path -> `fingerprint` of each file directly in a folder, by one listing.
 
     Nothing of a web server's, whose listings tell only names.
     """
     return {
-        f"{folder.rstrip('/')}/{os.path.basename(entry['name'])}": remote.stamp(entry)
+        f"{folder.rstrip('/')}/{os.path.basename(entry['name'])}": remote.fingerprint(entry)
         for entry in entries(folder)
         if entry["type"] == "file" and entry["size"] is not None
     }

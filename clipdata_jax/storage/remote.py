@@ -241,7 +241,7 @@ def find(path: str, fs: Any, inner: str) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def stamp(info: dict[str, Any]) -> str:
+def fingerprint(info: dict[str, Any]) -> str:
     """What tells that a file is another: its size, and its tag or the time of its last change."""
     names = ("ETag", "etag", "mtime", "updated", "LastModified", "Last-Modified")
     return f"{info['size']} {next((info[name] for name in names if info.get(name)), '')}"

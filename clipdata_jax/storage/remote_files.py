@@ -18,7 +18,7 @@ import fsspec
 
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.runtime import stopping
-from clipdata_jax.storage.remote import Short, call, is_unknown, is_web, limit, look, stamp, status_of
+from clipdata_jax.storage.remote import Short, call, fingerprint, is_unknown, is_web, limit, look, status_of
 
 BLOCK = 8 << 20
 """Bytes that are read ahead."""
@@ -172,7 +172,7 @@ class RemoteFile(io.RawIOBase):
         """
         if self._unpinned:
             info = look(self._path, self._fs, self._inner)
-            if info is None or stamp(info) != stamp(self.info):
+            if info is None or fingerprint(info) != fingerprint(self.info):
                 raise self._changed()
 
     def _changed(self) -> StorageError:
@@ -253,13 +253,13 @@ def _refusals_told(path: str, fs: Any) -> Iterator[None]:
 _kept: dict[str, tuple[str, dict[str, Any]]] = {}
 
 
-def kept(path: str) -> tuple[str, dict[str, Any]] | None:
+def local_copy(path: str) -> tuple[str, dict[str, Any]] | None:
     """Where `keep` has a copy of a file, and what its store says of it."""
     return _kept.get(path)
 
 
 @contextlib.contextmanager
-def keep(paths: Sequence[tuple[str, Any, str]]) -> Iterator[None]:
+def downloaded(paths: Sequence[tuple[str, Any, str]]) -> Iterator[None]:
     """Downloads files: all that is read of them until the block ends comes from the copies.
 
     Args:

@@ -163,9 +163,9 @@ def save(manager: Any, step: int, state: TrainState) -> None:
     # Where a stop cuts it short, what it has written goes with the process; Orbax would remove it at the next start.
     aside = f"{manager.directory}/{step}{_UNFINISHED}"
     if jax.process_index() == 0:
-        stopping.asides.add(aside)
+        stopping.temporary_files.add(aside)
     manager.save(step, args=ocp.args.StandardSave(state))
-    stopping.asides.discard(aside)
+    stopping.temporary_files.discard(aside)
 
 
 def _restore(manager: Any, state: TrainState) -> tuple[TrainState, int]:

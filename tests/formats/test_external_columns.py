@@ -47,10 +47,10 @@ def test_what_can_not_join_is_refused(tmp_path):
     names = uids.to_hex(UID)
     x = write(tmp_path / "x.parquet", uid=names, x=[1.0] * 4)
     with pytest.raises(InputError, match=r"column 'x' is in the score tables and in .*x\.parquet; rename it"):
-        external_columns.refuse_shared(external_columns.open_columns([x]), ["x"], ["x"])
+        external_columns.check_shared_names(external_columns.open_columns([x]), ["x"], ["x"])
     with pytest.raises(InputError, match=r"column 'x' is in .*x\.parquet and in .*x\.parquet"):
-        external_columns.refuse_shared(external_columns.open_columns([x, x]), [], ["x"])
-    external_columns.refuse_shared(external_columns.open_columns([x, x]), ["x"], ["y"])
+        external_columns.check_shared_names(external_columns.open_columns([x, x]), [], ["x"])
+    external_columns.check_shared_names(external_columns.open_columns([x, x]), ["x"], ["y"])
     twice = write(tmp_path / "t.parquet", uid=[*names[:2], names[0]], x=[1.0] * 3)
     with pytest.raises(InputError, match=rf"t\.parquet: row 2: uid {names[0]} is there before"):
         external_columns.open_columns([twice])[0].read(["x"])

@@ -59,9 +59,9 @@ def test_tables_of_one_pool_join(tmp_path):
 def test_a_column_of_two_tables_is_nobodys(tmp_path):
     a, b = make(tmp_path / "a", [4], ["x", "y"]), make(tmp_path / "b", [4], ["x", "z"], seed=1)
     table = score_tables.open_tables([a, b])
-    table.refuse_shared(["y", "z"])
+    table.check_shared_names(["y", "z"])
     with pytest.raises(InputError, match=rf"column 'x' is in {a} and in {b}"):
-        table.refuse_shared(["y", "x"])
+        table.check_shared_names(["y", "x"])
 
 
 def test_parts_with_other_columns_are_refused(tmp_path):

@@ -239,7 +239,7 @@ def test_who_fails_does_not_wait_long_for_processes_that_wait_for_it(monkeypatch
         raise SystemExit(status)
 
     waited = []
-    for name, function in (("watch", lambda: None), ("over", lambda: None), ("leave", leave)):
+    for name, function in (("watch", lambda: None), ("finish", lambda: None), ("exit_now", leave)):
         monkeypatch.setattr(stopping, name, function)
     monkeypatch.setattr(cli, "main", command)
     monkeypatch.setattr(__main__, "_leave_run", waited.append)

@@ -11,7 +11,7 @@ PROGRAM = """
 import os
 from clipdata_jax.runtime import worker_pool
 print("begun", flush=True)
-with worker_pool.Pool(2) as pool:
+with worker_pool.SpawnPool(2) as pool:
     print(pool.submit(os.getppid).result() == os.getpid())
 """
 

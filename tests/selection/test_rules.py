@@ -15,7 +15,7 @@ from clipdata_jax import selection
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
 from clipdata_jax.selection import bottom, column, conditions, parse, pools, rules, search, top, values
-from clipdata_jax.selection.work import Evaluation
+from clipdata_jax.selection.work import Application
 
 SCORES = [-np.inf, np.inf, np.nan, -0.0, 0.0, 0.25, 0.3, 0.3, 1.0, -2.5, 1e-30]
 FRACTIONS = ["0.29", "0.58", "0.3", "0.07", "1", "0.1", "0.999", "1e-3", "0.5", "0.141592653589793238462643"]
@@ -116,7 +116,7 @@ def test_parts_and_memory_change_nothing(rule, pool, data, collect):
     columns, uid = pool
     cuts = data.draw(st.lists(st.integers(0, len(uid)), max_size=4))
     with mock.patch.object(search, "_COLLECT", collect), Parts(columns, uid, cuts) as parts:
-        work = Evaluation(rule, parts)
+        work = Application(rule, parts)
         masks = [mask for _, mask in work]
     assert set(np.flatnonzero(np.concatenate(masks))) == plain_rules.keep(rule, *pool)
     assert work.steps == rule.trace(*pool)[1]

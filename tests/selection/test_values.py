@@ -7,7 +7,7 @@ import numpy as np
 from clipdata_jax import selection
 from clipdata_jax.formats import uids
 from clipdata_jax.selection import column, parse, pools, rank, ranking, top
-from clipdata_jax.selection.work import Evaluation
+from clipdata_jax.selection.work import Application
 
 
 def made_pool(rows, seed=0):
@@ -35,7 +35,7 @@ def test_expressions_count_what_they_can_not_tell():
         "b": np.array([0, 0, 0, np.inf, 2], np.float32),
     }
     with pools.Arrays(columns, uid) as pool:
-        work = Evaluation(top(column("a") / column("b"), 1), pool)
+        work = Application(top(column("a") / column("b"), 1), pool)
         assert np.concatenate([mask for _, mask in work]).tolist() == [False] * 4 + [True]
     assert work.without_score["a / b"] == {"null": 1, "infinite": 3}
     assert work.without_score["a"] == {"null": 1, "infinite": 0}

@@ -86,7 +86,7 @@ def test_ranges_keep_their_zeros():
 
 def test_what_is_remembered_ends_with_the_last_block_that_remembers():
     """Blocks of two threads end in any order."""
-    one, other = storage.remembering(), storage.remembering()
+    one, other = storage.stat_cache(), storage.stat_cache()
     one.__enter__()
     other.__enter__()
     assert not storage.exists("memory://remembered/f")

@@ -145,7 +145,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(s3, web, monkeypatch, s
 @pytest.mark.parametrize("size", [64, 8])
 def test_a_file_that_changed_since_it_was_listed_is_refused(s3, size):
     storage.write_bytes("s3://pool/listed/f", bytes(64))
-    with storage.remembering():
+    with storage.stat_cache():
         assert storage.list_folder("s3://pool/listed") == ["s3://pool/listed/f"]
         s3.reset()
         assert storage.size("s3://pool/listed/f") == 64
@@ -202,15 +202,17 @@ def test_a_failed_block_puts_nothing_and_threads_don_t_meet(s3):
 def test_files_are_kept_for_a_while(s3):
     storage.write_bytes("s3://pool/k", b"12345")
     s3.reset()
-    with storage.keep(["s3://pool/k", "s3://pool/none", __file__]):
+    with storage.downloaded(["s3://pool/k", "s3://pool/none", __file__]):
         assert storage.digest("s3://pool/k")
         assert storage.read_bytes("s3://pool/k") == b"12345"
         assert storage.size("s3://pool/k") == 5
         assert not storage.is_folder("s3://pool/k")
-        stamp = storage.stamp("s3://pool/k")
+        fingerprint = storage.fingerprint("s3://pool/k")
     assert s3.seen["GET"] == 2
     assert s3.seen["HEAD"] == 2
-    assert storage.stamps("s3://pool")["s3://pool/k"] == stamp == storage.stamp("s3://pool/k")
+    assert (
+        storage.fingerprints("s3://pool")["s3://pool/k"] == fingerprint == storage.fingerprint("s3://pool/k")
+    )
 
 
 @pytest.mark.parametrize(("pattern", "requests"), [("tars", 20), ("tars/{0..9}.tar", 30)])

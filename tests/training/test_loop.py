@@ -97,15 +97,15 @@ def test_what_a_stop_leaves_of_a_checkpoint_goes_with_the_process(tmp_path, monk
         (tmp_path / f"{step}{TMP_DIR_SUFFIX}").mkdir()
         raise Stopped
 
-    monkeypatch.setattr(stopping, "asides", set())
+    monkeypatch.setattr(stopping, "temporary_files", set())
     monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "save", save)
     with pytest.raises(Stopped):
         run(tmp_path)
-    assert stopping.asides == {str(path) for path in tmp_path.iterdir()}
-    assert stopping.asides
+    assert stopping.temporary_files == {str(path) for path in tmp_path.iterdir()}
+    assert stopping.temporary_files
     monkeypatch.undo()
     run(tmp_path)
-    assert not stopping.asides
+    assert not stopping.temporary_files
 
 
 def test_fewer_pairs_than_a_batch_and_batches_that_do_not_divide_are_refused():
