@@ -11,7 +11,7 @@ from clipdata_jax import storage
 from clipdata_jax.config import NormSimD
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
-from clipdata_jax.formats.embedding_shards import BAD_REASONS, Pool, open_pool
+from clipdata_jax.formats.embedding_shards import BAD_REASONS, EmbeddingPool, open_pool
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runtime import console, parallel
@@ -106,7 +106,7 @@ def _read_survivors(path: str) -> np.ndarray:
 
 def _prepare(
     options: NormSimD,
-    pool: Pool,
+    pool: EmbeddingPool,
     tag: str,
     plan: dict[str, Any],
     survivors: np.ndarray | None,
@@ -138,7 +138,9 @@ def _wait(share: parallel.Share) -> None:
         multihost_utils.sync_global_devices("the rows are read")
 
 
-def _read_rows(output: Output, pool: Pool, tag: str, options: NormSimD, survivors: np.ndarray | None) -> None:
+def _read_rows(
+    output: Output, pool: EmbeddingPool, tag: str, options: NormSimD, survivors: np.ndarray | None
+) -> None:
     """Reads the rows into the working folder, unless that is done."""
     if output.receipt(UNIT) is not None:
         return

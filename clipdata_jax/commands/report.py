@@ -151,7 +151,7 @@ def _read_selections(table: score_tables.ScoreTable, options: config.Report) -> 
 
 def _read_selection(table: score_tables.ScoreTable, name: str, path: str) -> _Selection:
     subset = uids.read_subset(path)
-    index = uids.Index(subset)
+    index = uids.UidIndex(subset)
     kept, met = np.zeros(len(table), bool), np.zeros(len(subset), bool)
     start = 0
     for uid in table.ahead(table.read_uids, table.parts):

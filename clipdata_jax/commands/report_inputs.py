@@ -76,7 +76,7 @@ def _described(caption: str, languages: Languages | None) -> Caption:
     return Caption(len(caption.split()), None if languages is None else languages.of(caption))
 
 
-def _samples(path: str, skipped: list[str] | None) -> Iterator[tars.Sample]:
+def _samples(path: str, skipped: list[str] | None) -> Iterator[tars.RawSample]:
     try:
         yield from tars.read_tar(path)
     except InputError as error:
@@ -99,19 +99,19 @@ def _uids_of(table: score_tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
     return found
 
 
-def _uid(path: str, sample: tars.Sample) -> str:
+def _uid(path: str, sample: tars.RawSample) -> str:
     try:
         return samples.sample_uid(path, sample)
     except InputError:  # `embed` stops at such a sample or leaves it out, so it has no score
         return ""
 
 
-def _pair(sample: tars.Sample) -> page.Pair:
+def _pair(sample: tars.RawSample) -> page.Pair:
     image = sample.image()
     return page.Pair(_caption(sample), "no image" if image is None else thumbnails.make(image))
 
 
-def _caption(sample: tars.Sample) -> str:
+def _caption(sample: tars.RawSample) -> str:
     """The caption that `embed` takes, in whatever state it is."""
     if "txt" in sample.members:
         return sample.members["txt"].decode("utf-8", "replace")
@@ -214,7 +214,7 @@ def _images(path: str, wanted: Collection[int]) -> tuple[dict[int, thumbnails.Th
     start = 0
     with console.bar(total=len(units), unit="part", name="targets") as bar:
         for source in units:
-            if isinstance(source, sources.Rows) and not any(
+            if isinstance(source, sources.RowRange) and not any(
                 start <= number < start + source.stop - source.start for number in wanted
             ):
                 start += source.stop - source.start  # reading them would be all the work

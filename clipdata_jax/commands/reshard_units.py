@@ -22,7 +22,7 @@ from clipdata_jax.config import Reshard
 from clipdata_jax.embedding import samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tar_copy, tar_index, tars, uids
-from clipdata_jax.formats.tar_index import Bytes, opened
+from clipdata_jax.formats.tar_index import TarReader, opened
 from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runs.output import Output
 from clipdata_jax.runtime import stopping, threads, worker_pool
@@ -44,7 +44,7 @@ class Subset:
     """
 
     def __init__(self, uid: np.ndarray, times: np.ndarray, high: np.ndarray | None = None) -> None:
-        self.uids, self.times, self.index = uid, times, uids.Index(uid, high)
+        self.uids, self.times, self.index = uid, times, uids.UidIndex(uid, high)
 
     @classmethod
     def read(cls, path: str) -> Subset:
@@ -84,7 +84,7 @@ class Chosen:
       facts: for each tar, what the receipt keeps of it.
     """
 
-    samples: list[tar_index.Sample]
+    samples: list[tar_index.IndexedSample]
     at: np.ndarray
     facts: list[dict[str, Any]]
 
@@ -134,7 +134,7 @@ class Unit:
                 raise InputError(f"{error} (or use --on-bad skip)") from error
             return Chosen([], np.empty(0, np.int64), [{"input": entry, "skipped": str(error)}])
 
-    def _choose_among(self, path: str, tar: Bytes, facts: dict[str, Any]) -> Chosen:
+    def _choose_among(self, path: str, tar: TarReader, facts: dict[str, Any]) -> Chosen:
         index = tar_index.index(tar)
         texts: list[str] = []
         good: list[int] = []
@@ -145,7 +145,7 @@ class Unit:
             if uid is None:
                 key, fields = index.keys[i], {} if json is None else {"json": json}
                 try:
-                    uid = samples.sample_uid(path, tars.Sample(key, fields, {}), self.shared_names)
+                    uid = samples.sample_uid(path, tars.RawSample(key, fields, {}), self.shared_names)
                 except InputError as error:
                     if self.options.on_bad == "stop":
                         raise InputError(f"{path}: sample {key!r}: {error}") from error

@@ -16,7 +16,7 @@ from clipdata_jax import storage
 from clipdata_jax.config import NegClipLoss, Score
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, score_tables, uids
-from clipdata_jax.formats.embedding_shards import Pool, Shard
+from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, Writer, open_output, read_receipts
 from clipdata_jax.runtime import console, parallel
@@ -99,9 +99,9 @@ def _planned_rows(options: Score) -> dict[str, int]:
 def _score_units(
     output: Output,
     share: parallel.Share,
-    by_name: dict[str, tuple[Shard, ...]],
+    by_name: dict[str, tuple[EmbeddingShard, ...]],
     todo: list[str],
-    pool: Pool,
+    pool: EmbeddingPool,
     tag: str,
     options: Score,
     makers: list[Columns],
@@ -134,7 +134,7 @@ def _score_units(
             asked = time.monotonic()
 
 
-def plan_units(pool: Pool, options: NegClipLoss) -> list[tuple[Shard, ...]]:
+def plan_units(pool: EmbeddingPool, options: NegClipLoss) -> list[tuple[EmbeddingShard, ...]]:
     """The units of a pool: whole shards, joined until they fill a group."""
     if options.division == "shard":
         return [(shard,) for shard in pool.shards]
@@ -142,7 +142,7 @@ def plan_units(pool: Pool, options: NegClipLoss) -> list[tuple[Shard, ...]]:
     return groups.plan_units(pool.shards, rows, together=options.mix_shards or 1)
 
 
-def _describe_groups(units: list[tuple[Shard, ...]], options: NegClipLoss) -> dict[str, Any]:
+def _describe_groups(units: list[tuple[EmbeddingShard, ...]], options: NegClipLoss) -> dict[str, Any]:
     """What `--batch-size` and `--group` came to on this pool."""
     rows, sizes = [sum(shard.rows for shard in unit) for unit in units], options.batch_sizes()
     if options.division == "shard":
@@ -150,7 +150,7 @@ def _describe_groups(units: list[tuple[Shard, ...]], options: NegClipLoss) -> di
     return groups.describe(rows, batch_sizes=sizes, group=options.group)
 
 
-def _check_bad_rows(bad_rows: int, unit: Unit, pool: Pool, options: Score) -> None:
+def _check_bad_rows(bad_rows: int, unit: Unit, pool: EmbeddingPool, options: Score) -> None:
     if bad_rows <= options.max_bad_rows * len(pool):
         return
     first = next((f" (e.g. {shard}, row {row}, {reason})" for shard, row, reason in list_bad(unit)), "")
@@ -161,7 +161,7 @@ def _check_bad_rows(bad_rows: int, unit: Unit, pool: Pool, options: Score) -> No
     )
 
 
-def _check_all_bad_rows(output: Output, pool: Pool, options: Score) -> None:
+def _check_all_bad_rows(output: Output, pool: EmbeddingPool, options: Score) -> None:
     """The limit holds for the pool, whichever workers met the rows."""
     receipts = output.receipts()
     bad_rows = sum(_count_bad(receipt["facts"]) for receipt in receipts.values())

@@ -14,7 +14,7 @@ import numpy as np
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uid_files, uid_sets
-from clipdata_jax.formats.uid_files import Source
+from clipdata_jax.formats.uid_files import UidFile
 from clipdata_jax.formats.uids import to_hex
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import stopping, threads
@@ -40,7 +40,7 @@ class File:
     is_sorted: bool
 
     @classmethod
-    def of(cls, source: Source) -> File:
+    def of(cls, source: UidFile) -> File:
         """The facts of an open file."""
         return cls(source.path, len(source.rows), source.repeats, source.order.unsorted_at is None)
 
@@ -57,7 +57,7 @@ class Summary:
 
     files: tuple[File, ...]
     written: int | None = None
-    overlap: uid_sets.Overlap | None = None
+    overlap: uid_sets.SetOverlap | None = None
 
 
 def run(options: config.Uids) -> Summary:
@@ -94,7 +94,7 @@ def run(options: config.Uids) -> Summary:
     return summary
 
 
-def _write(options: config.Uids, sources: Sequence[Source]) -> int:
+def _write(options: config.Uids, sources: Sequence[UidFile]) -> int:
     operation: uid_sets.Operation = "union"
     if options.operation in ("intersect", "minus"):
         operation = options.operation
@@ -102,15 +102,15 @@ def _write(options: config.Uids, sources: Sequence[Source]) -> int:
     return uid_files.write(options.out or "", _over_parts(combine, sources), halves=options.halves)
 
 
-def _over_parts(function: Any, sources: Sequence[Source]) -> Iterator[Any]:
+def _over_parts(function: Any, sources: Sequence[UidFile]) -> Iterator[Any]:
     return threads.in_order(function, uid_sets.parts([source.rows for source in sources]))
 
 
-def _overlap(sources: Sequence[Source], multiset: bool) -> uid_sets.Overlap:
+def _overlap(sources: Sequence[UidFile], multiset: bool) -> uid_sets.SetOverlap:
     both, in_any, in_all = np.zeros((len(sources),) * 2, np.int64), 0, 0
     for part in _over_parts(functools.partial(uid_sets.overlap, multiset=multiset), sources):
         both, in_any, in_all = both + part.both, in_any + part.any, in_all + part.all
-    return uid_sets.Overlap(both, in_any, in_all)
+    return uid_sets.SetOverlap(both, in_any, in_all)
 
 
 def _verify(options: config.Uids, scratch: str) -> Summary:
@@ -134,7 +134,7 @@ def _verify(options: config.Uids, scratch: str) -> Summary:
     return Summary(tuple(holds))
 
 
-def _findings(source: Source, pool: Source | None, multiset: bool) -> Iterator[str]:
+def _findings(source: UidFile, pool: UidFile | None, multiset: bool) -> Iterator[str]:
     if source.form:
         yield f"holds {source.form}, expected uids of dtype u8,u8 in one dimension"
     if source.order.unsorted_at is not None:

@@ -153,7 +153,7 @@ class _Embedding:
 
     def run(self, units: dict[str, sources.Source]) -> None:
         """Embeds units in order; what was finished before an error stays."""
-        noun = "tar" if all(isinstance(source, sources.Tar) for source in units.values()) else "part"
+        noun = "tar" if all(isinstance(source, sources.TarSource) for source in units.values()) else "part"
         bar = console.bar(total=len(units), unit=noun, name="embed")
         ahead = prefetch(units)
         with self._profiler, self._words, self._device, self._writer, bar, contextlib.closing(ahead):
@@ -212,7 +212,7 @@ class _Embedding:
         """The good samples in batches; the shard takes note of the others."""
         shares: collections.deque[float] = collections.deque()
 
-        def noted() -> Iterator[tars.Sample]:
+        def noted() -> Iterator[tars.RawSample]:
             for sample in source.samples():
                 shares.append(source.share(sample))
                 yield sample

@@ -61,7 +61,7 @@ class Bad:
 
 
 def decoded_samples(
-    samples: Iterable[tars.Sample],
+    samples: Iterable[tars.RawSample],
     transforms: Sequence[Callable[[Image.Image], np.ndarray]],
     *,
     path: str,
@@ -107,7 +107,7 @@ def decoded_samples(
         pool.shutdown(cancel_futures=True)
 
 
-def _until_broken(samples: Iterable[tars.Sample]) -> Iterator[tars.Sample | InputError]:
+def _until_broken(samples: Iterable[tars.RawSample]) -> Iterator[tars.RawSample | InputError]:
     """The samples, then the error that ended them, if any: it must come after what was read before it."""
     try:
         yield from samples
@@ -128,7 +128,7 @@ def _settle(
 
 def _decode(
     path: str,
-    sample: tars.Sample,
+    sample: tars.RawSample,
     uid_of: Callable[[str, dict[str, Any]], str],
     transforms: Sequence[Callable[[Image.Image], np.ndarray]],
     need_caption: bool,
@@ -154,7 +154,7 @@ def _decode(
     return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height)
 
 
-def sample_uid(path: str, sample: tars.Sample, shared_names: Collection[str] = ()) -> str:
+def sample_uid(path: str, sample: tars.RawSample, shared_names: Collection[str] = ()) -> str:
     """The uid of a sample: "uid" of its `.json` in lower case, else the hash of tar name and key.
 
     Raises:
@@ -164,7 +164,7 @@ def sample_uid(path: str, sample: tars.Sample, shared_names: Collection[str] = (
     return _uid(path, sample.key, _fields(sample), shared_names)
 
 
-def captions_of(sample: tars.Sample) -> tuple[str, ...]:
+def captions_of(sample: tars.RawSample) -> tuple[str, ...]:
     """All captions of a sample.
 
     Raises:
@@ -173,7 +173,7 @@ def captions_of(sample: tars.Sample) -> tuple[str, ...]:
     return _captions(sample, _fields(sample))[1]
 
 
-def _fields(sample: tars.Sample) -> dict[str, Any]:
+def _fields(sample: tars.RawSample) -> dict[str, Any]:
     if "json" not in sample.members:
         return {}
     if (size := len(sample.members["json"])) > _TEXT_BYTES:
@@ -200,7 +200,7 @@ def _uid(path: str, key: str, fields: dict[str, Any], shared_names: Collection[s
     return fields["uid"].lower()
 
 
-def _captions(sample: tars.Sample, fields: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The caption and all captions, none of them empty."""
     several = fields.get("captions")
     if several is not None and not (isinstance(several, list) and several):

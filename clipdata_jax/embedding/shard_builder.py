@@ -132,7 +132,7 @@ class Shard:
         for model, tag in enumerate(self._tags):
             for side, name in sides.items():
                 pieces = self._column(model, name)
-                written[f"{tag}_{side}"] = arrays.Rows((len(self), pieces[0].shape[1]), pieces)
+                written[f"{tag}_{side}"] = arrays.RowChunks((len(self), pieces[0].shape[1]), pieces)
         arrays.write_npz(file, written)
 
     def facts(self) -> dict[str, Any]:

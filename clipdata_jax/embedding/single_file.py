@@ -109,7 +109,7 @@ def _write_single(out: str, folder: str, result: dict[str, Any]) -> None:
             yield arrays.read_array(part, name)
 
     written = {
-        f"{tag}_img": arrays.Rows((result["pairs"], model["dim"]), pieces(f"{tag}_img"))
+        f"{tag}_img": arrays.RowChunks((result["pairs"], model["dim"]), pieces(f"{tag}_img"))
         for tag, model in result["models"].items()
     }
     with storage.open_write(out) as file:

@@ -39,7 +39,7 @@ _DAMAGE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowChunks:
     """Rows to write, float16, in pieces that together have the shape."""
 
     shape: tuple[int, int]
@@ -208,7 +208,7 @@ def _read_data(member: _Member, header: _Header) -> np.ndarray:
     return header.shaped(data)
 
 
-def write_npz(file: IO[bytes], arrays: Mapping[str, Rows]) -> None:
+def write_npz(file: IO[bytes], arrays: Mapping[str, RowChunks]) -> None:
     """Writes named arrays as `np.savez` does, piece by piece; the same arrays give the same bytes."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as members:
         for name, rows in arrays.items():
@@ -217,7 +217,7 @@ def write_npz(file: IO[bytes], arrays: Mapping[str, Rows]) -> None:
                 write_npy(member, rows)
 
 
-def write_npy(file: IO[bytes], rows: Rows) -> None:
+def write_npy(file: IO[bytes], rows: RowChunks) -> None:
     """Writes an array as `np.save` does, piece by piece."""
     header = {"descr": "<f2", "fortran_order": False, "shape": rows.shape}
     np.lib.format.write_array_header_1_0(file, header)

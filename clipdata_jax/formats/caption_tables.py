@@ -57,7 +57,7 @@ class CaptionTable:
         size, digest = storage.size(self.path), storage.digest(self.path)
         return {"name": self.path, "bytes": size, "digest": digest, "images": len(self)}
 
-    def samples(self, start: int, stop: int) -> Iterator[tars.Sample]:
+    def samples(self, start: int, stop: int) -> Iterator[tars.RawSample]:
         """Rows as samples: the key is the image's path, or the row's number where the path is null.
 
         An image's second row, with another caption, is another pair: its key is the path and "#2".
@@ -72,11 +72,11 @@ class CaptionTable:
             if self.uids is not None:
                 members["json"] = json.dumps({"uid": self.uids[row].as_py()}).encode()
             if not image:
-                yield tars.Sample(f"row {row}", members, {})
+                yield tars.RawSample(f"row {row}", members, {})
                 continue
             whole = image.startswith("/") or "://" in image or not folder
             key = image if self.times[row] == 1 else f"{image}#{self.times[row]}"
-            yield tars.ImageFile(key, members, {}, image if whole else storage.join(folder, image))
+            yield tars.ImageFileSample(key, members, {}, image if whole else storage.join(folder, image))
 
 
 def open_table(

@@ -19,7 +19,7 @@ from clipdata_jax.runtime import threads
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class EmbeddingShard:
     """One file of pairs.
 
     Attributes:
@@ -38,14 +38,14 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pool:
+class EmbeddingPool:
     """The shards of a pool in order of their names, and the models whose embeddings they hold.
 
     Without uids of its own (clip-retrieval's metadata may have none) a pair is named by file name and row.
     """
 
     folder: str
-    shards: tuple[Shard, ...]
+    shards: tuple[EmbeddingShard, ...]
     tags: tuple[str, ...]
     has_uids: bool = True
     unreadable: tuple[str, ...] = ()
@@ -74,12 +74,12 @@ class Pool:
 
 def open_pool(
     folder: str, *, on_bad: OnBad = "stop", texts: bool = True, rows: Mapping[str, int] | None = None
-) -> Pool:
+) -> EmbeddingPool:
     """Finds a pool's shards; reads the parquet footers and the names in the first npz, no embeddings.
 
     Args:
       folder: of metadata shards, or clip-retrieval's.
-      on_bad: "skip" leaves shards whose footer can't be read out of the pool, named in `Pool.unreadable`.
+      on_bad: "skip" leaves shards whose footer can't be read out of the pool, named in `EmbeddingPool.unreadable`.
       texts: whether metadata shards must hold caption embeddings beside those of the images.
       rows: shard -> its pairs, where they are known; other shards' footers are read.
 
@@ -93,7 +93,7 @@ def open_pool(
     return pool
 
 
-def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> Pool:
+def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> EmbeddingPool:
     if not storage.is_folder(folder):
         what = "is a file" if storage.exists(folder) else "no such folder"
         raise InputError(f"{folder}: {what}; expected a folder of metadata shards (.parquet beside .npz)")
@@ -114,21 +114,21 @@ def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> P
         raise InputError(f"{folder}: {alone[0]}{has} has no {alone[0]}{lacks} beside it; add or remove it")
     found = [(name, metadata[name], arrays[name], arrays[name]) for name in sorted(metadata)]
     shards, unreadable = _read_footers(found, on_bad, rows)
-    return Pool(folder, shards, _first_tags(shards, texts), unreadable=unreadable)
+    return EmbeddingPool(folder, shards, _first_tags(shards, texts), unreadable=unreadable)
 
 
 def _read_footers(
     found: Sequence[tuple[str, str, str, str]], on_bad: OnBad, rows: Mapping[str, int]
-) -> tuple[tuple[Shard, ...], tuple[str, ...]]:
+) -> tuple[tuple[EmbeddingShard, ...], tuple[str, ...]]:
     """Shards (name, metadata, images, texts) with their rows, and why some can't be read."""
-    shards: list[Shard] = []
+    shards: list[EmbeddingShard] = []
     unreadable: list[str] = []
     unknown = [one[1] for one in found if one[0] not in rows]
     footers = threads.in_order(_rows_or_error, unknown, storage.threads_for(found[0][1]))
     for one in found:
         here = rows[one[0]] if one[0] in rows else next(footers)
         if isinstance(here, int):
-            shards.append(Shard(*one, here))
+            shards.append(EmbeddingShard(*one, here))
             continue
         if on_bad == "stop" or len(unreadable) + 1 == len(found):
             raise here
@@ -136,7 +136,7 @@ def _read_footers(
     return tuple(shards), tuple(unreadable)
 
 
-def _first_tags(shards: tuple[Shard, ...], texts: bool) -> tuple[str, ...]:
+def _first_tags(shards: tuple[EmbeddingShard, ...], texts: bool) -> tuple[str, ...]:
     """The tags of the first shard that can be read; the others are looked at when it is their turn."""
     for shard in shards:
         try:
@@ -150,7 +150,7 @@ def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def _open_clip_retrieval(folder: str, on_bad: OnBad, rows: Mapping[str, int]) -> Pool:
+def _open_clip_retrieval(folder: str, on_bad: OnBad, rows: Mapping[str, int]) -> EmbeddingPool:
     def numbered(name: str, suffix: str) -> dict[str, str]:
         paths = storage.list_folder(storage.join(folder, name), suffix)
         return {re.sub(r"^.*_", "", _stem(path)): path for path in paths}
@@ -168,7 +168,7 @@ def _open_clip_retrieval(folder: str, on_bad: OnBad, rows: Mapping[str, int]) ->
     pairs = sorted((_stem(metadata[n]), metadata[n], images[n], texts[n]) for n in images)
     shards, unreadable = _read_footers(pairs, on_bad, rows)
     has_uids = "uid" in _column_names(shards[0].metadata)
-    return Pool(folder, shards, ("clip",), has_uids=has_uids, unreadable=unreadable)
+    return EmbeddingPool(folder, shards, ("clip",), has_uids=has_uids, unreadable=unreadable)
 
 
 def _rows_or_error(path: str) -> int | InputError:
@@ -223,7 +223,7 @@ class Embeddings:
     texts: np.ndarray
 
 
-def read_shard(shard: Shard, tag: str) -> Embeddings:
+def read_shard(shard: EmbeddingShard, tag: str) -> Embeddings:
     """Reads a shard's uids and one model's embeddings.
 
     Raises:
@@ -241,7 +241,7 @@ def read_shard(shard: Shard, tag: str) -> Embeddings:
     return Embeddings(uid, images, texts)
 
 
-def read_images(shard: Shard, tag: str) -> np.ndarray:
+def read_images(shard: EmbeddingShard, tag: str) -> np.ndarray:
     """A shard's image embeddings of one model: shape (n, d), the dtype on disk.
 
     Raises:
@@ -250,14 +250,14 @@ def read_images(shard: Shard, tag: str) -> np.ndarray:
     return _read_rows(shard, shard.images, f"{tag}_img")
 
 
-def _read_rows(shard: Shard, path: str, name: str) -> np.ndarray:
+def _read_rows(shard: EmbeddingShard, path: str, name: str) -> np.ndarray:
     emb = arrays.read_array(path, name, rows=shard.rows)
     if emb.ndim != 2 or emb.dtype.kind != "f":
         raise InputError(f"{path}: holds {emb.dtype}{list(emb.shape)}, expected floats of shape (rows, dim)")
     return emb
 
 
-def read_uids(shard: Shard) -> np.ndarray:
+def read_uids(shard: EmbeddingShard) -> np.ndarray:
     """A shard's uids, u8,u8; clip-retrieval's metadata without a uid column gets them from file name and row.
 
     Raises:

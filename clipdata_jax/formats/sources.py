@@ -39,15 +39,15 @@ class Source(Protocol):
     def image_files(self) -> tuple[str, ...]:
         """The files that hold the images, in order; none where they aren't files that can be named."""
 
-    def samples(self) -> Iterator[tars.Sample]:
+    def samples(self) -> Iterator[tars.RawSample]:
         """The samples, in order, one in memory at a time."""
 
-    def share(self, sample: tars.Sample) -> float:
+    def share(self, sample: tars.RawSample) -> float:
         """About how much of the source a sample is, between 0 and 1; for showing progress."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Tar:
+class TarSource:
     """A webdataset tar."""
 
     path: str
@@ -60,17 +60,17 @@ class Tar:
     def image_files(self) -> tuple[str, ...]:
         return (self.path,)
 
-    def samples(self) -> Iterator[tars.Sample]:
+    def samples(self) -> Iterator[tars.RawSample]:
         return tars.read_tar(self.path)
 
-    def share(self, sample: tars.Sample) -> float:
+    def share(self, sample: tars.RawSample) -> float:
         # A member takes a header, and whole blocks of 512 bytes.
         stored = sum(1024 + len(data) for data in sample.members.values())
         return min(1.0, stored / max(self.bytes, 1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class ImageFolder:
     """Some of the images of a folder and the folders in it, without captions; keys are the names."""
 
     path: str
@@ -83,16 +83,16 @@ class Images:
     def image_files(self) -> tuple[str, ...]:
         return tuple(storage.join(self.path, name) for name in self.names)
 
-    def samples(self) -> Iterator[tars.Sample]:
+    def samples(self) -> Iterator[tars.RawSample]:
         for name, path in zip(self.names, self.image_files(), strict=True):
-            yield tars.ImageFile(name, {}, {}, path)
+            yield tars.ImageFileSample(name, {}, {}, path)
 
-    def share(self, sample: tars.Sample) -> float:
+    def share(self, sample: tars.RawSample) -> float:
         return 1 / len(self.names)
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowRange:
     """A run of rows of a caption table or a TFDS split."""
 
     whole: CaptionTable | TfdsSplit
@@ -110,12 +110,12 @@ class Rows:
     def image_files(self) -> tuple[str, ...]:
         if isinstance(self.whole, TfdsSplit):
             return ()
-        return tuple(sample.path for sample in self.samples() if isinstance(sample, tars.ImageFile))
+        return tuple(sample.path for sample in self.samples() if isinstance(sample, tars.ImageFileSample))
 
-    def samples(self) -> Iterator[tars.Sample]:
+    def samples(self) -> Iterator[tars.RawSample]:
         return self.whole.samples(self.start, self.stop)
 
-    def share(self, sample: tars.Sample) -> float:
+    def share(self, sample: tars.RawSample) -> float:
         return 1 / (self.stop - self.start)
 
 
@@ -176,10 +176,10 @@ def find_sources(
             found.append((path.rstrip("/"), images))
             facts.append(fact)
         else:
-            found += [(tar, [Tar(tar, storage.size(tar))]) for tar in tars.find_tars([path])]
+            found += [(tar, [TarSource(tar, storage.size(tar))]) for tar in tars.find_tars([path])]
     tars.check_repeats([path for path, _ in found])
     if not any(
-        isinstance(unit, Rows) and isinstance(unit.whole, CaptionTable)
+        isinstance(unit, RowRange) and isinstance(unit.whole, CaptionTable)
         for _, units in found
         for unit in units
     ):
@@ -228,7 +228,7 @@ def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, Any
     sizes = storage.sizes(folder)
     digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in names]).encode()).hexdigest()
     cut: list[Source] = [
-        Images(folder, tuple(names[start : start + ROWS])) for start in range(0, len(names), ROWS)
+        ImageFolder(folder, tuple(names[start : start + ROWS])) for start in range(0, len(names), ROWS)
     ]
     total = sum(sizes[name] for name in names)
     return cut, {
@@ -239,8 +239,8 @@ def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, Any
     }
 
 
-def _cut(whole: CaptionTable | TfdsSplit) -> list[Rows]:
-    return [Rows(whole, start, min(start + ROWS, len(whole))) for start in range(0, len(whole), ROWS)]
+def _cut(whole: CaptionTable | TfdsSplit) -> list[RowRange]:
+    return [RowRange(whole, start, min(start + ROWS, len(whole))) for start in range(0, len(whole), ROWS)]
 
 
 def _named(found: Sequence[tuple[str, Sequence[Source]]]) -> dict[str, Source]:

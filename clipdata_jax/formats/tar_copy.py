@@ -9,14 +9,14 @@ from typing import BinaryIO
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tar_index, tars
-from clipdata_jax.formats.tar_index import Bytes, Sample
+from clipdata_jax.formats.tar_index import IndexedSample, TarReader
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _ZEROS = bytes(_BLOCK)
 _ROOM = 1 << 19  # more than an open file keeps back, or it would copy what it is given
 
 
-def write_samples(file: BinaryIO, chosen: Sequence[Sample]) -> None:
+def write_samples(file: BinaryIO, chosen: Sequence[IndexedSample]) -> None:
     """Writes samples in order as a tar: headers and bytes as they are, one run of neighbours after the other.
 
     A sample whose key was written before (a copy, or another tar's sample) gets the first free one of key-1, key-2
@@ -44,7 +44,7 @@ class CopyBuffer:
         self.total = 0
         self._file, self._room, self._used = file, memoryview(bytearray(_ROOM)), 0
 
-    def copy(self, tar: Bytes, start: int, end: int) -> None:
+    def copy(self, tar: TarReader, start: int, end: int) -> None:
         """Takes bytes of a tar."""
         self.total += end - start
         while start < end:
@@ -77,7 +77,7 @@ class CopyBuffer:
 
 
 def _write_of_tar(
-    out: CopyBuffer, tar: Bytes, group: Iterable[Sample], keys: set[str], done: set[str]
+    out: CopyBuffer, tar: TarReader, group: Iterable[IndexedSample], keys: set[str], done: set[str]
 ) -> None:
     start = end = 0
     for table, old, numbers in group:

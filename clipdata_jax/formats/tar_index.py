@@ -21,7 +21,7 @@ _UPPER = np.uint8(ord("A"))
 _MOST = 64  # members of a sample: comparing all of them with each other would take too long
 
 
-class Index(NamedTuple):
+class TarIndex(NamedTuple):
     """The members of a tar in columns, and its samples, which are neighbours each: objects would cost more.
 
     Attributes:
@@ -50,19 +50,19 @@ class Index(NamedTuple):
         """The name of the member of that number."""
         return self.names[i].decode(tarfile.ENCODING, "surrogateescape")
 
-    def read(self, i: int, tar: Bytes) -> bytes:
+    def read(self, i: int, tar: TarReader) -> bytes:
         """The bytes of the member of that number."""
         if (found := tar.jsons.get(self.data[i])) is not None:
             return found
         tars.check_size(self.path, self.name(i), self.sizes[i])
         return self.links[i] if i in self.links else tar[self.data[i] : self.data[i] + self.sizes[i]]
 
-    def sample(self, i: int) -> Sample:
+    def sample(self, i: int) -> IndexedSample:
         """The sample of that number."""
-        return Sample(self, self.keys[i], range(self.first[i], self.first[i + 1]))
+        return IndexedSample(self, self.keys[i], range(self.first[i], self.first[i + 1]))
 
 
-class Sample(NamedTuple):
+class IndexedSample(NamedTuple):
     """A sample of a tar.
 
     Attributes:
@@ -71,7 +71,7 @@ class Sample(NamedTuple):
       numbers: of its members.
     """
 
-    table: Index
+    table: TarIndex
     key: str
     numbers: range
 
@@ -82,7 +82,7 @@ class _Groups(NamedTuple):
     jsons: list[int]
 
 
-def index(tar: Bytes) -> Index:
+def index(tar: TarReader) -> TarIndex:
     """Looks through an open tar.
 
     Raises:
@@ -95,10 +95,10 @@ def index(tar: Bytes) -> Index:
     starts, data, sizes = (column.tolist() for column in headers[1:4])
     names = _texts(headers.names)
     groups = _plain_groups(headers.names) or _groups(tar.path, names)
-    return Index(tar.path, names, starts, data, sizes, {}, *groups)
+    return TarIndex(tar.path, names, starts, data, sizes, {}, *groups)
 
 
-def _walked(path: str) -> Index:
+def _walked(path: str) -> TarIndex:
     """The index of a tar of any form, as tarfile knows it."""
     with storage.open_read(path) as file:
         walked, linked = [], 0
@@ -108,7 +108,7 @@ def _walked(path: str) -> Index:
             tars.check_size(path, f"{info.name} and other links", linked)
             walked.append((info, data))
     names = [info.name.encode(tarfile.ENCODING, "surrogateescape") for info, _ in walked]
-    return Index(
+    return TarIndex(
         path,
         names,
         [info.offset for info, _ in walked],
@@ -230,7 +230,7 @@ class _Pages(NamedTuple):
     width: int
 
 
-def read(tar: Bytes) -> Headers | None:
+def read(tar: TarReader) -> Headers | None:
     """Reads the headers of a tar of nothing but short names, plain files and folders; else None.
 
     Raises:
@@ -258,7 +258,7 @@ def read(tar: Bytes) -> Headers | None:
     return Headers(narrow[seen], starts, data, sizes, jsons)
 
 
-def _walk(tar: Bytes, room: bytearray, at: int, width: int) -> _Pages | None:
+def _walk(tar: TarReader, room: bytearray, at: int, width: int) -> _Pages | None:
     """Goes from header to header while there is room; None if the tar is cut short or of another form."""
     found = _Pages([], [], [], [], at, width)
     view, ends, marks, sizes, extended = memoryview(room), *found[:4]
@@ -416,7 +416,7 @@ def _are_plain(rows: np.ndarray) -> bool:
 _PIECE = 1 << 20
 
 
-class Bytes:
+class TarReader:
     """A file as slices of bytes.
 
     Attributes:
@@ -451,11 +451,11 @@ class Bytes:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Bytes]:
+def opened(path: str) -> Iterator[TarReader]:
     """A file as slices of bytes.
 
     Raises:
       InputError: it can't be opened.
     """
     with storage.open_read(path) as file:
-        yield Bytes(path, file)
+        yield TarReader(path, file)

@@ -20,7 +20,7 @@ _PIECE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class RawSample:
     """One sample of a tar: the members that share a key.
 
     Attributes:
@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFile(Sample):
+class ImageFileSample(RawSample):
     """A sample whose image is a file of its own, read when it is asked for.
 
     Attributes:
@@ -64,7 +64,7 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def read_tar(path: str) -> Iterator[Sample]:
+def read_tar(path: str) -> Iterator[RawSample]:
     """The samples of a tar, in order, one in memory at a time.
 
     Raises:
@@ -72,7 +72,7 @@ def read_tar(path: str) -> Iterator[Sample]:
         (webdataset readers would split such a sample in two); a member is repeated within a sample.
     """
     for key, members, names in grouped(path, read_members(path)):
-        yield Sample(key, members, names)
+        yield RawSample(key, members, names)
 
 
 def grouped(

@@ -42,7 +42,7 @@ class TfdsSplit:
         """The dataset's name and version, and the number of its images."""
         return {"name": self.path, "version": self.version, "images": len(self)}
 
-    def samples(self, start: int, stop: int) -> Iterator[tars.Sample]:
+    def samples(self, start: int, stop: int) -> Iterator[tars.RawSample]:
         """Rows as samples; the key is the row's number, which stays as long as the dataset's version does."""
         for row in range(start, stop):
             try:
@@ -63,7 +63,7 @@ class TfdsSplit:
                 else:
                     captions = [text.decode(errors="surrogateescape") for text in found]
                     members["json"] = json.dumps({"captions": captions}).encode()
-            yield tars.Sample(f"{row:07}", members, {})
+            yield tars.RawSample(f"{row:07}", members, {})
 
 
 def open_split(path: str, *, need_caption: bool) -> TfdsSplit:

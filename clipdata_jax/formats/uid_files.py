@@ -26,7 +26,7 @@ _HALVES = ("uid_hi", "uid_lo")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class UidFile:
     """A file of uids, open and sorted.
 
     Attributes:
@@ -44,7 +44,7 @@ class Source:
     repeats: int
 
 
-def open_source(path: str, scratch: str) -> Source:
+def open_source(path: str, scratch: str) -> UidFile:
     """Opens a file of uids, or a folder of parquet files (a pool's metadata, a score table).
 
     A sorted .npy file on this machine is mapped as it is. Anything else becomes such a file first, in blocks.
@@ -72,10 +72,10 @@ def open_source(path: str, scratch: str) -> Source:
         rows = _of_any_form(rows, _scratch_name(scratch))
     order = uid_sets.look_at_order(rows)
     if order.unsorted_at is None:
-        return Source(path, rows, form, order, order.repeats)
+        return UidFile(path, rows, form, order, order.repeats)
     ordered = _new_npy(_scratch_name(scratch), len(rows))
     uid_sets.sort_to(rows, ordered)
-    return Source(path, np.asarray(ordered), form, order, uid_sets.look_at_order(ordered).repeats)
+    return UidFile(path, np.asarray(ordered), form, order, uid_sets.look_at_order(ordered).repeats)
 
 
 def _scratch_name(scratch: str) -> str:

@@ -162,7 +162,7 @@ def combine(operation: Operation, part: Sequence[np.ndarray], multiset: bool = F
     return np.repeat(merged.rows[merged.starts], times)
 
 
-class Overlap(NamedTuple):
+class SetOverlap(NamedTuple):
     """What several sets have in common.
 
     Attributes:
@@ -176,8 +176,8 @@ class Overlap(NamedTuple):
     all: int
 
 
-def overlap(part: Sequence[np.ndarray], multiset: bool = False) -> Overlap:
+def overlap(part: Sequence[np.ndarray], multiset: bool = False) -> SetOverlap:
     """What sorted slices have in common; overlaps of all parts add up."""
     counts = _Merged.of(part, multiset).counts
     both = np.array([[np.minimum(one, other).sum() for other in counts] for one in counts], np.int64)
-    return Overlap(both, len(counts[0]), int(np.count_nonzero(np.minimum.reduce(counts))))
+    return SetOverlap(both, len(counts[0]), int(np.count_nonzero(np.minimum.reduce(counts))))

@@ -155,7 +155,7 @@ def sort_unique(uids: np.ndarray) -> np.ndarray:
     return unique(sort(uids))
 
 
-class Index:
+class UidIndex:
     """Where uids are in a sorted unique array.
 
     Args:
@@ -192,8 +192,8 @@ class Index:
 
 
 def find(sorted_uids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The position of every wanted uid in a sorted unique array, -1 where it is not there (`Index.find`)."""
-    return Index(sorted_uids).find(wanted)
+    """The position of every wanted uid in a sorted unique array, -1 where it is not there (`UidIndex.find`)."""
+    return UidIndex(sorted_uids).find(wanted)
 
 
 def write_subset(path: str, uids: np.ndarray) -> None:

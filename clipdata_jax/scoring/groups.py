@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.formats.embedding_shards import Shard
+from clipdata_jax.formats.embedding_shards import EmbeddingShard
 from clipdata_jax.formats.hashing import mix
 
 # Cells of one batch of the largest |B|: 16 where that suits every |B|, up to 64 for the others' sake. A batch of
@@ -28,7 +28,9 @@ _CLOSE = (
 _ROUND = 8  # slots of a cell are a multiple of it, so that groups of nearly one size share a compiled program
 
 
-def plan_units(shards: Sequence[Shard], group_rows: int, *, together: int = 1) -> list[tuple[Shard, ...]]:
+def plan_units(
+    shards: Sequence[EmbeddingShard], group_rows: int, *, together: int = 1
+) -> list[tuple[EmbeddingShard, ...]]:
     """Runs of whole shards: each shard is a unit, small ones are joined until they reach `group_rows`.
 
     What is left at the end joins the last unit, so that no unit is smaller than it must be.
@@ -38,8 +40,8 @@ def plan_units(shards: Sequence[Shard], group_rows: int, *, together: int = 1) -
       group_rows: rows that a unit has at least.
       together: shards that a unit has at least.
     """
-    units: list[list[Shard]] = []
-    waiting: list[Shard] = []
+    units: list[list[EmbeddingShard]] = []
+    waiting: list[EmbeddingShard] = []
     rows = 0
     for shard in shards:
         waiting.append(shard)

@@ -14,7 +14,7 @@ from clipdata_jax import storage
 from clipdata_jax.config import NormSimD
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, uids
-from clipdata_jax.formats.embedding_shards import Pool, Shard
+from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.output import Output
 from clipdata_jax.runtime import console, threads
@@ -53,7 +53,9 @@ class Reader:
       inputs: name, size and digest of the files read.
     """
 
-    def __init__(self, pool: Pool, tag: str, options: NormSimD, survivors: np.ndarray | None) -> None:
+    def __init__(
+        self, pool: EmbeddingPool, tag: str, options: NormSimD, survivors: np.ndarray | None
+    ) -> None:
         self._pool, self._tag, self._options, self._survivors = pool, tag, options, survivors
         self._masked: collections.Counter[str] = collections.Counter()
         self._uid: list[np.ndarray] = []
@@ -92,7 +94,7 @@ class Reader:
         file.seek(0, io.SEEK_END)
         self.facts |= {"rows": count, "pool_rows": self._pool_rows, "masked": dict(self._masked)}
 
-    def _read(self, shard: Shard) -> _Found | InputError:
+    def _read(self, shard: EmbeddingShard) -> _Found | InputError:
         """A shard's rows; or, where it may be skipped, why they can't be read."""
         try:
             uid = embedding_shards.read_uids(shard)
@@ -110,7 +112,7 @@ class Reader:
         (images,), bad = embedding_shards.find_bad_rows([images], normalize=self._options.normalize)
         return _Found(uid, member, images.astype(np.float16, copy=False), bad, entries)
 
-    def _chosen(self, shard: Shard, read: _Found | InputError) -> np.ndarray:
+    def _chosen(self, shard: EmbeddingShard, read: _Found | InputError) -> np.ndarray:
         """The rows of a shard to choose from, float16; the others count in the pool's moment only."""
         if isinstance(read, InputError):
             self.facts["skipped"].append({"shard": shard.name, "reason": str(read)})
@@ -138,7 +140,7 @@ class Reader:
         moment = norm_sim_d_steps.sum_moment(images, np.flatnonzero(which))
         self._moments[name] = self._moments[name] + moment if name in self._moments else moment
 
-    def _count_bad(self, shard: Shard, bad: np.ndarray) -> None:
+    def _count_bad(self, shard: EmbeddingShard, bad: np.ndarray) -> None:
         listed = self.facts["masked_rows"]
         for row in np.flatnonzero(bad)[: _LISTED - len(listed)]:
             reason = embedding_shards.BAD_REASONS[int(bad[row])]
@@ -174,7 +176,7 @@ def _header(rows: int, dim: int) -> bytes:
     return head.getvalue()
 
 
-def count_members(pool: Pool, survivors: np.ndarray, path: str, *, skip: bool) -> tuple[int, int]:
+def count_members(pool: EmbeddingPool, survivors: np.ndarray, path: str, *, skip: bool) -> tuple[int, int]:
     """How many of the pool's rows are survivors, and how many survivors the pool lacks; reads uids only.
 
     Raises:
@@ -202,6 +204,6 @@ def count_members(pool: Pool, survivors: np.ndarray, path: str, *, skip: bool) -
     return rows, len(missing)
 
 
-def shard_files(shard: Shard) -> list[str]:
+def shard_files(shard: EmbeddingShard) -> list[str]:
     """The files that are read of a shard."""
     return sorted({shard.metadata, shard.images})

@@ -14,11 +14,11 @@ from clipdata_jax import storage
 from clipdata_jax.config import Score
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, embedding_shards, uids
-from clipdata_jax.formats.embedding_shards import Pool, Shard
+from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest
 
 
-def shard_files(shard: Shard) -> list[str]:
+def shard_files(shard: EmbeddingShard) -> list[str]:
     """The files of a shard, each once."""
     return sorted({shard.metadata, shard.images, shard.texts})
 
@@ -41,7 +41,7 @@ class Unit:
       seconds: how long reading took.
     """
 
-    def __init__(self, shards: tuple[Shard, ...], first_row: int) -> None:
+    def __init__(self, shards: tuple[EmbeddingShard, ...], first_row: int) -> None:
         self.shards, self.first_row = shards, first_row
         self.uid = np.empty(0, uids.DTYPE)
         self.images = self.texts = np.empty((0, 0), np.float16)
@@ -54,7 +54,7 @@ class Unit:
 
 
 def read_ahead(
-    queue: Iterator[tuple[tuple[Shard, ...], int]], tag: str, dim: int, options: Score
+    queue: Iterator[tuple[tuple[EmbeddingShard, ...], int]], tag: str, dim: int, options: Score
 ) -> Iterator[Unit]:
     """Reads the next unit while the devices work on this one: two units are in memory, no more."""
     where = options.where if isinstance(options, Score) else None
@@ -69,14 +69,14 @@ def read_ahead(
             yield pending.popleft().result()
 
 
-def _read_kept(shards: tuple[Shard, ...], *arguments: Any) -> Unit:
+def _read_kept(shards: tuple[EmbeddingShard, ...], *arguments: Any) -> Unit:
     """Reads a unit; each file of an object store once, for its digest, the uids and both sides."""
     with storage.downloaded([path for shard in shards for path in shard_files(shard)]):
         return _read_unit(shards, *arguments)
 
 
 def _read_unit(
-    shards: tuple[Shard, ...],
+    shards: tuple[EmbeddingShard, ...],
     first_row: int,
     tag: str,
     dim: int,
@@ -133,7 +133,7 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _uids_or_zeros(shard: Shard) -> np.ndarray:
+def _uids_or_zeros(shard: EmbeddingShard) -> np.ndarray:
     try:
         found = embedding_shards.read_uids(shard)
     except InputError:
@@ -161,7 +161,7 @@ def temperatures(given: tuple[float, ...] | None, model: dict[str, Any]) -> tupl
     return (DEFAULT_TEMPERATURE,), "assumed"
 
 
-def dimension(pool: Pool, tag: str) -> int:
+def dimension(pool: EmbeddingPool, tag: str) -> int:
     """The dimension of the pool's embeddings: that of the first shard that can be read."""
     for shard in pool.shards:
         try:

@@ -17,7 +17,7 @@ from test_architecture import run_python
 from clipdata_jax import storage
 from clipdata_jax.cli import main
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.formats.arrays import Rows, write_npz
+from clipdata_jax.formats.arrays import RowChunks, write_npz
 from clipdata_jax.storage import remote
 
 PART = "scores/00000001.parquet"
@@ -155,7 +155,7 @@ def swap_rows(work):
     """Metadata of other rows than the embeddings, with receipts that know no better."""
     data = (work / "metadata/1.npz").with_suffix(".npz")
     with np.load(data) as held:
-        arrays = {name: Rows((3, array.shape[1]), [array[:3]]) for name, array in held.items()}
+        arrays = {name: RowChunks((3, array.shape[1]), [array[:3]]) for name, array in held.items()}
     with data.open("wb") as file:
         write_npz(file, arrays)
     for record in (work / "metadata/receipts/1.json", work / "metadata/manifest.json"):

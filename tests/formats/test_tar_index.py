@@ -77,7 +77,7 @@ def form(request, tmp_path):
     return write(tmp_path / "t.tar", members, **fields), plain
 
 
-def found(path) -> list[tar_index.Sample]:
+def found(path) -> list[tar_index.IndexedSample]:
     with opened(path) as tar:
         index = tar_index.index(tar)
     return [index.sample(i) for i in range(len(index.keys))]
@@ -201,5 +201,5 @@ def test_samples_of_any_names_are_those_that_tarfile_and_reading_give(tmp_path_f
     except InputError as error:
         assert got == str(error)
     else:
-        assert isinstance(got, tar_index.Index)
+        assert isinstance(got, tar_index.TarIndex)
         assert list(zip(got.keys, np.diff(got.first).tolist(), strict=True)) == read

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipdata_jax.formats import hashing
-from clipdata_jax.formats.embedding_shards import Shard
+from clipdata_jax.formats.embedding_shards import EmbeddingShard
 from clipdata_jax.formats.uids import join_halves
 from clipdata_jax.scoring import groups, reference_division
 
@@ -116,14 +116,14 @@ def test_divisions_differ_and_any_two_cells_meet_as_often_as_chance_has_it():
     [([5], [1]), ([100, 100], [1, 1]), ([10, 10, 100, 7], [4]), ([60, 60, 60], [3]), ([100, 10], [2])],
 )
 def test_small_shards_are_joined_until_a_group_is_full(sizes, want):
-    shards = [Shard(str(i), "", "", "", rows) for i, rows in enumerate(sizes)]
+    shards = [EmbeddingShard(str(i), "", "", "", rows) for i, rows in enumerate(sizes)]
     units = groups.plan_units(shards, 100)
     assert [len(unit) for unit in units] == want
     assert [shard for unit in units for shard in unit] == shards
 
 
 def test_shards_of_a_topic_are_read_so_many_at_a_time():
-    shards = [Shard(str(i), "", "", "", 100) for i in range(7)]
+    shards = [EmbeddingShard(str(i), "", "", "", 100) for i in range(7)]
     assert [len(unit) for unit in groups.plan_units(shards, 100, together=3)] == [3, 4]
     assert [len(unit) for unit in groups.plan_units(shards, 400, together=3)] == [7]
 
