@@ -1,4 +1,4 @@
-"""The `clipdata` command: finds the subcommand, makes its options, runs it, turns errors into exit statuses."""
+"""The `clipdata` command: parses a subcommand's options, runs it, and turns errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -6,62 +6,71 @@ import dataclasses
 import importlib
 import inspect
 import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from clipdata_jax import config
 from clipdata_jax.errors import InputError, StorageError, of_the_disk
 from clipdata_jax.runtime import console, stopping
 
 
 @dataclasses.dataclass(frozen=True)
-class _Command:
-    options: type
+class Command:
+    """An entry of the registry; `commands/NAME.py` has its `run(options)`.
+
+    Attributes:
+      options: name of its options class in `clipdata_jax.config`, which is imported when needed.
+      example: a command line that shows the usual flags.
+      together: whether several processes work together on every step (`jax.distributed`).
+    """
+
+    options: str
     example: str
-    together: bool = False  # whether several processes work on every step together
+    together: bool = False
+
+    @property
+    def options_class(self) -> type:
+        from clipdata_jax import config
+
+        return cast(type, getattr(config, self.options))
 
 
-_COMMANDS = {
-    "embed": _Command(
-        config.Embed,
+COMMANDS = {
+    "embed": Command(
+        "Embed",
         "clipdata embed 'pool/{00000..00099}.tar' --model l14=clip-vit-large-patch14 --out metadata",
     ),
-    "score": _Command(
-        config.Score,
-        "clipdata score metadata --target in1k=imagenet.npy --out scores",
-    ),
-    "select": _Command(
-        config.Select,
+    "score": Command("Score", "clipdata score metadata --target in1k=imagenet.npy --out scores"),
+    "select": Command(
+        "Select",
         "clipdata select scores --rule 'top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)' --out subset.npy",
     ),
-    "filter": _Command(
-        config.Filter,
+    "filter": Command(
+        "Filter",
         "clipdata filter metadata --preset clip_score --arch l14 --fraction 0.3 --out subset.npy",
     ),
-    "norm-sim-d": _Command(
-        config.NormSimD,
+    "norm-sim-d": Command(
+        "NormSimD",
         "clipdata norm-sim-d metadata --survivors best30.npy --fraction 0.2 --steps 500 --out subset.npy",
         together=True,
     ),
-    "uids": _Command(config.Uids, "clipdata uids union mine.npy dfn.npy hype.npy --out all.npy"),
-    "reshard": _Command(config.Reshard, "clipdata reshard pool --subset subset.npy --out selected"),
-    "report": _Command(
-        config.Report, "clipdata report scores --subset subset.npy --tars pool --out report.html"
-    ),
-    "train": _Command(
-        config.Train,
+    "uids": Command("Uids", "clipdata uids union mine.npy dfn.npy hype.npy --out all.npy"),
+    "reshard": Command("Reshard", "clipdata reshard pool --subset subset.npy --out selected"),
+    "report": Command("Report", "clipdata report scores --subset subset.npy --tars pool --out report.html"),
+    "train": Command(
+        "Train",
         "clipdata train selected --tokenizer clip-vit-base-patch32 --steps 2000 --out run",
         together=True,
     ),
-    "evaluate": _Command(
-        config.Evaluate,
+    "evaluate": Command(
+        "Evaluate",
         "clipdata evaluate run/model --classification cifar10.tar --classnames cifar10.json --out figures.json",
     ),
-    "verify": _Command(config.Verify, "clipdata verify metadata scores subset.npy selected"),
-    "demo": _Command(config.Demo, "clipdata demo --out demo-output"),
+    "verify": Command("Verify", "clipdata verify metadata scores subset.npy selected"),
+    "demo": Command("Demo", "clipdata demo --out demo-output"),
 }
 
 
@@ -77,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flush() -> None:
-    """Sends off what is printed; left to Python's exit, it would end in a traceback where the reader is gone."""
+    """Flushes what was printed; left to Python's exit, a closed pipe would end in a traceback."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -89,100 +98,104 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version"):
+    name, *rest = arguments
+    if name in ("-V", "--version"):
         from clipdata_jax import __version__
 
         print(f"clipdata {__version__}")
         return 0
-    name, rest = arguments[0], arguments[1:]
-    if name not in _COMMANDS:
-        print(f"clipdata: {name!r} is no command; there are {', '.join(_COMMANDS)}", file=sys.stderr)
-        return 2
+    if name not in COMMANDS:
+        return _failed("clipdata", f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
     try:
-        options = _parse(name, rest)
-        if (own := _as_launched(name, options)) is not None:
+        options = _with_share(name, _parse(name, rest))
+        if options is not None:
             with console.all_printable():
-                importlib.import_module(f"clipdata_jax.commands.{name.replace('-', '_')}").run(own)
+                importlib.import_module(f"clipdata_jax.commands.{name.replace('-', '_')}").run(options)
     except (InputError, StorageError) as error:
-        configs = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
-        told = " (the options are those of the --config file where no flag overrides them)" if configs else ""
-        print(console.printable(f"clipdata {name}: {error}{told}"), file=sys.stderr)
-        return 2
+        with_config = not str(error).startswith("--config") and any(
+            word.startswith("--config") for word in rest
+        )
+        source = " (options not given as flags come from the --config file)" if with_config else ""
+        return _failed(f"clipdata {name}", f"{error}{source}")
     except KeyboardInterrupt:
         return _stopped(name)
     except Exception as error:
-        if stopping.asked():  # it is what some package made of the interrupt
+        if stopping.asked():  # some package turned the interrupt into an error of its own
             return _stopped(name)
-        told = of_the_disk(error) if isinstance(error, OSError) else ""
-        if not told:
+        reason = of_the_disk(error) if isinstance(error, OSError) else ""
+        if not reason:
             raise
-        print(console.printable(f"clipdata {name}: {told}"), file=sys.stderr)
-        return 2
+        return _failed(f"clipdata {name}", reason)
     return 0
 
 
+def _failed(program: str, reason: str) -> int:
+    print(console.printable(f"{program}: {reason}"), file=sys.stderr)
+    return 2
+
+
 def _stopped(name: str) -> int:
-    print(f"clipdata {name}: stopped; run the same command again to go on", file=sys.stderr)
+    print(f"clipdata {name}: stopped; run the same command again to continue", file=sys.stderr)
     return stopping.STATUS
 
 
-def _as_launched(name: str, options: Any) -> Any | None:
+def _with_share(name: str, options: Any) -> Any | None:
     """The options with this process's share of the work; None where another process does all of it."""
     from clipdata_jax.runtime import launch
 
     if hasattr(options, "workers"):
-        workers = launch.detect(options.workers, together=_COMMANDS[name].together)
+        workers = launch.detect(options.workers, together=COMMANDS[name].together)
         return dataclasses.replace(options, workers=workers)
     share = launch.share_of()
     if share.index:
         print(
-            f"clipdata {name}: nothing to do in process {share.index + 1} of {share.count}, the first does all"
+            f"clipdata {name}: process {share.index + 1} of {share.count} has nothing to do; process 1 does it all"
         )
         return None
     return options
 
 
 def _overview() -> str:
-    width, name_width = _width(), max(map(len, _COMMANDS))
-    told = [
-        "clipdata: choose the image-text pairs that train the best CLIP.",
+    width, indent = _width(), max(map(len, COMMANDS)) + 4
+    lines = [
+        "Selects the image-text pairs that train the best CLIP.",
         "",
-        "usage: clipdata COMMAND [options]      clipdata COMMAND --help explains a command",
+        "usage: clipdata COMMAND [options]",
+        "       clipdata COMMAND --help",
         "",
     ]
-    for name, command in _COMMANDS.items():
-        told += textwrap.wrap(
-            f"{name:<{name_width}}  {_summary(command.options)}",
-            width,
-            initial_indent="  ",
-            subsequent_indent=" " * (name_width + 4),
+    for name, command in COMMANDS.items():
+        summary = _paragraphs(command.options_class)[0]
+        lines += textwrap.wrap(
+            summary, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent
         )
     end = (
-        "A pool goes through: embed -> score -> select -> reshard, and report shows what was kept.",
-        "Stopped by Ctrl-C or SIGTERM, a command ends with status 75: the same command then goes on where it was.",
-        "Start with: clipdata demo",
+        "The usual order: embed -> score -> select -> reshard -> train; report shows what was kept.",
+        "Ctrl-C or SIGTERM stops a command with exit status 75; run it again to continue.",
+        "To begin: clipdata demo",
     )
-    return "\n".join([*told, "", *(line for words in end for line in textwrap.wrap(words, width))])
+    return "\n".join([*lines, "", *(line for words in end for line in textwrap.wrap(words, width))])
 
 
 def _width() -> int:
     return min(shutil.get_terminal_size().columns, 100)
 
 
-def _summary(options: type) -> str:
-    return (options.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+def _paragraphs(options: type) -> list[str]:
+    """The paragraphs of an options class's docstring, each in one line."""
+    return [" ".join(text.split()) for text in inspect.cleandoc(options.__doc__ or "").split("\n\n")]
 
 
 def _parse(name: str, arguments: list[str]) -> Any:
     import tyro
 
-    command = _COMMANDS[name]
+    command = COMMANDS[name]
     default, arguments = _from_config(name, arguments)
-    _check_repeats(command.options, arguments)
+    _check_repeats(command.options_class, arguments)
     if {"-h", "--help"} & set(arguments):
-        print(_explained(command), end="\n\n")  # tyro would leave it unwrapped
+        print(_description(command), end="\n\n")  # tyro would leave it unwrapped
     return tyro.cli(
-        command.options,
+        command.options_class,
         prog=f"clipdata {name}",
         description="",
         args=arguments,
@@ -192,7 +205,7 @@ def _parse(name: str, arguments: list[str]) -> Any:
 
 
 def _check_repeats(options: type, arguments: list[str]) -> None:
-    """Raises InputError where a flag that takes a list is given twice: only the last list would count."""
+    """Raises InputError if a flag that takes a list is given twice: only the last list would count."""
     given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
     for name in _lists(options):
         flag = f"--{name.replace('_', '-')}"
@@ -211,38 +224,45 @@ def _lists(options: type) -> Iterator[str]:
             yield name
 
 
-def _explained(command: _Command) -> str:
-    """What a command does, its example and how it takes a file of options, as wide as the terminal."""
-    paragraphs = inspect.cleandoc(command.options.__doc__ or "").split("\n\n")
-    told = [textwrap.fill(" ".join(words.split()), _width()) for words in paragraphs]
+def _description(command: Command) -> str:
+    """The help above the flags, as wide as the terminal."""
     config_words = "--config FILE.py sets all options from the file's get_config(); flags override it."
-    return "\n\n".join([*told, f"Example: {command.example}", textwrap.fill(config_words, _width())])
+    paragraphs = [textwrap.fill(text, _width()) for text in _paragraphs(command.options_class)]
+    example = _wrap_command(f"Example: {command.example}")
+    return "\n\n".join([*paragraphs, example, textwrap.fill(config_words, _width())])
+
+
+def _wrap_command(line: str) -> str:
+    """A command line broken before flags, as a shell allows."""
+    lines = [""]
+    for part in re.split(r" (?=--)", line):
+        if len(lines[-1]) + len(part) + 3 > _width() and lines[-1]:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {part}" if lines[-1] else part
+    return "\n".join(lines)
 
 
 def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
     """Takes `--config FILE` out of the arguments; returns the file's options for this command, or None."""
     rest, path = [], None
-    waiting = False
-    for argument in arguments:
-        if waiting:
-            path, waiting = argument, False
-        elif argument == "--config":
-            waiting = True
-        elif argument.startswith("--config="):
-            path = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    if waiting:
-        raise InputError("--config needs a file: --config configs/datacomp_small.py")
-    if path is None:
-        return None, rest
-    return _options_in(path, name), rest
+    words = iter(arguments)
+    for word in words:
+        flag, sign, value = word.partition("=")
+        if flag != "--config":
+            rest.append(word)
+        elif (path := value if sign else next(words, None)) is None:
+            raise InputError("--config needs a file: --config configs/datacomp_small.py")
+    return (None if path is None else _options_in(path, name)), rest
 
 
 def _options_in(path: str, name: str) -> Any:
     """The options for a command in a file's `Run`."""
+    from clipdata_jax import config
+
     run = config.load_run(path)
-    options = getattr(run, name.replace("-", "_"))
+    field = name.replace("-", "_")
+    options = getattr(run, field)
     if options is None:
-        raise InputError(f"--config {path}: its Run sets no {name!r} options; add {name}=... to it")
+        raise InputError(f"--config {path}: its Run has no options for {name}; add {field}=... to it")
     return options

@@ -72,18 +72,18 @@ def split_assignment(text: str, flag: str) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Which share of the work this process takes."""
+    """Divides the work among processes. Slurm steps and TPU slices are detected; nothing needs to be set there."""
 
     worker: Annotated[str | None, tyro.conf.arg(metavar="I/N"), NONE] = None
-    """One of n independent processes, "i/n" with i from 0: each takes every n-th unit (Slurm arrays, spot machines)."""
+    """One of n independent processes, i from 0: takes every n-th unit of work (job arrays, spot machines)."""
     coordinator: Annotated[
-        str | None, tyro.conf.arg(metavar="HOST:PORT"), unset("what Slurm or the TPU slice says, else none")
+        str | None, tyro.conf.arg(metavar="HOST:PORT"), unset("from Slurm or the TPU slice, else none")
     ] = None
-    """Address of process 0, where several work together; "auto": jax finds it; "none": work alone."""
+    """Address of process 0 of a jax.distributed run; "auto": let jax find it; "none": work alone."""
     num_processes: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
-    """How many processes work together; give it with --coordinator HOST:PORT."""
+    """Number of processes in that run; needs --coordinator HOST:PORT."""
     process_id: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
-    """Which of them this one is, from 0; give it with --coordinator HOST:PORT."""
+    """Index of this process in that run, from 0; needs --coordinator HOST:PORT."""
 
     def __post_init__(self) -> None:
         if self.worker is not None:

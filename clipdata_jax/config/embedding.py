@@ -33,31 +33,31 @@ _Captions = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("caption,
 class Embed:
     """Computes the CLIP embeddings of every image and caption of a pool.
 
-    Writes one metadata shard (parquet and npz, as DataComp's) per tar, or per 10,000 images of what has no tars.
+    Writes one metadata shard (parquet and npz, as in DataComp) per tar, or per 10,000 images of other sources.
     """
 
     sources: tyro.conf.Positional[Sources]
     """Tars (files, folders, "{000..099}.tar", "*.tar"), csv or parquet of images and captions, tfds:name/split."""
     model: Models
-    """CLIP or SigLIP checkpoints (transformers', open_clip's), all in one pass; TAG, else "clip", names the columns."""
+    """CLIP or SigLIP checkpoints (transformers or open_clip), all in one pass; TAG, else "clip", names the columns."""
     out: Output
-    """Folder to write the metadata shards to; with --images-only also a single .npz, or .npy for one model."""
+    """Folder to write the metadata shards to; with --images-only also a single .npz, or a .npy for one model."""
     images_only: bool = False
-    """Embed images without captions, for a NormSim target: all of the above, or plain folders of images."""
+    """Embed images without captions, for a NormSim target; SOURCES may then also be plain folders of images."""
     image_column: _Images = None
-    """Of a csv, tsv or parquet table: the column of image paths, which are relative to the table."""
+    """csv, tsv, parquet: the column of image paths, relative to the table."""
     caption_column: _Captions = None
-    """Of such a table: the column of captions."""
+    """csv, tsv, parquet: the column of captions."""
     batch_size: int = 256
-    """Images a device takes at a time."""
+    """Images per device and step."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """The number format the towers compute in; embeddings are stored as float16."""
+    """Precision of the towers; embeddings are stored as float16."""
     decoders: int = 0
-    """Threads that decode images; 0 means one a core. The result does not depend on it."""
+    """Threads that decode images; 0 means one per core. The result does not depend on it."""
     on_bad: OnBad = "stop"
     """A broken tar, image or caption: "stop" with a message, or "skip" it and list it in the manifest."""
     profile: Profile = None
-    """Traces a few batches after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
+    """Trace a few batches with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

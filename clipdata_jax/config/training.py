@@ -27,14 +27,14 @@ from clipdata_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """Trains a small CLIP contrastively on webdataset tars; a stopped run continues exactly where it was."""
+    """Trains a small CLIP on webdataset tars; a stopped run resumes exactly where it was."""
 
     tars: tyro.conf.Positional[SomeTars]
     """Webdataset tars to train on: files, folders of tars, or patterns."""
     out: Folder
-    """Folder for checkpoints and, at the end, the model in transformers' layout."""
+    """Folder for checkpoints and the final model, in transformers' layout."""
     tokenizer: Folder
-    """Folder with CLIP tokenizer files, e.g. a checkpoint's."""
+    """Folder with CLIP tokenizer files, such as a checkpoint."""
     subset: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset("all pairs")] = None
     """A .npy file of uids: train on these pairs only."""
     steps: int = 2_000
@@ -46,7 +46,7 @@ class Train:
     warmup: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 0.1
-    """AdamW's decay of matrices (not of gains, biases and the logit scale)."""
+    """AdamW weight decay of matrices; gains, biases and the logit scale have none."""
     image_size: int = 64
     """Side of the square images in pixels."""
     patch_size: int = 8
@@ -60,7 +60,7 @@ class Train:
     embed_dim: int = 128
     """Dimension of the shared embedding space."""
     context_length: int = 32
-    """Tokens of a caption, the start and end included; longer captions are cut."""
+    """Tokens per caption, start and end tokens included; longer captions are cut."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     seed: int = 0
@@ -68,7 +68,7 @@ class Train:
     on_bad: OnBad = "stop"
     """A broken tar, image or caption: "stop" with a message, or "skip" it and list it in the manifest."""
     profile: Profile = None
-    """Traces a few steps after the first into this local folder, with `jax.profiler`: for TensorBoard or Perfetto."""
+    """Trace a few steps with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
@@ -90,22 +90,22 @@ class Train:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measures a CLIP model: zero-shot classification and image-text retrieval on webdataset tars."""
+    """Evaluates a CLIP model on webdataset tars: zero-shot classification and image-text retrieval."""
 
     model: tyro.conf.Positional[Folder]
-    """Folder of a CLIP checkpoint, its tokenizer files included."""
+    """Folder of a CLIP checkpoint with its tokenizer files."""
     out: File
     """The .json file to write the figures to."""
     retrieval: Tars = ()
-    """Tars of images with captions (.txt, or the list "captions" in .json): recall at 1, 5 and 10, both ways."""
+    """Tars of images with captions (.txt, or the list "captions" in .json): recall@1, 5 and 10 in both directions."""
     classification: Tars = ()
-    """Tars of labelled images: class index in .cls, or class name as the folder of the member."""
+    """Tars of labelled images: the class index in .cls, or the class name as the folder of the member."""
     classnames: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
-    """A .json file with the list of class names, for --classification."""
+    """A .json list of class names, for --classification."""
     templates: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset('"a photo of a {c}."')] = None
-    """A .json file with the list of prompts, "{c}" standing for the class."""
+    """A .json list of prompts, with "{c}" for the class."""
     batch_size: int = 256
-    """Images a device takes at a time."""
+    """Images per device and step."""
     on_bad: OnBad = "stop"
     """A broken tar or image: "stop" with a message, or "skip" it and list it in the result."""
 
@@ -121,20 +121,20 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Draws a pool of images with sound and spoiled captions, and runs the whole job on it."""
+    """Draws a pool of images with good and bad captions, and runs the whole pipeline on it."""
 
     out: Folder = "demo-output"
-    """Folder for everything the demo makes."""
+    """Folder for everything the demo writes."""
     pairs: int = 6_000
     """Pairs in the pool."""
     keep: float = 0.5
-    """Share of the pool that every method keeps; half of the drawn pairs are sound."""
+    """Share of the pool that each method keeps; half of the drawn pairs are sound."""
     seed: int = 0
     """Seed of the drawn pool and of the scores."""
     train: bool = False
-    """Afterwards train small models on random and on selected pairs, three seeds each, and compare them."""
+    """Then train small models on random and on selected pairs, three seeds each, and compare them."""
     train_steps: int = 300
-    """Optimiser steps of each of these models."""
+    """Optimiser steps for each of these models."""
 
     def __post_init__(self) -> None:
         require(self.pairs >= 200, "pairs", self.pairs, "at least 200")

@@ -19,30 +19,29 @@ _File = Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uids:
-    """Puts subset files together, takes them apart, compares and checks them; any number, of any size.
+    """Combines, compares, converts and checks subset files of any number and size.
 
-    union: the uids in any of the files. intersect: those in all. minus: those of the first file that are in no
-    other. stats: sizes, repeats, and what each two files share. convert: one file in another form. verify: whether
-    files are what training tools expect; if one isn't, says what was found and exits with status 2.
+    union: uids in any of the files. intersect: uids in all of them. minus: uids of the first file that are in no other.
+    stats: sizes, repeats and overlaps. convert: one file in another format. verify: checks that files are what
+    training tools expect; exits with status 2 if one is not.
 
     A file is .npy (u8,u8: DataComp's subset files), .txt (32 hex digits a line) or .parquet (a column uid, or uid_hi
-    and uid_lo); a folder of .parquet files will do for reading: a pool's metadata, a score table. What isn't a
-    sorted .npy file is first sorted on disk, in the folder for temporary files (TMPDIR). Memory doesn't grow with
-    the files.
+    and uid_lo); folders of .parquet files, such as a pool's metadata or a score table, can be read too. All but sorted
+    .npy files are sorted on disk first, in TMPDIR. Memory does not grow with the files.
     """
 
     operation: tyro.conf.Positional[Annotated[UidsOperation, tyro.conf.arg(metavar="OPERATION")]]
-    """What to do: union, intersect, minus, stats, convert or verify."""
+    """One of union, intersect, minus, stats, convert, verify."""
     files: tyro.conf.Positional[_Files]
     """Files of uids, and folders of .parquet files."""
     out: _File = None
     """The .npy, .txt or .parquet file to write: sorted; unique unless --multiset."""
     multiset: bool = False
-    """Repeats count: union adds them up, intersect takes the fewest, minus subtracts; verify lets them pass."""
+    """Count repeated uids: union adds, intersect takes the minimum, minus subtracts; verify accepts them."""
     halves: bool = False
     """Write .parquet with columns uid_hi and uid_lo (uint64), as score tables have them, instead of uid."""
     pool: _File = None
-    """verify: a file or folder that all uids must be in."""
+    """verify: a file or folder that must contain all uids."""
 
     def __post_init__(self) -> None:
         require_some(self, "files", "file of uids")

@@ -15,23 +15,23 @@ _Runs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUNS...", help_behavio
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Checks that outputs are whole: parts against receipts and manifest, inputs against what was recorded of them.
+    """Checks that outputs are complete and undamaged, and that inputs are those that were recorded.
 
-    Names what is missing, doubled, damaged, changed, or foreign (files that no receipt knows), one a line, and exits
-    with status 2 if there is anything. A run that isn't finished is checked as far as it went.
+    Lists what is missing, repeated, damaged, changed or unknown (files without a receipt), one per line, and then exits
+    with status 2. An unfinished run is checked as far as it went.
 
-    Records may be a stranger's: inputs that they name on this machine are read, those in buckets and on web servers
-    only where the outputs lie there too, or where --stores allows it.
+    Records may come from someone else: local inputs that they name are read, those in buckets and on web servers only
+    if the outputs are stored there too, or if --stores allows it.
     """
 
     runs: tyro.conf.Positional[_Runs]
-    """Folders that embed, score, reshard or train wrote, and files with a .manifest.json beside them."""
+    """Folders written by embed, score, reshard or train, and files with a .manifest.json next to them."""
     pool: PoolCheck = "digest"
-    """How to compare the inputs of a run with its records: by "digest", which reads all of them, by "size", or "no"."""
+    """How to check a run's inputs: by "digest", which reads all of them, by "size", or "no"."""
     stores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL..."), NONE] = ()
-    """Buckets and web servers, e.g. s3://pool-bucket, whose files may be asked for where records name them."""
+    """Buckets and web servers, e.g. s3://pool-bucket, that may be read where records name them."""
     threads: int = 0
-    """Threads that read and take digests; 0 means two a core."""
+    """Threads that read and hash; 0 means two per core."""
 
     def __post_init__(self) -> None:
         require_some(self, "runs", "folder or file that a command wrote")

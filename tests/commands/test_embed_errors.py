@@ -101,7 +101,7 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypat
         patched.setattr(embedder._Embedding, "_write", stopped)
         done = clipdata(*flags)
     assert done.returncode == 75
-    assert "run the same command again to go on" in done.stderr
+    assert "run the same command again to continue" in done.stderr
     assert signal.getsignal(signal.SIGTERM) is before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("device", "write"))]
     assert not list((tmp_path / "out").glob("**/.*"))
