@@ -22,7 +22,7 @@ from clipdata_jax.runtime import console, parallel, stopping
 
 if TYPE_CHECKING:
     from clipdata_jax.models import Tokenizer
-    from clipdata_jax.training import Pairs
+    from clipdata_jax.training import TrainingPairs
 
 _UNIT = "model"
 # Every process holds all images, decoded.
@@ -61,7 +61,7 @@ def run(options: Train) -> dict[str, Any] | None:
 
 def _copy_tokenizer(options: Train, to: Path) -> list[str]:
     """Copies the tokenizer, for captions as long as this model's; returns the files it consists of."""
-    from clipdata_jax.models import files as names
+    from clipdata_jax.models import checkpoint_files as names
 
     source = names.checkpoint_folder(options.tokenizer)
     parts = (names.TOKENIZER, names.VOCABULARY, names.MERGES, names.TOKENIZER_CONFIG, names.SPECIAL_TOKENS)
@@ -235,13 +235,13 @@ class _Pool:
                 " --image-size"
             )
 
-    def pairs(self) -> Pairs:
+    def pairs(self) -> TrainingPairs:
         """The pairs, their rows of tokens cut to the longest caption: what follows an end token is never read."""
-        from clipdata_jax.training import Pairs
+        from clipdata_jax.training import TrainingPairs
 
         ids = np.concatenate(self._ids) if self._ids else self._tokenizer([])
         ends = (ids == self._tokenizer.eos_token_id).argmax(axis=1)
-        return Pairs(self._pixels, ids[:, : int(ends.max(initial=0)) + 1])
+        return TrainingPairs(self._pixels, ids[:, : int(ends.max(initial=0)) + 1])
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the pairs."""

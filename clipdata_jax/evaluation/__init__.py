@@ -1,6 +1,6 @@
 """What a CLIP model can do: zero-shot classification and retrieval, as pure functions of embeddings."""
 
-from clipdata_jax.evaluation.retrieval import Ranks as Ranks
+from clipdata_jax.evaluation.retrieval import RetrievalRanks as RetrievalRanks
 from clipdata_jax.evaluation.retrieval import recall as recall
 from clipdata_jax.evaluation.retrieval import retrieval_ranks as retrieval_ranks
 from clipdata_jax.evaluation.zero_shot import Accuracy as Accuracy

@@ -14,7 +14,7 @@ _BLOCK = 256
 _KS = (1, 5, 10)
 
 
-class Ranks(NamedTuple):
+class RetrievalRanks(NamedTuple):
     """Where the right answers stand; 0 is first.
 
     Attributes:
@@ -29,8 +29,8 @@ class Ranks(NamedTuple):
 @jax.jit
 def retrieval_ranks(
     image_emb: Float[Array, "n d"], text_emb: Float[Array, "m d"], image_of: Int[Array, " m"]
-) -> Ranks:
-    """Ranks images' captions and captions' images by cosine.
+) -> RetrievalRanks:
+    """RetrievalRanks images' captions and captions' images by cosine.
 
         r_i = #{j : p_j != i, g_j.f_i >= max_(k : p_k = i) g_k.f_i}
         q_j = #{i != p_j : f_i.g_j >= f_(p_j).g_j}
@@ -62,7 +62,7 @@ def retrieval_ranks(
     def text_rank(query: tuple[Float[Array, " d"], Int[Array, ""]]) -> Int[Array, ""]:
         return _rank(query[0], f_nd, images == query[1])
 
-    return Ranks(
+    return RetrievalRanks(
         jax.lax.map(image_rank, (f_nd, images), batch_size=_BLOCK),
         jax.lax.map(text_rank, (g_md, image_of), batch_size=_BLOCK),
     )

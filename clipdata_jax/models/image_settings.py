@@ -9,8 +9,7 @@ from typing import Any
 from PIL import Image
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
-from clipdata_jax.models.files import (
+from clipdata_jax.models.checkpoint_files import (
     CONFIG,
     PREPROCESSOR,
     PROCESSOR,
@@ -18,8 +17,9 @@ from clipdata_jax.models.files import (
     read_json,
     write_json,
 )
+from clipdata_jax.models.checkpoint_layout import Convention, Layout, find_layout
+from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
 from clipdata_jax.models.image_transform import ImageTransform, Interpolation
-from clipdata_jax.models.layout import Convention, Layout, find_layout
 from clipdata_jax.models.transformers_config import is_siglip
 
 _SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models.layout import Convention
+from clipdata_jax.models.checkpoint_layout import Convention
 
 Fit = Literal["crop", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]

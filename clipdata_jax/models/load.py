@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from clipdata_jax.errors import InputError
+from clipdata_jax.models.checkpoint_files import checkpoint_folder
+from clipdata_jax.models.checkpoint_layout import Layout, read_layout
 from clipdata_jax.models.clip import CLIP
 from clipdata_jax.models.clip_config import CLIPConfig
-from clipdata_jax.models.files import checkpoint_folder
 from clipdata_jax.models.image_settings import read_preprocessor
-from clipdata_jax.models.layout import Layout, read_layout
 from clipdata_jax.models.weights import load_weights
 
 _CHUNK = 1 << 20

@@ -1,8 +1,9 @@
-"""Captions to CLIP's tokens, from the files that lie beside a checkpoint."""
+"""Captions to rows of tokens, as CLIP, open_clip and SigLIP read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import html
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +11,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models.clip_config import TextConfig
-from clipdata_jax.models.files import (
-    CONFIG,
-    MERGES,
-    SPECIAL_TOKENS,
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    VOCABULARY,
-    checkpoint_folder,
-    read_json,
-)
-from clipdata_jax.models.layout import Convention, find_layout
-from clipdata_jax.models.open_clip_config import open_clip_tokenizer_options
-from clipdata_jax.models.transformers_config import is_siglip
+from clipdata_jax.models.checkpoint_files import SENTENCES, TOKENIZER, TOKENIZER_CONFIG
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,6 +19,8 @@ if TYPE_CHECKING:
 START, END = "<|startoftext|>", "<|endoftext|>"
 # CLIP's words: the parts of English contractions, letters, single digits, what is left but white space.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# What open_clip calls the two special tokens, and so reads as them where they stand in a caption.
+_SPECIAL = {"<start_of_text>": START, "<end_of_text>": END}
 
 
 class Tokenizer:
@@ -84,51 +74,109 @@ class Tokenizer:
         return [encoding.ids for encoding in self._backend.encode_batch(captions)]
 
 
-def load_tokenizer(path: str | Path, *, convention: Convention | None = None) -> Tokenizer:
-    """Reads a tokenizer's files, in SigLIP's case by transformers' AutoTokenizer.
-
-    CLIP's are `tokenizer.json`, or the older `vocab.json` and `merges.txt`.
+class OpenClipTokenizer(Tokenizer):
+    """CLIP's tokens by open_clip's convention: captions are repaired and unescaped first, padding is 0.
 
     Args:
-      path: as for `load_clip`. The context length is the model's, or, in a folder without a model, that of
-        `tokenizer_config.json`.
-      convention: whose reading of captions: transformers', or open_clip's, which first repairs mojibake and
-        resolves html entities, reads CLIP's own special tokens as plain text, and pads with 0. Default that
-        of the checkpoint's layout. SigLIP's tokenizer has one alone.
+      vocabulary: token to id, CLIP's start and end tokens included.
+      merges: pairs of tokens, the first to be joined first.
+      context_length: tokens in a row, the start and the end token included.
 
     Raises:
-      InputError: a file or a package is missing, a file is broken, or the tokens are not the model's.
+      InputError: the package ftfy is missing.
     """
-    from clipdata_jax.models import other_tokenizers
 
-    folder = checkpoint_folder(path)
-    layout = find_layout(folder)
-    text = layout.config().text if layout else None
-    if layout is not None and (options := open_clip_tokenizer_options(layout.content)):
-        raise InputError(
-            f"{layout.config_file} asks for {', '.join(options)}: only CLIP's own tokenizer is here"
+    def __init__(
+        self, vocabulary: dict[str, int], merges: list[tuple[str, str]], *, context_length: int
+    ) -> None:
+        import tokenizers
+        from tokenizers import Regex, models, pre_tokenizers
+
+        try:
+            import ftfy
+        except ImportError as error:
+            raise InputError(
+                "captions of open_clip's models are repaired by the package ftfy, which is missing: "
+                "pip install ftfy"
+            ) from error
+        self.context_length, self.vocab_size = context_length, len(vocabulary)
+        self._start, self.eos_token_id = vocabulary[START], vocabulary[END]
+        self._special = {text: vocabulary[token] for text, token in _SPECIAL.items()}
+        # Contractions are matched without regard to case, in which the long s is an s; the rest is lower-case.
+        pattern = "|".join([*_SPECIAL, WORDS.replace("'s", "'[sſ]", 1)])
+        self._words = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
+        self._repair = ftfy.fix_text
+        self._backend = tokenizers.Tokenizer(
+            models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=END)
         )
-    tokenizer: Tokenizer
-    if layout is not None and text is not None and is_siglip(layout.config()):
-        tokenizer = other_tokenizers.AutoTokenizer(folder, context_length=text.context_length)
-    elif (convention or (layout.kind if layout else "transformers")) == "open_clip":
-        length = _context_length(folder, text, _settings(folder))
-        tokenizer = other_tokenizers.OpenClipTokenizer(*_vocabulary(folder), context_length=length)
-    else:
-        tokenizer = _load_clip_tokenizer(folder, text)
-    if text is not None:
-        _check_same_model(folder, tokenizer, text)
-    return tokenizer
+        self._backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [self._words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+    def _rows(self, captions: list[str]) -> Sequence[Sequence[int]]:
+        clean = [self._clean(caption) for caption in captions]
+        rows = []
+        for text, encoding in zip(clean, self._backend.encode_batch(clean), strict=True):
+            ids = encoding.ids
+            if any(special in text for special in self._special):
+                ids = self._with_special(text)
+            ids = [self._start, *ids[: self.context_length - 2], self.eos_token_id]
+            rows.append(ids + [0] * (self.context_length - len(ids)))
+        return rows
+
+    def _clean(self, caption: str) -> str:
+        # Entities are often escaped twice on the web.
+        text = html.unescape(html.unescape(self._repair(caption)))
+        return " ".join(text.split()).lower()
+
+    def _with_special(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for word, _ in self._words.pre_tokenize_str(text):
+            ids += [self._special[word]] if word in self._special else self._backend.encode(word).ids
+        return ids
 
 
-def _load_clip_tokenizer(folder: Path, text: TextConfig | None) -> Tokenizer:
-    backend, settings = _read_backend(folder), _settings(folder)
-    _check_clips(folder, {token: backend.token_to_id(token) for token in (START, END)})
-    return Tokenizer(
-        backend,
-        context_length=_context_length(folder, text, settings),
-        pad_token=_pad_token(folder, settings, backend),
-    )
+class TransformersTokenizer(Tokenizer):
+    """The tokenizer of a folder as transformers' AutoTokenizer reads it, rows padded to the context length.
+
+    Args:
+      folder: the checkpoint.
+      context_length: tokens in a row.
+
+    Raises:
+      InputError: transformers, a package that the tokenizer needs, or the tokenizer's files are missing.
+    """
+
+    def __init__(self, folder: Path, *, context_length: int) -> None:
+        files = (TOKENIZER, SENTENCES, TOKENIZER_CONFIG)
+        if not any((folder / name).is_file() for name in files):
+            raise InputError(
+                f"{folder} has no tokenizer: put {TOKENIZER_CONFIG}, with {TOKENIZER} or {SENTENCES}, of the "
+                "model there"
+            )
+        try:
+            import transformers
+        except ImportError as error:
+            raise InputError(
+                f"the tokenizer in {folder} is not CLIP's and is read by the package transformers, which is "
+                "missing: pip install transformers sentencepiece"
+            ) from error
+        try:
+            self._backend = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # transformers raises nearly anything on broken files and missing packages
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"the tokenizer in {folder} can't be read: {reason}") from error
+        if self._backend.pad_token_id is None:
+            raise InputError(f"the tokenizer in {folder} has no pad_token: copy the model's own files")
+        self.context_length, self.vocab_size = context_length, len(self._backend)
+        self.eos_token_id = self._backend.eos_token_id
+
+    def _rows(self, captions: list[str]) -> Sequence[Sequence[int]]:
+        if not captions:
+            return []
+        return self._backend(captions, padding="max_length", truncation=True, max_length=self.context_length)[
+            "input_ids"
+        ]
 
 
 def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
@@ -170,98 +218,3 @@ def _id(backend: tokenizers.Tokenizer, token: str) -> int:
     if found is None:
         raise ValueError(f"the tokenizer has no token {token!r}")
     return found
-
-
-def _read_backend(folder: Path) -> tokenizers.Tokenizer:
-    import tokenizers
-
-    try:
-        if (folder / TOKENIZER).is_file():
-            return tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
-        if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
-            return clip_backend(read_json(folder / VOCABULARY), _read_merges(folder / MERGES))
-    except InputError:
-        raise
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise InputError(
-            f"the tokenizer's files in {folder} can't be read ({error}); copy them again"
-        ) from error
-    raise InputError(
-        f"{folder} has no tokenizer: put {TOKENIZER}, or {VOCABULARY} and {MERGES}, of the model there"
-    )
-
-
-def _read_merges(file: Path) -> list[tuple[str, str]]:
-    lines = file.read_text(encoding="utf-8").split("\n")
-    merges = []
-    for line in lines[1:] if lines[0].startswith("#version") else lines:
-        if line:
-            left, right = line.split(" ")
-            merges.append((left, right))
-    return merges
-
-
-def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's vocabulary and merges, whichever files hold them."""
-    try:
-        if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
-            vocabulary, merges = read_json(folder / VOCABULARY), _read_merges(folder / MERGES)
-        else:
-            _read_backend(folder)  # refuses what is missing or broken
-            model = read_json(folder / TOKENIZER)["model"]
-            vocabulary = model["vocab"]
-            pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
-            merges = [(left, right) for left, right in pairs]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the tokenizer's files in {folder} hold no byte-pair vocabulary ({error}): copy the model's"
-        ) from error
-    _check_clips(folder, vocabulary)
-    return vocabulary, merges
-
-
-def _check_clips(folder: Path, vocabulary: Mapping[str, int | None]) -> None:
-    for token in (START, END):
-        if vocabulary.get(token) is None:
-            raise InputError(
-                f"the tokenizer in {folder} is not CLIP's, it has no token {token!r}: copy the model's"
-            )
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    return read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
-
-
-def _context_length(folder: Path, text: TextConfig | None, settings: dict[str, Any]) -> int:
-    if text is not None:
-        return text.context_length
-    longest = settings.get("model_max_length")
-    # transformers writes 1e30 for "unknown".
-    if isinstance(longest, int) and 2 <= longest <= 1 << 20:
-        return longest
-    raise InputError(
-        f"{folder} says no context length: put the model's {CONFIG} beside the tokenizer's files"
-    )
-
-
-def _pad_token(folder: Path, settings: dict[str, Any], backend: tokenizers.Tokenizer) -> str:
-    if "pad_token" not in settings and (folder / SPECIAL_TOKENS).is_file():
-        settings = read_json(folder / SPECIAL_TOKENS)
-    token = settings.get("pad_token", END)
-    token = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(token, str) or backend.token_to_id(token) is None:
-        raise InputError(f"the tokenizer in {folder} has pad_token {token!r}, which is none of its tokens")
-    return token
-
-
-def _check_same_model(folder: Path, tokenizer: Tokenizer, text: TextConfig) -> None:
-    if tokenizer.vocab_size > text.vocab_size:
-        raise InputError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model's vocab_size is "
-            f"{text.vocab_size}: copy the model's own tokenizer files"
-        )
-    if text.pool == "end" and text.eos_token_id not in (None, tokenizer.eos_token_id):
-        raise InputError(
-            f"the tokenizer in {folder} ends captions with id {tokenizer.eos_token_id}, but the model's "
-            f"eos_token_id is {text.eos_token_id}: copy the model's own tokenizer files"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from clipdata_jax.models.files import (
+from clipdata_jax.models.checkpoint_files import (
     MERGES,
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -13,7 +13,8 @@ from clipdata_jax.models.files import (
     replace_file,
     write_json,
 )
-from clipdata_jax.models.tokenizer import END, START, Tokenizer, clip_backend, load_tokenizer
+from clipdata_jax.models.load_tokenizer import load_tokenizer
+from clipdata_jax.models.tokenizer import END, START, Tokenizer, clip_backend
 
 _WORD_END = "</w>"
 _BASE = 2 * 256 + 2

@@ -78,9 +78,9 @@ class Builder:
             rngs=self.rngs,
         )
 
-    def blocks(self, config: TowerConfig, *, causal: bool) -> nnx.List[Block]:
+    def blocks(self, config: TowerConfig, *, causal: bool) -> nnx.List[TransformerBlock]:
         """The tower's layers, in order."""
-        return nnx.List([Block(config, self, causal=causal) for _ in range(config.layers)])
+        return nnx.List([TransformerBlock(config, self, causal=causal) for _ in range(config.layers)])
 
 
 class Attention(nnx.Module):
@@ -129,7 +129,7 @@ class MLP(nnx.Module):
         return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x_bld)))
 
 
-class Block(nnx.Module):
+class TransformerBlock(nnx.Module):
     """One layer: attention, then the MLP, each on a normed input and added back, scaled if the config says so."""
 
     def __init__(self, config: TowerConfig, build: Builder, *, causal: bool) -> None:
@@ -157,7 +157,10 @@ class Block(nnx.Module):
 
 
 def apply_layers(
-    layers: nnx.List[Block], x_bld: Float[Array, "b l d"], *, only_b: Int[Array, " b"] | None = None
+    layers: nnx.List[TransformerBlock],
+    x_bld: Float[Array, "b l d"],
+    *,
+    only_b: Int[Array, " b"] | None = None,
 ) -> Float[Array, "b m d"]:
     """x through the layers; with `only_b`, only that position of each row comes out: (b, 1, d).
 

@@ -16,13 +16,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from clipdata_jax.errors import InputError
+from clipdata_jax.models.checkpoint_files import CONFIG, WEIGHTS, replace_file, write_json
 from clipdata_jax.models.clip import CLIP
 from clipdata_jax.models.clip_config import CLIPConfig
-from clipdata_jax.models.files import CONFIG, WEIGHTS, replace_file, write_json
 from clipdata_jax.models.image_settings import write_preprocessor_config
 from clipdata_jax.models.image_transform import ImageTransform
-from clipdata_jax.models.tables import CLIP_TABLE, SIGLIP_TABLE, Rule, Table, source_name
 from clipdata_jax.models.transformers_config import config_to_transformers, is_siglip
+from clipdata_jax.models.weight_tables import CLIP_TABLE, SIGLIP_TABLE, TensorRule, WeightTable, source_name
 
 
 def load_weights(
@@ -31,7 +31,7 @@ def load_weights(
     *,
     dtype: DTypeLike,
     param_dtype: DTypeLike,
-    table: Table,
+    table: WeightTable,
     config_name: str,
     sharding: jax.sharding.Sharding | None = None,
 ) -> CLIP:
@@ -119,9 +119,11 @@ def _open(file: Path, stack: contextlib.ExitStack) -> Any:
         raise InputError(f"{file} is no readable safetensors file ({error}); copy it again") from error
 
 
-def _match(misfit: str, names: Iterable[str], targets: set[str], table: Table) -> dict[str, tuple[str, Rule]]:
+def _match(
+    misfit: str, names: Iterable[str], targets: set[str], table: WeightTable
+) -> dict[str, tuple[str, TensorRule]]:
     """Our path -> (tensor, row) for all targets, or one error listing what is left over and missing."""
-    sources: dict[str, tuple[str, Rule]] = {}
+    sources: dict[str, tuple[str, TensorRule]] = {}
     left_over = []
     for name in names:
         rules = [rule for rule in table if re.fullmatch(rule.source, name)]
@@ -140,7 +142,7 @@ def _match(misfit: str, names: Iterable[str], targets: set[str], table: Table) -
 
 
 def _read(
-    file: Path, tensors: Any, name: str, rule: Rule, shape: tuple[int, ...], config_name: str
+    file: Path, tensors: Any, name: str, rule: TensorRule, shape: tuple[int, ...], config_name: str
 ) -> np.ndarray:
     """A tensor, or the part of it that the rule is about, with our axes, after checking shape and kind."""
     about = f"tensor {name} of {file}"
@@ -168,7 +170,7 @@ def _read(
     return array.reshape(shape) if rule.transpose is None else array.transpose(rule.transpose)
 
 
-def _tensors(model: CLIP, dtype: np.dtype, table: Table) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(model: CLIP, dtype: np.dtype, table: WeightTable) -> Iterator[tuple[str, np.ndarray]]:
     """Each tensor as transformers names and orients it."""
     thirds: dict[str, dict[int, np.ndarray]] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):

@@ -29,7 +29,7 @@ _IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class TrainingPairs:
     """Decoded images and their captions' tokens, in memory.
 
     Attributes:
@@ -50,7 +50,7 @@ class Pairs:
 
 def train(
     model: CLIP,
-    pairs: Pairs,
+    pairs: TrainingPairs,
     *,
     optimizer: optax.GradientTransformation,
     steps: int,

@@ -15,7 +15,7 @@ from flax import nnx
 from support.towers import SIGLIP, SMALL, captions, images, jit
 
 from clipdata_jax.models import CLIP, CLIPConfig, load_clip
-from clipdata_jax.models.transformer import Block, Builder
+from clipdata_jax.models.transformer import Builder, TransformerBlock
 
 MODELS = [
     "hf_clip_quickgelu",
@@ -124,7 +124,7 @@ def test_the_two_end_token_rules_read_different_tokens(filled: Callable[[CLIPCon
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_layer_gives_the_same_at_one_position_alone(causal: bool):
     build = Builder(rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
-    block = Block(dataclasses.replace(SMALL.text, layer_scale_init=0.5), build, causal=causal)
+    block = TransformerBlock(dataclasses.replace(SMALL.text, layer_scale_init=0.5), build, causal=causal)
     x_bld, at_b = np.random.default_rng(0).normal(size=(3, 8, 24)).astype(np.float32), np.array([0, 3, 7])
     alone_b1d = block(x_bld, only_b=jnp.asarray(at_b, jnp.int32))
     np.testing.assert_allclose(alone_b1d[:, 0], block(x_bld)[np.arange(3), at_b], atol=1e-6)

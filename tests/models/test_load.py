@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP, checkpoint_digest, load_clip, load_image_transform, save_clip
-from clipdata_jax.models.tables import CLIP_TABLE, SIGLIP_TABLE, open_clip_table, source_name
+from clipdata_jax.models.weight_tables import CLIP_TABLE, SIGLIP_TABLE, open_clip_table, source_name
 
 MODELS = ["hf_clip_quickgelu", "hf_clip_gelu_legacy_eos", "hf_siglip"]
 OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")

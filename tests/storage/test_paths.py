@@ -14,7 +14,7 @@ import pytest
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.formats import uid_files
-from clipdata_jax.models import files as checkpoint_files
+from clipdata_jax.models import checkpoint_files
 from clipdata_jax.storage import paths
 from clipdata_jax.training import loop
 

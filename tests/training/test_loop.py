@@ -13,7 +13,7 @@ from orbax.checkpoint._src.path.atomicity import TMP_DIR_SUFFIX
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
 from clipdata_jax.runtime import parallel, stopping
-from clipdata_jax.training import Pairs, adamw, loop, make_step, split_model, train
+from clipdata_jax.training import TrainingPairs, adamw, loop, make_step, split_model, train
 
 CONFIG = CLIPConfig(
     vision=VisionConfig(width=16, layers=1, heads=2, mlp_width=32, image_size=16, patch_size=8),
@@ -48,7 +48,9 @@ class Stopped(Exception):
 
 def pairs(n=37):
     rng = np.random.default_rng(0)
-    return Pairs(rng.integers(0, 256, (n, 16, 16, 3), np.uint8), rng.integers(0, 50, (n, 6)).astype(np.int32))
+    return TrainingPairs(
+        rng.integers(0, 256, (n, 16, 16, 3), np.uint8), rng.integers(0, 50, (n, 6)).astype(np.int32)
+    )
 
 
 def run(folder, *, devices=2, batch_size=16, report=lambda step, loss: None, data=None):
@@ -117,7 +119,8 @@ def test_fewer_pairs_than_a_batch_and_batches_that_do_not_divide_are_refused():
 
 def test_a_loss_that_is_not_finite_stops_before_it_reaches_a_checkpoint(tmp_path):
     data = pairs()
-    broken = Pairs(data.pixels, np.full_like(data.ids, 50))  # outside the vocabulary: the model says NaN
+    outside_the_vocabulary = np.full_like(data.ids, 50)
+    broken = TrainingPairs(data.pixels, outside_the_vocabulary)  # the loss is NaN
     with pytest.raises(
         InputError, match=r"the loss is nan at step 1: training diverged; lower --learning-rate"
     ):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 
-class Rule(NamedTuple):
+class TensorRule(NamedTuple):
     """One row of a table: a regex on tensors' names, our path (None: unread), the transpose on loading.
 
     `part`: the tensor holds three of our parameters, one after the other along its first axis; this is which
@@ -20,26 +20,26 @@ class Rule(NamedTuple):
     part: int | None = None
 
 
-Table = tuple[Rule, ...]
+WeightTable = tuple[TensorRule, ...]
 # PyTorch's dense weights are (out, in), its patches (out, in, height, width).
 _DENSE, _PATCHES = (1, 0), (2, 3, 1, 0)
 
 
-def _dense(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(source + r"\.weight", target + ".kernel", _DENSE)
-    yield Rule(source + r"\.bias", target + ".bias")
+def _dense(source: str, target: str) -> Iterator[TensorRule]:
+    yield TensorRule(source + r"\.weight", target + ".kernel", _DENSE)
+    yield TensorRule(source + r"\.bias", target + ".bias")
 
 
-def _norm(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(source + r"\.weight", target + ".scale")
-    yield Rule(source + r"\.bias", target + ".bias")
+def _norm(source: str, target: str) -> Iterator[TensorRule]:
+    yield TensorRule(source + r"\.weight", target + ".scale")
+    yield TensorRule(source + r"\.bias", target + ".bias")
 
 
-def _fused(source: str, target: str) -> Iterator[Rule]:
+def _fused(source: str, target: str) -> Iterator[TensorRule]:
     """The three input projections of an attention, which torch.nn.MultiheadAttention keeps as one tensor."""
     for part, name in enumerate("qkv"):
-        yield Rule(source + r"in_proj_weight", f"{target}{name}.kernel", _DENSE, part)
-        yield Rule(source + r"in_proj_bias", f"{target}{name}.bias", None, part)
+        yield TensorRule(source + r"in_proj_weight", f"{target}{name}.kernel", _DENSE, part)
+        yield TensorRule(source + r"in_proj_bias", f"{target}{name}.bias", None, part)
 
 
 # Groups must not be nested: `source_name` turns a table round by swapping groups and back references.
@@ -48,26 +48,28 @@ _TRANSFORMERS = (
     *_dense(_LAYER + r"self_attn\.(q|k|v|out)_proj", _OUR_LAYER + r"attention.\3"),
     *_dense(_LAYER + r"mlp\.(fc1|fc2)", _OUR_LAYER + r"mlp.\3"),
     *_norm(_LAYER + r"layer_norm(1|2)", _OUR_LAYER + r"norm\3"),
-    Rule(r"text_model\.embeddings\.token_embedding\.weight", "text.token"),
-    Rule(r"(text|vision)_model\.embeddings\.position_embedding\.weight", r"\1.position"),
-    Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "vision.patch_kernel", _PATCHES),
+    TensorRule(r"text_model\.embeddings\.token_embedding\.weight", "text.token"),
+    TensorRule(r"(text|vision)_model\.embeddings\.position_embedding\.weight", r"\1.position"),
+    TensorRule(r"vision_model\.embeddings\.patch_embedding\.weight", "vision.patch_kernel", _PATCHES),
     *_norm(r"vision_model\.post_layernorm", "vision.post_norm"),
     *_norm(r"text_model\.final_layer_norm", "text.post_norm"),
-    Rule(r"logit_scale", "logit_scale"),
-    Rule(r"(?:text|vision)_model\.embeddings\.position_ids", None),  # 0, 1, 2, ...: a buffer of older files
+    TensorRule(r"logit_scale", "logit_scale"),
+    TensorRule(
+        r"(?:text|vision)_model\.embeddings\.position_ids", None
+    ),  # 0, 1, 2, ...: a buffer of older files
 )
-CLIP_TABLE: Table = (
+CLIP_TABLE: WeightTable = (
     *_TRANSFORMERS,
-    Rule(r"vision_model\.embeddings\.class_embedding", "vision.class_embedding"),
+    TensorRule(r"vision_model\.embeddings\.class_embedding", "vision.class_embedding"),
     *_norm(r"vision_model\.pre_layrnorm", "vision.pre_norm"),  # their spelling
-    Rule(r"visual_projection\.weight", "vision.projection.kernel", _DENSE),
-    Rule(r"text_projection\.weight", "text.projection.kernel", _DENSE),
+    TensorRule(r"visual_projection\.weight", "vision.projection.kernel", _DENSE),
+    TensorRule(r"text_projection\.weight", "text.projection.kernel", _DENSE),
 )
-SIGLIP_TABLE: Table = (
+SIGLIP_TABLE: WeightTable = (
     *_TRANSFORMERS,
-    Rule(r"logit_bias", "logit_bias"),
-    Rule(r"vision_model\.embeddings\.patch_embedding\.bias", "vision.patch_bias"),
-    Rule(r"vision_model\.head\.probe", "vision.head.probe"),
+    TensorRule(r"logit_bias", "logit_bias"),
+    TensorRule(r"vision_model\.embeddings\.patch_embedding\.bias", "vision.patch_bias"),
+    TensorRule(r"vision_model\.head\.probe", "vision.head.probe"),
     *_fused(r"vision_model\.head\.attention\.", "vision.head.attention."),
     *_dense(r"vision_model\.head\.attention\.out_proj", "vision.head.attention.out"),
     *_norm(r"vision_model\.head\.layernorm", "vision.head.norm"),
@@ -76,38 +78,38 @@ SIGLIP_TABLE: Table = (
 )
 
 
-def _open_clip_tower(source: str, target: str) -> Iterator[Rule]:
+def _open_clip_tower(source: str, target: str) -> Iterator[TensorRule]:
     layer, our_layer = source + r"transformer\.resblocks\.(\d+)\.", target + r".layers.\1."
     yield from _fused(layer + r"attn\.", our_layer + "attention.")
     yield from _dense(layer + r"attn\.out_proj", our_layer + "attention.out")
     yield from _dense(layer + r"mlp\.c_fc", our_layer + "mlp.fc1")
     yield from _dense(layer + r"mlp\.c_proj", our_layer + "mlp.fc2")
     yield from _norm(layer + r"ln_(1|2)", our_layer + r"norm\2")
-    yield Rule(layer + r"ls_(1|2)\.gamma", our_layer + r"scale\2")
-    yield Rule(source + r"positional_embedding", target + ".position")
+    yield TensorRule(layer + r"ls_(1|2)\.gamma", our_layer + r"scale\2")
+    yield TensorRule(source + r"positional_embedding", target + ".position")
 
 
-def open_clip_table(*, text_prefix: str = "") -> Table:
+def open_clip_table(*, text_prefix: str = "") -> WeightTable:
     """The table of open_clip's `CLIP` or, with text_prefix "text.", of its `CustomTextCLIP`."""
     text = text_prefix.replace(".", r"\.")
     return (
         *_open_clip_tower(r"visual\.", "vision"),
         *_open_clip_tower(text, "text"),
-        Rule(r"visual\.conv1\.weight", "vision.patch_kernel", _PATCHES),
-        Rule(r"visual\.class_embedding", "vision.class_embedding"),
+        TensorRule(r"visual\.conv1\.weight", "vision.patch_kernel", _PATCHES),
+        TensorRule(r"visual\.class_embedding", "vision.class_embedding"),
         *_norm(r"visual\.ln_pre", "vision.pre_norm"),
         *_norm(r"visual\.ln_post", "vision.post_norm"),
-        Rule(r"visual\.proj", "vision.projection.kernel"),  # (in, out) already, as is the text's
-        Rule(text + r"token_embedding\.weight", "text.token"),
+        TensorRule(r"visual\.proj", "vision.projection.kernel"),  # (in, out) already, as is the text's
+        TensorRule(text + r"token_embedding\.weight", "text.token"),
         *_norm(text + r"ln_final", "text.post_norm"),
-        Rule(text + r"text_projection", "text.projection.kernel"),
-        Rule(r"logit_scale", "logit_scale"),
-        Rule(r"logit_bias", "logit_bias"),
-        Rule(text + r"attn_mask", None),  # the causal mask: a buffer of older files
+        TensorRule(text + r"text_projection", "text.projection.kernel"),
+        TensorRule(r"logit_scale", "logit_scale"),
+        TensorRule(r"logit_bias", "logit_bias"),
+        TensorRule(text + r"attn_mask", None),  # the causal mask: a buffer of older files
     )
 
 
-def source_name(target: str, table: Table = CLIP_TABLE) -> tuple[str, Rule]:
+def source_name(target: str, table: WeightTable = CLIP_TABLE) -> tuple[str, TensorRule]:
     """The file's name of one of our parameters, and its row of the table.
 
     Args:

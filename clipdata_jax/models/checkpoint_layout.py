@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models.clip_config import CLIPConfig
-from clipdata_jax.models.files import (
+from clipdata_jax.models.checkpoint_files import (
     CONFIG,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
     WEIGHTS,
     read_json,
 )
+from clipdata_jax.models.clip_config import CLIPConfig
 from clipdata_jax.models.open_clip_config import config_from_open_clip, open_clip_text_prefix
-from clipdata_jax.models.tables import CLIP_TABLE, SIGLIP_TABLE, Table, open_clip_table
 from clipdata_jax.models.transformers_config import config_from_transformers, is_siglip
+from clipdata_jax.models.weight_tables import CLIP_TABLE, SIGLIP_TABLE, WeightTable, open_clip_table
 
 Convention = Literal["transformers", "open_clip"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -53,7 +53,7 @@ class Layout:
         except InputError as error:
             raise InputError(f"{self.config_file}: {error}") from error
 
-    def table(self) -> Table:
+    def table(self) -> WeightTable:
         """Which tensor is which parameter."""
         if self.kind == "open_clip":
             return open_clip_table(text_prefix=open_clip_text_prefix(self.content))
