@@ -24,7 +24,7 @@ from clipdata_jax.formats import metadata
 from clipdata_jax.formats.uid_files import UidSorter
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console, stopping
-from clipdata_jax.selection.work import Step
+from clipdata_jax.selection.work import StepCounts
 
 
 def run(options: Filter) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _apply(
             nulls = {name: nulls[name] + int(columns.null[name].sum()) for name in names}
             sorter.add(columns.uid[rows])
     steps = [
-        Step(one.text, int(seen), int(stay))
+        StepCounts(one.text, int(seen), int(stay))
         for one, seen, stay in zip(conditions, left[:-1], left[1:], strict=True)
     ]
     return {

@@ -15,8 +15,8 @@ from clipdata_jax.formats.uid_files import UidSorter
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import threads
 from clipdata_jax.selection import parsing, rules
-from clipdata_jax.selection.pools import Tables
-from clipdata_jax.selection.work import Application, Step
+from clipdata_jax.selection.pools import TablePool
+from clipdata_jax.selection.work import StepCounts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Summary:
       pairs: pairs in the score tables.
       kept: pairs that the rule keeps.
       uids: distinct uids of these, as written; kept, where nothing is written.
-      steps: what every part of the rule kept, in the order of evaluation.
+      steps: what every part of the rule kept, in the order of application.
       without_score: column or expression -> {"null", "infinite"} -> pairs that it for this reason never selects.
       joined: file of columns -> {"rows", "not_in_the_pool"} -> its rows, and those that belong to no pair.
     """
@@ -37,7 +37,7 @@ class Summary:
     pairs: int
     kept: int
     uids: int
-    steps: tuple[Step, ...]
+    steps: tuple[StepCounts, ...]
     without_score: dict[str, dict[str, int]]
     joined: dict[str, dict[str, int]]
 
@@ -116,9 +116,9 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary
         if wanted := [name for name in source.names if name in names]:
             from_files[source.path] = source.read(wanted)
             by_column |= dict.fromkeys(wanted, from_files[source.path])
-    with Tables(inputs.table, names, by_column, options.memory_gb * 2**30) as pool:
-        evaluation, sorter, kept = Application(inputs.rule, pool), UidSorter(pool.scratch), 0
-        for block, mask in evaluation:
+    with TablePool(inputs.table, names, by_column, options.memory_gb * 2**30) as pool:
+        application, sorter, kept = inputs.rule.apply(pool), UidSorter(pool.scratch), 0
+        for block, mask in application:
             here = int(np.count_nonzero(mask))
             kept += here
             if here and out is not None:
@@ -128,8 +128,8 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary
             pairs=len(inputs.table),
             kept=kept,
             uids=kept,
-            steps=tuple(evaluation.steps),
-            without_score=evaluation.without_score,
+            steps=tuple(application.steps),
+            without_score=application.without_score,
             joined={path: one.facts() for path, one in from_files.items()},
         )
         if out is None:

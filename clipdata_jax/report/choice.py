@@ -11,7 +11,7 @@ import numpy as np
 
 from clipdata_jax.formats.hashing import scatter
 from clipdata_jax.report.quadrants import Quadrants, quadrant_of
-from clipdata_jax.selection.ranking import Ranks, chunks
+from clipdata_jax.selection.ranking import Quantiles, chunks
 
 QUANTILES = (1.0, 0.9, 0.8, 0.5, 0.2, 0.1, 0.0)
 _REACH = 0.01
@@ -116,7 +116,7 @@ def draw_both(
 
 
 def bands(
-    name: str, values: np.ndarray, kept: np.ndarray, ranks: Ranks, *, wanted: int, seed: int
+    name: str, values: np.ndarray, kept: np.ndarray, ranks: Quantiles, *, wanted: int, seed: int
 ) -> list[Band]:
     """Draws pairs within 1 % of the pool about fixed quantiles of a score; [] if no pair has one.
 
@@ -157,7 +157,7 @@ def of_quadrants(
 
 
 def disagree(
-    first: np.ndarray, second: np.ndarray, ranks: tuple[Ranks, Ranks], *, wanted: int
+    first: np.ndarray, second: np.ndarray, ranks: tuple[Quantiles, Quantiles], *, wanted: int
 ) -> Disagreement:
     """Finds the pairs whose ranks by two scores differ most; equal gaps go by row.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from clipdata_jax.report import choice, columns, histogram, quadrants, text
-from clipdata_jax.selection.ranking import Ranks, rank
+from clipdata_jax.selection.ranking import Quantiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Figures:
     label: str
     is_score: bool
     places: int
-    ranks: Ranks
+    ranks: Quantiles
     kept: Side
     dropped: Side
     drawing: histogram.Drawing
@@ -169,7 +169,7 @@ def _choose(
 
 
 def _figures(name: str, values: np.ndarray, kept: np.ndarray) -> Figures:
-    ranks = rank(values)
+    ranks = Quantiles.of(values)
     counts = histogram.count(values, kept, ranks)
     of_kept, of_dropped = _side(values[kept]), _side(values[~kept])
     drawing = histogram.draw(counts, {"dropped": of_dropped.median, "kept": of_kept.median})

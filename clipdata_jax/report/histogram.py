@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from clipdata_jax.report import text
-from clipdata_jax.selection.ranking import Ranks
+from clipdata_jax.selection.ranking import Quantiles
 
 # The drawing's units are pixels on a phone; a card is about as wide on a desk.
 WIDTH, HEIGHT = 360, 196
@@ -54,7 +54,7 @@ class Drawing:
     marks: tuple[tuple[str, float], ...]
 
 
-def count(values: np.ndarray, kept: np.ndarray, ranks: Ranks) -> Histogram:
+def count(values: np.ndarray, kept: np.ndarray, ranks: Quantiles) -> Histogram:
     """Counts a column's finite scores in even bins.
 
     The bins cover all scores, but for tails of less than 0.1 % of the pairs that reach far out.
@@ -78,7 +78,7 @@ def count(values: np.ndarray, kept: np.ndarray, ranks: Ranks) -> Histogram:
     return Histogram(edges, of_kept, of_dropped, beyond)
 
 
-def _range(ranks: Ranks) -> tuple[float, float]:
+def _range(ranks: Quantiles) -> tuple[float, float]:
     if not ranks.rows:
         return 0.0, 1.0
     least, low, high, most = (ranks.value_at(quantile) for quantile in (0, 0.001, 0.999, 1))

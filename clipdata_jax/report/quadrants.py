@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from clipdata_jax.selection.ranking import Ranks, chunks
+from clipdata_jax.selection.ranking import Quantiles, chunks
 
 # Order of the quadrants: as one reads them, top left first.
 LOW_HIGH, HIGH_HIGH, LOW_LOW, HIGH_LOW = range(4)
@@ -48,7 +48,7 @@ def quadrant_of(x: np.ndarray, y: np.ndarray, at: tuple[float, float]) -> np.nda
 
 
 def split(
-    columns: Mapping[str, np.ndarray], ranks: Mapping[str, Ranks], kept: np.ndarray, *, x: str, y: str
+    columns: Mapping[str, np.ndarray], ranks: Mapping[str, Quantiles], kept: np.ndarray, *, x: str, y: str
 ) -> Quadrants | None:
     """Divides a pool at the medians of two scores; None if either has no score at all.
 

@@ -1,8 +1,8 @@
-"""Exact choice of the first k rows of an order, in passes over blocks: memory doesn't grow with the pool.
+"""Exact selection of the first k rows of an order, in passes over blocks, in memory that doesn't grow with the pool.
 
-The order is by a key, among equals by uid, among equals of both by row. The last row that is kept is found digit by
-digit, as in a radix sort: a pass counts the rows by the next 16 bits of their keys, which says in which bin the k-th
-is; once the rows in that bin are few, their keys are collected instead. Keys are uint32 or uint64, smaller first.
+The order is by key, then by uid, then by row. The last selected row is found digit by digit, as in a radix sort: a
+pass counts the rows by the next 16 bits of their keys, which gives the bin of the k-th; once few rows are left in
+that bin, their keys are collected instead. Keys are uint32 or uint64, smaller first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from clipdata_jax.selection.pools import Block
+from clipdata_jax.selection.pools import ScoreBlock
 
 _DIGIT = 16
 _COLLECT = 1 << 21
@@ -19,20 +19,24 @@ _COLLECT = 1 << 21
 
 
 class Search:
-    """Finds the last of the first k rows; then tells of any block which of its rows are among them.
+    """A search for the last of the first k rows, after which `keep` marks a block's rows among them.
 
-    While `found` is false: `look` at every block, then `end` the pass. A uid is read only where keys are equal.
+    While `found` is false: `look` at every block, then `end_pass`. Uids are read only where keys are equal.
 
     Args:
-      rows: the most rows there can be.
-      count_of: k, given how many rows the search was asked about (with those that have no key).
+      rows: an upper bound on the number of rows.
+      count_of: returns k, given the number of rows to choose from, with or without a key.
+
+    Attributes:
+      found: whether the search is finished.
+      count: k, once the first pass has ended.
     """
 
     def __init__(self, rows: int, count_of: Callable[[int], int]) -> None:
         self.found = False
         self.count = 0
         self._count_of = count_of
-        self._limits: list[int] = []  # of key, uid's halves and row, as far as they had to be compared
+        self._limits: list[int] = []  # the last row's key, uid halves and row number, as far as needed
         self._with_equal = False
         self._left = -1  # how many of the candidates are among the first k; -1 before the first pass
         self._candidates = rows
@@ -43,14 +47,14 @@ class Search:
         self._collected: list[np.ndarray] = []
         self._looked = False
 
-    def look(self, block: Block, keys: np.ndarray, among: np.ndarray, seen: int) -> None:
-        """Takes note of a block's rows.
+    def look(self, block: ScoreBlock, keys: np.ndarray, among: np.ndarray, seen: int) -> None:
+        """Counts or collects a block's keys.
 
         Args:
           block: the block.
           keys: shape (rows,), uint32 or uint64.
-          among: shape (rows,), bool: the rows that have a key and take part.
-          seen: how many take part, with or without a key.
+          among: shape (rows,), bool: the rows to choose from that have a key.
+          seen: the number of rows to choose from, with or without a key.
         """
         self._looked = True
         self._seen += seen
@@ -71,9 +75,9 @@ class Search:
         counts = np.bincount(digits, minlength=1 << _DIGIT)
         self._counts = self._counts + counts if len(self._counts) else counts
 
-    def end(self) -> None:
-        """Ends a pass, if it came this far in the rule."""
-        if not self._looked:
+    def end_pass(self) -> None:
+        """Ends a pass over all blocks."""
+        if not self._looked:  # an earlier step of the rule is still searching
             return
         collected = np.concatenate(self._collected) if self._collected else np.zeros(0, np.uint64)
         counts, self._counts, self._collected, self._looked = self._counts, np.zeros(0, np.int64), [], False
@@ -89,12 +93,14 @@ class Search:
             limit = np.partition(collected, self._left - 1)[self._left - 1]
             self._next_level(int(limit), int((collected < limit).sum()), int((collected == limit).sum()))
 
-    def keep(self, block: Block, keys: np.ndarray, among: np.ndarray) -> np.ndarray:
-        """Which of the rows in `among` are among the first k, shape (rows,), bool; arguments as for `look`."""
+    def keep(self, block: ScoreBlock, keys: np.ndarray, among: np.ndarray) -> np.ndarray:
+        """Marks the rows in `among` that are among the first k, shape (rows,), bool; arguments as for `look`."""
         before, tied = self._compare(block, keys, among)
         return before | tied if self._with_equal else before
 
-    def _compare(self, block: Block, keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _compare(
+        self, block: ScoreBlock, keys: np.ndarray, among: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows before the limits, rows that equal them."""
         before, tied = np.zeros(block.rows, bool), among.copy()
         for level, limit in enumerate(self._limits):
@@ -105,7 +111,7 @@ class Search:
             tied &= these == limit
         return before, tied
 
-    def _keys(self, block: Block, keys: np.ndarray, level: int) -> np.ndarray:
+    def _keys(self, block: ScoreBlock, keys: np.ndarray, level: int) -> np.ndarray:
         if level == 0:
             return keys
         if level == 3:
@@ -125,7 +131,7 @@ class Search:
             self._left -= before
 
     def _next_level(self, limit: int, before: int, equal: int) -> None:
-        """The keys up to `limit` are in; of the `equal` that share it, as many as are left of k."""
+        """Fixes the limit at one level; rows equal to it are compared at the next, unless all of them are kept."""
         self._limits.append(limit)
         self._left -= before
         self.found = self._with_equal = self._left == equal
@@ -134,11 +140,11 @@ class Search:
 
 
 def ordered_bits(values: np.ndarray, *, highest_first: bool) -> np.ndarray:
-    """Unsigned integers in the order of the values; -0 is 0. What NaN gives is of no use.
+    """Maps numbers to unsigned integers in the same order; -0 equals 0. The result for NaN is unspecified.
 
     Args:
       values: any float or integer dtype.
-      highest_first: the highest value gives the smallest key.
+      highest_first: whether the highest value gives the smallest key.
 
     Returns:
       uint32 for dtypes of up to 32 bits, else uint64; the same shape.
@@ -147,8 +153,8 @@ def ordered_bits(values: np.ndarray, *, highest_first: bool) -> np.ndarray:
     unsigned = np.uint64 if wide else np.uint32
     sign = unsigned(1 << (63 if wide else 31))
     if np.issubdtype(values.dtype, np.floating):
-        # Adding 0 makes 0 of -0. IEEE floats are in the order of their bits, the negative ones in reverse.
-        words = np.add(values.astype(np.float64 if wide else np.float32), 0.0).view(unsigned)
+        # Adding 0 turns -0 into 0. IEEE floats are in the order of their bits, the negative ones in reverse.
+        words: np.ndarray = np.add(values.astype(np.float64 if wide else np.float32), 0.0).view(unsigned)
         words ^= (unsigned(0) - (words >> unsigned(63 if wide else 31))) | sign
     elif np.issubdtype(values.dtype, np.unsignedinteger):
         words = values.astype(unsigned)

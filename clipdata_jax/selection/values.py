@@ -1,4 +1,4 @@
-"""Scores that rules look at: columns, ranks, and arithmetic on them, which is done in float64."""
+"""Scores that rules compare: columns, ranks, and arithmetic on them in float64."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.selection.pools import Block
-from clipdata_jax.selection.rules import Filter, Rule, infix
+from clipdata_jax.selection import ranking
+from clipdata_jax.selection.pools import ScoreBlock, ScoredPool
+from clipdata_jax.selection.rules import Predicate, Rule, infix
 
 Number = int | float | str | Decimal
-_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
     ">": operator.gt,
     "<=": operator.le,
@@ -33,15 +34,23 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class Value:
-    """A score of every pair. Arithmetic with numbers and other values gives a value, comparing gives a rule.
+    """A score of every pair. Arithmetic with numbers and other values gives a value, a comparison gives a rule.
 
-    Where a part is null, so is the whole. `==` compares two values as objects; the rules are
-    `column("a").equals(3)` and `.differs(3)`.
+    Null where one of its parts is null. `==` compares two values as objects; the rules are
+    `column("a").equals(3)` and `column("a").differs(3)`.
+
+    >>> from clipdata_jax.selection import column, rank
+    >>> value = rank("a") + 0.5 * column("b")
+    >>> print(value >= 1)
+    (rank(a) + 0.5 * b >= 1)
+    >>> uid = np.array([(0, row) for row in range(3)], "u8,u8")
+    >>> (value >= 1).keep({"a": np.array([0.1, 0.3, 0.2]), "b": np.array([2.0, -1, np.nan])}, uid).tolist()
+    [True, False, False]
     """
 
     binding: ClassVar[int] = 4
-    """How tightly the text holds together: above what stands around it, it needs no parentheses."""
-    __array_ufunc__ = None  # so that numpy's numbers leave arithmetic with values to the values
+    """Precedence of the outermost operator in the text; operands of a lower one get parentheses."""
+    __array_ufunc__ = None  # so that arithmetic with NumPy's numbers calls this class's operators
 
     def __add__(self, other: Value | Number) -> Value:
         return Arithmetic(self, "+", value(other))
@@ -83,31 +92,28 @@ class Value:
         return Compare(self, "<", value(other))
 
     def equals(self, other: Value | Number) -> Rule:
-        """The rule `(value == other)`."""
+        """Returns the rule `(value == other)`."""
         return Compare(self, "==", value(other))
 
     def differs(self, other: Value | Number) -> Rule:
-        """The rule `(value != other)`; null differs from nothing."""
+        """Returns the rule `(value != other)`, which never keeps null."""
         return Compare(self, "!=", value(other))
 
-    def columns(self) -> tuple[str, ...]:
-        """The names of the columns in it, in order of appearance."""
-        return tuple(leaf.name for leaf in self.leaves())
-
     def leaves(self) -> tuple[Column, ...]:
-        """The columns in it, in order of appearance."""
+        """The columns it is computed from, in order of appearance."""
         return tuple(leaf for part in self.parts() for leaf in part.leaves())
 
-    def ranks(self) -> tuple[Rank, ...]:
-        """The ranks in it, inner ones first."""
-        return tuple(rank for part in self.parts() for rank in part.ranks())
-
     def parts(self) -> tuple[Value, ...]:
-        """The values that this one is made of."""
+        """The operands."""
         return ()
 
-    def of(self, block: Block) -> np.ndarray:
-        """The scores of a block's rows, shape (rows,), of numbers (); a column's dtype, else float64."""
+    def prepare(self, pool: ScoredPool) -> None:
+        """Computes what needs the whole pool, operands first."""
+        for part in self.parts():
+            part.prepare(pool)
+
+    def of(self, block: ScoreBlock) -> np.ndarray:
+        """The scores of a block's rows, shape (rows,), or () for a constant; a column's dtype, else float64."""
         raise NotImplementedError
 
 
@@ -119,12 +125,12 @@ class Column(Value):
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name.isidentifier()) or keyword.iskeyword(self.name):
-            raise InputError(f"{self.name!r} is no column name: expected a plain word such as clip_score")
+            raise InputError(f"{self.name!r} is not a column name: expected a plain word such as clip_score")
 
     def leaves(self) -> tuple[Column, ...]:
         return (self,)
 
-    def of(self, block: Block) -> np.ndarray:
+    def of(self, block: ScoreBlock) -> np.ndarray:
         return block.column(self.name)
 
     def __str__(self) -> str:
@@ -140,7 +146,7 @@ class Constant(Value):
     def __neg__(self) -> Value:
         return Constant(self.number.copy_negate())  # a minus sign would round it to 28 digits
 
-    def of(self, block: Block) -> np.ndarray:
+    def of(self, block: ScoreBlock) -> np.ndarray:
         return np.array(float(self.number))
 
     def __str__(self) -> str:
@@ -148,18 +154,18 @@ class Constant(Value):
 
     @property
     def binding(self) -> int:  # type: ignore[override]
-        """A sign in front binds as a sign does."""
+        """A negative number binds as `Negative` does."""
         return 3 if self.number.is_signed() else 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Rank(Value):
-    """The share of the pool's pairs with a score whose score is no better, in (0, 1]: 1 is the best.
+    """The share of the scored pairs of the pool whose score is no higher, in (0, 1]: 1 is the highest score.
 
         rank(x)_i = (|{j : x_j < x_i}| + (|{j : x_j = x_i}| + 1) / 2) / |{j : x_j finite}|
 
     Equal scores share the mean of their ranks; null and infinite ones have none. Always over the whole pool,
-    also behind `>>`.
+    also on the right of `>>`.
     """
 
     by: Value
@@ -167,11 +173,13 @@ class Rank(Value):
     def parts(self) -> tuple[Value, ...]:
         return (self.by,)
 
-    def ranks(self) -> tuple[Rank, ...]:
-        return (*super().ranks(), self)
+    def prepare(self, pool: ScoredPool) -> None:
+        super().prepare(pool)
+        if self not in pool.whole:
+            pool.whole[self] = ranking.of_pool(pool, self.by.of)
 
-    def of(self, block: Block) -> np.ndarray:
-        return block.rank(self)
+    def of(self, block: ScoreBlock) -> np.ndarray:
+        return block.part_of(self)
 
     def __str__(self) -> str:
         return f"rank({self.by})"
@@ -179,7 +187,7 @@ class Rank(Value):
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic(Value):
-    """Two values and the sign between them; what is divided by zero is not finite."""
+    """Two values joined by +, -, * or /; a quotient by zero is not finite."""
 
     left: Value
     sign: str
@@ -188,9 +196,9 @@ class Arithmetic(Value):
     def parts(self) -> tuple[Value, ...]:
         return (self.left, self.right)
 
-    def of(self, block: Block) -> np.ndarray:
+    def of(self, block: ScoreBlock) -> np.ndarray:
         left, right = (np.asarray(part.of(block), np.float64) for part in self.parts())
-        if self.sign == "/":  # what is divided by something infinite isn't 0, but has no score
+        if self.sign == "/":  # a quotient by an infinite score is null, not 0
             right = np.where(np.isinf(right), np.nan, right)
         with np.errstate(all="ignore"):
             return np.asarray(_ARITHMETIC[self.sign](left, right))
@@ -201,7 +209,7 @@ class Arithmetic(Value):
         return 2 if self.sign in "*/" else 1
 
     def __str__(self) -> str:
-        return infix(self)
+        return infix(self.left, self.sign, self.right, self.binding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +222,7 @@ class Negative(Value):
     def parts(self) -> tuple[Value, ...]:
         return (self.by,)
 
-    def of(self, block: Block) -> np.ndarray:
+    def of(self, block: ScoreBlock) -> np.ndarray:
         return -np.asarray(self.by.of(block), np.float64)
 
     def __str__(self) -> str:
@@ -222,10 +230,10 @@ class Negative(Value):
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare(Filter):
-    """Keeps the pairs whose score compares so with a number or another score; null and infinite never do.
+class Compare(Predicate):
+    """Keeps the pairs for which a comparison of two scores holds; it never holds for null or infinite ones.
 
-    A number that a column is compared with is rounded to the column's dtype first, so that a score stored as
+    A number that a column is compared with is first rounded to the column's dtype, so that a score stored as
     0.3 equals 0.3.
     """
 
@@ -236,41 +244,57 @@ class Compare(Filter):
     def values(self) -> tuple[Value, ...]:
         return (self.left, self.right)
 
-    def mask(self, block: Block) -> np.ndarray:
+    def mask(self, block: ScoreBlock) -> np.ndarray:
         left, right = self.left.of(block), self.right.of(block)
-        if isinstance(self.right, Constant) and np.issubdtype(left.dtype, np.floating):
+        # A number may be too large for the dtype; every finite score is then below it.
+        finite: np.ndarray = np.isfinite(left)
+        if not isinstance(self.right, Constant):
+            finite &= np.isfinite(right)
+        elif np.issubdtype(left.dtype, np.floating):
             with np.errstate(over="ignore"):
                 right = right.astype(left.dtype)
-        # A number may be too large for the dtype; every finite score is then below it.
-        finite = (
-            np.isfinite(left) if isinstance(self.right, Constant) else np.isfinite(left) & np.isfinite(right)
-        )
-        return finite & _COMPARE[self.sign](left, right)
+        finite &= _COMPARISONS[self.sign](left, right)
+        return finite
 
     def __str__(self) -> str:
         return f"({self.left} {self.sign} {self.right})"
 
 
 def column(name: str | Value) -> Value:
-    """A column of scores, for comparisons and arithmetic.
+    """Names a column of scores, for comparisons and arithmetic.
 
-    `column("clip_score") >= 0.25`, `2 * column("a") - column("b")`.
+    Args:
+      name: the column's name, a plain word; a value is returned as it is.
+
+    Raises:
+      InputError: the name is not a plain word.
+
+    >>> print(2 * column("a") - column("b") < 0.25)
+    (2 * a - b < 0.25)
     """
     return name if isinstance(name, Value) else Column(name)
 
 
 def rank(by: str | Value) -> Value:
-    """The rank of a score in the pool, in (0, 1], 1 being the best, for comparisons and arithmetic."""
+    """Ranks a score among the scored pairs of the pool, in (0, 1], 1 being the highest; equal scores share a rank.
+
+    Args:
+      by: a column, its name, or an expression.
+
+    >>> uid = np.array([(0, row) for row in range(4)], "u8,u8")
+    >>> (rank("a") > 0.5).keep({"a": np.array([10.0, 30, np.nan, 20])}, uid).tolist()
+    [False, True, False, True]
+    """
     return Rank(column(by))
 
 
 def value(operand: Value | Number) -> Value:
-    """A number or a value as a value."""
+    """Wraps a number as a value."""
     return operand if isinstance(operand, Value) else Constant(decimal(operand))
 
 
 def decimal(number: Number) -> Decimal:
-    """A number as the decimal that it is written as.
+    """Converts a number to the decimal that it is written as.
 
     Raises:
       InputError: not a number, or not a finite one.
@@ -281,5 +305,5 @@ def decimal(number: Number) -> Decimal:
     except InvalidOperation:
         found = Decimal("nan")
     if not found.is_finite():
-        raise InputError(f"{number!r} is no finite number")
+        raise InputError(f"{number!r} is not a finite number")
     return found

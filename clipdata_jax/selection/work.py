@@ -1,27 +1,26 @@
-"""Rules at work: what they keep of a block, found in as many passes over the pool as it takes."""
+"""Rules applied to a pool: block by block, in as many passes as it takes to know what to keep."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Protocol
 
 import numpy as np
 
-from clipdata_jax.selection import ranking
-from clipdata_jax.selection.pools import Block, Pool
+from clipdata_jax.selection.pools import ScoreBlock, ScoredPool
 from clipdata_jax.selection.search import Search
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """What one part of a rule did.
+class StepCounts:
+    """Counts of one step of a rule.
 
     Attributes:
-      rule: its text.
+      rule: the step's text.
       seen: pairs it looked at: the whole pool, or the survivors of what stands left of `>>`.
       kept: pairs it kept of them.
-      asked: pairs it was to keep, for `top` and `bottom`; more than `kept` where too few have a score.
+      asked: pairs it was to keep, for `top`, `bottom` and `sample`; more than `kept` where too few have a score.
     """
 
     rule: str
@@ -29,39 +28,69 @@ class Step:
     kept: int
     asked: int | None = None
 
-    def __add__(self, other: Step) -> Step:
-        """The step's counts on two blocks together."""
+    @classmethod
+    def of(cls, rule: str, among: np.ndarray, mask: np.ndarray, asked: int | None = None) -> StepCounts:
+        """Counts a block's rows, given as masks."""
+        return cls(rule, int(np.count_nonzero(among)), int(np.count_nonzero(mask)), asked)
+
+    def __add__(self, other: StepCounts) -> StepCounts:
+        """Sums the counts of two blocks."""
         return dataclasses.replace(self, seen=self.seen + other.seen, kept=self.kept + other.kept)
 
 
+class Scores(Protocol):
+    """A number for every pair, computed from columns: the part of `values.Value` that applying a rule needs."""
+
+    def leaves(self) -> Sequence[Scores]:
+        """The columns it is computed from."""
+
+    def prepare(self, pool: ScoredPool) -> None:
+        """Computes what needs the whole pool, such as ranks."""
+
+    def of(self, block: ScoreBlock) -> np.ndarray:
+        """The scores of a block's rows, shape (rows,), or () for a constant."""
+
+
 class Work(Protocol):
-    """A rule at work on a pool, block by block, in as many passes as it takes until it is found what to keep."""
+    """The state of a rule that is being applied to a pool."""
 
     @property
     def found(self) -> bool:
-        """Whether the next pass says for every block what is kept."""
+        """Whether `keep` knows which rows to keep."""
 
-    def keep(self, block: Block, among: np.ndarray, steps: list[Step]) -> np.ndarray | None:
-        """Which rows in `among`, shape (rows,), bool, are kept; None while that isn't found. Appends to `steps`."""
+    def keep(
+        self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None
+    ) -> np.ndarray | None:
+        """Marks the rows to keep, or takes note of the block while they aren't known.
 
-    def end(self) -> None:
-        """Ends a pass."""
+        Args:
+          block: the block.
+          among: shape (rows,), bool: the rows to choose from.
+          steps: list to append the counts of every step to.
+
+        Returns:
+          shape (rows,), bool; None before `found`.
+        """
+
+    def end_pass(self) -> None:
+        """Ends a pass over all blocks."""
 
 
 @dataclasses.dataclass(frozen=True)
-class FilterWork:
-    """A filter at work; it has nothing to find."""
+class PredicateWork:
+    """The state of a rule that looks at each pair alone: there is nothing to search for."""
 
     rule: str
-    mask: Callable[[Block], np.ndarray]
+    mask: Callable[[ScoreBlock], np.ndarray]
     found: ClassVar[bool] = True
 
-    def keep(self, block: Block, among: np.ndarray, steps: list[Step]) -> np.ndarray:
-        mask = among & self.mask(block)
-        steps.append(Step(self.rule, int(np.count_nonzero(among)), int(np.count_nonzero(mask))))
+    def keep(self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None) -> np.ndarray:
+        mask: np.ndarray = among & self.mask(block)
+        if steps is not None:
+            steps.append(StepCounts.of(self.rule, among, mask))
         return mask
 
-    def end(self) -> None:
+    def end_pass(self) -> None:
         pass
 
 
@@ -70,42 +99,41 @@ class FirstWork:
     """The search for the last of the first pairs of an order.
 
     Attributes:
-      rule: its text.
-      keys: what a block's rows are ordered by, and the rows that have such a key.
-      search: how far the search is.
-      asks: whether a step says how many pairs were to be kept.
+      rule: the rule's text.
+      keys: returns the keys that order a block's rows, and which rows have one.
+      search: the state of the search.
+      counts_asked: whether the counts say how many pairs were to be kept.
     """
 
     rule: str
-    keys: Callable[[Block], tuple[np.ndarray, np.ndarray]]
+    keys: Callable[[ScoreBlock], tuple[np.ndarray, np.ndarray]]
     search: Search
-    asks: bool
+    counts_asked: bool
 
     @property
     def found(self) -> bool:
         return self.search.found
 
-    def keep(self, block: Block, among: np.ndarray, steps: list[Step]) -> np.ndarray | None:
-        keys, there = self.keys(block)
-        seen = int(np.count_nonzero(among))
+    def keep(
+        self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None
+    ) -> np.ndarray | None:
+        keys, has_key = self.keys(block)
         if not self.search.found:
-            self.search.look(block, keys, among & there, seen)
+            self.search.look(block, keys, among & has_key, int(np.count_nonzero(among)))
             return None
-        mask = self.search.keep(block, keys, among & there)
-        steps.append(
-            Step(self.rule, seen, int(np.count_nonzero(mask)), self.search.count if self.asks else None)
-        )
+        mask = self.search.keep(block, keys, among & has_key)
+        if steps is not None:
+            asked = self.search.count if self.counts_asked else None
+            steps.append(StepCounts.of(self.rule, among, mask, asked))
         return mask
 
-    def end(self) -> None:
+    def end_pass(self) -> None:
         if not self.search.found:
-            self.search.end()
+            self.search.end_pass()
 
 
 @dataclasses.dataclass(frozen=True)
-class ThenWork:
-    """Two rules, the right one looking at what the left one keeps."""
-
+class _TwoWorks:
     left: Work
     right: Work
 
@@ -113,86 +141,79 @@ class ThenWork:
     def found(self) -> bool:
         return self.left.found and self.right.found
 
-    def keep(self, block: Block, among: np.ndarray, steps: list[Step]) -> np.ndarray | None:
+    def end_pass(self) -> None:
+        self.left.end_pass()
+        self.right.end_pass()
+
+
+class ThenWork(_TwoWorks):
+    """The state of two rules, the right one choosing from what the left one keeps."""
+
+    def keep(
+        self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None
+    ) -> np.ndarray | None:
         left = self.left.keep(block, among, steps)
         return None if left is None else self.right.keep(block, left, steps)
 
-    def end(self) -> None:
-        self.left.end()
-        self.right.end()
-
 
 @dataclasses.dataclass(frozen=True)
-class PairWork:
-    """Two rules that look at the same pairs, in the same passes."""
+class PairWork(_TwoWorks):
+    """The state of two rules that choose from the same pairs, in the same passes."""
 
     rule: str
-    combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    left: Work
-    right: Work
+    combine: np.ufunc
 
-    @property
-    def found(self) -> bool:
-        return self.left.found and self.right.found
-
-    def keep(self, block: Block, among: np.ndarray, steps: list[Step]) -> np.ndarray | None:
+    def keep(
+        self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None
+    ) -> np.ndarray | None:
         left, right = self.left.keep(block, among, steps), self.right.keep(block, among, steps)
         if left is None or right is None:
             return None
-        mask = self.combine(left, right)
-        steps.append(Step(self.rule, int(np.count_nonzero(among)), int(np.count_nonzero(mask))))
+        mask: np.ndarray = self.combine(left, right)
+        if steps is not None:
+            steps.append(StepCounts.of(self.rule, among, mask))
         return mask
-
-    def end(self) -> None:
-        self.left.end()
-        self.right.end()
-
-
-if TYPE_CHECKING:
-    from clipdata_jax.selection.rules import Rule
 
 
 class Application:
-    """Blocks with what a rule keeps of each; it can be gone through once.
+    """The blocks of a pool, each with a mask of the rows that a rule keeps; to be iterated over once.
 
     Attributes:
-      steps: what every step of the rule kept, in the order of evaluation; whole at the end.
-      without_score: column or expression -> {"null", "infinite"} -> pairs that for this reason it never selects;
-        an expression is null where one of its columns is. Whole at the end.
+      work: the rule's state.
+      steps: the counts of every step of the rule, in the order of evaluation; complete after the iteration.
+      without_score: column or expression -> {"null", "infinite"} -> pairs that are never selected for this
+        reason; an expression is null where one of its columns is. Complete after the iteration.
     """
 
-    def __init__(self, rule: Rule, pool: Pool) -> None:
-        self.steps: list[Step] = []
-        values = {
-            str(part): part for value in rule.values() for part in (*value.leaves(), value) if value.leaves()
+    def __init__(self, work: Work, values: Sequence[Scores], pool: ScoredPool) -> None:
+        self.work = work
+        self.steps: list[StepCounts] = []
+        self._pool, self._values = pool, values
+        self._counted = {
+            str(part): part for value in values for part in (*value.leaves(), value) if value.leaves()
         }
-        self.without_score = {name: {"null": 0, "infinite": 0} for name in values}
-        self._rule, self._pool, self._values = rule, pool, values
+        self.without_score = {name: {"null": 0, "infinite": 0} for name in self._counted}
 
-    def __iter__(self) -> Iterator[tuple[Block, np.ndarray]]:
-        for value in self._rule.values():
-            for rank in value.ranks():
-                if rank not in self._pool.whole:
-                    self._pool.whole[rank] = ranking.of_pool(self._pool, rank.by.of)
-        work = self._rule.start(self._pool.rows)
-        while not work.found:
+    def __iter__(self) -> Iterator[tuple[ScoreBlock, np.ndarray]]:
+        for value in self._values:
+            value.prepare(self._pool)
+        while not self.work.found:
             for block in self._pool.blocks():
-                work.keep(block, np.ones(block.rows, bool), [])
-            work.end()
+                self.work.keep(block, np.ones(block.rows, bool))
+            self.work.end_pass()
         for block in self._pool.blocks():
-            steps: list[Step] = []
-            mask = work.keep(block, np.ones(block.rows, bool), steps)
+            steps: list[StepCounts] = []
+            mask = self.work.keep(block, np.ones(block.rows, bool), steps)
             if mask is None:
-                raise AssertionError(self._rule)
+                raise AssertionError("found, but no mask")
             self.steps = [one + other for one, other in zip(self.steps, steps)] if self.steps else steps
-            self._count(block)
+            self._count_missing(block)
             yield block, mask
 
-    def _count(self, block: Block) -> None:
-        for name, value in self._values.items():
-            scores = value.of(block)
-            finite = np.isfinite(scores)
-            if finite.all():  # so it is of numbers
+    def _count_missing(self, block: ScoreBlock) -> None:
+        for name, value in self._counted.items():
+            finite = np.isfinite(value.of(block))
+            if finite.all():
                 continue
             null = np.zeros(block.rows, bool)
             for column in value.leaves():

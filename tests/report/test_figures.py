@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipdata_jax.report import choice, columns, contents, histogram, quadrants
-from clipdata_jax.selection.ranking import rank
+from clipdata_jax.selection.ranking import Quantiles
 
 
 def made(rows: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -25,7 +25,7 @@ def made(rows: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
 def test_ranks_are_exact_for_a_small_column():
     values = made(1_000)[0]["norm_sim_inf_in1k"]
     finite = values[np.isfinite(values)]
-    ranks = rank(values)
+    ranks = Quantiles.of(values)
     assert (ranks.rows, ranks.nulls) == (997, 3)
     want = [(finite >= value).mean() if np.isfinite(value) else np.nan for value in values]
     np.testing.assert_allclose(ranks.share_at_least(values), want, rtol=1e-12)
@@ -39,7 +39,7 @@ def test_ranks_are_exact_for_a_small_column():
 
 def test_ranks_of_a_large_column_take_bounded_memory():
     values = np.random.default_rng(0).normal(size=300_000).astype(np.float32)
-    ranks = rank(values)
+    ranks = Quantiles.of(values)
     assert len(ranks.knots) == 65_537
     exact = np.argsort(np.argsort(values)) / len(values)
     np.testing.assert_allclose(ranks.middle(values), exact, atol=2 / 65_536)
@@ -47,7 +47,7 @@ def test_ranks_of_a_large_column_take_bounded_memory():
 
 
 def test_a_column_of_nulls_has_no_ranks():
-    ranks = rank(np.full(5, np.nan, np.float32))
+    ranks = Quantiles.of(np.full(5, np.nan, np.float32))
     assert ranks.rows == 0
     assert np.isnan(ranks.value_at(0.5))
     assert np.isnan(ranks.middle(np.zeros(3, np.float32))).all()
@@ -57,7 +57,7 @@ def test_histogram_counts_every_scored_pair_once():
     scores, kept = made(5_000)
     values = scores["norm_sim_inf_in1k"]
     values[0] = 100.0  # far out: counted in the last bar, not stretching the axis
-    counts = histogram.count(values, kept, rank(values))
+    counts = histogram.count(values, kept, Quantiles.of(values))
     finite = np.isfinite(values)
     assert counts.kept.sum() == (kept & finite).sum()
     assert counts.dropped.sum() == (~kept & finite).sum()
@@ -71,7 +71,7 @@ def test_histogram_counts_every_scored_pair_once():
 def test_any_column_can_be_drawn(values):
     values = np.array(values, np.float32)
     kept = np.arange(len(values)) % 2 == 0
-    counts = histogram.count(values, kept, rank(values))
+    counts = histogram.count(values, kept, Quantiles.of(values))
     assert counts.kept.sum() + counts.dropped.sum() == np.isfinite(values).sum()
     drawing = histogram.draw(counts, {"kept": float("nan")})
     assert "nan" not in drawing.kept + drawing.dropped + str(drawing.strip)
@@ -88,7 +88,7 @@ def test_ticks_are_round(low, high, want):
 def test_quadrants_count_pairs_and_kept_pairs():
     scores, kept = made(2_000)
     x, y = scores["norm_sim_inf_in1k"], scores["neg_clip_loss"]
-    ranks = {name: rank(values) for name, values in scores.items()}
+    ranks = {name: Quantiles.of(values) for name, values in scores.items()}
     found = quadrants.split(scores, ranks, kept, x="norm_sim_inf_in1k", y="neg_clip_loss")
     assert found is not None
     mx, my = np.sort(x[np.isfinite(x)])[998], np.sort(y)[1000]
@@ -110,7 +110,7 @@ def test_bands_hold_pairs_about_the_quantile_in_proportion():
     scores, _ = made(5_000)
     values = scores["clip_score"]
     kept = values > np.quantile(values, 0.795)
-    found = choice.bands("clip_score", values, kept, rank(values), wanted=6, seed=0)
+    found = choice.bands("clip_score", values, kept, Quantiles.of(values), wanted=6, seed=0)
     assert [band.quantile for band in found] == list(choice.QUANTILES)
     for band in found:
         place = np.array([(values < values[row]).mean() for row in band.drawn.rows])
@@ -148,7 +148,7 @@ def test_what_is_short_on_one_side_is_filled_from_the_other():
 def test_disagreement_is_the_widest_gap_of_ranks():
     scores, _ = made(2_500)
     a, b = scores["clip_score"], scores["neg_clip_loss"]
-    found = choice.disagree(a, b, (rank(a), rank(b)), wanted=5)
+    found = choice.disagree(a, b, (Quantiles.of(a), Quantiles.of(b)), wanted=5)
     order_a, order_b = np.argsort(np.argsort(a)), np.argsort(np.argsort(b))
     gap = order_a - order_b
     assert gap[list(found.first_higher)].tolist() == np.sort(gap)[::-1][:5].tolist()
@@ -159,7 +159,7 @@ def test_disagreement_is_the_widest_gap_of_ranks():
 
 def test_equal_scores_agree():
     a = np.arange(50, dtype=np.float32)
-    found = choice.disagree(a, 2 * a, (rank(a), rank(2 * a)), wanted=5)
+    found = choice.disagree(a, 2 * a, (Quantiles.of(a), Quantiles.of(2 * a)), wanted=5)
     assert (found.first_higher, found.second_higher) == ((), ())
     assert found.correlation == pytest.approx(1)
 

@@ -14,8 +14,7 @@ from support import plain_rules
 from clipdata_jax import selection
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
-from clipdata_jax.selection import bottom, column, conditions, parse, pools, rules, search, top, values
-from clipdata_jax.selection.work import Application
+from clipdata_jax.selection import bottom, column, parse, pools, rules, search, steps, top, values
 
 SCORES = [-np.inf, np.inf, np.nan, -0.0, 0.0, 0.25, 0.3, 0.3, 1.0, -2.5, 1e-30]
 FRACTIONS = ["0.29", "0.58", "0.3", "0.07", "1", "0.1", "0.999", "1e-3", "0.5", "0.141592653589793238462643"]
@@ -36,11 +35,11 @@ fractions = st.sampled_from(FRACTIONS).map(Decimal)
 ofs = st.sampled_from(["pool", "kept"])
 GIVEN = "memory://rules/given.npy"
 leaves = st.one_of(
-    st.just(conditions.Uids(GIVEN)),
-    st.builds(conditions.Top, values_st, fractions, ofs, st.booleans()),
-    st.builds(conditions.AtMost, st.integers(1, 30)),
+    st.just(steps.ListedUids(GIVEN)),
+    st.builds(steps.Top, values_st, fractions, ofs, st.booleans()),
+    st.builds(steps.AtMost, st.integers(1, 30)),
     st.builds(
-        conditions.Sample,
+        steps.WeightedSample,
         values_st | numbers,
         fractions | st.integers(2, 30).map(Decimal),
         st.sampled_from(["1", "0.1", "30"]).map(Decimal),
@@ -88,13 +87,13 @@ def made_pool(rows, seed=0):
 @settings(max_examples=200, deadline=None)
 @given(rule=rule_st, pool=made_pools())
 def test_every_rule_keeps_what_its_plain_statement_keeps(rule, pool):
-    mask, steps = rule.trace(*pool)
+    mask, counts = rule.trace(*pool)
     assert set(np.flatnonzero(mask)) == plain_rules.keep(rule, *pool)
-    assert steps[-1].kept == mask.sum()
-    assert all(step.kept <= step.seen <= len(pool[1]) for step in steps)
+    assert counts[-1].kept == mask.sum()
+    assert all(step.kept <= step.seen <= len(pool[1]) for step in counts)
 
 
-class Parts(pools.Pool):
+class Parts(pools.ScoredPool):
     """A pool in parts of given sizes, which keeps nothing in memory."""
 
     def __init__(self, columns, uid, cuts):
@@ -116,7 +115,7 @@ def test_parts_and_memory_change_nothing(rule, pool, data, collect):
     columns, uid = pool
     cuts = data.draw(st.lists(st.integers(0, len(uid)), max_size=4))
     with mock.patch.object(search, "_COLLECT", collect), Parts(columns, uid, cuts) as parts:
-        work = Application(rule, parts)
+        work = rule.apply(parts)
         masks = [mask for _, mask in work]
     assert set(np.flatnonzero(np.concatenate(masks))) == plain_rules.keep(rule, *pool)
     assert work.steps == rule.trace(*pool)[1]
@@ -214,13 +213,13 @@ def test_operators_bind_as_in_python():
 def test_the_trace_says_what_every_step_did():
     columns, uid = made_pool(1000)
     columns["b"][:] = np.nan
-    mask, steps = parse("top(a, 0.3) >> (top(b, 0.2) | (a >= -9))").trace(columns, uid)
+    mask, counts = parse("top(a, 0.3) >> (top(b, 0.2) | (a >= -9))").trace(columns, uid)
     assert mask.sum() == 300
-    assert steps == [
-        selection.Step("top(a, 0.3)", 1000, 300, 300),
-        selection.Step("top(b, 0.2)", 300, 0, 200),
-        selection.Step("(a >= -9)", 300, 300),
-        selection.Step("top(b, 0.2) | (a >= -9)", 300, 300),
+    assert counts == [
+        selection.StepCounts("top(a, 0.3)", 1000, 300, 300),
+        selection.StepCounts("top(b, 0.2)", 300, 0, 200),
+        selection.StepCounts("(a >= -9)", 300, 300),
+        selection.StepCounts("top(b, 0.2) | (a >= -9)", 300, 300),
     ]
 
 
@@ -277,11 +276,11 @@ def test_wrong_arrays_and_names_are_refused():
         selection.at_most(0)
     with pytest.raises(InputError, match="the same for every pair"):
         top(values.value(1), 0.5)
-    with pytest.raises(InputError, match="no column name"):
+    with pytest.raises(InputError, match="not a column name"):
         column("not a word")
     with pytest.raises(InputError, match="of='all'"):
         top("a", 0.1, of="all")
-    with pytest.raises(InputError, match="no finite number"):
+    with pytest.raises(InputError, match="not a finite number"):
         assert column("a") >= "b"
 
 

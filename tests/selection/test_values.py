@@ -7,7 +7,6 @@ import numpy as np
 from clipdata_jax import selection
 from clipdata_jax.formats import uids
 from clipdata_jax.selection import column, parse, pools, rank, ranking, top
-from clipdata_jax.selection.work import Application
 
 
 def made_pool(rows, seed=0):
@@ -19,7 +18,7 @@ def made_pool(rows, seed=0):
 def test_ranks_are_shares_of_the_pairs_with_a_score():
     uid = np.zeros(6, uids.DTYPE)
     columns = {"a": np.array([5, np.nan, 1, 1, np.inf, 9], np.float32)}
-    with pools.Arrays(columns, uid) as pool:
+    with pools.ArrayPool(columns, uid) as pool:
         got = ranking.of_pool(pool, column("a").of)
     np.testing.assert_array_equal(got, [3 / 4, np.nan, 1.5 / 4, 1.5 / 4, np.nan, 1])
     # A rank is of the whole pool, whatever stands before it.
@@ -34,8 +33,8 @@ def test_expressions_count_what_they_can_not_tell():
         "a": np.array([1, np.nan, 0, 3, 1], np.float32),
         "b": np.array([0, 0, 0, np.inf, 2], np.float32),
     }
-    with pools.Arrays(columns, uid) as pool:
-        work = Application(top(column("a") / column("b"), 1), pool)
+    with pools.ArrayPool(columns, uid) as pool:
+        work = top(column("a") / column("b"), 1).apply(pool)
         assert np.concatenate([mask for _, mask in work]).tolist() == [False] * 4 + [True]
     assert work.without_score["a / b"] == {"null": 1, "infinite": 3}
     assert work.without_score["a"] == {"null": 1, "infinite": 0}

@@ -9,7 +9,7 @@ from decimal import Decimal
 import numpy as np
 
 from clipdata_jax.formats import hashing, uids
-from clipdata_jax.selection import conditions, rules, values
+from clipdata_jax.selection import rules, steps, values
 
 SIGNS = {
     ">=": operator.ge,
@@ -72,25 +72,25 @@ def keep(rule, columns, uid, among=None):
             return keep(left, columns, uid, among) | keep(right, columns, uid, among)
         case rules.Minus(left, right):
             return keep(left, columns, uid, among) - keep(right, columns, uid, among)
-        case conditions.Top(by, fraction, of, highest):
+        case steps.Top(by, fraction, of, highest):
             found = scores(by, columns, len(uid))
             sign = -1 if highest else 1
             return first(
                 {i: sign * found[i] for i in among if found[i] is not None}, fraction, of, among, uid
             )
-        case conditions.AtMost(number):
-            order = {i: hashing.mix(conditions._AT_MOST, *map(int, uid[i])).item() for i in among}
+        case steps.AtMost(number):
+            order = {i: hashing.mix(steps._AT_MOST, *map(int, uid[i])).item() for i in among}
             return set(sorted(order, key=lambda i: (order[i], tuple(map(int, uid[i])), i))[:number])
-        case conditions.Sample(by, amount, temperature, seed, of):
+        case steps.WeightedSample(by, amount, temperature, seed, of):
             found = scores(by, columns, len(uid))
             order = {}
             for i in among:
                 if found[i] is not None:
-                    word = hashing.mix(conditions._SAMPLE, seed, *map(int, uid[i])).item()
+                    word = hashing.mix(steps._SAMPLE, seed, *map(int, uid[i])).item()
                     uniform = (2 * (word >> 12) + 1) / 2**53
                     order[i] = -(found[i] / float(temperature) - np.log(-np.log(np.float64(uniform))))
             return first(order, amount, of, among, uid)
-        case conditions.Uids(path):
+        case steps.ListedUids(path):
             given = set(uids.read_subset(path).tolist())
             return {i for i in among if uid[i].item() in given}
         case values.Compare(left, sign, right):

@@ -1,4 +1,4 @@
-"""The rules that look at pairs themselves: the highest and lowest scores, samples, given uids."""
+"""Steps of rules: the highest and lowest scores, samples, and listed uids."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import hashing
 from clipdata_jax.formats.uids import find, read_subset
-from clipdata_jax.selection.pools import Block
-from clipdata_jax.selection.rules import Filter, First, Rule
+from clipdata_jax.selection.pools import ScoreBlock
+from clipdata_jax.selection.rules import First, Predicate, Rule
 from clipdata_jax.selection.search import ordered_bits
 from clipdata_jax.selection.values import Constant, Number, Value, column, decimal
-from clipdata_jax.selection.work import FilterWork, Work
+from clipdata_jax.selection.work import PredicateWork, Work
 
 Of = Literal["pool", "kept"]
-# What a uid is hashed with, so that samples have nothing to do with each other or with a score's batches.
+# Salts of the uids' hashes: samples are independent of each other and of the batches of a score.
 _AT_MOST, _SAMPLE = 0x61746D6F7374, 0x73616D706C65
 
 
@@ -30,7 +30,7 @@ class Top(First):
     Attributes:
       by: the score.
       fraction: in (0, 1], as the decimal it was written as: 0.29 of 100 pairs is 29.
-      of: "pool": of all pairs, also those without a score; "kept": of those that `>>` leaves to this rule.
+      of: "pool" takes the fraction of all pairs, scored or not; "kept" of the pairs left of `>>` in the rule.
       highest: True for `top`, False for `bottom`.
     """
 
@@ -51,7 +51,7 @@ class Top(First):
     def values(self) -> tuple[Value, ...]:
         return (self.by,)
 
-    def keys(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    def keys(self, block: ScoreBlock) -> tuple[np.ndarray, np.ndarray]:
         scores = self.by.of(block)
         return ordered_bits(scores, highest_first=self.highest), np.isfinite(scores)
 
@@ -64,20 +64,20 @@ class Top(First):
 
 @dataclasses.dataclass(frozen=True)
 class AtMost(First):
-    """Keeps all pairs if they are at most so many, else that many drawn evenly by their uids' hashes.
+    """Keeps a uniform sample of at most `number` pairs, chosen by hashes of their uids.
 
-    The same pairs in whatever files and order, and those of a smaller number are among those of a larger.
+    The sample depends on neither files nor order, and a smaller sample is a subset of a larger one.
     """
 
     number: int
-    asks: ClassVar[bool] = False
+    counts_asked: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.number < 1:
             raise InputError(f"the number of pairs is {self.number}, but must be at least 1")
 
-    def keys(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        keys = block.remember(AtMost, lambda: hashing.mix(_AT_MOST, block.uid["f0"], block.uid["f1"]))
+    def keys(self, block: ScoreBlock) -> tuple[np.ndarray, np.ndarray]:
+        keys = block.cached(AtMost, lambda: hashing.mix(_AT_MOST, block.uid["f0"], block.uid["f1"]))
         return keys, np.ones(block.rows, bool)
 
     def count(self, rows: int, seen: int) -> int:
@@ -88,18 +88,19 @@ class AtMost(First):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample(First):
-    """Draws pairs without replacement, each next one with a chance in proportion to exp(score / temperature).
+class WeightedSample(First):
+    """Draws pairs without replacement, each next one with probability proportional to exp(score / temperature).
 
-    By Gumbel keys: the pairs with the highest score / temperature - log(-log u) are those of such draws, u in
-    (0, 1) being a hash of seed and uid. So the draw depends on neither files, order nor processes.
+    By the Gumbel-top-k trick (Kool et al. 2019, arXiv:1903.06059): keeps the highest
+    score / temperature - log(-log u), with u in (0, 1) a hash of seed and uid, so that the draw depends on neither
+    files, order nor processes.
 
     Attributes:
-      by: the score; a number draws evenly from all pairs.
-      amount: a fraction in (0, 1] as in `Top`, or a number of pairs from 2 on.
-      temperature: above 0; small ones come close to `top`, large ones to an even draw.
-      seed: another draw for another seed.
-      of: what the fraction is of, as in `Top`.
+      by: the score; a constant draws uniformly from all pairs.
+      amount: a fraction in (0, 1] as in `Top`, or a number of pairs, at least 2.
+      temperature: above 0; a low one comes close to `top`, a high one to a uniform draw.
+      seed: of the draw.
+      of: what the fraction is taken of, as in `Top`.
     """
 
     by: Value
@@ -121,13 +122,13 @@ class Sample(First):
     def values(self) -> tuple[Value, ...]:
         return (self.by,)
 
-    def keys(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        keys = block.remember(self, lambda: self._gumbel_keys(block))
+    def keys(self, block: ScoreBlock) -> tuple[np.ndarray, np.ndarray]:
+        keys = block.cached(self, lambda: self._gumbel_keys(block))
         return ordered_bits(keys, highest_first=True), np.isfinite(keys)
 
-    def _gumbel_keys(self, block: Block) -> np.ndarray:
+    def _gumbel_keys(self, block: ScoreBlock) -> np.ndarray:
         words = hashing.mix(_SAMPLE, self.seed, block.uid["f0"], block.uid["f1"])
-        # 52 bits and a half: neither 0 nor 1, and exact.
+        # 52 bits and a half: exact, and neither 0 nor 1.
         uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
         with np.errstate(all="ignore"):
             return self.by.of(block) / np.float64(self.temperature) - np.log(-np.log(uniform))
@@ -144,7 +145,7 @@ class Sample(First):
 
 
 @dataclasses.dataclass(frozen=True)
-class Uids(Filter):
+class ListedUids(Predicate):
     """Keeps the pairs whose uids a subset file holds, whatever their scores."""
 
     path: str
@@ -157,39 +158,56 @@ class Uids(Filter):
         return (self.path,)
 
     def start(self, rows: int) -> Work:
-        given = read_subset(self.path)
-        return FilterWork(str(self), lambda block: block.remember(self, lambda: find(given, block.uid) >= 0))
+        listed = read_subset(self.path)
+        return PredicateWork(
+            str(self), lambda block: block.cached(self, lambda: find(listed, block.uid) >= 0)
+        )
 
     def __str__(self) -> str:
         return f"uids({self.path!r})"
 
 
 def top(by: str | Value, fraction: Number, *, of: Of = "pool") -> Rule:
-    """Keeps floor(fraction x N) pairs with the highest scores; ties go to the smaller uid.
+    """Keeps the floor(fraction x N) pairs with the highest scores; ties go to the smaller uid.
 
     Args:
       by: a column, its name, or an expression such as `rank("a") + rank("b")`.
-      fraction: in (0, 1], of the whole pool; taken as the decimal it is written as, so 0.29 of 100 is 29.
-      of: "kept" takes the fraction of the pairs that `>>` leaves to this rule.
+      fraction: in (0, 1], of the N pairs of the pool; taken as the decimal it is written as, so 0.29 of 100 is 29.
+      of: "kept" takes the fraction of the pairs that are left of `>>` in the rule.
 
     Raises:
-      InputError: the fraction is outside (0, 1] or no number, or the name is no plain word.
+      InputError: the fraction is not a number in (0, 1], or the name is not a plain word.
+
+    >>> uid = np.array([(0, row) for row in range(4)], "u8,u8")
+    >>> top("a", 0.5).keep({"a": np.array([0.3, 0.1, 0.2, 0.2])}, uid).tolist()
+    [True, False, True, False]
     """
     return Top(_score(by), decimal(fraction), of)
 
 
 def bottom(by: str | Value, fraction: Number, *, of: Of = "pool") -> Rule:
-    """Keeps floor(fraction x N) pairs with the lowest scores; else as `top`."""
+    """Keeps the floor(fraction x N) pairs with the lowest scores; ties go to the smaller uid.
+
+    Args and Raises as for `top`.
+
+    >>> uid = np.array([(0, row) for row in range(4)], "u8,u8")
+    >>> bottom("a", 0.5).keep({"a": np.array([0.3, 0.1, 0.2, 0.2])}, uid).tolist()
+    [False, True, True, False]
+    """
     return Top(_score(by), decimal(fraction), of, highest=False)
 
 
 def at_most(number: int) -> Rule:
-    """Keeps at most so many pairs, drawn evenly by their uids' hashes.
+    """Keeps a uniform sample of at most `number` pairs, chosen by hashes of their uids.
 
-    It stands behind what may keep more: `top("a", 0.3) >> at_most(100_000)`.
+    Args:
+      number: at least 1.
 
     Raises:
       InputError: the number is below 1.
+
+    >>> print(top("a", 0.3) >> at_most(100_000))
+    top(a, 0.3) >> at_most(100000)
     """
     return AtMost(number)
 
@@ -200,34 +218,42 @@ def sample(
     """Draws pairs without replacement with weights exp(score / temperature).
 
     Args:
-      by: a column, its name, or an expression; a number draws evenly.
-      amount: a fraction in (0, 1], or a whole number of pairs from 2 on.
+      by: a column, its name, or an expression; a number draws uniformly.
+      amount: a fraction in (0, 1], or a whole number of pairs, at least 2.
       temperature: above 0, in the score's units.
-      seed: another draw for another seed.
-      of: "kept" takes the fraction of the pairs that `>>` leaves to this rule.
+      seed: of the draw, which also depends on the uids.
+      of: "kept" takes the fraction of the pairs that are left of `>>` in the rule.
 
     Raises:
       InputError: the amount is neither, or the temperature isn't above 0.
+
+    >>> uid = np.array([(0, row) for row in range(1000)], "u8,u8")
+    >>> int(sample("a", 100, temperature=0.1).keep({"a": np.linspace(0, 1, 1000)}, uid).sum())
+    100
     """
     score = column(by) if isinstance(by, str | Value) else Constant(decimal(by))
-    return Sample(score, decimal(amount), decimal(temperature), seed, of)
+    return WeightedSample(score, decimal(amount), decimal(temperature), seed, of)
 
 
 def uids(path: str) -> Rule:
-    """Keeps the pairs whose uids a subset file holds; read when the rule is applied."""
-    return Uids(path)
+    """Keeps the pairs whose uids a subset file holds; the file is read when the rule is applied.
+
+    >>> print(top("a", 0.3) - uids("seen.npy"))
+    top(a, 0.3) - uids('seen.npy')
+    """
+    return ListedUids(path)
 
 
 def _score(by: str | Value) -> Value:
     score = column(by)
-    if not score.columns():
+    if not score.leaves():
         raise InputError(f"{score} is the same for every pair; expected a column or an expression with one")
     return score
 
 
 def _check_of(of: str) -> None:
     if of not in ("pool", "kept"):
-        raise InputError(f'of={of!r} is neither of="pool" (the default) nor of="kept"')
+        raise InputError(f'of={of!r}, expected of="pool" (the default) or of="kept"')
 
 
 def _of_text(of: Of) -> str:
