@@ -234,32 +234,25 @@ def _plain(name: str) -> str:
 def _table(figures: dict[str, Any], out: str) -> str:
     lines = []
     if classes := figures.get("classification"):
+        shares = [_percent(classes[name]) for name in ("top1", "top5", "mean_per_class")]
         lines += [
             f"zero-shot classification: {classes['images']:,} images, {classes['classes']:,} classes,"
             f" prompts for each: {classes['templates']:,}",
-            _row("", "top-1", "top-5", "mean per class"),
-            _row("", *(_percent(classes[name]) for name in ("top1", "top5", "mean_per_class"))),
+            console.table([("", "top-1", "top-5", "mean per class"), ("accuracy", *shares)]),
+            "",
         ]
     if found := figures.get("retrieval"):
+        ways = {"image -> caption": found["image_to_text"], "caption -> image": found["text_to_image"]}
+        rows = [(title, *map(_percent, recalls.values())) for title, recalls in ways.items()]
         lines += [
             f"retrieval: {found['images']:,} images, {found['captions']:,} captions",
-            _row("", "R@1", "R@5", "R@10"),
-            *(
-                _row(title, *map(_percent, found[way].values()))
-                for title, way in (
-                    ("image -> caption", "image_to_text"),
-                    ("caption -> image", "text_to_image"),
-                )
-            ),
+            console.table([("", "R@1", "R@5", "R@10"), *rows]),
+            "",
         ]
     lines.append(f"figures: {out}")
-    if figures["skipped"]:
-        lines.append(f"skipped: {len(figures['skipped']):,}, the first: {figures['skipped'][0]}")
+    if line := console.skipped(out, input=figures["skipped"]):
+        lines.append(line)
     return "\n".join(lines)
-
-
-def _row(title: str, *cells: str) -> str:
-    return f"  {title:<19}" + "".join(f"{cell:>9}" if len(cell) < 9 else f"{cell:>17}" for cell in cells)
 
 
 def _percent(share: float | None) -> str:

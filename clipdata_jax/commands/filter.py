@@ -105,8 +105,8 @@ def _apply(
 
 
 def _table(facts: dict[str, Any]) -> str:
-    lines = [f"{'looked at':>14} {'kept':>14}   condition"] if facts["steps"] else []
-    lines += [f"{step['seen']:>14,} {step['kept']:>14,}   {step['rule']}" for step in facts["steps"]]
+    rows = [(f"{step['seen']:,}", f"{step['kept']:,}", step["rule"]) for step in facts["steps"]]
+    lines = [console.table([("considered", "kept", "condition"), *rows], left=(-1,))] if rows else []
     lines += [
         f"{name}: {console.counted(count, 'pair')} without a value; no condition on it holds for them"
         for name, count in facts["without_value"].items()
@@ -116,7 +116,7 @@ def _table(facts: dict[str, Any]) -> str:
 
 
 def _text(content: dict[str, Any], out: str) -> str:
-    share = f"{content['kept'] / content['pairs']:.2%}".replace("%", " %")
+    share = console.percent(content["kept"] / content["pairs"])
     lines = [f"kept {content['kept']:,} of {content['pairs']:,} pairs ({share}): {out}", _table(content)]
     lines += [f"note: {note}" for note in content["notes"]]
     if content["uids"] < content["kept"]:
@@ -124,7 +124,7 @@ def _text(content: dict[str, Any], out: str) -> str:
         lines.append(
             f"{repeats} repeat the uid of another; the subset holds each uid once: {content['uids']:,}"
         )
-    if skipped := [one["reason"] for one in content["skipped"]]:
-        told = f"skipped {console.counted(len(skipped), 'file')}, listed in {out}.{manifest.NAME}"
-        lines.append(f"{told}; the first: {skipped[0]}")
+    lines.append(
+        console.skipped(f"{out}.{manifest.NAME}", file=[one["reason"] for one in content["skipped"]])
+    )
     return "\n".join(line for line in lines if line)

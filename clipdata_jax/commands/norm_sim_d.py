@@ -250,7 +250,7 @@ def _remove(path: str) -> None:
 
 def _text(content: dict[str, Any], options: NormSimD) -> str:
     kept, pairs, rows, steps = (content[name] for name in ("kept", "pairs", "rows", "steps_taken"))
-    share = f"{kept / pairs:.2%}".replace("%", " %")
+    share = console.percent(kept / pairs)
     start = "pairs with usable embeddings" if options.survivors is None else "survivors"
     first, last = (line["eigenvalues"][0] for line in content["trace"])
     lines = [
@@ -275,6 +275,5 @@ def _text(content: dict[str, Any], options: NormSimD) -> str:
             f" {content['uids']:,}"
         )
     skipped = [*content["unreadable"], *(entry["reason"] for entry in content["skipped"])]
-    if skipped:
-        lines.append(f"skipped {console.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
-    return "\n".join(lines)
+    lines.append(console.skipped(f"{options.out}.{manifest.NAME}", shard=skipped))
+    return "\n".join(filter(None, lines))

@@ -83,9 +83,8 @@ def run(options: config.Report) -> None:
     _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
     told = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
     print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{told}, {text.file_size(len(html))}")
-    if skipped:
-        listed = f"{options.out}.{manifest.NAME}"
-        print(f"Skipped {console.counted(len(skipped), 'tar')}, listed in {listed}; the first: {skipped[0]}")
+    if line := console.skipped(f"{options.out}.{manifest.NAME}", tar=skipped):
+        print(line)
 
 
 def _write_manifest(

@@ -178,18 +178,12 @@ def _text(summary: Summary, written: str) -> str:
         lines.append(f"{summary.copies:,} of these are copies: the subset holds their uids more than once")
     if summary.repeated:
         lines.append(f"{summary.repeated:,} samples repeat the uid of another; all are kept")
-    share = f"{summary.found_share:.2%}".replace("%", " %")
+    share = console.percent(summary.found_share)
     line = f"found {summary.found:,} of {summary.selected:,} selected uids ({share})"
     if summary.missing:
         examples = ", ".join(summary.missing_examples)
         line += f"; {summary.missing:,} {'is' if summary.missing == 1 else 'are'} in no tar, e.g. {examples}"
     lines.append(line)
-    reasons = [*summary.skipped_tars]
-    reasons += [f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in summary.skipped_samples]
-    if reasons:
-        lines.append(
-            f"skipped {console.counted(len(summary.skipped_tars), 'tar')} and"
-            f" {console.counted(len(summary.skipped_samples), 'sample')}, listed in"
-            f" {manifest.NAME}; the first: {reasons[0]}"
-        )
-    return "\n".join(lines)
+    bad = console.skipped_samples(summary.skipped_samples)
+    lines.append(console.skipped(manifest.NAME, tar=summary.skipped_tars, sample=bad))
+    return "\n".join(filter(None, lines))

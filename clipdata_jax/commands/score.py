@@ -263,6 +263,5 @@ def _print_summary(result: dict[str, Any], options: Score, stated: object) -> No
     if result["repeated_uids"]:
         lines.append(f"{result['repeated_uids']:,} rows repeat a uid of their unit")
     skipped = [*result["unreadable"], *(entry["reason"] for entry in result["skipped"])]
-    if skipped:
-        lines.append(f"Skipped {console.counted(len(skipped), 'shard')}: {'; '.join(skipped[:3])}")
-    print("\n".join(lines))
+    lines.append(console.skipped(manifest.NAME, shard=skipped))
+    print("\n".join(filter(None, lines)))

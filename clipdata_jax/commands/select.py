@@ -13,7 +13,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import external_columns, score_tables
 from clipdata_jax.formats.uid_files import UidSorter
 from clipdata_jax.runs import manifest
-from clipdata_jax.runtime import threads
+from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection import parsing, rules
 from clipdata_jax.selection.pools import TablePool
 from clipdata_jax.selection.work import StepCounts
@@ -140,7 +140,7 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary
 
 
 def _text(summary: Summary, out: str | None) -> str:
-    share = f"{summary.kept / summary.pairs:.2%}".replace("%", " %")
+    share = console.percent(summary.kept / summary.pairs)
     where = "nothing is written" if out is None else out
     lines = [f"kept {summary.kept:,} of {summary.pairs:,} pairs ({share}): {where}", _table(summary)]
     for path, counts in summary.joined.items():
@@ -160,10 +160,11 @@ def _text(summary: Summary, out: str | None) -> str:
 
 def _table(summary: Summary) -> str:
     """What every step kept, and what couldn't be kept for want of a score."""
-    lines = [f"{'looked at':>14} {'kept':>14}   step"]
+    rows = [("considered", "kept", "step")]
     for step in summary.steps:
-        short = f"   ({step.asked:,} asked for)" if step.asked is not None and step.kept < step.asked else ""
-        lines.append(f"{step.seen:>14,} {step.kept:>14,}   {step.rule}{short}")
+        short = f" ({step.asked:,} asked for)" if step.asked is not None and step.kept < step.asked else ""
+        rows.append((f"{step.seen:,}", f"{step.kept:,}", f"{step.rule}{short}"))
+    lines = [console.table(rows, left=(-1,))]
     for name, counts in summary.without_score.items():
         if any(counts.values()):
             lines.append(

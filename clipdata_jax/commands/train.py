@@ -267,16 +267,9 @@ def _print_summary(result: dict[str, Any], output: Output) -> None:
         f"Trained on {result['pairs']:,} pairs for {result['options']['steps']:,} steps, temperature"
         f" {result['temperature']:.4g}: {output.path(_UNIT)}"
     )
-    skipped = len(result["skipped_samples"]), len(result["skipped_tars"])
-    if any(skipped):
-        first = [
-            *result["skipped_tars"],
-            *(f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in result["skipped_samples"]),
-        ][0]
-        print(
-            f"Skipped {console.counted(skipped[1], 'tar')} and {console.counted(skipped[0], 'sample')}, listed in"
-            f" {manifest.NAME}; the first: {first}"
-        )
+    bad = console.skipped_samples(result["skipped_samples"])
+    if line := console.skipped(manifest.NAME, tar=result["skipped_tars"], sample=bad):
+        print(line)
 
 
 _SECONDS_BETWEEN_LINES = 5.0

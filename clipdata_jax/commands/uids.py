@@ -18,7 +18,7 @@ from clipdata_jax.formats.uid_files import UidFile
 from clipdata_jax.formats.uids import to_hex
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import stopping, threads
-from clipdata_jax.runtime.console import counted
+from clipdata_jax.runtime.console import counted, percent, table
 
 _EXAMPLES = 3
 
@@ -167,7 +167,7 @@ def _share(options: config.Uids, summary: Summary) -> str:
     whole = summary.files[0].rows - (0 if options.multiset else summary.files[0].repeats)
     if options.operation not in ("intersect", "minus") or not whole:
         return ""
-    return f", {_percent((summary.written or 0) / whole)} of {summary.files[0].path}"
+    return f", {percent((summary.written or 0) / whole)} of {summary.files[0].path}"
 
 
 def _file_text(one: File, multiset: bool) -> str:
@@ -183,26 +183,19 @@ def _table(summary: Summary, multiset: bool) -> str:
     if summary.overlap is None:
         raise AssertionError("no overlap")
     both, names = summary.overlap.both, [f"[{i}]" for i in range(1, len(summary.files) + 1)]
-    lines = [f"{'':>5} {'rows':>14} {'uids':>14} {'repeats':>14}   file"]
+    sizes: list[tuple[str, ...]] = [("", "rows", "uids", "repeats", "file")]
     for name, one in zip(names, summary.files, strict=True):
         order = "" if one.is_sorted else " (not sorted)"
-        numbers = f"{one.rows:>14,} {one.rows - one.repeats:>14,} {one.repeats:>14,}"
-        lines.append(f"{name:>5} {numbers}   {one.path}{order}")
+        numbers = (f"{n:,}" for n in (one.rows, one.rows - one.repeats, one.repeats))
+        sizes.append((name, *numbers, f"{one.path}{order}"))
+    lines = [table(sizes, left=(0, -1))]
     if len(names) > 1:
         what = "with repeats" if multiset else "each once"
-        lines += ["", f"{'':>9} {'in both':>14} {'of the first':>14} {'of the second':>14}   {what}"]
+        shared: list[tuple[str, ...]] = [(what, "in both", "of the first", "of the second")]
         for i, j in itertools.combinations(range(len(names)), 2):
             n = both[i, j]
-            of = (_percent(n / both[k, k]) if both[k, k] else "-" for k in (i, j))
-            lines.append(
-                " ".join([f"{names[i]:>4} {names[j]:>4}", f"{n:>14,}", *(f"{one:>14}" for one in of)])
-            )
-        lines += [
-            "",
-            f"{summary.overlap.any:,} different uids in any of them, {summary.overlap.all:,} in all",
-        ]
+            shares = (percent(n / both[k, k]) if both[k, k] else "-" for k in (i, j))
+            shared.append((f"{names[i]} {names[j]}", f"{n:,}", *shares))
+        counts = f"{summary.overlap.any:,} different uids in any of them, {summary.overlap.all:,} in all"
+        lines += ["", table(shared), "", counts]
     return "\n".join(lines)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}".replace("%", " %")

@@ -286,8 +286,9 @@ def summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
     )
     pairs = sum(fact["pairs"] for fact in facts)
     if not pairs:
+        first = [*tars, *console.skipped_samples(samples)][0]
         raise InputError(
-            f"all that was to be embedded is bad and was skipped; fix it. The first: {_listed(samples, tars)[0]}"
+            f"nothing could be embedded: all inputs are bad and were skipped; the first: {first}"
         )
     return {
         "pairs": pairs,
@@ -308,15 +309,7 @@ def tell(result: dict[str, Any], options: Embed) -> None:
         )
     if result["repeated_uids"]:
         print(f"{result['repeated_uids']:,} pairs repeat a uid of their tar")
-    skipped = _listed(result["skipped_samples"], result["skipped_tars"])
-    if skipped:
-        listed = f"{options.out}.{manifest.NAME}" if single_file.is_file(options.out) else manifest.NAME
-        print(
-            f"Skipped {console.counted(len(result['skipped_tars']), 'tar')} and"
-            f" {console.counted(len(result['skipped_samples']), 'sample')}, listed in {listed};"
-            f" the first: {skipped[0]}"
-        )
-
-
-def _listed(samples: list[dict[str, Any]], tars: list[str]) -> list[str]:
-    return tars + [f"{sample['tar']}: sample {sample['key']!r}: {sample['reason']}" for sample in samples]
+    listed = f"{options.out}.{manifest.NAME}" if single_file.is_file(options.out) else manifest.NAME
+    bad = console.skipped_samples(result["skipped_samples"])
+    if line := console.skipped(listed, tar=result["skipped_tars"], sample=bad):
+        print(line)

@@ -1,4 +1,4 @@
-"""What a person reads while a command works and when it is done."""
+"""Terminal output: progress bars, text tables, counts, and text made safe to print."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import importlib.util
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\n\t]")
 
 
 def bar(*, total: int, unit: str, name: str) -> Any:
-    """A tqdm bar with rate and time left, to `update(n)`; a log file gets a line every ten seconds.
+    """Makes a tqdm bar with rate and time left, to `update(n)`; in a log file, a line every ten seconds.
 
-    Where nothing is left to do, none is shown.
+    Nothing is shown if there is nothing to do.
     """
     import tqdm as tqdms
 
@@ -28,7 +28,7 @@ def bar(*, total: int, unit: str, name: str) -> Any:
 
 
 class _Lines:
-    """Standard error for a bar in a log file: lines one below the other, not one written over and over."""
+    """Standard error for a bar in a log file: a new line for each update instead of overwriting one."""
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):
@@ -39,7 +39,7 @@ class _Lines:
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and doesn't obey: control and invisible characters written out."""
+    """Escapes control and invisible characters, so that no text can steer a terminal."""
     return _UNPRINTABLE.sub(_show, text)
 
 
@@ -51,7 +51,7 @@ def _show(match: re.Match[str]) -> str:
 
 @contextlib.contextmanager
 def all_printable() -> Iterator[None]:
-    """Whatever is printed in the block is `printable`: captions, keys, columns and names are strangers' text."""
+    """Makes all that is printed in the block `printable`: captions, keys and column names are untrusted text."""
     with (
         contextlib.redirect_stdout(_Printable(sys.stdout)),
         contextlib.redirect_stderr(_Printable(sys.stderr)),
@@ -60,7 +60,7 @@ def all_printable() -> Iterator[None]:
 
 
 class _Printable:
-    """A stream that control characters don't reach; a bar may go back to the start of its line."""
+    """A stream without control characters, except that a bar may return to the start of its line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -73,19 +73,56 @@ class _Printable:
         return getattr(self._stream, name)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first being the head, in columns: the first column to the left, others to the right."""
+def table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
+    """Formats rows of cells, the first one being the head, in columns.
+
+    Args:
+      rows: of equal length.
+      left: columns aligned to the left, negative ones counted from the end; the others are aligned to the right.
+
+    >>> print(table([["step", "kept"], ["all", "6,000"], ["top", "12"]]))
+    step   kept
+    -----------
+    all   6,000
+    top      12
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    align = [str.ljust if {i, i - len(widths)} & set(left) else str.rjust for i in range(len(widths))]
     lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
+        "  ".join(fit(cell, width) for fit, cell, width in zip(align, row, widths, strict=True)).rstrip()
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 tar", "1,000 tars", "2 batches"."""
+    """Formats a number with its noun: "1 tar", "1,000 tars", "2 batches"."""
     ending = "" if number == 1 else "es" if noun.endswith(("ch", "ss")) else "s"
     return f"{number:,} {noun}{ending}"
+
+
+def percent(share: float) -> str:
+    """Formats a share: "12.34 %"."""
+    return f"{share:.2%}".replace("%", " %")
+
+
+def skipped(listed: str, **reasons: Sequence[str]) -> str:
+    """Formats what was skipped and why, in a sentence; "" if nothing was.
+
+    Args:
+      listed: name of the file that lists all of it.
+      reasons: noun -> the reason for each skipped thing of that kind.
+
+    >>> skipped("manifest.json", tar=["a.tar: damaged"], sample=[])
+    'Skipped 1 tar, listed in manifest.json; the first: a.tar: damaged'
+    """
+    given = {noun: texts for noun, texts in reasons.items() if texts}
+    if not given:
+        return ""
+    counts = " and ".join(counted(len(texts), noun) for noun, texts in given.items())
+    return f"Skipped {counts}, listed in {listed}; the first: {next(iter(given.values()))[0]}"
+
+
+def skipped_samples(samples: Iterable[Mapping[str, str]]) -> list[str]:
+    """Formats a manifest's `skipped_samples`, each with "tar", "key" and "reason"."""
+    return [f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in samples]

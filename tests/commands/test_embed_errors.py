@@ -142,7 +142,7 @@ def test_nothing_good_is_no_result(tmp_path, flags, clipdata, out):
     for _ in range(2):
         done = clipdata(*flags[:-3], out, "--on-bad", "skip", *(["--images-only"] if "." in out else []))
         assert done.returncode == 2
-        assert "all that was to be embedded is bad and was skipped" in done.stderr
+        assert "nothing could be embedded: all inputs are bad and were skipped" in done.stderr
         assert "The first: 0.tar: damaged or not a tar" in done.stderr
     assert not (tmp_path / "target.npz").exists()
     assert not (tmp_path / "out" / "manifest.json").exists()

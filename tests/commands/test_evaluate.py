@@ -182,4 +182,4 @@ def test_what_is_skipped_is_listed_and_the_rest_is_measured(tmp_path, checkpoint
     assert figures["classification"]["images"] == 4
     assert len(figures["skipped"]) == 1
     assert "sample '000001': not an image" in figures["skipped"][0]
-    assert "skipped: 1, the first: " in capsys.readouterr().out
+    assert "Skipped 1 input, listed in " in capsys.readouterr().out

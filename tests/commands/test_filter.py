@@ -275,7 +275,7 @@ def test_a_broken_file_is_skipped_where_that_is_asked(tmp_path, clipdata):
     assert "(or use --on-bad skip)" in stopped.stderr
     done = clipdata("filter", "metadata", *by_score, "--on-bad", "skip", "--out", "s.npy")
     assert done.returncode == 0, done.stderr
-    assert "skipped 1 file" in done.stdout.splitlines()[-1]
+    assert "Skipped 1 file" in done.stdout.splitlines()[-1]
     assert "00000001.parquet" in done.stdout
     told = json.loads((tmp_path / "s.npy.manifest.json").read_text())
     assert [one["file"] for one in told["skipped"]] == ["metadata/00000001.parquet"]

@@ -290,7 +290,9 @@ def test_a_broken_shard_stops_or_is_skipped(tmp_path, clipdata):
     assert refused(clipdata(*command), "00000001.npz: damaged", "or use --on-bad skip")
     done = clipdata(*command, "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
-    assert "skipped 1 shard: pool/00000001.npz: damaged" in done.stdout
+    assert (
+        "Skipped 1 shard, listed in s.npy.manifest.json; the first: pool/00000001.npz: damaged" in done.stdout
+    )
     assert "from 65 survivors" in done.stdout
     of_pool = np.setdiff1d(np.arange(90), np.arange(40, 65))
     whole = np.setdiff1d(np.arange(100), np.arange(40, 65))

@@ -191,7 +191,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
     assert len(content["skipped_tars"]) == 1
     assert "001.tar: damaged" in content["skipped_tars"][0]
     told = done.stdout.strip().splitlines()[-1]
-    assert told.startswith("skipped 1 tar and 0 samples")
+    assert told.startswith("Skipped 1 tar, listed in manifest.json; the first: ")
     assert "001.tar: damaged" in told
     (pool / "001.tar").write_bytes(whole)
     done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out")

@@ -101,7 +101,7 @@ def test_several_processes_write_the_same_bytes(tmp_path, pool, clipdata):
         arguments = (*REPACK[:4], "--on-bad", "skip", "--processes", processes, "--out", out)
         done = clipdata(*arguments)
         assert done.returncode == 0, done.stderr
-        assert "skipped 2 tars" in done.stdout, done.stderr
+        assert "Skipped 2 tars" in done.stdout, done.stderr
     written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
     assert len([path for path in written if path.suffix == ".tar"]) == 5
     for path in written:
@@ -160,7 +160,7 @@ def test_a_tar_that_is_skipped_leaves_its_unit_the_others(tmp_path, pool, clipda
     found, skipped = done.stdout.splitlines()[-2:]
     assert found.startswith("found 30 of 35 selected uids (85.71 %); 5 are in no tar, e.g. ")
     assert done.returncode == 0
-    assert skipped.startswith("skipped 1 tar and 0 samples")
+    assert skipped.startswith("Skipped 1 tar, listed in manifest.json; the first: ")
 
 
 def test_uids_that_a_subset_repeats_are_written_as_often(tmp_path, pool, clipdata):

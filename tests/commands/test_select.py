@@ -68,9 +68,10 @@ def test_the_subset_is_what_sorting_gives(tmp_path, clipdata):
     np.testing.assert_array_equal(subset, two_steps(uid, columns))
     assert done.stdout.splitlines() == [
         "kept 20 of 100 pairs (20.00 %): new/subset.npy",
-        "     looked at           kept   step",
-        "           100             30   top(neg_clip_loss, 0.3)",
-        "            30             20   top(norm_sim_inf, 0.2)",
+        "considered  kept  step",
+        "----------------------",
+        "       100    30  top(neg_clip_loss, 0.3)",
+        "        30    20  top(norm_sim_inf, 0.2)",
     ]
 
 
@@ -121,8 +122,9 @@ def test_nulls_infinities_and_repeated_uids_are_counted_and_said(tmp_path, capsy
     assert found.without_score == {"a": {"null": 5, "infinite": 3}}
     assert capsys.readouterr().out.splitlines() == [
         f"kept 92 of 100 pairs (92.00 %): {out}",
-        "     looked at           kept   step",
-        "           100             92   top(a, 1)   (100 asked for)",
+        "considered  kept  step",
+        "----------------------",
+        "       100    92  top(a, 1) (100 asked for)",
         "a: 5 pairs have no score and 3 an infinite one; it selects none of them",
         "5 of them repeat the uid of another; the subset holds each uid once: 87",
     ]
@@ -144,8 +146,8 @@ def test_a_rule_that_keeps_nothing_is_refused_and_shows_where(tmp_path, clipdata
     done = clipdata("select", "scores", "--rule", rule, "--out", "s.npy")
     assert refused(done, "the rule keeps nothing, so no subset is written")
     assert done.stderr.splitlines()[-2:] == [
-        "           100             30   top(norm_sim_inf, 0.3)",
-        "            30              0   (neg_clip_loss > 1000)",
+        "       100    30  top(norm_sim_inf, 0.3)",
+        "        30     0  (neg_clip_loss > 1000)",
     ]
     assert not list(tmp_path.glob("s.npy*"))
     done = clipdata("select", "scores", "--rule", rule, "--explain")

@@ -68,12 +68,14 @@ def test_overlaps_are_counted_and_shared_out(clipdata):
     done = clipdata("uids", "stats", "mine.npy", "theirs.npy")
     ran(
         done,
-        "                rows           uids        repeats   file",
-        "  [1]            200            200              0   mine.npy",
-        "  [2]            300            200            100   theirs.npy (not sorted)",
+        "     rows  uids  repeats  file",
+        "------------------------------",
+        "[1]   200   200        0  mine.npy",
+        "[2]   300   200      100  theirs.npy (not sorted)",
         "",
-        "                 in both   of the first  of the second   each once",
-        " [1]  [2]            100        50.00 %        50.00 %",
+        "each once  in both  of the first  of the second",
+        "-----------------------------------------------",
+        "[1] [2]        100       50.00 %        50.00 %",
         "",
         "300 different uids in any of them, 100 in all",
     )
