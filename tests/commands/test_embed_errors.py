@@ -143,7 +143,7 @@ def test_nothing_good_is_no_result(tmp_path, flags, clipdata, out):
         done = clipdata(*flags[:-3], out, "--on-bad", "skip", *(["--images-only"] if "." in out else []))
         assert done.returncode == 2
         assert "nothing could be embedded: all inputs are bad and were skipped" in done.stderr
-        assert "The first: 0.tar: damaged or not a tar" in done.stderr
+        assert "the first: 0.tar: damaged or not a tar" in done.stderr
     assert not (tmp_path / "target.npz").exists()
     assert not (tmp_path / "out" / "manifest.json").exists()
 
