@@ -1,8 +1,11 @@
-"""What a command stops with in one sentence: bad input, failing storage."""
+"""Errors that end a command with one sentence: bad input, failing storage; and what to do with bad input."""
 
 from __future__ import annotations
 
 import errno
+from typing import Literal
+
+OnBad = Literal["stop", "skip"]
 
 
 class InputError(Exception):

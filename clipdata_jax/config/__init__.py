@@ -1,26 +1,25 @@
-"""What every command takes, as frozen dataclasses that check themselves. Imports no jax.
+"""The options of every command: frozen dataclasses that check themselves. Imports no jax.
 
-The command line is made from these classes, and a `--config` file returns a `Run` of them.
+The command line is generated from these classes, and a `--config` file returns a `Run` of them.
 """
 
 from __future__ import annotations
 
-from clipdata_jax.config.base import OnBad as OnBad
 from clipdata_jax.config.base import Workers as Workers
 from clipdata_jax.config.embedding import Embed as Embed
 from clipdata_jax.config.filtering import Filter as Filter
-from clipdata_jax.config.loading import load_run as load_run
-from clipdata_jax.config.norm_sim_d import NormSimD as NormSimD
 from clipdata_jax.config.run import Run as Run
+from clipdata_jax.config.run import load_run as load_run
 from clipdata_jax.config.scoring import NegClipLoss as NegClipLoss
 from clipdata_jax.config.scoring import NormSim as NormSim
+from clipdata_jax.config.scoring import NormSimD as NormSimD
 from clipdata_jax.config.scoring import Score as Score
 from clipdata_jax.config.scoring import ScoreName as ScoreName
 from clipdata_jax.config.selecting import Report as Report
 from clipdata_jax.config.selecting import Reshard as Reshard
 from clipdata_jax.config.selecting import Select as Select
+from clipdata_jax.config.selecting import Uids as Uids
 from clipdata_jax.config.training import Demo as Demo
 from clipdata_jax.config.training import Evaluate as Evaluate
 from clipdata_jax.config.training import Train as Train
-from clipdata_jax.config.uid_sets import Uids as Uids
 from clipdata_jax.config.verifying import Verify as Verify

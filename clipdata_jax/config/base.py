@@ -1,22 +1,22 @@
-"""What several commands' options share: types, checks, the share of the work that a process takes."""
+"""Types and checks that the options of several commands share."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Annotated, Literal
+from typing import Annotated, TypeVar
 
 import tyro
 
 from clipdata_jax.errors import InputError
 
-OnBad = Literal["stop", "skip"]
+T = TypeVar("T")
 Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
 File = Annotated[str, tyro.conf.arg(metavar="FILE")]
 
 
 def unset(meaning: str) -> object:
-    """What the help says of an option that is not set; what a --config file sets is shown as it is."""
+    """Makes the help describe the default of an unset option; values set by a --config file are shown as they are."""
     return tyro.conf.arg(
         help_behavior_hint=lambda shown: f"(default: {meaning if shown in ('', 'None') else shown})"
     )
@@ -46,27 +46,27 @@ def require_positive(options: object, *names: str) -> None:
 
 
 def require_temperature(t: float) -> None:
-    """Raises InputError unless t is a temperature of CLIP: the logit scale itself, 100, would score nonsense."""
-    expected = "a number above 0 and at most 1: 1/exp(logit scale) (OpenAI's CLIP models: 0.01)"
+    """Raises InputError unless 0 < t <= 1, which rejects the logit scale itself, 100, given by mistake."""
+    expected = "a number above 0 and at most 1: 1/exp(logit_scale), 0.01 for OpenAI's CLIP models"
     require(0 < t <= 1, "temperature", t, expected)
 
 
-def as_tuple(value: object) -> tuple:
+def as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:
+    """A single value or several, as a tuple."""
     return value if isinstance(value, tuple) else (value,)
 
 
-def require_some(options: object, name: str, what: str) -> None:
+def require_some(options: object, name: str, noun: str) -> None:
     """Raises InputError if the named option is empty."""
     if not getattr(options, name):
-        raise InputError(f"nothing to work on: name at least one {what}")
+        raise InputError(f"no input: give at least one {noun}")
 
 
 def split_assignment(text: str, flag: str) -> tuple[str, str]:
-    """`name=path` in two parts; the name must be an identifier, since it becomes a column's name."""
+    """Splits `name=path`; the name must be an identifier, since it becomes part of a column's name."""
     name, sign, path = text.partition("=")
-    require(
-        bool(sign and path and IDENTIFIER.fullmatch(name)), flag, text, "NAME=PATH with a plain word as NAME"
-    )
+    good = bool(sign and path and IDENTIFIER.fullmatch(name))
+    require(good, flag, text, "NAME=PATH where NAME consists of letters, digits and _")
     return name, path
 
 
@@ -94,12 +94,10 @@ class Workers:
                 self.worker,
                 '"i/n" with 0 <= i < n',
             )
-            require(
-                self.coordinator is None, "coordinator", self.coordinator, "nothing when --worker is given"
-            )
+            require(self.coordinator is None, "coordinator", self.coordinator, "no value with --worker")
         if self.coordinator in ("auto", "none"):
             for name in ("num_processes", "process_id"):
-                expected = f"nothing with --coordinator {self.coordinator}"
+                expected = f"no value with --coordinator {self.coordinator}"
                 require(getattr(self, name) is None, name, getattr(self, name), expected)
             return
         together = [value is None for value in (self.coordinator, self.num_processes, self.process_id)]

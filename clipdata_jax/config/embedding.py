@@ -1,4 +1,4 @@
-"""Options of `embed`: from images and captions to embeddings."""
+"""Options of `embed`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import tyro
 
 from clipdata_jax.config.base import (
     IDENTIFIER,
-    OnBad,
     Profile,
     Workers,
     require,
@@ -17,6 +16,7 @@ from clipdata_jax.config.base import (
     require_some,
     unset,
 )
+from clipdata_jax.errors import OnBad
 
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCES...", help_behavior_hint="(at least one)")]
 Models = Annotated[
@@ -24,9 +24,9 @@ Models = Annotated[
 ]
 Output = Annotated[str, tyro.conf.arg(metavar="FOLDER|FILE")]
 _Images = Annotated[
-    str | None, tyro.conf.arg(metavar="NAME"), unset("file_name, filepath, path, ..., the first there is")
+    str | None, tyro.conf.arg(metavar="NAME"), unset("the first of file_name, filepath, path, ...")
 ]
-_Captions = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("caption, text or title")]
+_Captions = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("the first of caption, text, title")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Embed:
     """
 
     sources: tyro.conf.Positional[Sources]
-    """Tars (files, folders, "{000..099}.tar", "*.tar"), csv or parquet of images and captions, tfds:name/split."""
+    """Tars (files, folders, "{000..099}.tar", "*.tar"), .csv or .parquet tables of image paths, tfds:name/split."""
     model: Models
     """CLIP or SigLIP checkpoints (transformers or open_clip), all in one pass; TAG, else "clip", names the columns."""
     out: Output
@@ -55,22 +55,20 @@ class Embed:
     decoders: int = 0
     """Threads that decode images; 0 means one per core. The result does not depend on it."""
     on_bad: OnBad = "stop"
-    """A broken tar, image or caption: "stop" with a message, or "skip" it and list it in the manifest."""
+    """Broken tars, images and captions: "stop" with a message, or "skip" and list them in the manifest."""
     profile: Profile = None
     """Trace a few batches with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
         require_some(self, "sources", "tar, folder of tars, table or tfds:name/split")
-        require(bool(self.model), "model", self.model, "a checkpoint's folder")
+        require(bool(self.model), "model", self.model, "the folder of a checkpoint")
         tags = [tag for tag, _ in map(_split_tag, self.model)]
-        require(len(set(tags)) == len(tags), "model", self.model, "TAG=FOLDER with another tag for each")
+        require(len(set(tags)) == len(tags), "model", self.model, "TAG=FOLDER with distinct tags")
         require_positive(self, "batch_size")
         require(self.decoders >= 0, "decoders", self.decoders, "0 or more")
         if self.out.endswith((".npz", ".npy")):
-            require(
-                self.images_only, "out", self.out, "a folder, unless --images-only makes a target of one file"
-            )
+            require(self.images_only, "out", self.out, "a folder; single files are for --images-only")
         if self.out.endswith(".npy"):
             require(len(tags) == 1, "out", self.out, "a .npz or a folder for several models")
 
@@ -82,7 +80,7 @@ class Embed:
 def _split_tag(text: str) -> tuple[str, str]:
     tag, sign, folder = text.partition("=")
     if sign and folder and "/" not in tag:
-        expected = "TAG=FOLDER with a plain word as TAG (letters, digits and _; ./a=b for a folder a=b)"
+        expected = "TAG=FOLDER where TAG consists of letters, digits and _ (write ./a=b for a folder a=b)"
         require(bool(IDENTIFIER.fullmatch(tag)), "model", text, expected)
         return tag, folder
     return "clip", text

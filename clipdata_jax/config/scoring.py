@@ -1,9 +1,10 @@
-"""Options of `score`: what is computed of a pool's embeddings."""
+"""Options of `score` and `norm-sim-d`, which work on a pool's embeddings."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from decimal import Decimal
 from typing import Annotated, Literal, get_args
 
 import tyro
@@ -11,8 +12,8 @@ import tyro
 from clipdata_jax.config.base import (
     IDENTIFIER,
     NONE,
+    File,
     Folder,
-    OnBad,
     Profile,
     Workers,
     as_tuple,
@@ -22,7 +23,7 @@ from clipdata_jax.config.base import (
     split_assignment,
     unset,
 )
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, OnBad
 
 ScoreName = Literal["clip_score", "neg_clip_loss", "norm_sim"]
 Division = Literal["group", "shard"]
@@ -30,9 +31,9 @@ Sizes = Annotated[int | tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")]
 Temperatures = Annotated[
     float | tuple[float, ...] | None,
     tyro.conf.arg(metavar="FLOAT [FLOAT ...]"),
-    unset("what the pool's manifest says, else 0.01"),
+    unset("from the pool's manifest, else 0.01"),
 ]
-MOST_RATIO = 16  # of one pass's largest |B| to its smallest: more would take more cells than memory bears
+_MAX_RATIO = 16  # of the largest |B| to the smallest in one pass: beyond it, cells take too much memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,12 +65,12 @@ class NegClipLoss:
         require(len(named) == len(temperatures), "temperature", self.temperature, "each temperature once")
         require(self.division in get_args(Division), "division", self.division, '"group" or "shard"')
         if self.division == "group":
-            fits = max(sizes) <= MOST_RATIO * min(sizes)
-            least = f"sizes within a factor of {MOST_RATIO}, which share a pass; score others by themselves"
+            fits = max(sizes) <= _MAX_RATIO * min(sizes)
+            least = f"sizes within a factor of {_MAX_RATIO}; score the others in a run of their own"
             require(fits, "batch_size", self.batch_size, least)
         if self.mix_shards is not None:
             require_positive(self, "mix_shards")
-            only = "nothing with --division shard, which cuts each file by itself"
+            only = "no value with --division shard, which cuts each file by itself"
             require(self.division == "group", "mix_shards", self.mix_shards, only)
 
     def batch_sizes(self) -> tuple[int, ...]:
@@ -77,12 +78,12 @@ class NegClipLoss:
         return as_tuple(self.batch_size)
 
     def temperatures(self) -> tuple[float, ...] | None:
-        """Each temperature, or None where the embeddings' manifest is to say it."""
+        """Each temperature, or None to take the one in the embeddings' manifest."""
         return None if self.temperature is None else as_tuple(self.temperature)
 
 
 def in_thousandths(temperature: float) -> str:
-    """1,000 times a temperature, for a column's name: 10 for 0.01, 12p5 for 0.0125."""
+    """1,000 times a temperature, as in a column's name: 10 for 0.01, 12p5 for 0.0125."""
     return f"{1000 * temperature:.6f}".rstrip("0").rstrip(".").replace(".", "p")
 
 
@@ -91,7 +92,7 @@ class NormSim:
     """NormSim: the p-norm of an image's cosines with a set of target images."""
 
     target: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=PATH..."), NONE] = ()
-    """Embeddings of target images (.npy, .npz, a folder of `embed`), or images: a folder, tars, tfds:name/split."""
+    """Target sets: embeddings (.npy, .npz, output of `embed`) or images (a folder, tars, tfds:name/split)."""
     target_model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
     """The pool's model, to embed target images with."""
     target_cache: Annotated[
@@ -117,14 +118,14 @@ class NormSim:
         if self.nearest:
             good = not {f"{name}_row" for name in names} & {*names, self.union}
             require(
-                good, "target", self.target, "no name that is another's with _row, which --nearest writes"
+                good, "target", self.target, "names that don't collide with the columns NAME_row of --nearest"
             )
         if self.union is not None:
             good = bool(IDENTIFIER.fullmatch(self.union)) and self.union not in names
-            require(good, "union", self.union, "a plain word that is no target's name")
+            require(good, "union", self.union, "letters, digits and _, and not the name of a target")
         for name in ("signed", "nearest"):
             if getattr(self, name):
-                require(math.inf in self.p, "p", self.p, f"inf among them, for which --{name} is")
+                require(math.inf in self.p, "p", self.p, f"inf among the norms, for --{name}")
 
     def targets(self) -> dict[str, str]:
         """Name -> path."""
@@ -138,7 +139,7 @@ class Score:
     pool: tyro.conf.Positional[Folder]
     """Folder of metadata shards (parquet and npz, as in DataComp), or of clip-retrieval embeddings."""
     out: Folder
-    """Folder to write the score table to: one parquet part per shard, one row per pair."""
+    """Output folder of the score table: one .parquet file per shard, one row per pair."""
     scores: Annotated[tuple[ScoreName, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """Scores to compute; by default clip_score, neg_clip_loss, and norm_sim if a target is given."""
     tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
@@ -146,17 +147,17 @@ class Score:
     neg_clip_loss: NegClipLoss = NegClipLoss()
     norm_sim: NormSim = NormSim()
     seed: int = 0
-    """Seed of the random divisions."""
+    """Seed of the random divisions into batches."""
     normalize: bool = False
-    """Scale embedding rows that are not of unit norm instead of masking them out."""
+    """Scale embeddings to unit norm instead of masking those that aren't."""
     where: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
     """Score only the pairs of a subset file; the others get null. Not with neg_clip_loss, which needs all pairs."""
     force: bool = False
     """Score even if a target was embedded by another model than the pool."""
     max_bad_rows: float = 0.01
-    """Share of rows that may be masked (not finite, zero, not unit) before the run stops."""
+    """Largest share of bad embeddings (not finite, zero, not unit) to mask before the run stops."""
     on_bad: OnBad = "stop"
-    """A broken shard: "stop" with a message, or "skip" it and list it in the manifest."""
+    """Broken shards: "stop" with a message, or "skip" and list them in the manifest."""
     profile: Profile = None
     """Trace a few units with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     workers: Workers = Workers()
@@ -167,7 +168,7 @@ class Score:
             raise InputError("--scores norm_sim needs a target: add --target NAME=PATH")
         if self.where is not None and "neg_clip_loss" in self.chosen():
             raise InputError(
-                "--where would take negCLIPLoss its negatives: it is for scores of single pairs, --scores norm_sim"
+                "--where doesn't work with neg_clip_loss, whose negatives are the whole pool; add --scores norm_sim"
             )
 
     def chosen(self) -> tuple[str, ...]:
@@ -175,3 +176,56 @@ class Score:
         if self.scores:
             return self.scores
         return ("clip_score", "neg_clip_loss", *(("norm_sim",) if self.norm_sim.target else ()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormSimD:
+    """Selects a subset by NormSim_2-D, which needs no target: drops, step by step, the pairs least like the rest.
+
+    Each step scores the remaining pairs by f'Sf, S being the second moment of their image embeddings, and drops the
+    lowest. Pass the pairs that a first rule kept (`select`) as --survivors.
+    """
+
+    pool: tyro.conf.Positional[Folder]
+    """Folder of metadata shards (parquet and npz, as in DataComp; image embeddings suffice), or of clip-retrieval."""
+    out: File
+    """The .npy file to write: uids as u8,u8, sorted, unique. Work files are kept next to it until it is done."""
+    survivors: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset("the whole pool")] = None
+    """A .npy file of uids to start from, usually selected by negCLIPLoss."""
+    fraction: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), NONE] = None
+    """Share of the pool (not of the survivors) to keep, e.g. 0.2. Give this or --count."""
+    count: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
+    """Number of pairs to keep; or give --fraction."""
+    steps: int = 500
+    """Number of steps in which to drop the others, equally many in each, rounded up."""
+    init: Literal["pool", "survivors"] = "pool"
+    """The pairs whose second moment the first step uses: the whole pool, as in the paper's code, or the survivors."""
+    tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
+    """The model whose embeddings to use, if the pool has several, e.g. b32 or l14."""
+    normalize: bool = False
+    """Scale embeddings to unit norm instead of leaving out those that aren't."""
+    max_bad_rows: float = 0.01
+    """Largest share of bad embeddings (not finite, zero, not unit) to leave out before the run stops."""
+    on_bad: OnBad = "stop"
+    """Broken shards: "stop" with a message, or "skip" and list them in the manifest."""
+    profile: Profile = None
+    """Trace a few steps with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
+    workers: Workers = Workers()
+
+    def __post_init__(self) -> None:
+        if (self.fraction is None) == (self.count is None):
+            raise InputError("give either --fraction or --count, the pairs to keep")
+        if self.fraction is not None:
+            require(0 < self.fraction < 1, "fraction", self.fraction, "a share above 0 and below 1")
+        if self.count is not None:
+            require_positive(self, "count")
+        require_positive(self, "steps")
+        if self.workers.worker is not None:
+            raise InputError(
+                "--worker: the steps of norm-sim-d need all processes at once; use --coordinator"
+            )
+        require(0 <= self.max_bad_rows <= 1, "max_bad_rows", self.max_bad_rows, "a share between 0 and 1")
+
+    def keep(self, pairs: int) -> int:
+        """Number of pairs to keep of a pool of `pairs`; a share is rounded down."""
+        return self.count if self.count is not None else int(Decimal(str(self.fraction)) * pairs)

@@ -1,9 +1,9 @@
-"""Options of what turns scores into a subset: `select`, `reshard` and `report`."""
+"""Options of `select`, `uids`, `reshard` and `report`: subsets and what is made of them."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,7 +11,6 @@ from clipdata_jax.config.base import (
     NONE,
     File,
     Folder,
-    OnBad,
     SomeTables,
     SomeTars,
     Tars,
@@ -22,7 +21,7 @@ from clipdata_jax.config.base import (
     split_assignment,
     unset,
 )
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, OnBad
 
 Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES..."), NONE]
 Compared = Annotated[
@@ -34,6 +33,10 @@ Targets = Annotated[
 MaybeFile = Annotated[
     str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(needed without --explain)")
 ]
+UidsOperation = Literal["union", "intersect", "minus", "stats", "convert", "verify"]
+_SUFFIXES = (".npy", ".txt", ".parquet")
+_UidFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="(at least one)")]
+_File = Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,9 @@ class Select:
     scores: tyro.conf.Positional[SomeTables]
     """Score tables of one pool (folders written by `score`); several are joined row by row."""
     rule: str
-    """What to keep, e.g. "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"."""
+    """Rule of what to keep, e.g. "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"."""
     out: MaybeFile = None
-    """The .npy file to write: uids as u8,u8, sorted, unique."""
+    """Output .npy file of sorted, unique uids (dtype u8,u8)."""
     columns: Files = ()
     """Further columns, joined by uid: .parquet with uid (or uid_hi, uid_lo) and numbers, .npy of u8,u8,f4."""
     explain: bool = False
@@ -58,9 +61,57 @@ class Select:
         require(self.memory_gb >= 0, "memory_gb", self.memory_gb, "0 or more")
         if self.out is None and not self.explain:
             raise InputError(
-                "--out is missing: name the .npy file to write, or ask with --explain what is kept"
+                "--out is missing; name the .npy file to write, or add --explain to only count what is kept"
             )
         require((self.out or ".npy").endswith(".npy"), "out", self.out, "a file name that ends in .npy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uids:
+    """Combines, compares, converts and checks subset files of any number and size.
+
+    union: uids in any of the files. intersect: uids in all of them. minus: uids of the first file that are in no other.
+    stats: sizes, repeats and overlaps. convert: one file in another format. verify: checks that files are what
+    training tools expect; exits with status 2 if one is not.
+
+    A file is .npy (u8,u8: DataComp's subset files), .txt (32 hex digits a line) or .parquet (a column uid, or uid_hi
+    and uid_lo); folders of .parquet files, such as a pool's metadata or a score table, can be read too. All but sorted
+    .npy files are sorted on disk first, in TMPDIR. Memory does not grow with the files.
+    """
+
+    operation: tyro.conf.Positional[Annotated[UidsOperation, tyro.conf.arg(metavar="OPERATION")]]
+    """One of union, intersect, minus, stats, convert, verify."""
+    files: tyro.conf.Positional[_UidFiles]
+    """Files of uids, or folders of .parquet files."""
+    out: _File = None
+    """Output .npy, .txt or .parquet file; sorted, and unique unless --multiset."""
+    multiset: bool = False
+    """Count repeated uids: union adds, intersect takes the minimum, minus subtracts; verify accepts them."""
+    halves: bool = False
+    """Write .parquet with the uint64 columns uid_hi and uid_lo, as in score tables, instead of uid."""
+    pool: _File = None
+    """verify: a file or folder that must contain all uids."""
+
+    def __post_init__(self) -> None:
+        require_some(self, "files", "file of uids")
+        if self.operation in ("stats", "verify"):
+            require(
+                self.out is None, "out", self.out, f"no value with {self.operation}, which writes no file"
+            )
+        elif self.out is None:
+            raise InputError(f"{self.operation} writes a file; name it with --out")
+        elif not self.out.endswith(_SUFFIXES):
+            raise InputError(
+                f"--out is {self.out!r}, expected a file name that ends in {', '.join(_SUFFIXES)}"
+            )
+        if self.operation == "convert" and len(self.files) > 1:
+            raise InputError(f"convert takes one file, found {len(self.files)}; use union to combine several")
+        if self.operation in ("intersect", "minus") and len(self.files) < 2:
+            raise InputError(f"{self.operation} takes two files or more, found one")
+        if self.pool is not None and self.operation != "verify":
+            require(False, "pool", self.pool, "no value except with verify")
+        if self.halves and not (self.out or "").endswith(".parquet"):
+            raise InputError("--halves needs an --out that ends in .parquet")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,11 +123,11 @@ class Reshard:
     """
 
     tars: tyro.conf.Positional[SomeTars]
-    """The pool's webdataset tars: files, folders of tars, "{000..099}.tar" or "*.tar" patterns."""
+    """Webdataset tars of the pool: files, folders of tars, "{000..099}.tar" or "*.tar" patterns."""
     subset: File
     """The .npy file of selected uids, as `select` or DataComp writes it."""
     out: Folder
-    """Folder to write the tars to."""
+    """Output folder of the tars."""
     samples_per_tar: Annotated[
         int | None, tyro.conf.arg(metavar="INT"), unset("one tar for each input tar")
     ] = None
@@ -84,7 +135,7 @@ class Reshard:
     tars_per_unit: int = 32
     """With --samples-per-tar: the number of input tars repacked as one unit; its last tar may be shorter."""
     on_bad: OnBad = "stop"
-    """A broken tar: "stop" with a message, or "skip" it and list it in the manifest."""
+    """Broken tars: "stop" with a message, or "skip" and list them in the manifest."""
     digests: bool = False
     """Record digests of the input tars instead of sizes and modification times; reads them whole, which is slow."""
     dry_run: bool = False
@@ -111,9 +162,9 @@ class Report:
     """Makes an HTML page of what was kept and dropped: counts, histograms, quadrants, images."""
 
     scores: tyro.conf.Positional[SomeTables]
-    """Score tables of one pool."""
+    """Score tables (output folders of `score`) of one pool."""
     subset: File
-    """The .npy file of selected uids."""
+    """Subset file (.npy) of the selected uids."""
     out: File
     """The .html file to write; self-contained, opens offline."""
     tars: Tars = ()
@@ -125,9 +176,9 @@ class Report:
     on_bad: OnBad = "stop"
     """A broken tar: "stop" with a message, or "skip" it and name it on the page and in its manifest."""
     title: str = "Data selection report"
-    """The page's heading."""
+    """Heading of the page."""
     images: int = 6
-    """Images in each row of the grids."""
+    """Images per row of the grids."""
     seed: int = 0
     """Seed for drawing the images shown."""
 
@@ -141,7 +192,7 @@ class Report:
         for name in names:
             if names.count(name) > 1:
                 raise InputError(
-                    f"--compare: two subset files are named {name!r}; tell them apart, as in other_{name}=FILE"
+                    f"--compare: two subset files are named {name!r}; rename one, e.g. other_{name}=FILE"
                 )
 
     def targets(self) -> dict[str, str]:

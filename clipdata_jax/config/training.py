@@ -1,4 +1,4 @@
-"""Options of what proves a subset: `train`, `evaluate` and `demo`."""
+"""Options of `train`, `evaluate` and `demo`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from clipdata_jax.config.base import (
     NONE,
     File,
     Folder,
-    OnBad,
     Profile,
     SomeTars,
     Tars,
@@ -22,7 +21,7 @@ from clipdata_jax.config.base import (
     require_some,
     unset,
 )
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, OnBad
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,21 +35,21 @@ class Train:
     tokenizer: Folder
     """Folder with CLIP tokenizer files, such as a checkpoint."""
     subset: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset("all pairs")] = None
-    """A .npy file of uids: train on these pairs only."""
+    """Subset file (.npy) of the pairs to train on."""
     steps: int = 2_000
     """Optimiser steps."""
     batch_size: int = 256
-    """Pairs in one contrastive batch, over all devices."""
+    """Pairs per contrastive batch, over all devices."""
     learning_rate: float = 1e-3
-    """Peak of the schedule: linear warm-up, then a cosine to zero."""
+    """Peak learning rate: linear warm-up, then cosine decay to zero."""
     warmup: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 0.1
     """AdamW weight decay of matrices; gains, biases and the logit scale have none."""
     image_size: int = 64
-    """Side of the square images in pixels."""
+    """Side of the square images, in pixels."""
     patch_size: int = 8
-    """Side of a patch in pixels; it must divide the image size."""
+    """Side of a patch, in pixels; must divide --image-size."""
     width: int = 128
     """Width of both towers."""
     layers: int = 4
@@ -64,9 +63,9 @@ class Train:
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     seed: int = 0
-    """Seed of the weights and of the order of the pairs."""
+    """Seed of the initial weights and the order of the pairs."""
     on_bad: OnBad = "stop"
-    """A broken tar, image or caption: "stop" with a message, or "skip" it and list it in the manifest."""
+    """Broken tars, images and captions: "stop" with a message, or "skip" and list them in the manifest."""
     profile: Profile = None
     """Trace a few steps with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     workers: Workers = Workers()
@@ -95,7 +94,7 @@ class Evaluate:
     model: tyro.conf.Positional[Folder]
     """Folder of a CLIP checkpoint with its tokenizer files."""
     out: File
-    """The .json file to write the figures to."""
+    """Output .json file of the metrics."""
     retrieval: Tars = ()
     """Tars of images with captions (.txt, or the list "captions" in .json): recall@1, 5 and 10 in both directions."""
     classification: Tars = ()
@@ -107,7 +106,7 @@ class Evaluate:
     batch_size: int = 256
     """Images per device and step."""
     on_bad: OnBad = "stop"
-    """A broken tar or image: "stop" with a message, or "skip" it and list it in the result."""
+    """Broken tars and images: "stop" with a message, or "skip" and list them in the result."""
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")
@@ -130,7 +129,7 @@ class Demo:
     keep: float = 0.5
     """Share of the pool that each method keeps; half of the drawn pairs are sound."""
     seed: int = 0
-    """Seed of the drawn pool and of the scores."""
+    """Seed of the drawn pool and the scores."""
     train: bool = False
     """Then train small models on random and on selected pairs, three seeds each, and compare them."""
     train_steps: int = 300

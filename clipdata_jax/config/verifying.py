@@ -1,4 +1,4 @@
-"""Options of `verify`: whether what runs wrote is still what they wrote."""
+"""Options of `verify`."""
 
 from __future__ import annotations
 

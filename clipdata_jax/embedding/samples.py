@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipdata_jax.config import OnBad
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import tars, uids
 from clipdata_jax.runtime import threads
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from clipdata_jax import storage
-from clipdata_jax.config import OnBad
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import arrays, parquet, uids
 from clipdata_jax.formats.arrays import read_array
 from clipdata_jax.runtime import threads

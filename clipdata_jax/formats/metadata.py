@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipdata_jax import storage
-from clipdata_jax.config import OnBad
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import parquet, uids
 from clipdata_jax.runtime import threads
 

@@ -185,7 +185,7 @@ def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
         ("metadata --preset clip_score --arch b32 --fraction 1.5", "--fraction is 1.5"),
         ("metadata --preset clip_score --arch b32 --threshold nan", "--threshold is nan"),
         ("metadata --preset laion2b --threshold 0.3", "--threshold is 0.3"),
-        ("metadata --preset laion2b --synsets ids.txt", "--synsets is 'ids.txt', expected nothing"),
+        ("metadata --preset laion2b --synsets ids.txt", "--synsets is 'ids.txt', expected no value"),
         ("metadata --preset text_based", "--synsets is None"),
         ("metadata --preset best_filter", "basic_filter"),
         (

@@ -185,7 +185,7 @@ def test_many_clusters_are_seeded_in_rounds():
         ),
         ("--preset image_based --target t.npy --centroids nan.npy", "a centroid is not finite"),
         ("--preset image_based --target wide.npy --centroids c.npy", "the target has dimension 20"),
-        ("--preset no_filter --target t.npy", "--target is 't.npy', expected nothing"),
+        ("--preset no_filter --target t.npy", "--target is 't.npy', expected no value"),
     ],
 )
 def test_bad_input_is_named(tmp_path, clipdata, arguments, words):

@@ -254,7 +254,10 @@ def test_equal_scores_go_by_uid_and_no_step_leaves_an_error_in_the_moment():
             ["--fraction", 0.2, "--survivors", "ten.npy", "--out", "s.npy"],
             ["--fraction 0.2 keeps 20 pairs, but the survivors in ten.npy are 10"],
         ),
-        (["--fraction", 0.2, "--worker", "0/2", "--out", "s.npy"], ["--worker: a step needs all processes"]),
+        (
+            ["--fraction", 0.2, "--worker", "0/2", "--out", "s.npy"],
+            ["--worker: the steps of norm-sim-d need all"],
+        ),
         (["--fraction", 0.2, "--tag", "l14", "--out", "s.npy"], ["no embeddings tagged 'l14'"]),
     ],
 )

@@ -55,7 +55,7 @@ def test_selections_are_compared(pool, clipdata):
     [
         (("nowhere.npy",), "nowhere.npy: no such file"),
         (("x=foreign.npy",), r"foreign.npy: none of its 1 uids is in"),
-        (("subset.npy", "tars/subset.npy"), "two subset files are named 'subset'; tell them apart"),
+        (("subset.npy", "tars/subset.npy"), "two subset files are named 'subset'; rename one"),
         (("x=",), "--compare is 'x=', expected NAME=FILE or FILE"),
     ],
 )
@@ -113,7 +113,7 @@ def test_other_target_images_than_were_scored_are_refused(pool):
     ):
         with pytest.raises(InputError, match=words):
             report.run(options(pool, scores=both, target=(target,)))
-    with pytest.raises(InputError, match="expected nothing without --tars"):
+    with pytest.raises(InputError, match="expected --tars too, whose images"):
         options(pool, tars=(), target=("mine=x",))
 
 

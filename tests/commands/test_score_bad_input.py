@@ -129,7 +129,7 @@ def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
         (["--batch-size", "32", "32"], "expected each size once"),
         (["--batch-size", "32", "1024"], "expected sizes within a factor of 16"),
         (["--mix-shards", "0"], "--mix-shards is 0, expected a whole number of at least 1"),
-        (["--mix-shards", "2", "--division", "shard"], "expected nothing with --division shard"),
+        (["--mix-shards", "2", "--division", "shard"], "expected no value with --division shard"),
         (["--division", "half"], "'half' for argument '--division'"),
         (["--p", "0.5"], "--p is 0.5"),
         (["--target", "t=short.npy"], "the target has dimension 16, the pool 32"),

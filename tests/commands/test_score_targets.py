@@ -175,11 +175,11 @@ def test_a_target_of_another_model_is_refused(tmp_path, checkpoint, other, clipd
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--where", "first.npy"], "--where would take negCLIPLoss its negatives"),
-        ([*TARGETS, "--union", "few"], "--union is 'few', expected a plain word that is no target's name"),
+        (["--where", "first.npy"], "--where doesn't work with neg_clip_loss"),
+        ([*TARGETS, "--union", "few"], "--union is 'few', expected letters, digits and _, and not"),
         (
             [*TARGETS, "--p", "2", "--nearest"],
-            "--p is (2.0,), expected inf among them, for which --nearest is",
+            "--p is (2.0,), expected inf among the norms, for --nearest",
         ),
         ([*TARGETS, "--where", "missing.npy"], "missing.npy: no such file"),
         (["--target", "t=nowhere"], "nowhere: no such file or folder"),

@@ -167,18 +167,21 @@ def test_what_is_wrong_with_a_file_is_found(tmp_path, clipdata):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["union"], "name at least one file of uids"),
-        (["union", "mine.npy"], "union writes a file: say where with --out"),
+        (["union"], "give at least one file of uids"),
+        (["union", "mine.npy"], "union writes a file; name it with --out"),
         (["union", "mine.npy", "--out", "u.csv"], "--out is 'u.csv', expected a file name that ends in .npy"),
         (["union", "gone.npy", "--out", "u.npy"], "gone.npy: no such file or folder"),
         (["minus", "mine.npy", "--out", "u.npy"], "minus takes two files or more, found one"),
         (["convert", "mine.npy", "third.txt", "--out", "u.npy"], "convert takes one file, found 2"),
-        (["stats", "mine.npy", "--out", "u.npy"], "--out is 'u.npy', expected nothing with stats"),
+        (["stats", "mine.npy", "--out", "u.npy"], "--out is 'u.npy', expected no value with stats"),
         (
             ["union", "mine.npy", "--out", "u.npy", "--pool", "p"],
-            "--pool is 'p', expected nothing but with verify",
+            "--pool is 'p', expected no value except with verify",
         ),
-        (["union", "mine.npy", "--out", "u.npy", "--halves"], "--halves is about .parquet"),
+        (
+            ["union", "mine.npy", "--out", "u.npy", "--halves"],
+            "--halves needs an --out that ends in .parquet",
+        ),
     ],
 )
 def test_wrong_options(tmp_path, clipdata, arguments, words):
