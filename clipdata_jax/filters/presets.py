@@ -1,4 +1,4 @@
-"""The presets of `filter`: which conditions they are of, what these need, and how they compare with DataComp's own."""
+"""DataComp's filters by name: their conditions, what these read, and how the result compares with DataComp's own."""
 
 from __future__ import annotations
 
@@ -8,27 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.config import Filter
 from clipdata_jax.errors import InputError
-from clipdata_jax.filters.conditions import (
-    Condition,
-    basic_filter,
-    clip_score,
-    image_captions,
-    laion2b,
-    score_bound,
-    similarity,
-    text_based,
-)
+from clipdata_jax.filters import conditions
+from clipdata_jax.filters.conditions import Condition
 from clipdata_jax.filters.languages import Languages
-from clipdata_jax.filters.wordnet import Namer, WordNet, read_synsets
+from clipdata_jax.filters.wordnet import SynsetMatcher, WordNet, read_synsets
 from clipdata_jax.formats import metadata
-from clipdata_jax.runtime import console, threads
+from clipdata_jax.runtime import console
 
+_LAION2B_SCORE = 0.28
 _SMALL_MODEL = (
-    "languages are told by lid.176.ftz, the small form of DataComp's lid.176.bin: some captions differ"
+    "languages are identified by lid.176.ftz, the small form of DataComp's lid.176.bin: some captions differ"
 )
-_FASTTEXT = "languages are told by fastText's lid.176, where DataComp's laion2b used gcld3"
+_FASTTEXT = "languages are identified by fastText's lid.176, where DataComp's laion2b used gcld3"
+_SIZE = ("original_width", "original_height")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +29,11 @@ class Preset:
     """A filter, ready to be applied.
 
     Attributes:
-      conditions: what a pair must meet, in order.
+      conditions: the conditions, in order.
       inputs: files it reads besides the metadata.
-      notes: what to say of how it compares with DataComp's own.
+      notes: how it compares with DataComp's own.
       arrays: files of the pool that it reads besides the metadata.
-      facts: more for the manifest.
+      facts: further entries of the manifest.
       read: reads the columns of a part that the conditions look at.
     """
 
@@ -52,86 +45,82 @@ class Preset:
     read: Callable[[metadata.Part, Sequence[str]], metadata.Columns] = metadata.read_columns
 
 
-def open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped) -> Preset:
-    """Checks the columns, loads the models and finds the bound that a fraction means.
+def needed_columns(name: str, arch: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns of text and those of numbers that a preset needs, given the model of its CLIPScore."""
+    texts = () if name in ("no_filter", "clip_score") else ("text",)
+    numbers = {"basic_filter": _SIZE, "laion2b": (conditions.similarity("b32"),)}.get(name, ())
+    return texts, (conditions.similarity(arch),) if arch else numbers
+
+
+def basic_filter(languages: Languages) -> Preset:
+    """English, more than 2 words and 5 characters, smaller side >= 200, longer / smaller side <= 3."""
+    size = (conditions.smaller_side(200), conditions.aspect_ratio(3))
+    words = conditions.caption(2, "word", conditions.count_words)
+    return _with_languages((*size, _characters(), words), languages)
+
+
+def laion2b(languages: Languages) -> Preset:
+    """English, and B/32 CLIPScore of at least 0.28; DataComp identified languages with gcld3, this with fastText."""
+    preset = _with_languages((conditions.clip_score("b32", _LAION2B_SCORE),), languages)
+    return dataclasses.replace(preset, notes=(_FASTTEXT, *preset.notes))
+
+
+def image_captions(languages: Languages) -> Preset:
+    """The captions of the image-based filters: English, more than 1 of fastText's tokens and 5 characters."""
+    words = conditions.caption(1, "word", conditions.count_tokens)
+    return _with_languages((_characters(), words), languages)
+
+
+def text_based(languages: Languages, synsets: str, wordnet: str | None) -> Preset:
+    """English, and a word whose first sense in WordNet is one of given synsets.
+
+    Args:
+      languages: the language identification model.
+      synsets: a file of WordNet ids.
+      wordnet: the database; default: the one that NLTK downloaded.
 
     Raises:
-      InputError: a column or a file is missing or holds something else.
+      InputError: a file is missing or holds something else, or most synsets are not in the database.
     """
-    name = options.preset
-    texts, numbers = columns(options)
-    metadata.check_columns(parts, texts=texts, numbers=numbers, what=f"--preset {name}")
-    if name == "no_filter":
-        return Preset(())
-    if name == "clip_score":
-        return _by_score(options, parts, skipped)
-    if options.by_image:
-        from clipdata_jax.filters import images  # which loads jax
-
-        captions, score = caption_and_score_presets(options, parts, skipped)
-        return images.open_preset(options, parts, captions, score, skipped)
-    languages, notes = _languages(options)
-    if name == "laion2b":
-        return Preset(laion2b(languages), (languages.path,), (_FASTTEXT, *notes))
-    if name == "text_based":
-        return _by_text(options, languages, notes)
-    return Preset(basic_filter(languages), (languages.path,), notes)
-
-
-def caption_and_score_presets(
-    options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped
-) -> tuple[Preset, Preset]:
-    """What a preset that looks at images asks of captions, and of CLIPScores."""
-    languages, notes = _languages(options)
-    captions = Preset(image_captions(languages), (languages.path,), notes)
-    return captions, Preset(()) if options.arch is None else _by_score(options, parts, skipped)
-
-
-def _languages(options: Filter) -> tuple[Languages, tuple[str, ...]]:
-    """The model that tells languages, and what is to be said of it."""
-    languages = Languages(options.lid_model, options.processes or threads.cores())
-    return languages, (_SMALL_MODEL,) if languages.is_small else ()
-
-
-def columns(options: Filter) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns of text and those of numbers that are looked at."""
-    texts, numbers = _COLUMNS.get(options.preset, ((), ()))
-    return texts, (similarity(options.arch),) if options.arch else numbers
-
-
-_COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "basic_filter": (("text",), ("original_width", "original_height")),
-    "laion2b": (("text",), (similarity("b32"),)),
-    "text_based": (("text",), ()),
-    "image_based": (("text",), ()),
-    "image_based_intersect_clip_score": (("text",), ()),
-}
-
-
-def _by_text(options: Filter, languages: Languages, notes: tuple[str, ...]) -> Preset:
-    path = options.synsets or ""
-    offsets, wordnet = read_synsets(path), WordNet(options.wordnet)
-    if missing := len(offsets - wordnet.nouns):
-        what = f"{missing:,} of the {console.counted(len(offsets), 'synset')} in {path} are no nouns of {wordnet.path}"
+    offsets, database = read_synsets(synsets), WordNet(wordnet)
+    matches = SynsetMatcher(database, offsets).match
+    preset = _with_languages((Condition("caption that names a synset", ("text",), matches),), languages)
+    notes = preset.notes
+    if missing := len(offsets - database.nouns):
+        note = f"synsets in {synsets} that are not nouns of {database.path}: {missing:,} of {len(offsets):,}"
         if 2 * missing > len(offsets):
-            raise InputError(f"{what}; they are of different versions of WordNet: ImageNet's ids are of 3.0")
-        notes = (*notes, what)
-    conditions = text_based(languages, Namer(wordnet, offsets))
-    return Preset(conditions, (languages.path, path, wordnet.path), notes)
+            raise InputError(f"{note}; they are of different versions of WordNet: ImageNet's ids are of 3.0")
+        notes = (*notes, note)
+    return dataclasses.replace(preset, inputs=(*preset.inputs, synsets, database.path), notes=notes)
 
 
-def _by_score(options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped) -> Preset:
-    arch = options.arch or ""
-    if options.threshold is not None:
-        return Preset(clip_score(arch, options.threshold))
-    fraction = options.fraction or 1.0
+def above_score(arch: str, threshold: float) -> Preset:
+    """CLIPScore of at least a threshold."""
+    return Preset((conditions.clip_score(arch, threshold),))
+
+
+def top_scores(
+    arch: str, fraction: float, parts: Sequence[metadata.Part], skipped: metadata.Skipped
+) -> Preset:
+    """The highest CLIPScores of a pool, a fraction of it as DataComp counts it; reads the column once."""
     with console.bar(total=sum(part.rows for part in parts), unit="pairs", name="scores") as bar:
-        scores = metadata.read_numbers(parts, similarity(arch), skipped, bar.update)
-    asked, bound = int(len(scores) * fraction), score_bound(scores, fraction)
+        scores = metadata.read_numbers(parts, conditions.similarity(arch), skipped, bar.update)
+    asked, bound = int(len(scores) * fraction), conditions.score_bound(scores, fraction)
     reach = int(np.count_nonzero(scores >= bound if bound > -np.inf else scores > bound))
     note = (
         f"{asked:,} pairs are {fraction:g} of the pool and {reach:,} reach the bound: as in DataComp's own code it is"
         " the score after the highest, so one more is kept, and all ties; `select` with top() keeps no more than asked"
     )
     facts = {"bound": bound} if bound > -np.inf else {}
-    return Preset(clip_score(arch, bound), notes=(note,), facts=facts)
+    return dataclasses.replace(above_score(arch, bound), notes=(note,), facts=facts)
+
+
+def _characters() -> Condition:
+    return conditions.caption(5, "character", conditions.count_characters)
+
+
+def _with_languages(others: tuple[Condition, ...], languages: Languages) -> Preset:
+    """Adds the condition that the caption is most likely English."""
+    english = Condition("English caption", ("text",), languages.are_english)
+    notes = (_SMALL_MODEL,) if languages.is_small else ()
+    return Preset((*others, english), (languages.path,), notes)

@@ -1,6 +1,6 @@
-"""Captions that name one of given WordNet synsets, by each word's first sense.
+"""Captions that name one of given WordNet synsets, by the first sense of each word.
 
-Miller 1995, "WordNet: a lexical database for English". The database is read from its own files, `index.*` and `*.exc`.
+Miller 1995, "WordNet: a lexical database for English"; read from its own files, `index.*` and `*.exc`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipdata_jax.errors import InputError
 
 # In the order in which a word's senses are looked up.
 _PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
-# WordNet's rules of detachment (morphy): an inflected word's ending -> the base form's.
+# WordNet's rules of detachment (morphy): ending of an inflected word -> ending of its base form.
 _ENDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "noun": (
         ("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
@@ -31,11 +31,11 @@ _ENDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "adv": (),
 }  # fmt: skip
 _SYNSET = re.compile(r"[nvasr]?(\d{8})(?!\d)")
-_WORDS_REMEMBERED = 1 << 20
+_CACHED_WORDS = 1 << 20
 
 
 class WordNet:
-    """The first sense of every word.
+    """A WordNet database: the first sense of every word.
 
     Attributes:
       path: the database's folder or .zip.
@@ -49,7 +49,7 @@ class WordNet:
           path: its folder, or a .zip of it as NLTK keeps it; default: where NLTK puts what it downloads.
 
         Raises:
-          InputError: there is none, or it is something else.
+          InputError: it is missing, or something else.
         """
         self.path = find_wordnet() if path is None else path
         self._first: dict[str, dict[str, int]] = {}
@@ -61,7 +61,7 @@ class WordNet:
             self._exceptions[part] = {words[0]: words[1:] for words in lines if words}
 
     def first_sense(self, word: str) -> int | None:
-        """The offset of a word's first synset: as a noun, else as a verb, adjective or adverb; None if unknown."""
+        """The offset of a word's first synset, as a noun, verb, adjective or adverb; None if unknown."""
         word = word.lower()
         for part in _PARTS_OF_SPEECH:
             first, bases = self._first[part], self._exceptions[part].get(word)
@@ -78,13 +78,13 @@ class WordNet:
             if line.startswith(" "):  # the licence
                 continue
             try:
-                # lemma, part of speech, synsets, pointers, the pointers' signs, senses, tagged senses, offsets
+                # lemma, part of speech, synset count, pointer count p, p pointers, 2 counts of senses, offsets
                 fields = line.split()
                 senses = [int(offset) for offset in fields[6 + int(fields[3]) :]]
                 found[fields[0]] = senses[0]
             except (ValueError, IndexError) as error:
                 raise InputError(
-                    f"{self.path}: index.{part}, line {number}: {line[:60]!r} is no entry of WordNet's index"
+                    f"{self.path}: index.{part}, line {number}: {line[:60]!r} is not an entry of WordNet's index"
                 ) from error
             if part == "noun":
                 self.nouns.update(senses)
@@ -103,10 +103,10 @@ class WordNet:
 
 
 def find_wordnet() -> str:
-    """The WordNet that NLTK downloaded, a folder or .zip.
+    """Finds the WordNet that NLTK downloaded, a folder or .zip.
 
     Raises:
-      InputError: there is none in any of NLTK's places.
+      InputError: it is in none of NLTK's folders.
     """
     home = os.path.join(os.path.expanduser("~"), "nltk_data")
     system = [os.path.join(root, "nltk_data") for root in _roots()]
@@ -116,8 +116,8 @@ def find_wordnet() -> str:
             if data and os.path.exists(path):
                 return path
     raise InputError(
-        "WordNet is not here: where there is a network, python -m nltk.downloader wordnet (package nltk) puts it in"
-        f" {home}; or give the folder of WordNet 3.0's database as --wordnet"
+        "WordNet was not found: python -m nltk.downloader wordnet (package nltk) downloads it to"
+        f" {home}; or pass the folder of WordNet 3.0's database as --wordnet"
     )
 
 
@@ -131,10 +131,10 @@ def _roots() -> list[str]:
 
 
 def read_synsets(path: str) -> frozenset[int]:
-    """The offsets in a file of WordNet ids, one a line: n02084071, and what follows a space is not looked at.
+    """Reads a file of WordNet ids, one per line such as n02084071; text after a space is ignored.
 
     Raises:
-      InputError: no such file, no ids in it, or a line that begins with none.
+      InputError: no such file, no ids in it, or a line that doesn't begin with one.
     """
     found = set()
     for number, line in enumerate(storage.read_bytes(path).decode("utf-8", "replace").splitlines(), 1):
@@ -147,24 +147,22 @@ def read_synsets(path: str) -> frozenset[int]:
             )
         found.add(int(match[1]))
     if not found:
-        raise InputError(f"{path}: holds no ids; expected a WordNet id such as n02084071 a line")
+        raise InputError(f"{path}: holds no ids; expected one WordNet id per line, such as n02084071")
     return frozenset(found)
 
 
-class Namer:
-    """Tells which captions have a word whose first sense is one of given synsets.
+class SynsetMatcher:
+    """Matches captions that have a word whose first sense is one of given synsets.
 
-    Words are what stands between white space, with the signs that cling to them; offsets alone are compared, not
-    parts of speech: both as in DataComp.
+    As in DataComp, words are split at white space, with punctuation left on, and offsets are compared without their
+    parts of speech.
     """
 
     def __init__(self, wordnet: WordNet, synsets: frozenset[int]) -> None:
-        # The same words come again and again, but a pool has too many different ones to keep.
-        self._is_named = functools.lru_cache(_WORDS_REMEMBERED)(
-            lambda word: wordnet.first_sense(word) in synsets
-        )
+        # Words recur, but a pool has too many distinct ones to cache all.
+        self._matches = functools.lru_cache(_CACHED_WORDS)(lambda word: wordnet.first_sense(word) in synsets)
 
-    def have_names(self, captions: Sequence[str] | np.ndarray) -> np.ndarray:
-        """Which captions (n,) name a synset: bool (n,)."""
-        named = (any(map(self._is_named, text.split())) for text in captions)
-        return np.fromiter(named, bool, len(captions))
+    def match(self, captions: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Marks the captions (n,) that name a synset: bool (n,)."""
+        matched = (any(map(self._matches, text.split())) for text in captions)
+        return np.fromiter(matched, bool, len(captions))

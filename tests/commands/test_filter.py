@@ -193,7 +193,7 @@ def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
             "'clip_h14_similarity_score' is missing; it has",
         ),
         ("metadata --preset basic_filter --lid-model none.bin", "none.bin: no such file"),
-        ("metadata --preset basic_filter --lid-model metadata/00000000.parquet", "no model of fastText"),
+        ("metadata --preset basic_filter --lid-model metadata/00000000.parquet", "not a fastText model"),
         ("nowhere --preset no_filter", "nowhere: no such folder"),
         ("empty --preset no_filter", "empty: holds nothing; expected metadata"),
         ("none --preset no_filter", "holds no pairs"),

@@ -121,7 +121,7 @@ def test_the_database_that_nltk_downloaded_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(synsets, "_roots", lambda: [])
-    with pytest.raises(InputError, match=r"WordNet is not here.*nltk.downloader wordnet.*--wordnet"):
+    with pytest.raises(InputError, match=r"WordNet was not found.*nltk.downloader wordnet.*--wordnet"):
         synsets.WordNet()
     write_wordnet(tmp_path / "wordnet")
     (tmp_path / "nltk_data" / "corpora").mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_the_command_keeps_english_captions_that_name_a_synset(tmp_path, clipdat
     arguments = ("filter", "metadata", "--preset", "text_based", "--synsets", "ids.txt", "--wordnet", "wn")
     done = clipdata(*arguments, "--out", "s.npy")
     assert done.returncode == 0, done.stderr
-    assert "1 of the 4 synsets in ids.txt are no nouns of wn" in done.stdout
+    assert "synsets in ids.txt that are not nouns of wn: 1 of 4" in done.stdout
     offsets = {3544360, 1638438, 9411430, 2084071}
 
     def keep(row):
@@ -168,7 +168,7 @@ def test_the_command_keeps_english_captions_that_name_a_synset(tmp_path, clipdat
         ("\n", "wn", "ids.txt: holds no ids"),
         ("n12345678\n", "wn", "different versions of WordNet"),
         ("n02084071\n", "nowhere", "nowhere: holds no index.noun"),
-        ("n02084071\n", "odd", "index.noun, line 1: 'house' is no entry"),
+        ("n02084071\n", "odd", "index.noun, line 1: 'house' is not an entry"),
         (None, "wn", "ids.txt: no such file"),
     ],
 )
