@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax import storage
-from clipdata_jax.config import OnBad
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.filters.conditions import Condition, apply
 from clipdata_jax.filters.presets import Preset
 from clipdata_jax.formats import arrays, embedding_shards, hashing, metadata
