@@ -1,4 +1,5 @@
 # make demo: everything from nothing to the printed table.  make test: the same for the tests.
+# make docs: the documentation site, in docs/_build/html.  make lint types: ruff and mypy.
 # make test PYTHON=python3.12 uses another interpreter.
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 TESTS ?=
 
-.PHONY: demo test lint types install install-demo clean
+.PHONY: demo test lint types docs install clean
 demo: $(VENV)/.installed-demo
 	$(BIN)/clipdata demo
 
@@ -21,6 +22,10 @@ lint: $(VENV)/.installed-test
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo "The site: docs/_build/html/index.html"
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,10 +40,14 @@ $(VENV)/.installed-test: $(VENV)/bin/python setup.cfg constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tfds,filters]'
 	touch $@ $(VENV)/.installed-demo
 
+$(VENV)/.installed-docs: $(VENV)/bin/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@ $(VENV)/.installed-demo
+
 install: $(VENV)/.installed-test
 
 clean:
-	rm -rf .venv-* demo-output
+	rm -rf .venv-* demo-output docs/_build docs/commands
 
 # Retrains the model that ships with the demo: draws its data, about 40 minutes on 2 cores.
 .PHONY: demo-model
