@@ -101,7 +101,7 @@ def measure(shards: Sequence[int], parts: int, delay: float) -> None:
         tempfile.TemporaryDirectory() as folder,
     ):
         stores.use_s3(patch, address)
-        storage.filesystem("s3://bucket")[0].mkdir("bucket")
+        storage.Folder("s3://bucket").fs.mkdir("bucket")
         found = []
         for count in shards:
             (Path(folder) / str(count)).mkdir()

@@ -23,7 +23,7 @@ from clipdata_jax.filters.languages import Languages
 from clipdata_jax.formats import metadata
 from clipdata_jax.formats.uid_files import UidSorter
 from clipdata_jax.runs import manifest
-from clipdata_jax.runtime import console, stopping, threads
+from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection.work import StepCounts
 
 
@@ -62,7 +62,7 @@ def run(options: Filter) -> FilterSummary:
             f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
         )
     preset = _open_preset(options, parts, skipped)
-    with stopping.scratch("clipdata-filter-") as scratch:
+    with storage.scratch("clipdata-filter-") as scratch:
         sorter = UidSorter(lambda: scratch)
         summary = _apply(preset, parts, sorter, skipped)
         if not summary.kept:

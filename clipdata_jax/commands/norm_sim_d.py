@@ -69,7 +69,7 @@ def run(options: NormSimD) -> dict[str, Any] | None:
 def _check_out(out: str) -> None:
     if not out.endswith(".npy"):
         raise InputError(f"--out is {out!r}, expected a file name that ends in .npy")
-    if not storage.is_local(out):
+    if not storage.Folder(out).is_local:
         raise InputError(
             f"--out is {out!r}, expected a local path: the embeddings are mapped from a file beside it"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax import config, storage
+from clipdata_jax import config
 from clipdata_jax.commands import reshard_units
 from clipdata_jax.commands.reshard_units import Subset, Unit, make_units
 from clipdata_jax.errors import InputError
@@ -121,11 +121,11 @@ def _facts(output: Output, subset: Subset, receipts: list[dict[str, Any]]) -> di
     times = np.zeros(len(subset.uids), np.int64)
     names = [name for receipt in receipts for name in receipt["files"] if name.startswith("uids/")]
     read = functools.partial(_read_uids, output)
-    for held in threads.in_order(read, names, storage.threads_for(output.folder)):
+    for held in threads.in_order(read, names, output.folder.threads):
         np.add.at(times, subset.index.find(held), 1)
     facts = [facts for receipt in receipts for facts in receipt["facts"]["tars"]]
     sizes = {name: size for receipt in receipts for name, size in receipt["facts"]["sizes"].items()}
-    storage.write_bytes(output.path(_SIZES), manifest.to_json(sizes))
+    output.folder.write(_SIZES, manifest.to_json(sizes))
     pool = [one["input"] for one in facts]
     names = tars.unit_names([entry["name"] for entry in pool])
     counts = {
@@ -137,7 +137,7 @@ def _facts(output: Output, subset: Subset, receipts: list[dict[str, Any]]) -> di
 
 
 def _read_uids(output: Output, name: str) -> np.ndarray:
-    with storage.open_read(output.path(name)) as file:
+    with output.folder.open_read(name) as file:
         return np.asarray(np.load(file, allow_pickle=False))
 
 

@@ -25,7 +25,7 @@ from clipdata_jax.formats import tar_copy, tar_index, tars, uids
 from clipdata_jax.formats.tar_index import TarReader, opened
 from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runs.output import Output
-from clipdata_jax.runtime import stopping, threads, worker_pool
+from clipdata_jax.runtime import threads, worker_pool
 
 _ARRAYS = ("uids.npy", "times.npy", "high.npy")
 # Looking through headers holds the interpreter: one thread at a time, so that the others write meanwhile.
@@ -127,7 +127,10 @@ class Unit:
             manifest.file_entry(path) if self.options.digests else {"name": path, "bytes": storage.size(path)}
         )
         try:
-            with opened(path) as tar, _HEADER_LOCK if storage.is_local(path) else contextlib.nullcontext():
+            with (
+                opened(path) as tar,
+                _HEADER_LOCK if storage.Folder(path).is_local else contextlib.nullcontext(),
+            ):
                 return self._choose_among(path, tar, {"input": entry})
         except InputError as error:
             if self.options.on_bad == "stop":
@@ -235,7 +238,7 @@ def how_many(tars: Sequence[Sequence[str]], options: Reshard) -> int:
     What a program says to fsspec is known in its own process only, so an object store is left to one.
     """
     paths = [path for unit in tars for path in unit]
-    if options.processes is None and not all(map(storage.is_local, [options.out, *paths])):
+    if options.processes is None and not all(storage.Folder(path).is_local for path in [options.out, *paths]):
         return 1
     asked = options.processes or min(threads.cores(), len(paths) // _WORTH)
     return max(1, min(asked, len(tars)))
@@ -259,7 +262,7 @@ def write_all(units: Sequence[Unit], output: Output, count: int) -> Iterator[int
             yield 1
         return
     deal, told = SharedCounter(len(units)), 0
-    with stopping.scratch("clipdata-reshard-") as scratch:
+    with storage.scratch("clipdata-reshard-") as scratch:
         units[0].subset.save(scratch)
         none = Subset(np.empty(0, uids.DTYPE), np.empty(0, np.int64))
         bare = [dataclasses.replace(unit, subset=none) for unit in units]

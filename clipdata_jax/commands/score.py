@@ -84,11 +84,11 @@ def _planned_rows(options: Score) -> dict[str, int]:
 
     A thousand processes would else read every footer of a bucket, all at a time.
     """
-    path = storage.join(options.out, storage.PLAN)
-    if storage.is_local(options.pool) or not storage.exists(path):
+    out = storage.Folder(options.out)
+    if storage.Folder(options.pool).is_local or not out.exists(storage.PLAN):
         return {}
     try:
-        plan = json.loads(storage.read_bytes(path))
+        plan = json.loads(out.read_bytes(storage.PLAN))
         if plan["options"]["pool"] != (options.pool.rstrip("/") or options.pool):
             return {}
         return {shard: int(rows) for unit in plan["plan"].values() for shard, rows in unit}

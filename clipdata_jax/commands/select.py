@@ -65,7 +65,7 @@ class _Inputs:
 
     def entries(self) -> list[dict[str, Any]]:
         """What the manifest says of these files."""
-        several = storage.threads_for(self.table.folders[0])
+        several = storage.Folder(self.table.folders[0]).threads
         return list(threads.in_order(manifest.file_entry, self.paths(), several))
 
 

@@ -18,7 +18,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
 from clipdata_jax.runs import manifest, profiling
 from clipdata_jax.runs.output import Output, open_output
-from clipdata_jax.runtime import console, parallel, stopping
+from clipdata_jax.runtime import console, parallel
 
 if TYPE_CHECKING:
     from clipdata_jax.models import Tokenizer
@@ -40,7 +40,7 @@ def run(options: Train) -> dict[str, Any] | None:
     share = parallel.start(options.workers)
     paths = tars.find_tars(options.tars)
     subset = None if options.subset is None else uids.read_subset(options.subset)
-    with stopping.scratch("clipdata-train-") as folder:
+    with storage.scratch("clipdata-train-") as folder:
         token_files = _copy_tokenizer(options, Path(folder))
         tokenizer = _load_tokenizer(options, folder)
         inputs = [*token_files, *([] if options.subset is None else [options.subset])]

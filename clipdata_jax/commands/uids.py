@@ -17,7 +17,7 @@ from clipdata_jax.formats import uid_files, uid_sets
 from clipdata_jax.formats.uid_files import UidFile
 from clipdata_jax.formats.uids import to_hex
 from clipdata_jax.runs import manifest
-from clipdata_jax.runtime import stopping, threads
+from clipdata_jax.runtime import threads
 from clipdata_jax.runtime.console import counted, percent, table
 
 _EXAMPLES = 3
@@ -74,7 +74,7 @@ def run(options: config.Uids) -> Summary:
     for path in options.files if options.operation != "verify" else ():
         if not storage.exists(path):
             raise InputError(f"{path}: no such file or folder; check the path")
-    with stopping.scratch("clipdata-uids-") as scratch:
+    with storage.scratch("clipdata-uids-") as scratch:
         if options.operation == "verify":
             return _verify(options, scratch)
         # Digests cost about as much as merging; another thread has time for them.

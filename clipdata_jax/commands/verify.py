@@ -92,7 +92,7 @@ def _check(check: Check) -> Problem | None:
     try:
         if not storage.exists(check.path):
             return Problem("missing", check.path, "no such file")
-        if storage.is_local(check.path) and not _is_regular(check.path):
+        if not _is_regular(storage.Folder(check.path)):
             return Problem("refused", check.path, "is no regular file; not opened")
         text = _differs(check)
     except (InputError, OSError, ValueError) as error:
@@ -100,9 +100,8 @@ def _check(check: Check) -> Problem | None:
     return Problem(check.wrong, check.path, text) if text else None
 
 
-def _is_regular(path: str) -> bool:
-    local = storage.filesystem(path)[1]
-    return os.path.isfile(local) or os.path.isdir(local)
+def _is_regular(at: storage.Folder) -> bool:
+    return not at.is_local or os.path.isfile(at.inner) or os.path.isdir(at.inner)
 
 
 def _differs(check: Check) -> str:

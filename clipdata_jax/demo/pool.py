@@ -162,7 +162,7 @@ def _zero_shot_members(order: list[int], seed: int, size: int) -> Iterator[tuple
 def _free_paths(folder: str, shards: int) -> list[str]:
     """The paths of a folder's tars; a longer set from an earlier call would get mixed with them."""
     paths = [storage.join(folder, f"{shard:05d}.tar") for shard in range(shards)]
-    others = sorted(set(storage.list_folder(folder, ".tar")) - set(paths))
+    others = sorted(set(storage.Folder(folder).files(".tar")) - set(paths))
     if others:
         raise InputError(f"{folder}: holds another set's tars ({others[0]}); empty it or name another folder")
     return paths

@@ -89,8 +89,8 @@ def finish(
     try:
         result = output.finish(facts, share)
         if result is not None:
-            _write_single(out, output.folder, result)
-            storage.remove(output.folder)
+            _write_single(out, str(output.folder), result)
+            output.folder.remove()
     except (InputError, OSError):
         # Another process, begun later, may have done it and taken away what this one was just reading.
         if finished(out, plan) is None:

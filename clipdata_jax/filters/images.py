@@ -111,7 +111,7 @@ def near_targets(
     note = f"{count:,} of {len(found):,} clusters hold one of {len(targets):,} target images"
     return Preset(
         (*captions.conditions, near),
-        (*inputs, *(storage.list_folder(target, ".npz") if storage.is_folder(target) else (target,))),
+        (*inputs, *(storage.Folder(target).files(".npz") if storage.is_folder(target) else (target,))),
         (*captions.notes, note),
         tuple(reader.arrays.values()),
         {**facts, "clusters": len(found), "target_clusters": count},

@@ -118,7 +118,7 @@ def _read(file: IO[bytes], path: str, member: _Member, rows: int | None = None) 
     begin = member.file.tell()
     if member.size - begin != header.nbytes:
         raise ValueError(f"{member.size - begin:,} bytes of data where its header says {header.nbytes:,}")
-    if member.start is None or not storage.is_local(path) or not header.nbytes:
+    if member.start is None or not storage.Folder(path).is_local or not header.nbytes:
         return _read_data(member, header)
     while member.checked and member.file.read(_PIECE):
         pass

@@ -93,15 +93,16 @@ def open_pool(
 
 
 def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> EmbeddingPool:
-    if not storage.is_folder(folder):
-        what = "is a file" if storage.exists(folder) else "no such folder"
+    at = storage.Folder(folder)
+    if not at.is_folder():
+        what = "is a file" if at.exists() else "no such folder"
         raise InputError(f"{folder}: {what}; expected a folder of metadata shards (.parquet beside .npz)")
-    storage.check_finished(folder)
-    if storage.is_folder(storage.join(folder, "img_emb")):
+    storage.check_finished(at)
+    if at.is_folder("img_emb"):
         return _open_clip_retrieval(folder, on_bad, rows)
-    metadata = {_stem(path): path for path in storage.list_folder(folder, ".parquet")}
-    arrays = {_stem(path): path for path in storage.list_folder(folder, ".npz")}
-    if not arrays and storage.list_folder(folder, ".tar"):
+    metadata = {_stem(path): path for path in at.files(".parquet")}
+    arrays = {_stem(path): path for path in at.files(".npz")}
+    if not arrays and at.files(".tar"):
         raise InputError(f"{folder}: holds tars, not embeddings; run `clipdata embed {folder} ...` first")
     if not metadata and not arrays:
         raise InputError(
@@ -123,7 +124,7 @@ def _read_footers(
     shards: list[EmbeddingShard] = []
     unreadable: list[str] = []
     unknown = [one[1] for one in found if one[0] not in rows]
-    footers = threads.in_order(_rows_or_error, unknown, storage.threads_for(found[0][1]))
+    footers = threads.in_order(_rows_or_error, unknown, storage.Folder(found[0][1]).threads)
     for one in found:
         here = rows[one[0]] if one[0] in rows else next(footers)
         if isinstance(here, int):
@@ -151,7 +152,7 @@ def _stem(path: str) -> str:
 
 def _open_clip_retrieval(folder: str, on_bad: OnBad, rows: Mapping[str, int]) -> EmbeddingPool:
     def numbered(name: str, suffix: str) -> dict[str, str]:
-        paths = storage.list_folder(storage.join(folder, name), suffix)
+        paths = storage.Folder(folder).at(name).files(suffix)
         return {re.sub(r"^.*_", "", _stem(path)): path for path in paths}
 
     images, texts = numbered("img_emb", ".npy"), numbered("text_emb", ".npy")
@@ -341,9 +342,10 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
       InputError: unreadable, empty, of another dimension than the pool's, or rows that are not unit.
     """
     parts = [path]
-    if storage.is_folder(path):
-        storage.check_finished(path)
-        parts = storage.list_folder(path, ".npz")
+    at = storage.Folder(path)
+    if at.is_folder():
+        storage.check_finished(at)
+        parts = at.files(".npz")
         if not parts:
             raise InputError(
                 f"{path}: the target folder holds no .npz; embed its images first, clipdata embed {path}"

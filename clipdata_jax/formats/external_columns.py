@@ -76,7 +76,7 @@ class ColumnFile:
         """
         read = _read_npy if self.path.endswith(".npy") else _read_parquet
         each = functools.partial(read, names=names)
-        found = list(threads.in_order(each, self.parts, storage.threads_for(self.path)))
+        found = list(threads.in_order(each, self.parts, storage.Folder(self.path).threads))
         uid = np.concatenate([part[0] for part in found])
         return ExternalColumns(
             self.path, uid, {name: np.concatenate([part[1][name] for part in found]) for name in names}
@@ -97,7 +97,7 @@ def open_columns(paths: Sequence[str]) -> tuple[ColumnFile, ...]:
     """
     sources = []
     for path in paths:
-        parts = tuple(storage.list_folder(path, ".parquet")) if storage.is_folder(path) else (path,)
+        parts = tuple(storage.Folder(path).files(".parquet")) if storage.is_folder(path) else (path,)
         if not parts:
             raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column uid")
         names = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts)
@@ -126,7 +126,7 @@ def check_shared_names(sources: Sequence[ColumnFile], taken: Collection[str], na
 def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     names: tuple[str, ...] = ()
     footer = functools.partial(parquet.rows_and_types, advice="--columns takes parquet and npy")
-    footers = threads.in_order(footer, parts, storage.threads_for(parts[0]))
+    footers = threads.in_order(footer, parts, storage.Folder(parts[0]).threads)
     for path, (_, types) in zip(parts, footers, strict=True):
         if "uid" not in types and not set(_HALVES) <= set(types):
             raise InputError(

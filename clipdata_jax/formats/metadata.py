@@ -89,19 +89,20 @@ def list_parts(folder: str, skipped: Skipped) -> tuple[Part, ...]:
       InputError: no such folder, none in it, an unfinished run's, or a file that is no parquet and not to be skipped.
     """
     folder = folder.rstrip("/") or folder
-    if not storage.is_folder(folder):
-        what = "is a file" if storage.exists(folder) else "no such folder"
+    at = storage.Folder(folder)
+    if not at.is_folder():
+        what = "is a file" if at.exists() else "no such folder"
         raise InputError(f"{folder}: {what}; expected a folder of metadata (.parquet files)")
-    storage.check_finished(folder)
-    paths = storage.list_folder(folder, ".parquet")
+    storage.check_finished(at)
+    paths = at.files(".parquet")
     if not paths:
-        found = ", ".join(storage.list_names(folder)[:5]) or "nothing"
+        found = ", ".join(at.names()[:5]) or "nothing"
         raise InputError(f"{folder}: holds {found}; expected metadata, parquet files with uid, text, ...")
 
     def read(path: str) -> Part | None:
         return skipped.attempt(path, functools.partial(_read_footer, path))
 
-    parts = threads.in_order(read, paths, storage.threads_for(folder))
+    parts = threads.in_order(read, paths, at.threads)
     return tuple(part for part in parts if part is not None)
 
 
@@ -184,7 +185,8 @@ def read_numbers(
 
 def ahead(read: Callable[[Part], _Read], parts: Sequence[Part]) -> threads.Ahead[_Read]:
     """Reads parts by their number; of an object store's some ahead. To be closed."""
-    several = storage.parts_ahead(parts[0].path, [_TEXT_ROWS * part.rows for part in parts]) if parts else 1
+    rows = [_TEXT_ROWS * part.rows for part in parts]
+    several = storage.Folder(parts[0].path).threads_for_rows(rows) if parts else 1
     return threads.Ahead(lambda number: read(parts[number]), len(parts), several)
 
 

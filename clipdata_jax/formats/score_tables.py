@@ -149,7 +149,7 @@ class ScoreTable:
     @property
     def threads(self) -> int:
         """How many parts to read at a time."""
-        return storage.parts_ahead(self.folders[0], self.rows)
+        return storage.Folder(self.folders[0]).threads_for_rows(self.rows)
 
 
 def open_tables(folders: Sequence[str]) -> ScoreTable:
@@ -180,21 +180,20 @@ def open_tables(folders: Sequence[str]) -> ScoreTable:
 
 
 def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
-    paths = storage.list_folder(folder, ".parquet")
+    at = storage.Folder(folder)
+    paths = at.files(".parquet")
     if not paths:
-        missing = "is no folder" if storage.exists(folder) else "no such folder"
-        found = "is empty" if storage.is_folder(folder) else missing
+        missing = "is no folder" if at.exists() else "no such folder"
+        found = "is empty" if at.is_folder() else missing
         raise InputError(f"{folder}: {found}; expected a score table, a folder that `clipdata score` wrote")
-    if storage.exists(storage.join(folder, "plan.json")) and not storage.exists(
-        storage.join(folder, "manifest.json")
-    ):
+    if at.exists(storage.PLAN) and not at.exists(storage.MANIFEST):
         raise InputError(
             f"{folder}: the scoring isn't finished; run the same `clipdata score` again to finish it"
         )
-    _check_sizes(folder)
+    _check_sizes(at)
     parts: dict[str, int] = {}
     names: list[str] = []
-    footers = threads.in_order(_footer, paths, storage.threads_for(folder))
+    footers = threads.in_order(_footer, paths, at.threads)
     for path, (rows, here) in zip(paths, footers, strict=True):
         odd = set(here) ^ set(names)
         if parts and odd:
@@ -207,17 +206,15 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
     return parts, names
 
 
-def _check_sizes(folder: str) -> None:
+def _check_sizes(folder: storage.Folder) -> None:
     """Refuses a table whose parts are not those that its manifest lists: one that is missing is no empty one."""
-    found = {
-        entry.rpartition("/")[2]: size for entry, size in storage.sizes(folder).items() if "/" not in entry
-    }
+    found = {name: size for name, size in folder.sizes().items() if "/" not in name}
     for name, size in storage.recorded_sizes(folder).items():
         if name.endswith(".parquet") and found.get(name) != size:
             there = f"has {found[name]:,} bytes" if name in found else "is missing"
             advice = _ADVICE if name in found else _ADVICE.removeprefix("delete that file and ")
             raise InputError(
-                f"{storage.join(folder, name)}: {there}, {storage.MANIFEST} says {size:,} bytes; {advice}"
+                f"{folder.join(name)}: {there}, {storage.MANIFEST} says {size:,} bytes; {advice}"
             )
 
 

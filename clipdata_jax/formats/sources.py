@@ -171,7 +171,7 @@ def find_sources(
             opened = caption_tables.open_table(table, *columns, need_caption=not images_only)
             found.append((table, _cut(opened)))
             facts.append(opened.facts())
-        elif storage.is_folder(path) and not storage.list_folder(path, ".tar"):
+        elif storage.is_folder(path) and not storage.Folder(path).files(".tar"):
             images, fact = _images(path.rstrip("/"), images_only)
             found.append((path.rstrip("/"), images))
             facts.append(fact)
@@ -198,12 +198,13 @@ def _expand(patterns: Sequence[str]) -> list[str]:
 
 def _table_of(path: str) -> str | None:
     """The caption table that a path means: itself, or the only one in a folder without tars; else None."""
-    if not storage.is_folder(path):
+    at = storage.Folder(path)
+    if not at.is_folder():
         return path if path.lower().endswith(caption_tables.SUFFIXES) else None
-    if storage.list_folder(path, ".tar"):
+    if at.files(".tar"):
         return None
-    storage.check_finished(path)
-    inside = [name for name in storage.list_folder(path) if name.lower().endswith(caption_tables.SUFFIXES)]
+    storage.check_finished(at)
+    inside = [name for name in at.files() if name.lower().endswith(caption_tables.SUFFIXES)]
     if len(inside) > 1:
         raise InputError(
             f"{path}: holds {len(inside)} tables, {inside[0]} and {inside[1]} among them; name the one to embed"
@@ -212,12 +213,14 @@ def _table_of(path: str) -> str | None:
 
 
 def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, Any]]:
-    storage.check_finished(folder)
+    at = storage.Folder(folder)
+    storage.check_finished(at)
+    sizes = at.sizes()
     names = [
-        path[len(folder) :].lstrip("/")
-        for path in storage.list_tree(folder)
-        if path.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS
-        and not path.rpartition("/")[2].startswith(".")
+        name
+        for name in sorted(sizes)
+        if name.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS
+        and not name.rpartition("/")[2].startswith(".")
     ]
     if not images_only:
         hint = "; --images-only embeds the images in it, without captions" if names else ""
@@ -225,7 +228,6 @@ def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, Any
     if not names:
         endings = ", .".join(tars.IMAGE_EXTENSIONS)
         raise InputError(f"{folder}: the folder holds neither .tar files nor images (.{endings})")
-    sizes = storage.sizes(folder)
     digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in names]).encode()).hexdigest()
     cut: list[Source] = [
         ImageFolder(folder, tuple(names[start : start + ROWS])) for start in range(0, len(names), ROWS)

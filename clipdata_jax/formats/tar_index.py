@@ -427,7 +427,7 @@ class TarReader:
     def __init__(self, path: str, file: BinaryIO) -> None:
         """Takes a file that is open for reading."""
         self.path, self._file = path, file
-        self._number = file.fileno() if storage.is_local(path) and hasattr(os, "preadv") else None
+        self._number = file.fileno() if storage.Folder(path).is_local and hasattr(os, "preadv") else None
         self.jsons: dict[int, bytes] = {}
 
     def __getitem__(self, where: slice) -> bytes:

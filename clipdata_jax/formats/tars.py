@@ -236,9 +236,10 @@ def find_tars(patterns: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for path in storage.expand(tuple(patterns)):
-        if storage.is_folder(path):
-            storage.check_finished(path)
-            inside = [one for one in storage.list_folder(path, ".tar") if not _is_hidden(one)]
+        at = storage.Folder(path)
+        if at.is_folder():
+            storage.check_finished(at)
+            inside = [one for one in at.files(".tar") if not _is_hidden(one)]
         elif _is_hidden(path) and path not in patterns:
             continue
         else:

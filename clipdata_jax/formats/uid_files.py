@@ -57,7 +57,7 @@ def open_source(path: str, scratch: str) -> UidFile:
       InputError: it can't be read, or holds no uids.
     """
     local = path
-    if path.endswith(".npy") and not storage.is_local(path):
+    if path.endswith(".npy") and not storage.Folder(path).is_local:
         local = _scratch_name(scratch)
         with storage.open_read(path) as file, open(local, "wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
@@ -115,9 +115,10 @@ def _of_any_form(rows: np.ndarray, path: str) -> np.ndarray:
 
 
 def _blocks(path: str) -> Iterator[np.ndarray]:
-    if storage.is_folder(path):
-        storage.check_finished(path)
-        inside = storage.list_folder(path, ".parquet")
+    at = storage.Folder(path)
+    if at.is_folder():
+        storage.check_finished(at)
+        inside = at.files(".parquet")
         if not inside:
             raise InputError(f"{path}: the folder holds no .parquet file with uids")
         for one in inside:

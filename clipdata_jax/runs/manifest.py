@@ -59,12 +59,13 @@ def describe(
 
 def file_entry(path: str) -> dict[str, Any]:
     """A file's name, size in bytes and digest; a folder's is over its files' names, sizes and digests."""
-    if storage.is_folder(path):
-        inside = [file_entry(one) for one in storage.list_tree(path)]
+    at = storage.Folder(path)
+    if at.is_folder():
+        inside = [file_entry(one) for one in at.tree()]
         entry = {"name": path, "bytes": sum(one["bytes"] for one in inside), "files": len(inside)}
         whole = hashlib.sha256(to_json([{**one, "name": one["name"][len(path) :]} for one in inside]))
         return {**entry, "digest": f"sha256:{whole.hexdigest()}"}
-    return {"name": path, **storage.size_and_digest(path)}
+    return {"name": path, **at.size_and_digest()}
 
 
 def _versions() -> dict[str, str]:

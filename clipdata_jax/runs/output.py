@@ -38,7 +38,7 @@ class Output:
       was_finished: whether its manifest was there when it was opened.
     """
 
-    folder: str
+    folder: storage.Folder
     units: tuple[str, ...]
     was_finished: bool = False
     _known: dict[str, tuple[int, dict[str, Any]]] = dataclasses.field(
@@ -47,21 +47,19 @@ class Output:
 
     def path(self, name: str) -> str:
         """The path of a file in the folder."""
-        return storage.join(self.folder, name)
+        return self.folder.join(name)
 
     def receipt(self, unit: str) -> dict[str, Any] | None:
         """The receipt of a unit, or None if the unit is not done."""
-        return self._receipt(unit, storage.sizes(self.folder), _Fingerprints())
+        return self._receipt(unit, self.folder.sizes(), _Fingerprints())
 
     def receipts(self) -> dict[str, dict[str, Any]]:
         """The receipts of the units that are done, in order: unit -> receipt.
 
         An object store is asked for listings and the receipts, not for every file.
         """
-        read = functools.partial(
-            self._receipt, listed=storage.sizes(self.folder), fingerprints=_Fingerprints()
-        )
-        found = threads.in_order(read, self.units, storage.threads_for(self.folder))
+        read = functools.partial(self._receipt, listed=self.folder.sizes(), fingerprints=_Fingerprints())
+        found = threads.in_order(read, self.units, self.folder.threads)
         return {unit: receipt for unit, receipt in zip(self.units, found, strict=True) if receipt is not None}
 
     def _receipt(
@@ -74,7 +72,7 @@ class Output:
         if known is not None and known[0] == listed[name] and _is_good(known[1], listed, fingerprints):
             return known[1]
         try:
-            receipt = json.loads(storage.read_bytes(self.path(name)))
+            receipt = json.loads(self.folder.read_bytes(name))
             if not _is_good(receipt, listed, fingerprints):
                 return None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -89,10 +87,10 @@ class Output:
         """
         done = self.receipts()
         todo = [unit for unit in self.units[share.index :: share.count] if unit not in done]
-        if todo and storage.exists(self.path(manifest.NAME)):
+        if todo and self.folder.exists(manifest.NAME):
             # Of inputs that are changed now; whoever finishes writes another.
             with contextlib.suppress(InputError, OSError):  # another process of the run may be faster
-                storage.remove(self.path(manifest.NAME))
+                self.folder.remove(manifest.NAME)
         return todo
 
     def complete(
@@ -119,7 +117,7 @@ class Output:
         start = time.monotonic()
         self._check_there()
         entries = {
-            name: storage.write(self.path(name), content, digests=name not in undigested)
+            name: self.folder.write(name, content, digests=name not in undigested)
             for name, content in parts.items()
         }
         marked = [
@@ -130,10 +128,10 @@ class Output:
         # The receipt comes last: with it another process may find all done, and take the folder away.
         line = {"unit": unit, **times, "write_seconds": round(time.monotonic() - start, 3)}
         self.log(line)
-        if not storage.is_local(self.folder):
+        if not self.folder.is_local:
             receipt["times"] = telemetry.timed(line)
         written = manifest.to_json(receipt)
-        storage.write_bytes(self.path(f"{_RECEIPTS}/{unit}.json"), written)
+        self.folder.write(f"{_RECEIPTS}/{unit}.json", written)
         self._known[unit] = len(written), json.loads(written)
 
     def _check_there(self) -> None:
@@ -142,7 +140,7 @@ class Output:
         Raises:
           StorageError: the plan is gone.
         """
-        if storage.is_local(self.folder) and not storage.exists(self.path(storage.PLAN)):
+        if self.folder.is_local and not self.folder.exists(storage.PLAN):
             raise StorageError(
                 f"{self.folder}: its {storage.PLAN} is gone; was the disk unmounted? What was finished is kept there:"
                 " mount it and give the command again"
@@ -153,7 +151,7 @@ class Output:
 
         Not on an object store, which can't append: there the units' lines are kept in their receipts.
         """
-        if storage.is_local(self.folder):
+        if self.folder.is_local:
             telemetry.append(self.path(storage.TIMES), line)
 
     def finish(
@@ -181,13 +179,13 @@ class Output:
                 f" writes {manifest.NAME}"
             )
             return None
-        plan = json.loads(storage.read_bytes(self.path(storage.PLAN)))
+        plan = json.loads(self.folder.read_bytes(storage.PLAN))
         outputs = {name: entry for receipt in receipts.values() for name, entry in receipt["files"].items()}
         content = {**plan, **facts(list(receipts.values())), "outputs": outputs}
-        if not (storage.is_local(self.folder) or storage.exists(self.path(manifest.NAME))):
+        if not (self.folder.is_local or self.folder.exists(manifest.NAME)):
             # Before the manifest, with which the run is done: who is stopped between the two comes again.
             lines = [receipt["times"] for receipt in receipts.values() if "times" in receipt]
-            storage.write_bytes(self.path(storage.TIMES), telemetry.to_lines(lines))
+            self.folder.write(storage.TIMES, telemetry.to_lines(lines))
         if self._take_manifest(manifest.to_json(content), share):
             return content
         print(f"{who} is done, and so is the run; another process tells of it")
@@ -195,11 +193,10 @@ class Output:
 
     def _take_manifest(self, content: bytes, share: parallel.Share) -> bool:
         """Makes sure of the manifest; whether it is for this process to tell of it."""
-        path = self.path(manifest.NAME)
-        if storage.write_new(path, content):
+        if self.folder.write_new(manifest.NAME, content):
             return True
-        if storage.read_bytes(path) != content:
-            storage.write_bytes(path, content)
+        if self.folder.read_bytes(manifest.NAME) != content:
+            self.folder.write(manifest.NAME, content)
             return True
         return share.count == 1 or (self.was_finished and share.index == 0)
 
@@ -219,14 +216,15 @@ class _Fingerprints:
 
     def of(self, path: str) -> str | None:
         """The fingerprint of a file or folder; None if there is none."""
-        if not storage.is_local(path):
+        at = storage.Folder(path)
+        if not at.is_local:
             folder = path.rpartition("/")[0]
             with self._lock:
                 if folder not in self._folders:
-                    self._folders[folder] = storage.fingerprints(folder)
+                    self._folders[folder] = storage.Folder(folder).fingerprints()
             if path in self._folders[folder]:
                 return self._folders[folder][path]
-        return storage.fingerprint(path) if storage.exists(path) else None
+        return at.fingerprint() if at.exists() else None
 
 
 def _is_unchanged(entry: dict[str, Any], fingerprints: _Fingerprints) -> bool:
@@ -262,29 +260,30 @@ def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> O
       InputError: the folder holds something else, or another run's results.
     """
     content = manifest.to_json({**plan, "units": list(units)})
-    if storage.exists(folder) and not storage.is_folder(folder):
+    at = storage.Folder(folder)
+    if at.exists() and not at.is_folder():
         raise InputError(
             f"{folder}: is a file where a folder for the results is expected; choose another --out"
         )
     # What begins with a dot another process of this run may just be writing, its plan to begin with.
-    found = [name for name in storage.list_names(folder) if not name.startswith(".")]
+    found = [name for name in at.names() if not name.startswith(".")]
     if storage.PLAN in found:
-        _check_plan(folder, content)
+        _check_plan(at, content)
     elif found:
         raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
-    storage.sweep(folder)
-    if storage.PLAN not in found and not storage.write_new(storage.join(folder, storage.PLAN), content):
-        _check_plan(folder, content)  # of one that began at the same time
-    return Output(folder, tuple(units), was_finished=manifest.NAME in found)
+    at.sweep()
+    if storage.PLAN not in found and not at.write_new(storage.PLAN, content):
+        _check_plan(at, content)  # of one that began at the same time
+    return Output(at, tuple(units), was_finished=manifest.NAME in found)
 
 
-def _check_plan(folder: str, content: bytes) -> None:
+def _check_plan(folder: storage.Folder, content: bytes) -> None:
     """Makes sure that the plan in a folder is this run's.
 
     Raises:
       InputError: it is another's.
     """
-    before = storage.read_bytes(storage.join(folder, storage.PLAN))
+    before = folder.read_bytes(storage.PLAN)
     if before == content:
         return
     try:

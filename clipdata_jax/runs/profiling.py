@@ -25,7 +25,7 @@ class Profiler:
         self._folder, self._steps, self._begun, self._running = folder, steps, 0, False
         if folder is None:
             return
-        if not storage.is_local(folder):
+        if not storage.Folder(folder).is_local:
             raise InputError(f"--profile {folder}: is not local; name a local folder")
         try:
             os.makedirs(folder, exist_ok=True)

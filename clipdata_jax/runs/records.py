@@ -142,9 +142,10 @@ def is_inside(name: object) -> bool:
 
 def leaves(folder: str, name: str) -> bool:
     """Whether a file of a folder is in truth elsewhere: a link that leads out of it."""
-    if not storage.is_local(folder):
+    at = storage.Folder(folder)
+    if not at.is_local:
         return False
-    root = os.path.realpath(storage.filesystem(folder)[1])
+    root = os.path.realpath(at.inner)
     target = os.path.realpath(os.path.join(root, name))
     return os.path.commonpath([root, target]) != root
 

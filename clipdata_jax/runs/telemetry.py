@@ -104,7 +104,7 @@ def append(path: str, line: dict[str, Any]) -> None:
     """Appends one line, with the time, to a local file."""
     # A full disk stops the run where results are written; times are not worth it. One write to a file that is
     # opened to append: lines of several processes don't mix.
-    with contextlib.suppress(OSError), open(storage.filesystem(path)[1], "ab", buffering=0) as file:
+    with contextlib.suppress(OSError), open(storage.Folder(path).inner, "ab", buffering=0) as file:
         file.write(to_lines([timed(line)]))
 
 
@@ -120,10 +120,10 @@ def _memory() -> dict[str, int]:
 
 def read(folder: str) -> list[Unit]:
     """The units of a run in the order in which they were done; lines that tell of no unit are passed over."""
-    path = storage.join(folder, storage.TIMES)
-    if not storage.exists(path):
+    at = storage.Folder(folder)
+    if not at.exists(storage.TIMES):
         return []
-    lines = storage.read_bytes(path).decode(errors="replace").splitlines()[-_MOST_LINES:]
+    lines = at.read_bytes(storage.TIMES).decode(errors="replace").splitlines()[-_MOST_LINES:]
     return [unit for unit in map(_unit, lines) if unit is not None]
 
 

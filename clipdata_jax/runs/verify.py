@@ -42,7 +42,7 @@ def open_folder(folder: str, *, inputs: bool, digests: bool, stores: tuple[str, 
     for name in _repeated(names):
         run.add("doubled", storage.join(folder, storage.PLAN), f"names unit {name} twice")
     units = list(dict.fromkeys(names))
-    listed = storage.sizes(folder)
+    listed = storage.Folder(folder).sizes()
     receipts = _receipts(run, units, listed)
     run.units = len(units), len(receipts)
     expected = expectations(plan)
@@ -219,7 +219,7 @@ def _find_added(run: Run, plan: dict[str, Any]) -> None:
 
 def _list(folder: str, suffix: str) -> list[str]:
     try:
-        return storage.list_folder(folder, suffix)
+        return storage.Folder(folder).files(suffix)
     except InputError:
         return []
 

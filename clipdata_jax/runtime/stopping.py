@@ -11,22 +11,15 @@ Processes of a `jax.distributed` run stop together, see `couple_to`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
-import hashlib
 import itertools
 import os
-import re
 import select
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Protocol
 
@@ -44,7 +37,6 @@ _waits = itertools.count()
 _OURS = f"{os.path.dirname(os.path.dirname(__file__))}{os.sep}"
 # How often it is raised later, until it is raised anyway; a checkpoint that is begun is better finished.
 _DELICATE = {f"{os.sep}jax{os.sep}": 50, f"{os.sep}orbax{os.sep}": 200}
-_SCRATCH = re.compile(r"clipdata-(?:[a-z]+-)?([0-9a-f]{8})-[^-]+")
 
 
 class Stopped(KeyboardInterrupt):
@@ -208,76 +200,23 @@ def _end_with_parent() -> None:
 def exit_now(status: int = STATUS) -> NoReturn:
     """Ends the process at once, without waiting for threads or other processes; files written aside go first."""
     for path in list(temporary_files):
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
     os._exit(status)
+
+
+def remove(path: str) -> None:
+    """Removes a temporary file or folder, if it is still there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError:  # a folder
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def finish() -> None:
     """Says that the command has ended: a signal from now on raises nothing, and `asked` tells of it."""
     _over.set()
-
-
-@contextlib.contextmanager
-def scratch(prefix: str) -> Iterator[str]:
-    """A folder for what doesn't fit in memory, removed at the end; where, the environment's TMPDIR says.
-
-    Those of processes that were killed go too. A folder is locked while its process lives.
-    """
-    sweep_scratch(tempfile.gettempdir())
-    folder, lock = _locked_folder(prefix)
-    temporary_files.add(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-        temporary_files.discard(folder)
-
-
-@functools.cache
-def kernel() -> str:
-    """What tells running kernels apart, 8 hex digits; without /proc every process is one of its own."""
-    try:
-        mark = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:
-        mark = uuid.uuid4().bytes
-    return hashlib.sha256(mark).hexdigest()[:8]
-
-
-def _locked_folder(prefix: str) -> tuple[str, int]:
-    while True:
-        folder = tempfile.mkdtemp(prefix=f"{prefix}{kernel()}-")
-        # Before it is locked, another process or thread may take it for one left behind.
-        with contextlib.suppress(FileNotFoundError):
-            lock = os.open(folder, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # some file systems have no locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if os.path.exists(folder):
-                return folder, lock
-            os.close(lock)
-
-
-@functools.cache
-def sweep_scratch(place: str) -> None:
-    """Removes what processes that were killed left in a place for temporary folders; once in a process."""
-    with contextlib.suppress(OSError):  # somebody else's place
-        for entry in os.scandir(place):
-            match = _SCRATCH.fullmatch(entry.name)
-            # Locks tell nothing across machines.
-            if match and match[1] == kernel() and entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(OSError):  # gone, or somebody else's
-                    _remove_if_left(entry.path)
-
-
-def _remove_if_left(folder: str) -> None:
-    lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clipdata_jax import storage
 from clipdata_jax.config import NormSimD
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, uids
@@ -159,11 +158,10 @@ class Reader:
 
 def open_rows(output: Output, pool_rows: int) -> Rows:
     """The rows that were written, mapped from their file; `pool_rows` are behind the first moment."""
-    path = storage.filesystem(output.path(_EMBEDDINGS))[1]
-    with np.load(storage.filesystem(output.path(_MOMENTS))[1], allow_pickle=False) as file:
+    with np.load(output.folder.at(_MOMENTS).inner, allow_pickle=False) as file:
         moments: dict[str, np.ndarray] = dict(file)
-    uid = np.load(storage.filesystem(output.path(_UIDS))[1], mmap_mode="r", allow_pickle=False)
-    emb = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    uid = np.load(output.folder.at(_UIDS).inner, mmap_mode="r", allow_pickle=False)
+    emb = np.asarray(np.load(output.folder.at(_EMBEDDINGS).inner, mmap_mode="r", allow_pickle=False))
     own = moments["survivors" if "survivors" in moments else "pool"]
     return Rows(emb, uid, moments["pool"] / pool_rows, own)
 

@@ -44,7 +44,7 @@ def open_targets(
             path = _embedded(name, path, options, tag, made_by)
         _check_model(path, tag, made_by, options)
         targets[name] = read_target(path, tag, dim=dim)
-        read += storage.list_folder(path, ".npz") if storage.is_folder(path) else [path]
+        read += storage.Folder(path).files(".npz") if storage.is_folder(path) else [path]
     return {name: targets[name] for name in paths}, read
 
 
@@ -52,7 +52,8 @@ def is_embedded(path: str) -> bool:
     """Whether a target is embeddings, not images: a .npy or .npz, or a folder of such."""
     if path.endswith((".npy", ".npz")):
         return True
-    return storage.is_folder(path) and bool(storage.list_folder(path, ".npz"))
+    at = storage.Folder(path)
+    return at.is_folder() and bool(at.files(".npz"))
 
 
 def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str, Any]) -> str:

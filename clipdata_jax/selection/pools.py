@@ -13,7 +13,7 @@ import numpy as np
 from clipdata_jax import storage
 from clipdata_jax.formats.external_columns import ExternalColumns
 from clipdata_jax.formats.score_tables import ScoreTable
-from clipdata_jax.runtime import stopping, threads
+from clipdata_jax.runtime import threads
 
 T = TypeVar("T")
 # Blocks that fit a core's cache are processed several times faster than whole columns.
@@ -122,7 +122,7 @@ class ScoredPool:
     def scratch(self) -> str:
         """The pool's folder for temporary files, below TMPDIR; removed with the pool."""
         if self._scratch is None:
-            self._scratch = self._at_exit.enter_context(stopping.scratch("clipdata-select-"))
+            self._scratch = self._at_exit.enter_context(storage.scratch("clipdata-select-"))
         return self._scratch
 
     def _reserve(self, size: int) -> bool:

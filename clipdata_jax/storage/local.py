@@ -1,132 +1,119 @@
-"""Files that are written aside, under another name in the same folder, until they are whole; and what a kill leaves.
-
-A writer holds a lock on its file, which the kernel takes back when the process dies, however it dies. Locks are
-only trusted within one running kernel, whose mark is part of the name: over a network they may mean nothing, so
-another machine's file counts as left behind only when nothing was written to it for an hour.
-"""
+"""Local files through fsspec: metadata, listings, errors in a sentence, and durable names."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
-import time
-import uuid
+import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any
 
-from clipdata_jax.runtime import stopping
+from clipdata_jax.errors import InputError, StorageError
+from clipdata_jax.storage.location import Location
 
-_NAME = re.compile(r"\..+\.([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
-_SILENT_SECONDS = 3600.0
-_BUFFER = 1 << 18  # many small writes cost as much as the bytes
-
-
-@contextlib.contextmanager
-def written(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block ends well, and otherwise goes.
-
-    Args:
-      path: the name, in a folder that is there.
-      new: whether nothing may have that name yet; otherwise it takes the other's place.
-
-    Raises:
-      FileExistsError: something has, and it was to be new.
-    """
-    aside = _name(path)
-    stopping.temporary_files.add(aside)
-    try:
-        with _open_locked(aside) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            (_take_new_name if new else os.replace)(aside, path)  # before the lock goes
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
-        stopping.temporary_files.discard(aside)
-
-
-def _take_new_name(aside: str, path: str) -> None:
-    try:
-        os.link(aside, path)  # of several processes one succeeds
-    except FileExistsError:
-        raise
-    except OSError as error:  # a file system where a file has one name only
-        if os.path.exists(path):
-            raise FileExistsError(path) from error
-        os.replace(aside, path)
-
-
-def _name(path: str) -> str:
-    folder, name = os.path.split(path)
-    # Containers that share a volume may share a process id too.
-    return os.path.join(folder, f".{name}.{stopping.kernel()}-{uuid.uuid4().hex}.tmp")
-
-
-def _open_locked(aside: str) -> BinaryIO:
-    while True:
-        file = open(aside, "x+b", _BUFFER)  # noqa: SIM115  the caller closes it
-        with contextlib.suppress(OSError):  # some file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.path.exists(aside):
-            return file
-        file.close()  # taken for one left behind before it was locked
-
-
-def sweep(folder: str, beginning: str = "", *, deep: bool = True) -> None:
-    """Removes what killed processes left in a local folder.
-
-    Args:
-      folder: the folder; it may be missing.
-      beginning: look only at files aside of names that begin so.
-      deep: look in the folders in it, too.
-    """
-    for place, inside, names in os.walk(folder):
-        for name in names:
-            match = _NAME.fullmatch(name) if name.startswith(f".{beginning}") else None
-            if match is not None:
-                with contextlib.suppress(OSError):  # gone, or somebody else's
-                    _remove_if_left(os.path.join(place, name), match[1] == stopping.kernel())
-        if not deep:
-            inside.clear()
-
-
-def _remove_if_left(path: str, of_this_kernel: bool) -> None:
-    with open(path, "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return  # its writer lives
-        except OSError:
-            of_this_kernel = False  # no locks here, so they tell nothing
-        if of_this_kernel or time.time() - os.fstat(file.fileno()).st_mtime > _SILENT_SECONDS:
-            os.unlink(path)
-
-
-FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-# What is said of a mount whose server or disk went away.
-GONE = {
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# Of a mount whose server or disk went away.
+_GONE = {
     getattr(errno, name)
     for name in ("ESTALE", "ENOTCONN", "EHOSTDOWN", "ENODEV", "ENXIO")
     if hasattr(errno, name)
 }
 
 
-def reason(error: OSError) -> str:
-    """Why a call of the system failed, in lower case; "" if another package only says that a file makes no sense."""
-    if error.errno is None:  # so says NumPy where a disk is full
+def info(at: Location) -> dict[str, Any] | None:
+    """The metadata of a file or folder; None if it doesn't exist."""
+    return dict(at.fs.info(at.inner)) if at.fs.exists(at.inner) else None
+
+
+def entries(at: Location) -> list[dict[str, Any]]:
+    """The metadata of all directly in a folder; [] if there is no folder."""
+    return list(at.fs.ls(at.inner, detail=True)) if at.fs.isdir(at.inner) else []
+
+
+def find(at: Location) -> dict[str, dict[str, Any]]:
+    """The metadata of all files below a folder, by path; sorted.
+
+    Unlike `fs.find`, it raises where a folder can't be listed: finished work would be done again.
+    """
+    return dict(sorted(_find(at.fs, at.inner).items()))
+
+
+def _find(fs: Any, folder: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(FileNotFoundError):  # removed meanwhile, or never there
+        for entry in fs.ls(folder, detail=True):
+            if entry["type"] == "directory":
+                found |= _find(fs, entry["name"])
+            else:
+                found[entry["name"]] = entry
+    return found
+
+
+@contextlib.contextmanager
+def explained_reads(path: str) -> Iterator[None]:
+    """Turns the errors of reading a file into a sentence.
+
+    Raises:
+      InputError: no such file, or it can't be read.
+      StorageError: its mount is gone, or temporary files fill the disk.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder, expected a file") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: no permission to read it") from error
+    except OSError as error:
+        if not (reason := _reason(error)):
+            raise
+        if error.errno is None or error.errno in _FULL:  # reading fills no disk
+            raise StorageError(
+                f"no space left for temporary files in {tempfile.gettempdir()}, while {path} was read; set TMPDIR to"
+                " a folder on a larger disk"
+            ) from error
+        kind = StorageError if error.errno in _GONE else InputError
+        raise kind(f"{path}: can't be read ({reason}); check the path and its disk") from error
+
+
+@contextlib.contextmanager
+def explained_writes(at: Location, *, new: bool) -> Iterator[None]:
+    """Turns the errors of writing a file into a sentence.
+
+    Raises:
+      FileExistsError: it exists, and was to be `new`.
+      InputError: it can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not (reason := _reason(error)) or (new and isinstance(error, FileExistsError)):
+            raise
+        where = "" if at.is_local else f" through a temporary file in {tempfile.gettempdir()}"
+        raise InputError(
+            f"{at}: can't be written{where} ({reason}); what was finished before is kept"
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    """Why a system call failed, in lower case; "" for another package's complaint about a file's content."""
+    if error.errno is None:  # as NumPy reports a full disk
         return "no space left on device" if re.fullmatch(r"\d+ requested and \d+ written", str(error)) else ""
     return (error.strerror or str(error)).lower()
 
 
 def reserve(path: str) -> None:
-    """Takes all of the disk that a file with holes may need: else a full disk would kill who writes to its mapping.
+    """Allocates the disk space of a sparse file: on a full disk, writing to its memory map would kill the process.
 
     Raises:
-      OSError: there isn't so much.
+      OSError: the disk has too little space.
+
+    >>> with open("mapped.bin", "wb") as file:
+    ...     _ = file.truncate(1 << 12)
+    >>> reserve("mapped.bin")
     """
     if hasattr(os, "posix_fallocate") and (size := os.path.getsize(path)):
         with open(path, "r+b") as file:
@@ -134,14 +121,14 @@ def reserve(path: str) -> None:
 
 
 def make_folder(folder: str) -> None:
-    """Makes a folder if there is none, so that its name outlasts a power cut."""
+    """Makes a folder if it doesn't exist, and its name durable."""
     if not os.path.isdir(folder):
         os.makedirs(folder, exist_ok=True)
         sync_folder(os.path.dirname(folder))
 
 
 def sync_folder(folder: str) -> None:
-    """Makes a name in a folder outlast a power cut; some network file systems and other systems know no such thing."""
+    """Makes the names in a folder durable; some network file systems and other systems have no such call."""
     with contextlib.suppress(PermissionError):
         number = os.open(folder, os.O_RDONLY)
         try:

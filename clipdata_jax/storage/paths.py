@@ -1,264 +1,287 @@
-"""Paths of every kind (local, gs://, s3://) through fsspec: listing, reading, whole-or-nothing writing."""
+"""Files at any path, local or in a store: read, listed, and written atomically."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-import re
-import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from clipdata_jax.errors import InputError, StorageError
-from clipdata_jax.runtime import stopping, threads
-from clipdata_jax.storage import local, remote, remote_files
-from clipdata_jax.storage.local import FULL, GONE, make_folder, reason, sync_folder
+from clipdata_jax.errors import InputError
+from clipdata_jax.storage import local, remote, remote_files, temporary
+from clipdata_jax.storage.location import CONNECTIONS, Location
+from clipdata_jax.storage.retries import call
 
 _ROWS_AHEAD = 1 << 24
 
 
-def join(folder: str, *names: str) -> str:
-    """A path below a folder; forward slashes, on object stores too."""
-    return "/".join([folder.rstrip("/") if folder != "/" else "", *names])
+class Folder(Location):
+    """A folder, local or in a store, whose files are read, listed and written by name.
 
-
-def parts_ahead(folder: str, rows: Sequence[int]) -> int:
-    """How many of a folder's parts to read at a time: as `threads_for`, and of large parts fewer, for the memory."""
-    return max(1, min(threads_for(folder), _ROWS_AHEAD // max(rows, default=1)))
-
-
-def list_names(folder: str) -> list[str]:
-    """The names of all files and folders directly in a folder, sorted; [] if there is no folder."""
-    return sorted(os.path.basename(entry["name"].rstrip("/")) for entry in entries(folder))
-
-
-def list_folder(folder: str, suffix: str | tuple[str, ...] = "") -> list[str]:
-    """The files directly in a folder whose names end in a suffix, sorted by name; [] if there is no folder.
-
-    A link is what it leads to.
-
-    Raises:
-      InputError: a link leads nowhere.
-    """
-    fs = filesystem(folder)[0]
-    found = [entry for entry in entries(folder) if entry["name"].endswith(suffix)]
-    return sorted(join(folder, os.path.basename(entry["name"])) for entry in found if is_file(fs, entry))
-
-
-def list_tree(folder: str) -> list[str]:
-    """All files in a folder and the folders in it, sorted by name."""
-    return [join(folder, name) for name in sorted(find(folder))]
-
-
-def sizes(folder: str) -> dict[str, int]:
-    """The files in a folder and the folders in it -> their sizes in bytes; names are relative to the folder."""
-    return {name: int(info["size"] or 0) for name, info in find(folder).items()}
-
-
-@contextlib.contextmanager
-def open_read(path: str, *, at_once: bool = False) -> Iterator[BinaryIO]:
-    """Opens a file for reading bytes; of an object store's, no read is ever silently short.
+    Its path is resolved once. Every method that takes a name also works without one, on a lone file at the path
+    itself, as the module's functions do. Symlinks are followed.
 
     Args:
-      path: the file.
-      at_once: get all of a store's file by one request, if it is small: for who reads here and there in it.
+      path: a local path or a URL (gs://, s3://, https://, ...).
 
     Raises:
-      InputError: the file isn't there, is a folder, may not be read, or its disk fails.
-      StorageError: its store or mount fails.
+      InputError: no file system takes such a path, or the package for it is missing.
+
+    >>> folder = Folder("out")
+    >>> folder.write("a.txt", b"12345")["bytes"]
+    5
+    >>> folder.read_bytes("a.txt"), folder.sizes(), folder.is_local
+    (b'12345', {'a.txt': 5}, True)
     """
-    fs, inner = filesystem(path)
-    if isinstance(fs, LocalFileSystem) and _is_endless(inner):
-        raise InputError(f"{path}: is a pipe or a device, expected a file")
-    copy = remote_files.local_copy(path)
-    try:
-        if copy or isinstance(fs, LocalFileSystem):
-            with open(copy[0] if copy else inner, "rb") as local:
-                yield local
+
+    @property
+    def threads(self) -> int:
+        """How many small files to read at a time: a store's responses are waited for, a disk's are not."""
+        return 1 if self.is_local else CONNECTIONS
+
+    def threads_for_rows(self, rows: Sequence[int]) -> int:
+        """How many parts of so many rows to read at a time: `threads`, and fewer of large ones, for the memory."""
+        return max(1, min(self.threads, _ROWS_AHEAD // max(rows, default=1)))
+
+    def _info(self, name: str = "") -> dict[str, Any] | None:
+        at = self.at(name)
+        if at.is_local:
+            return local.info(at)
+        copy = remote_files.local_copy(at.path)
+        return copy[1] if copy else remote.info(at)
+
+    def _existing(self, name: str) -> dict[str, Any]:
+        info = self._info(name)
+        if info is None:
+            raise InputError(f"{self.at(name)}: no such file; check the path")
+        return info
+
+    def _entries(self) -> list[dict[str, Any]]:
+        return local.entries(self) if self.is_local else remote.entries(self)
+
+    def exists(self, name: str = "") -> bool:
+        """Returns whether a file or folder exists."""
+        return self._info(name) is not None
+
+    def is_folder(self, name: str = "") -> bool:
+        """Returns whether it is a folder; in a store a prefix of files, on a web server a page of links."""
+        at = self.at(name)
+        if at.is_local:
+            return bool(at.fs.isdir(at.inner))
+        info = at._info()
+        if at.is_web:  # every address is a file there, and listing one reads all of it
+            return info is not None and info.get("mimetype") == "text/html" and bool(at._entries())
+        return info is not None and info["type"] == "directory"
+
+    def size(self, name: str = "") -> int:
+        """Returns the size of a file in bytes.
+
+        Raises:
+          InputError: no such file.
+        """
+        return int(self._existing(name)["size"] or 0)
+
+    def fingerprint(self, name: str = "") -> str:
+        """Returns the size of a file and the time or tag of its last change; of a folder, those of all its files.
+
+        Raises:
+          InputError: no such file.
+        """
+        if self.is_folder(name):
+            return " ".join(fingerprint(path) for path in self.at(name).tree())
+        return remote.fingerprint(self._existing(name))
+
+    def names(self) -> list[str]:
+        """Returns the names of all files and folders directly in the folder, sorted; [] if there is no folder."""
+        return sorted(os.path.basename(entry["name"].rstrip("/")) for entry in self._entries())
+
+    def files(self, suffix: str | tuple[str, ...] = "") -> list[str]:
+        """Returns the paths of the files directly in the folder, sorted by name; [] if there is no folder.
+
+        Args:
+          suffix: the end of their names.
+
+        Raises:
+          InputError: one is a broken symlink.
+        """
+        found = [entry for entry in self._entries() if entry["name"].endswith(suffix)]
+        return sorted(self.join(os.path.basename(entry["name"])) for entry in found if self._is_file(entry))
+
+    def _is_file(self, entry: dict[str, Any]) -> bool:
+        if entry["type"] in ("file", "directory"):
+            return bool(entry["type"] == "file")
+        # fsspec has other types for symlinks, which differ between its versions.
+        name = entry["name"]
+        if self.fs.isdir(name):
+            return False
+        if not self.fs.isfile(name):
+            raise InputError(f"{name}: is a broken link or a special file; fix or remove it")
+        return True
+
+    def tree(self) -> list[str]:
+        """Returns the paths of all files in the folder and the folders below it, sorted by name."""
+        return [self.join(name) for name in sorted(self.sizes())]
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes in bytes of all files in the folder and the folders below it, by relative name."""
+        found = local.find(self) if self.is_local else remote.find(self)
+        start = len(self.inner)
+        return {name[start:].lstrip("/"): int(info["size"] or 0) for name, info in found.items()}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Returns the `fingerprint` of each file directly in the folder, by path and from one listing.
+
+        None of a web server's, whose listings have names only.
+        """
+        return {
+            self.join(os.path.basename(entry["name"])): remote.fingerprint(entry)
+            for entry in self._entries()
+            if entry["type"] == "file" and entry["size"] is not None
+        }
+
+    @contextlib.contextmanager
+    def open_read(self, name: str = "", *, at_once: bool = False) -> Iterator[BinaryIO]:
+        """Opens a file for reading bytes; no read of a store's is ever silently short.
+
+        Args:
+          name: of the file.
+          at_once: fetch a store's file by one request if it is small, where only parts of it will be read.
+
+        Raises:
+          InputError: the file doesn't exist, is a folder, or can't be read.
+          StorageError: its store or mount fails.
+        """
+        at = self.at(name)
+        if (
+            at.is_local
+            and os.path.exists(at.inner)
+            and not os.path.isfile(at.inner) | os.path.isdir(at.inner)
+        ):
+            raise InputError(f"{at}: is a pipe or a device, expected a file")
+        copy = remote_files.local_copy(at.path)
+        with local.explained_reads(at.path):
+            if copy or at.is_local:
+                with open(copy[0] if copy else at.inner, "rb") as here:
+                    yield here
+            else:
+                with remote_files.open_read(at, at_once) as file:
+                    yield file
+
+    def read_bytes(self, name: str = "") -> bytes:
+        """Reads a small file."""
+        with self.open_read(name) as file:
+            return file.read()
+
+    def digest(self, name: str = "") -> str:
+        """Returns `sha256:` and the hex digest of a file's bytes."""
+        with self.open_read(name) as file:
+            return _digest(file)
+
+    def size_and_digest(self, name: str = "") -> dict[str, Any]:
+        """Returns a file's "bytes" and "digest", reading it once."""
+        with self.open_read(name) as file:
+            return _describe(file, digests=True)
+
+    @contextlib.contextmanager
+    def open_write(self, name: str = "") -> Iterator[BinaryIO]:
+        """Opens a file for writing that appears whole when the block ends without an error, or not at all.
+
+        The bytes go to a temporary file, which is flushed to the disk and then renamed, or uploaded to the store.
+
+        Raises:
+          InputError: the file can't be written, or the disk is full.
+          StorageError: the store fails.
+        """
+        with self._written(name) as (file, _):
+            yield file
+
+    def write(
+        self, name: str, content: bytes | Callable[[BinaryIO], object], *, digests: bool = False
+    ) -> dict[str, Any]:
+        """Writes a file whole or not at all.
+
+        Args:
+          name: of the file.
+          content: its bytes, or a function that writes them.
+          digests: whether to compute its digest.
+
+        Returns:
+          its "bytes" and, with `digests`, its "digest", as they were written: a store's file isn't read again.
+
+        Raises:
+          InputError: the file can't be written, or the disk is full.
+          StorageError: the store fails.
+        """
+        with self._written(name, digests=digests) as (file, entry):
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+        return entry
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Writes a small file unless it exists, and returns whether it did; of several processes at once, one does.
+
+        Raises:
+          InputError: the file can't be written, or the disk is full.
+          StorageError: the store fails; see also `remote_files.put_new`.
+        """
+        at = self.at(name)
+        if not at.is_local:
+            remote.invalidate(at)
+            return remote_files.put_new(at, data)
+        if at.exists():
+            return False
+        try:
+            with at._written(new=True) as (file, _):
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _written(
+        self, name: str = "", *, digests: bool = False, new: bool = False
+    ) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
+        at, entry = self.at(name), dict[str, Any]()
+        with local.explained_writes(at, new=new):
+            if at.is_local:
+                folder = os.path.dirname(at.inner)
+                local.make_folder(folder)
+                with temporary.written(at.inner, new=new) as file:
+                    yield file, entry
+                    entry |= _describe(file, digests=digests)
+                local.sync_folder(folder)
+                return
+            with temporary.scratch("clipdata-") as scratch:
+                part = os.path.join(scratch, "part")
+                with open(part, "x+b") as file:
+                    yield file, entry
+                    entry |= _describe(file, digests=digests)
+                remote.invalidate(at)
+                remote_files.put(at, part)
+
+    def remove(self, name: str = "") -> None:
+        """Removes a file, or a folder with all in it."""
+        at = self.at(name)
+        remote.invalidate(at)
+        if at.is_local:
+            at.fs.rm(at.inner, recursive=True)
         else:
-            with remote_files.open_read(path, fs, inner, cached_info(fs, inner), at_once) as file:
-                yield file
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: is a folder where a file is expected") from error
-    except PermissionError as error:
-        raise InputError(f"{path}: no permission to read it") from error
-    except OSError as error:
-        if not reason(error):
-            raise
-        if error.errno is None or error.errno in FULL:  # nothing that is read fills a disk
-            raise StorageError(
-                f"no space left for temporary files in {tempfile.gettempdir()}, while {path} was read; set TMPDIR to"
-                " a folder with more"
-            ) from error
-        kind = StorageError if error.errno in GONE else InputError
-        raise kind(f"{path}: can't be read ({reason(error)}); check the path and its disk") from error
+            call(at, at.fs.rm, at.inner, recursive=True)
+
+    def sweep(self) -> None:
+        """Removes the temporary files that killed processes left in the folder and the folders below it."""
+        if self.is_local:
+            temporary.sweep(self.inner)
 
 
-def _is_endless(path: str) -> bool:
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-
-
-@contextlib.contextmanager
-def downloaded(paths: Sequence[str]) -> Iterator[None]:
-    """Until the block ends, all that is read of these files of object stores comes from one download of each."""
-    away = {path: filesystem(path) for path in paths}
-    with remote_files.downloaded(
-        [(path, *there) for path, there in away.items() if not isinstance(there[0], LocalFileSystem)]
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def open_write(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
-    """Opens a file for writing that appears whole, when the block ends well, or not at all.
-
-    Written aside and flushed to the disk first, then locally renamed, on an object store put.
-
-    Args:
-      path: the file, which takes the place of the one before it.
-      new: whether there must be none before it; local files only, see `write_new`.
-
-    Raises:
-      FileExistsError: there is one, and it was to be new.
-      InputError: the folder can't be made or written, or the disk is full.
-      StorageError: the store fails.
-    """
-    with _written(path, digests=False, new=new) as (file, _):
-        yield file
-
-
-def write(
-    path: str, content: bytes | Callable[[BinaryIO], object], *, digests: bool = True
-) -> dict[str, Any]:
-    """Writes a file whole or not at all.
-
-    Args:
-      path: of the file.
-      content: its bytes, or a function that writes them.
-      digests: whether its digest is wanted.
-
-    Returns:
-      its "bytes" and its "digest", of what was written, which isn't read again from a store.
-
-    Raises:
-      InputError: as `open_write`.
-    """
-    with _written(path, digests=digests) as (file, entry):
-        if callable(content):
-            content(file)
-        else:
-            file.write(content)
-    return entry
-
-
-@contextlib.contextmanager
-def _written(path: str, *, digests: bool, new: bool = False) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
-    fs, inner = filesystem(path)
-    here = isinstance(fs, LocalFileSystem)
-    entry: dict[str, Any] = {}
-    try:
-        if here:
-            make_folder(os.path.dirname(inner))
-            with local.written(inner, new=new) as file:
-                yield file, entry
-                _describe(file, entry, digests)
-            sync_folder(os.path.dirname(inner))
-            return
-        with stopping.scratch("clipdata-") as folder:
-            aside = os.path.join(folder, "part")
-            with open(aside, "x+b") as file:
-                yield file, entry
-                _describe(file, entry, digests)
-            invalidate(fs, inner)
-            remote_files.put(path, fs, inner, aside)
-    except OSError as error:
-        if not reason(error) or (new and isinstance(error, FileExistsError)):
-            raise
-        where = "" if here else f" through a temporary file in {tempfile.gettempdir()}"
-        raise InputError(
-            f"{path}: can't be written{where} ({reason(error)}); what was finished before is kept"
-        ) from error
-
-
-def _describe(file: BinaryIO, entry: dict[str, Any], digests: bool) -> None:
+def _describe(file: BinaryIO, *, digests: bool) -> dict[str, Any]:
     file.flush()
-    entry["bytes"] = file.seek(0, os.SEEK_END)
-    if digests:
-        entry["digest"] = _digest(file)
-
-
-def write_bytes(path: str, data: bytes) -> None:
-    """Writes a small file whole or not at all."""
-    write(path, data, digests=False)
-
-
-def write_new(path: str, data: bytes) -> bool:
-    """Writes a small file whole if there is none; whether it did. Of several processes at once one, see `put_new`.
-
-    Raises:
-      InputError: as `open_write`.
-    """
-    if not is_local(path):
-        invalidate(*filesystem(path))
-        return remote_files.put_new(path, *filesystem(path), data)
-    if exists(path):
-        return False
-    try:
-        with open_write(path, new=True) as file:
-            file.write(data)
-    except FileExistsError:
-        return False
-    return True
-
-
-def sweep_beside(path: str) -> None:
-    """Removes what killed processes left of a file that they were writing, and of those of its name before the dot."""
-    if is_local(path):
-        folder, name = os.path.split(filesystem(path)[1])
-        local.sweep(folder, name.partition(".")[0], deep=False)
-
-
-def sweep(folder: str) -> None:
-    """Removes what killed processes left in a folder and the folders in it."""
-    if is_local(folder):
-        local.sweep(filesystem(folder)[1])
-
-
-def remove(path: str) -> None:
-    """Removes a file, or a folder and all in it."""
-    fs, inner = filesystem(path)
-    invalidate(fs, inner)
-    if isinstance(fs, LocalFileSystem):
-        fs.rm(inner, recursive=True)
-    else:
-        remote.call(path, fs.rm, inner, recursive=True, fs=fs)
-
-
-def read_bytes(path: str) -> bytes:
-    """Reads a small file whole."""
-    with open_read(path) as file:
-        return file.read()
-
-
-def size_and_digest(path: str) -> dict[str, Any]:
-    """A file's "bytes" and "digest", of one reading."""
-    entry: dict[str, Any] = {}
-    with open_read(path) as file:
-        _describe(file, entry, digests=True)
-    return entry
-
-
-def digest(path: str) -> str:
-    """`sha256:` and the hex digest of a file's bytes, read in pieces of 1 MiB."""
-    with open_read(path) as file:
-        return _digest(file)
+    size = file.seek(0, os.SEEK_END)
+    return {"bytes": size, "digest": _digest(file)} if digests else {"bytes": size}
 
 
 def _digest(file: BinaryIO) -> str:
@@ -269,231 +292,108 @@ def _digest(file: BinaryIO) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a path, and the path in that filesystem's own form."""
-    if "\0" in path:
-        raise InputError(f"{path!r}: is no path, for the zero byte in it")
-    try:
-        return remote.connect(path) if "://" in path or "::" in path else fsspec.core.url_to_fs(path)
-    except ValueError as error:
-        raise InputError(f"{path}: this kind of path can't be opened here ({error})") from error
+def open_read(path: str, *, at_once: bool = False) -> AbstractContextManager[BinaryIO]:
+    """Opens a lone file for reading; see `Folder.open_read`.
 
-
-def is_local(path: str) -> bool:
-    """Whether a path is on this machine's own file system."""
-    return isinstance(filesystem(path)[0], LocalFileSystem)
-
-
-def threads_for(path: str) -> int:
-    """How many small files to read at a time: a store's answers are waited for, a disk's are not."""
-    return 1 if is_local(path) else remote.CONNECTIONS
-
-
-def info(path: str) -> dict[str, Any] | None:
-    """What is known of a file or folder; None if there is none."""
-    fs, inner = filesystem(path)
-    if not isinstance(fs, LocalFileSystem):
-        if copy := remote_files.local_copy(path):
-            return copy[1]
-        if (seen := _seen) is None:  # another thread may end its block here
-            return remote.look(path, fs, inner)
-        if (key := _key(fs, inner)) not in seen:
-            seen[key] = remote.look(path, fs, inner)
-        return seen.get(key)
-    return dict(fs.info(inner)) if fs.exists(inner) else None
-
-
-def is_folder(path: str) -> bool:
-    """Whether a path is a folder; in a store a prefix that holds something, on a web server a page of links."""
-    fs, inner = filesystem(path)
-    if isinstance(fs, LocalFileSystem):
-        return bool(fs.isdir(inner))
-    there = info(path)
-    if remote.is_web(fs):  # every address is a file there, and to list one is to read all of it
-        return there is not None and there.get("mimetype") == "text/html" and bool(entries(path))
-    return there is not None and there["type"] == "directory"
-
-
-_seen: dict[str, dict[str, Any] | None] | None = None
-_blocks, _lock = 0, threading.Lock()
-
-
-@contextlib.contextmanager
-def stat_cache() -> Iterator[None]:
-    """Until the block ends, a store is asked once for each file, or not at all after a listing that tells of it.
-
-    Blocks of several threads, which may end in any order, share what they remember until the last one ends.
+    >>> write_bytes("a.txt", b"12345")
+    >>> with open_read("a.txt") as file:
+    ...     file.read(2)
+    b'12'
     """
-    global _seen, _blocks
-    with _lock:
-        _blocks += 1
-        _seen = {} if _seen is None else _seen
-    try:
-        yield
-    finally:
-        with _lock:
-            _blocks -= 1
-            _seen = _seen if _blocks else None
+    return Folder(path).open_read(at_once=at_once)
 
 
-def cached_info(fs: Any, inner: str) -> dict[str, Any] | None:
-    """What a store said of a file while `remembering`; None where it wasn't asked, or there is none."""
-    return None if (seen := _seen) is None else seen.get(_key(fs, inner))
+def read_bytes(path: str) -> bytes:
+    """Reads a small lone file; see `Folder.open_read`.
 
-
-def invalidate(fs: Any, inner: str) -> None:
-    """Lets go of what was remembered of a file, which is written or removed."""
-    if (seen := _seen) is not None:
-        seen.pop(_key(fs, inner), None)
-
-
-def _key(fs: Any, inner: str) -> str:
-    return f"{type(fs).__name__}:{inner}"
-
-
-def entries(folder: str) -> list[dict[str, Any]]:
-    """What lies directly in a folder, as fsspec tells it; [] if there is no folder."""
-    fs, inner = filesystem(folder)
-    if not isinstance(fs, LocalFileSystem):
-        found = remote.entries(folder, fs, inner)
-        if (seen := _seen) is not None:
-            # A web server's listing tells no sizes.
-            seen.update({_key(fs, one["name"]): one for one in found if one.get("size") is not None})
-        return found
-    return list(fs.ls(inner, detail=True)) if fs.isdir(inner) else []
-
-
-def is_file(fs: Any, entry: dict[str, Any]) -> bool:
-    """Whether an entry of a folder is a file, or a link to one.
-
-    Raises:
-      InputError: it is a link that leads nowhere.
+    >>> write_bytes("a.txt", b"12345")
+    >>> read_bytes("a.txt")
+    b'12345'
     """
-    if entry["type"] in ("file", "directory"):
-        return bool(entry["type"] == "file")
-    # fsspec has other types for links, and they differ between its versions.
-    name = entry["name"]
-    if fs.isdir(name):
-        return False
-    if not fs.isfile(name):
-        raise InputError(f"{name}: is a link to nothing, or no file at all; fix or remove it")
-    return True
+    return Folder(path).read_bytes()
 
 
-def find(folder: str) -> dict[str, dict[str, Any]]:
-    """All files in a folder and the folders in it: name relative to the folder -> what is known of it."""
-    fs, inner = filesystem(folder)
-    local = isinstance(fs, LocalFileSystem)
-    found = dict(sorted(_find_here(fs, inner).items())) if local else remote.find(folder, fs, inner)
-    return {name[len(inner) :].lstrip("/"): info for name, info in found.items()}
+def open_write(path: str) -> AbstractContextManager[BinaryIO]:
+    """Opens a lone file for writing, whole or not at all; see `Folder.open_write`.
+
+    >>> with open_write("a.txt") as file:
+    ...     file.write(b"12345")
+    5
+    """
+    return Folder(path).open_write()
 
 
-def _find_here(fs: Any, folder: str) -> dict[str, dict[str, Any]]:
-    """`fs.find`, but a folder that can't be listed is no empty one: all that is done would be done again."""
-    found: dict[str, dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError):  # gone meanwhile, or never there
-        for entry in fs.ls(folder, detail=True):
-            if entry["type"] == "directory":
-                found |= _find_here(fs, entry["name"])
-            else:
-                found[entry["name"]] = entry
-    return found
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a small lone file, whole or not at all; see `Folder.write`.
+
+    >>> write_bytes("a.txt", b"12345")
+    """
+    Folder(path).write("", data)
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
-    return info(path) is not None
+    """Returns whether a file or folder exists.
+
+    >>> exists("no/such/file")
+    False
+    """
+    return Folder(path).exists()
+
+
+def is_folder(path: str) -> bool:
+    """Returns whether a path is a folder; see `Folder.is_folder`.
+
+    >>> is_folder("/")
+    True
+    """
+    return Folder(path).is_folder()
 
 
 def size(path: str) -> int:
-    """The size of a file in bytes.
+    """Returns the size of a lone file in bytes; see `Folder.size`.
 
-    Raises:
-      InputError: there is no such file.
+    >>> write_bytes("a.txt", b"12345")
+    >>> size("a.txt")
+    5
     """
-    return int(_found(path)["size"] or 0)
+    return Folder(path).size()
+
+
+def digest(path: str) -> str:
+    """Returns `sha256:` and the hex digest of a lone file's bytes.
+
+    >>> write_bytes("a.txt", b"12345")
+    >>> digest("a.txt")[:15]
+    'sha256:5994471a'
+    """
+    return Folder(path).digest()
 
 
 def fingerprint(path: str) -> str:
-    """What tells cheaply that a file may have changed: its size and the time (or tag) of its last change.
+    """Returns the size of a file and the time or tag of its last change; see `Folder.fingerprint`.
 
-    A folder's covers all files in it.
-
-    Raises:
-      InputError: there is no such file.
+    >>> write_bytes("a.txt", b"12345")
+    >>> fingerprint("a.txt").split()[0]
+    '5'
     """
-    if is_folder(path):
-        return " ".join(fingerprint(one) for one in list_tree(path))
-    return remote.fingerprint(_found(path))
+    return Folder(path).fingerprint()
 
 
-def _found(path: str) -> dict[str, Any]:
-    there = info(path)
-    if there is None:
-        raise InputError(f"{path}: no such file; check the path")
-    return there
+def remove(path: str) -> None:
+    """Removes a file, or a folder with all in it.
 
-
-def fingerprints(folder: str) -> dict[str, str]:
-    """Path -> `fingerprint` of each file directly in a folder, by one listing.
-
-    Nothing of a web server's, whose listings tell only names.
+    >>> write_bytes("a.txt", b"12345")
+    >>> remove("a.txt")
     """
-    return {
-        f"{folder.rstrip('/')}/{os.path.basename(entry['name'])}": remote.fingerprint(entry)
-        for entry in entries(folder)
-        if entry["type"] == "file" and entry["size"] is not None
-    }
+    Folder(path).remove()
 
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
+def sweep_beside(path: str) -> None:
+    """Removes the temporary files that killed processes left of a local file and of others with its stem.
 
-
-def expand_braces(pattern: str) -> list[str]:
-    """The names that a pattern means, in the order they are written; ranges keep their zeros.
-
-    Raises:
-      InputError: a range is empty.
+    >>> sweep_beside("subset.npy")  # those of subset.npy.manifest.json, too
     """
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if bounds:
-        first, last = int(bounds[1]), int(bounds[2])
-        if last < first:
-            raise InputError(f"{pattern}: the range {match[0]} is empty; write the smaller number first")
-        choices = [str(number).zfill(len(bounds[1])) for number in range(first, last + 1)]
-    else:
-        choices = match[1].split(",")
-    start, end = pattern[: match.start()], pattern[match.end() :]
-    return [name for choice in choices for name in expand_braces(start + choice + end)]
-
-
-def expand(patterns: str | tuple[str, ...]) -> list[str]:
-    """The files that patterns mean: `{000..099}` and `{a,b}` braces, `*` globs, folders stay folders.
-
-    Brace ranges keep the order they are written in and must all exist; globs are sorted.
-
-    Raises:
-      InputError: a pattern or a name matches nothing.
-    """
-    found: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        names = expand_braces(pattern)
-        plain = [name for name in names if not any(char in name for char in "*?[")]
-        there = dict(zip(plain, threads.in_order(exists, plain, threads_for(pattern)), strict=True))
-        for name in names:
-            if name in there and not there[name]:
-                raise InputError(f"{name}: no such file or folder (from {pattern!r}); check the path")
-            found += [name] if name in there else _glob(name)
-    return found
-
-
-def _glob(pattern: str) -> list[str]:
-    fs, inner = filesystem(pattern)
-    local = isinstance(fs, LocalFileSystem)
-    matches = sorted(fs.glob(inner) if local else remote.call(pattern, fs.glob, inner, fs=fs))
-    if not matches:
-        raise InputError(f"{pattern}: the pattern matches no file; check the path, and quote it in the shell")
-    return [match if local else fs.unstrip_protocol(match) for match in matches]
+    at = Folder(path)
+    if at.is_local:
+        folder, name = os.path.split(at.inner)
+        temporary.sweep(folder, name.partition(".")[0], deep=False)

@@ -1,7 +1,7 @@
-"""Files of object stores and web servers: no read is short, no file is mixed of two, puts are whole or not at all.
+"""Files of object stores and web servers: no short reads, no mix of two versions, and atomic puts.
 
-fsspec hands on whatever a server sends. Here every range that is read is checked for its length and asked for again as
-a whole, and a file that changes while it is read is refused.
+fsspec passes on whatever a server sends. Here the length of every range is checked, a short one is requested again as a
+whole, and a file that changes while it is read is an error.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from typing import Any, BinaryIO
 import fsspec
 
 from clipdata_jax.errors import InputError, StorageError
-from clipdata_jax.runtime import stopping
-from clipdata_jax.storage.remote import Short, call, fingerprint, is_unknown, is_web, limit, look, status_of
+from clipdata_jax.storage import temporary
+from clipdata_jax.storage.location import Location
+from clipdata_jax.storage.remote import cached_info, fetch_info, fingerprint
+from clipdata_jax.storage.retries import ShortReadError, call, is_unsupported, status_of, time_limit
 
 BLOCK = 8 << 20
-"""Bytes that are read ahead."""
+"""Bytes of a buffered read."""
 _LARGEST = 32 << 20  # of one request
-_WHOLE = 64 << 20  # what is put from memory
-_NOT_SO_LONG = 416  # the status of an answer where a range lies beyond the end
+_WHOLE = 64 << 20  # a put of more is made in parts
+_RANGE_NOT_SATISFIABLE = 416
 
 
 class RemoteFile(io.RawIOBase):
-    """A file of a store: each read one request, repeated until it has every byte that it asks for.
+    """A file of a store; every read is one request, repeated until all its bytes have come.
 
     Args:
-      path: what messages call it.
-      fs: its file system.
-      inner: its name there.
-      info: what the store said of it before, if every answer tells whether it still is that file.
+      at: the file.
+      info: its metadata, used instead of a request where every response shows whether the file is still the same.
 
     Attributes:
-      info: what the store says of it.
+      info: its metadata.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: no such file.
       IsADirectoryError: it is a folder.
-      StorageError: the store fails, or tells no size, so that no cut-off copy could be told.
+      StorageError: the store fails, or doesn't report a size, so that a truncated response couldn't be detected.
     """
 
-    def __init__(self, path: str, fs: Any, inner: str, info: dict[str, Any] | None = None) -> None:
+    def __init__(self, at: Location, info: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self._path, self._fs, self._inner = path, fs, inner
-        self._whole: BinaryIO | None = None  # `close` looks at it, whatever goes wrong below
+        self._at = at
+        self._whole: BinaryIO | None = None  # `close` needs it, whatever fails below
         self._unpinned = False
-        if info is None or not hasattr(fs, "call_s3"):
-            info = look(path, fs, inner)
+        if info is None or not hasattr(at.fs, "call_s3"):
+            info = fetch_info(at)
         if info is None:
-            raise FileNotFoundError(path)
+            raise FileNotFoundError(at.path)
         if info["type"] == "directory":
-            raise IsADirectoryError(path)
+            raise IsADirectoryError(at.path)
         if info["size"] is None:
-            raise StorageError(f"{path}: the server doesn't tell its size; download it first")
-        self.info, self._size, self._at = info, int(info["size"]), 0
+            raise StorageError(f"{at}: the server doesn't report its size; download it first")
+        self.info, self._size, self._position = info, int(info["size"]), 0
 
     def readable(self) -> bool:
         return True
@@ -67,20 +67,20 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if at < 0:
-            raise ValueError(f"{self._path}: position {at} lies before the start")
-        self._at = at
-        return at
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if position < 0:
+            raise ValueError(f"{self._at}: position {position} lies before the start")
+        self._position = position
+        return position
 
     def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._at, _LARGEST))
+        wanted = max(0, min(len(buffer), self._size - self._position, _LARGEST))
         if wanted:
-            buffer[:wanted] = self._fetch(self._at, self._at + wanted)
-            self._at += wanted
+            buffer[:wanted] = self._fetch(self._position, self._position + wanted)
+            self._position += wanted
         return wanted
 
     def readall(self) -> bytes:
@@ -89,18 +89,18 @@ class RemoteFile(io.RawIOBase):
 
     def _fetch(self, start: int, end: int) -> bytes:
         if self._whole is None:
-            seconds = limit(end - start)
-            found = call(self._path, self._range, start, end, seconds, fs=None)
+            limit = time_limit(end - start)
+            found = call(self._at, self._range, start, end, limit, seconds=None)
             if found is not None:
-                return bytes(found)
+                return found
             self._whole = self._download()
         self._whole.seek(start)
         return self._whole.read(end - start)
 
     def _range(self, start: int, end: int, seconds: float) -> bytes | None:
-        """One request for some bytes; None if the server knows whole files only."""
-        fs = self._fs
-        if is_web(fs):
+        """Requests some bytes; None if the server supports no ranges."""
+        fs = self._at.fs
+        if self._at.is_web:
             found = self._web_range(start, end, seconds)
             if found is None:
                 return None
@@ -108,34 +108,33 @@ class RemoteFile(io.RawIOBase):
             found = self._s3_range(start, end, seconds)
         else:
             timed = {"timeout": seconds} if getattr(fs, "async_impl", False) else {}
-            found = fs.cat_file(self._inner, start=start, end=end, **timed)
+            found = fs.cat_file(self._at.inner, start=start, end=end, **timed)
             self._unpinned = True
         if len(found) != end - start:
-            raise Short(f"{len(found):,} bytes came where {end - start:,} were asked for")
-        return found
+            raise ShortReadError(f"received {len(found):,} of {end - start:,} bytes")
+        return bytes(found)
 
     def _s3_range(self, start: int, end: int, seconds: float) -> bytes:
-        bucket, key, _ = self._fs.split_path(self._inner)
+        fs = self._at.fs
+        bucket, key, _ = fs.split_path(self._at.inner)
         span = f"bytes={start}-{end - 1}"
         try:
-            answer = self._fs.call_s3("get_object", Bucket=bucket, Key=key, Range=span, timeout=seconds)
-        except (
-            Exception
-        ) as error:  # which s3fs raises is its version's choice; `remote.call` sorts the others
-            if status_of(error) == _NOT_SO_LONG:
+            response = fs.call_s3("get_object", Bucket=bucket, Key=key, Range=span, timeout=seconds)
+        except Exception as error:  # its class depends on the version of s3fs; `call` handles the others
+            if status_of(error) == _RANGE_NOT_SATISFIABLE:
                 raise self._changed() from error
             raise
         try:
-            # The answer's own tag is looked at: not every such store knows conditions on a request.
-            if _tag(answer) != _tag(self.info):
+            # Not every such store supports conditional requests.
+            if _tag(response) != _tag(self.info):
                 raise self._changed()
-            return bytes(fsspec.asyn.sync(self._fs.loop, answer["Body"].read, timeout=seconds))
+            return bytes(fsspec.asyn.sync(fs.loop, response["Body"].read, timeout=seconds))
         finally:
-            answer["Body"].close()
+            response["Body"].close()
 
     def _web_range(self, start: int, end: int, seconds: float) -> bytes | None:
         self._unpinned = True
-        with self._fs.open(self._inner, size=self._size, cache_type="none") as file:
+        with self._at.fs.open(self._at.inner, size=self._size, cache_type="none") as file:
             if not hasattr(file, "async_fetch_range"):
                 return None
             try:
@@ -144,17 +143,17 @@ class RemoteFile(io.RawIOBase):
                 return None
 
     def _download(self) -> BinaryIO:
-        """Gets the whole file into a temporary one, for a server that knows no ranges."""
+        """Downloads the whole file, from a server without ranges."""
         handle, name = tempfile.mkstemp(prefix="clipdata-")
         os.close(handle)
 
         def get(**options: Any) -> None:
-            self._fs.get_file(self._inner, name, **options)
-            if (found := os.path.getsize(name)) != self._size:
-                raise Short(f"{found:,} bytes came where {self._size:,} were asked for")
+            self._at.fs.get_file(self._at.inner, name, **options)
+            if (received := os.path.getsize(name)) != self._size:
+                raise ShortReadError(f"received {received:,} of {self._size:,} bytes")
 
         try:
-            call(self._path, get, fs=self._fs, seconds=limit(self._size))
+            call(self._at, get, seconds=time_limit(self._size))
             return open(name, "rb")
         finally:
             os.unlink(name)
@@ -165,122 +164,123 @@ class RemoteFile(io.RawIOBase):
         super().close()
 
     def check_unchanged(self) -> None:
-        """Makes sure that what was read is one file, where the answers themselves didn't tell.
+        """Checks that all reads were of one version of the file, where the responses didn't show it.
 
         Raises:
-          StorageError: it was written again meanwhile.
+          StorageError: it was written meanwhile.
         """
         if self._unpinned:
-            info = look(self._path, self._fs, self._inner)
+            info = fetch_info(self._at)
             if info is None or fingerprint(info) != fingerprint(self.info):
                 raise self._changed()
 
     def _changed(self) -> StorageError:
         return StorageError(
-            f"{self._path}: was changed while it was read; give the command again when nobody writes to it"
+            f"{self._at}: was changed while it was read; run the command again when nothing writes to it"
         )
 
 
 def _tag(info: dict[str, Any]) -> str:
-    # Not every store puts a tag in quotes in its listings, too.
-    return str(info.get("ETag", "")).strip('"')
+    return str(info.get("ETag", "")).strip('"')  # some stores' listings lack the quotes
 
 
 @contextlib.contextmanager
-def open_read(
-    path: str, fs: Any, inner: str, info: dict[str, Any] | None = None, at_once: bool = False
-) -> Iterator[BinaryIO]:
-    """Opens a file of a store for reading; see `RemoteFile`. With `at_once` a small one is got by one request."""
-    with RemoteFile(path, fs, inner, info) as raw, io.BufferedReader(raw, BLOCK) as file:
+def open_read(at: Location, at_once: bool = False) -> Iterator[BinaryIO]:
+    """Opens a file of a store for reading; with `at_once` a small one is read by one request."""
+    with RemoteFile(at, cached_info(at)) as raw, io.BufferedReader(raw, BLOCK) as file:
         yield io.BytesIO(raw.readall()) if at_once and int(raw.info["size"]) <= BLOCK else file
         raw.check_unchanged()
 
 
-def put(path: str, fs: Any, inner: str, local: str) -> None:
-    """Puts a local file: it appears whole or not at all.
+def put(at: Location, local: str) -> None:
+    """Uploads a local file, which appears whole or not at all.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: the place can't be written to.
       StorageError: the store fails.
     """
     size = os.path.getsize(local)
-    seconds = limit(size)
-    with _refusals_told(path, fs):
+    limit = time_limit(size)
+    with _explained(at):
         if size <= _WHOLE:
             with open(local, "rb") as file:
                 data = file.read()
-            call(path, fs.pipe_file, inner, data, fs=fs, seconds=seconds)
+            call(at, at.fs.pipe_file, at.inner, data, seconds=limit)
         else:
-            call(path, fs.put_file, local, inner, fs=fs, seconds=seconds)
+            call(at, at.fs.put_file, local, at.inner, seconds=limit)
 
 
-def put_new(path: str, fs: Any, inner: str, data: bytes) -> bool:
-    """Puts a small file if there is none; whether it did. Of several at once one does, where the store can see to it.
+def put_new(at: Location, data: bytes) -> bool:
+    """Uploads a small file unless one exists, and returns whether it did; of several at once one, if the store can.
 
-    Where it can't, another may come between the look and the put. Where an answer is lost, all may be told that
-    somebody else did it.
+    Other stores may let another process in between the check and the put. If a response is lost, all may return False.
 
     Raises:
-      InputError: as `put`.
+      InputError: the place can't be written to.
       StorageError: the store fails.
     """
-    with _refusals_told(path, fs):
-        if look(path, fs, inner) is not None:  # often, and the file may be large
+    limit = time_limit(len(data))
+    with _explained(at):
+        if fetch_info(at) is not None:  # the common case, and the file may be large
             return False
-        if "mode" in inspect.signature(getattr(fs, "_pipe_file", fs.pipe_file)).parameters:
+        if "mode" in inspect.signature(getattr(at.fs, "_pipe_file", at.fs.pipe_file)).parameters:
             try:
-                call(path, fs.pipe_file, inner, data, mode="create", fs=fs, seconds=limit(len(data)))
+                call(at, at.fs.pipe_file, at.inner, data, mode="create", seconds=limit)
                 return True
             except FileExistsError:
                 return False
             except StorageError as error:
-                if not is_unknown(error):
+                if not is_unsupported(error):
                     raise
-        call(path, fs.pipe_file, inner, data, fs=fs, seconds=limit(len(data)))
+        call(at, at.fs.pipe_file, at.inner, data, seconds=limit)
         return True
 
 
 @contextlib.contextmanager
-def _refusals_told(path: str, fs: Any) -> Iterator[None]:
-    if is_web(fs):
-        raise InputError(f"{path}: a web server can only be read; choose another place to write to")
+def _explained(at: Location) -> Iterator[None]:
+    if at.is_web:
+        raise InputError(f"{at}: a web server can only be read; choose another place to write to")
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such bucket; make it first, or check the path") from error
+        raise InputError(f"{at}: no such bucket; create it first, or check the path") from error
 
 
-_kept: dict[str, tuple[str, dict[str, Any]]] = {}
+_copies: dict[str, tuple[str, dict[str, Any]]] = {}
 
 
 def local_copy(path: str) -> tuple[str, dict[str, Any]] | None:
-    """Where `keep` has a copy of a file, and what its store says of it."""
-    return _kept.get(path)
+    """The path of a file's `downloaded` copy, and the metadata of the file; None if there is no copy."""
+    return _copies.get(path)
 
 
 @contextlib.contextmanager
-def downloaded(paths: Sequence[tuple[str, Any, str]]) -> Iterator[None]:
-    """Downloads files: all that is read of them until the block ends comes from the copies.
+def downloaded(paths: Sequence[str]) -> Iterator[None]:
+    """Downloads files of object stores once each; until the block ends, reads of them use the copies.
 
     Args:
-      paths: path, file system, and name there of each. What is missing is left to whoever reads it.
+      paths: the files; local ones stay where they are, missing ones fail when they are read.
+
+    >>> with downloaded(["local.npy"]):  # nothing to do
+    ...     pass
     """
-    if not paths:
+    remote = [at for at in map(Location, paths) if not at.is_local]
+    if not remote:
         yield
         return
-    with stopping.scratch("clipdata-") as folder:
+    with temporary.scratch("clipdata-") as folder:
         made = []
         try:
-            for number, (path, fs, inner) in enumerate(paths):
+            for number, at in enumerate(remote):
                 local = os.path.join(folder, str(number))
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                    with RemoteFile(path, fs, inner) as raw, open(local, "wb") as copy:
+                    with RemoteFile(at) as raw, open(local, "wb") as copy:
                         while piece := raw.read(_LARGEST):
                             copy.write(piece)
                         raw.check_unchanged()
-                    made.append(path)
-                    _kept[path] = local, raw.info
+                    made.append(at.path)
+                    _copies[at.path] = local, raw.info
             yield
         finally:
             for path in made:
-                _kept.pop(path, None)
+                _copies.pop(path, None)

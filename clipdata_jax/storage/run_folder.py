@@ -1,34 +1,39 @@
-"""Folders that a command of ours fills: whether one is finished."""
+"""Folders that a command fills, and whether one is finished."""
 
 from __future__ import annotations
 
 import json
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.storage import paths
+from clipdata_jax.storage.paths import Folder
 
 PLAN, MANIFEST, TRACE, TIMES = "plan.json", "manifest.json", "trace.jsonl", "run.jsonl"
 
 
-def check_finished(folder: str) -> None:
-    """Refuses a folder that a run of ours began and has not finished; other tools' folders pass.
+def check_finished(folder: Folder) -> None:
+    """Checks that no run began a folder without finishing it; folders of other tools pass.
 
     Raises:
-      InputError: there is a plan and no manifest yet, so part of the results may be missing.
+      InputError: it has a plan and no manifest, so part of the results may be missing.
+
+    >>> check_finished(Folder("anything"))
     """
-    if paths.exists(paths.join(folder, PLAN)) and not paths.exists(paths.join(folder, MANIFEST)):
+    if folder.exists(PLAN) and not folder.exists(MANIFEST):
         raise InputError(
-            f"{folder}: the run that fills it isn't finished; give its command again to finish it, then this one"
+            f"{folder}: the run that fills it isn't finished; run its command again to finish it, then this one"
         )
 
 
-def recorded_sizes(folder: str) -> dict[str, int]:
-    """File -> bytes, as the manifest of a folder that a run filled has them; {} where there is no such manifest."""
-    path = paths.join(folder, MANIFEST)
-    if not paths.exists(path):
+def recorded_sizes(folder: Folder) -> dict[str, int]:
+    """Returns the sizes in bytes that a run's manifest records for its files; {} without a valid manifest.
+
+    >>> recorded_sizes(Folder("anything"))
+    {}
+    """
+    if not folder.exists(MANIFEST):
         return {}
     try:
-        outputs = json.loads(paths.read_bytes(path))["outputs"]
+        outputs = json.loads(folder.read_bytes(MANIFEST))["outputs"]
         return {name: entry["bytes"] for name, entry in outputs.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

@@ -151,7 +151,8 @@ def open_checkpoints(folder: str | None) -> Iterator[Any]:
         enable_async_checkpointing=False,
     )
     # Orbax takes neither "~" nor "file://", which all other paths may have.
-    path = storage.filesystem(folder)[1] if storage.is_local(folder) else folder
+    at = storage.Folder(folder)
+    path = at.inner if at.is_local else folder
     with ocp.CheckpointManager(path, options=options) as manager:
         yield manager
 

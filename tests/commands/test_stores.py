@@ -17,7 +17,7 @@ from support.pools import make_pool
 from clipdata_jax import storage
 from clipdata_jax.runs import telemetry
 from clipdata_jax.runs.output import Output
-from clipdata_jax.storage import paths, remote
+from clipdata_jax.storage import local, retries
 
 KINDS = ("500", "503", "reset", "cut", "short", "slow")
 OUTPUTS = ("metadata", "scores", "selected", "subset.npy", "union.npy", "union.parquet")
@@ -36,7 +36,7 @@ def world(tmp_path_factory):
         faults = stores.Faults(stores.s3_app())
         with stores.serving(faults) as address:
             stores.use_s3(patch, address)
-            storage.filesystem("s3://bucket")[0].mkdir("bucket")
+            storage.Folder("s3://bucket").fs.mkdir("bucket")
             for path in [*local.glob("pool/*"), *local.glob("metadata/*")]:
                 storage.write_bytes(f"s3://bucket/{path.relative_to(local)}", path.read_bytes())
             yield local, make_checkpoint(local / "checkpoint"), faults
@@ -44,7 +44,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch, world):
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
     world[2].reset()
 
 
@@ -73,7 +73,7 @@ def contents(out):
     """The results' bytes; not what names paths and times."""
     return {
         name: storage.read_bytes(f"{out}/{name}")
-        for name in storage.sizes(out)
+        for name in storage.Folder(out).sizes()
         if not re.search(r"\.jsonl?$", name) and name.startswith(OUTPUTS)
     }
 
@@ -137,7 +137,7 @@ def test_a_pool_is_planned_and_resumed_in_few_requests(world, tmp_path, clipdata
     assert clipdata(*score).returncode == 0
     assert faults.seen.total() < 4 * 12 + 60
     (tmp_path / "few").mkdir()
-    for path in storage.list_folder("s3://bucket/few"):
+    for path in storage.Folder("s3://bucket/few").files():
         (tmp_path / "few" / os.path.basename(path)).write_bytes(storage.read_bytes(path))
     for folder in ("few", "s3://bucket/few"):  # the second in threads that read ahead
         out = f"{folder.rpartition('/')[2]}-{len(folder)}.npy"
@@ -183,7 +183,7 @@ def test_a_lost_mount_or_no_right_to_write_is_told(tmp_path, clipdata, monkeypat
     def refused(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(paths, "make_folder", refused)
+    monkeypatch.setattr(local, "make_folder", refused)
     done = clipdata(*score)
     assert done.returncode == 2
     assert "can't be written (permission denied)" in done.stderr

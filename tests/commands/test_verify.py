@@ -18,7 +18,7 @@ from clipdata_jax import storage
 from clipdata_jax.cli import main
 from clipdata_jax.formats import tars, uids
 from clipdata_jax.formats.arrays import RowChunks, write_npz
-from clipdata_jax.storage import remote
+from clipdata_jax.storage import location
 
 PART = "scores/00000001.parquet"
 
@@ -251,7 +251,7 @@ def test_no_store_is_asked_because_a_record_names_it(name, work, clipdata, monke
     entry = {"name": name, "bytes": 1}
     edit(work / "subset.npy.manifest.json", lambda content: content["inputs"].append(entry))
     with monkeypatch.context() as patch:
-        patch.setattr(remote, "connect", None)
+        patch.setattr(location, "_connect", None)
         done = clipdata("verify", "subset.npy")
         assert done.returncode == 2, done.stdout
         assert f"({name!r} for one); not asked" in done.stdout, done.stdout

@@ -65,7 +65,7 @@ def test_an_error_in_the_last_unit_is_told_too():
 def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "list_names", lambda folder: [])  # each finds the folder empty
+        patch.setattr(storage.Folder, "names", lambda folder: [])  # each finds the folder empty
         first = open_output(folder, plan={"command": "a"}, units=["u"])
         assert open_output(folder, plan={"command": "a"}, units=["u"]) == first
         before = storage.read_bytes(first.path("plan.json"))

@@ -14,14 +14,14 @@ from support import stores
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.formats import sources, tars
-from clipdata_jax.storage import remote, remote_files
+from clipdata_jax.storage import location, remote_files, retries
 
 KINDS = ("500", "503", "reset", "cut", "short", "slow")
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,7 @@ def s3_faults():
         faults = stores.Faults(stores.s3_app())
         with stores.serving(faults) as address:
             stores.use_s3(patch, address)
-            fs, _ = storage.filesystem("s3://pool")
-            fs.mkdir("pool")
+            storage.Folder("s3://pool").fs.mkdir("pool")
             yield faults
 
 
@@ -104,7 +103,7 @@ def test_every_format_reads_alike_from_a_web_server(web, tmp_path, monkeypatch, 
     server.files = {f"/pool/{path.name}": path.read_bytes() for path in tmp_path.iterdir()}
     server.ranges, faults.kinds = ranges, kinds
     assert read_formats(f"{address}/pool") == read_formats(str(tmp_path))
-    assert storage.list_folder(f"{address}/pool", ".tar") == [f"{address}/pool/f.tar"]
+    assert storage.Folder(f"{address}/pool").files(".tar") == [f"{address}/pool/f.tar"]
     assert storage.is_folder(f"{address}/pool")
     assert not storage.is_folder(f"{address}/pool/f.tar")
     assert storage.exists(f"{address}/pool/f.tar")
@@ -116,7 +115,7 @@ def test_every_format_reads_alike_from_a_web_server(web, tmp_path, monkeypatch, 
 def test_a_web_server_that_tells_no_size_is_refused_and_none_is_written_to(web):
     server, _, address = web
     server.files["/f"], server.lengths = b"12345", False
-    with pytest.raises(StorageError, match="doesn't tell its size"):
+    with pytest.raises(StorageError, match="doesn't report its size"):
         storage.read_bytes(f"{address}/f")
     with pytest.raises(InputError, match="a web server can only be read"):
         storage.write_bytes(f"{address}/g", b"1")
@@ -146,12 +145,12 @@ def test_a_file_that_changes_while_it_is_read_is_refused(s3, web, monkeypatch, s
 def test_a_file_that_changed_since_it_was_listed_is_refused(s3, size):
     storage.write_bytes("s3://pool/listed/f", bytes(64))
     with storage.stat_cache():
-        assert storage.list_folder("s3://pool/listed") == ["s3://pool/listed/f"]
+        assert storage.Folder("s3://pool/listed").files() == ["s3://pool/listed/f"]
         s3.reset()
         assert storage.size("s3://pool/listed/f") == 64
         assert storage.read_bytes("s3://pool/listed/f") == bytes(64)
         assert s3.seen == {"GET": 1}
-        storage.filesystem("s3://pool")[0].pipe_file("pool/listed/f", b"\1" * size)  # as somebody else does
+        storage.Folder("s3://pool").fs.pipe_file("pool/listed/f", b"\1" * size)  # as somebody else does
         with (
             pytest.raises(StorageError, match="was changed while it was read"),
             storage.open_read("s3://pool/listed/f") as file,
@@ -170,7 +169,7 @@ def test_what_stays_broken_ends_in_one_sentence(s3):
         with pytest.raises(StorageError, match=r"s3://pool/f.*failed 6 times, last with.*503.*kept"):
             storage.read_bytes("s3://pool/f") if kind != "PUT" else storage.write_bytes("s3://pool/f", b"2")
         with pytest.raises(StorageError, match="failed 6 times"):
-            storage.list_names("s3://pool") if kind == "GET" else storage.exists(
+            storage.Folder("s3://pool").names() if kind == "GET" else storage.exists(
                 "s3://pool/f"
             ) if kind == "HEAD" else (storage.write_bytes("s3://pool/g", b"2"))
     s3.reset()
@@ -181,7 +180,7 @@ def test_what_stays_broken_ends_in_one_sentence(s3):
 def test_what_no_attempt_would_mend_is_told_at_once(s3, monkeypatch):
     with pytest.raises(InputError, match="no such file"):
         storage.read_bytes("s3://pool/none")
-    with pytest.raises(InputError, match=r"s3://none/f: there is no such bucket"):
+    with pytest.raises(InputError, match=r"s3://none/f: no such bucket"):
         storage.write_bytes("s3://none/f", b"")
     with pytest.raises(InputError, match="is a folder"):
         storage.write_bytes("s3://pool/folder/f", b"")
@@ -211,7 +210,9 @@ def test_files_are_kept_for_a_while(s3):
     assert s3.seen["GET"] == 2
     assert s3.seen["HEAD"] == 2
     assert (
-        storage.fingerprints("s3://pool")["s3://pool/k"] == fingerprint == storage.fingerprint("s3://pool/k")
+        storage.Folder("s3://pool").fingerprints()["s3://pool/k"]
+        == fingerprint
+        == storage.fingerprint("s3://pool/k")
     )
 
 
@@ -230,16 +231,18 @@ def test_a_missing_package_is_told_by_the_extra_that_has_it(monkeypatch, path, e
     def missing(*_, **__):
         raise ImportError("Install it")
 
-    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", missing)
+    monkeypatch.setattr(location.fsspec.core, "url_to_fs", missing)
     with pytest.raises(InputError, match=rf"needs a package that is missing.*clipdata_jax\[{extra}\]"):
         storage.read_bytes(path)
 
 
 def test_the_user_s_own_configuration_has_the_last_word(monkeypatch):
     seen = {}
-    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", lambda path, **options: (seen.update(options), path))
-    monkeypatch.setitem(remote.fsspec.config.conf, "gs", {"token": "anon", "use_listings_cache": True})
-    storage.filesystem("gs://bucket/x")
+    monkeypatch.setattr(
+        location.fsspec.core, "url_to_fs", lambda path, **options: (seen.update(options), path)
+    )
+    monkeypatch.setitem(location.fsspec.config.conf, "gs", {"token": "anon", "use_listings_cache": True})
+    storage.Folder("gs://bucket/x")
     assert seen == {"token": "anon", "use_listings_cache": True}
 
 
@@ -248,27 +251,27 @@ def test_the_user_s_own_configuration_has_the_last_word(monkeypatch):
 def test_a_file_is_new_once(s3, monkeypatch, place, conditions):
     s3.conditions = conditions
     path = f"{place}/new-{conditions}"
-    assert storage.write_new(path, b"first")
-    assert not storage.write_new(path, b"second")
+    assert storage.Folder(path).write_new("", b"first")
+    assert not storage.Folder(path).write_new("", b"second")
     if conditions:  # another process may put it between a look and the put
-        monkeypatch.setattr(remote_files, "look", lambda *_: None)
-        assert not storage.write_new(path, b"second")
+        monkeypatch.setattr(remote_files, "fetch_info", lambda *_: None)
+        assert not storage.Folder(path).write_new("", b"second")
         monkeypatch.undo()
     assert storage.read_bytes(path) == b"first"
 
 
 def test_a_store_without_the_option_is_looked_at_first(s3, monkeypatch):
-    fs = storage.filesystem("s3://pool")[0]
+    fs = storage.Folder("s3://pool").fs
     put = fs._pipe_file
 
     async def older(path, data, chunksize=1 << 20):
         return await put(path, data, chunksize)
 
     monkeypatch.setattr(fs, "_pipe_file", older)
-    assert storage.write_new("s3://pool/older", b"first")
-    assert not storage.write_new("s3://pool/older", b"second")
+    assert storage.Folder("s3://pool/older").write_new("", b"first")
+    assert not storage.Folder("s3://pool/older").write_new("", b"second")
     with pytest.raises(InputError, match="no such bucket"):
-        storage.write_new("s3://nowhere/older", b"first")
+        storage.Folder("s3://nowhere/older").write_new("", b"first")
     s3.always = re.compile("PUT /pool/failing")
     with pytest.raises(StorageError, match="failed 6 times"):
-        storage.write_new("s3://pool/failing", b"first")
+        storage.Folder("s3://pool/failing").write_new("", b"first")

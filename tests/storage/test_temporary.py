@@ -12,13 +12,11 @@ import time
 import pytest
 
 from clipdata_jax import storage
-from clipdata_jax.runtime import stopping
-from clipdata_jax.storage import local, paths
+from clipdata_jax.storage import temporary
 
 WRITER = """
 import os, signal, sys
 from clipdata_jax import storage
-from clipdata_jax.storage import local, paths, remote
 with storage.open_write(sys.argv[1]) as file:
     file.write(b"half")
     file.flush()
@@ -38,7 +36,7 @@ def test_what_a_killed_writer_leaves_goes_and_what_a_living_one_writes_stays(tmp
     assert not out.exists()
     with storage.open_write(str(out)) as file:
         file.write(b"whole")
-        storage.sweep(str(tmp_path / "out"))
+        storage.Folder(str(tmp_path / "out")).sweep()
         (mine,) = hidden(tmp_path)
     assert mine.startswith(".1.npz.")
     assert out.read_bytes() == b"whole"
@@ -48,9 +46,9 @@ def test_what_a_killed_writer_leaves_goes_and_what_a_living_one_writes_stays(tmp
 def test_another_machines_file_is_left_behind_when_nothing_was_written_for_long(tmp_path):
     name = f".a.npy.{'0' * 8}-{'1' * 32}.tmp"  # the mark of no kernel here
     (tmp_path / name).write_bytes(b"half")
-    storage.sweep(str(tmp_path))
+    storage.Folder(str(tmp_path)).sweep()
     assert hidden(tmp_path) == [name]
-    os.utime(tmp_path / name, (0, time.time() - 2 * local._SILENT_SECONDS))
+    os.utime(tmp_path / name, (0, time.time() - 2 * temporary._SILENT_SECONDS))
     storage.sweep_beside(str(tmp_path / "b.npy"))  # another's
     assert hidden(tmp_path) == [name]
     storage.sweep_beside(str(tmp_path / "a.npy"))
@@ -62,37 +60,39 @@ def test_files_that_only_look_alike_stay(tmp_path):
     for name in names:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 0))
-    storage.sweep(str(tmp_path))
+    storage.Folder(str(tmp_path)).sweep()
     assert sorted(os.listdir(tmp_path)) == sorted(names)
 
 
 def test_of_several_writers_of_a_new_file_one_succeeds(tmp_path, monkeypatch):
     path = str(tmp_path / "out" / "manifest.json")
-    assert storage.write_new(path, b"first")
-    assert not storage.write_new(path, b"second")
-    monkeypatch.setattr(paths, "exists", lambda path: False)  # it appears while the second is written
-    assert not storage.write_new(path, b"second")
+    assert storage.Folder(path).write_new("", b"first")
+    assert not storage.Folder(path).write_new("", b"second")
+    monkeypatch.setattr(
+        storage.Folder, "exists", lambda self: False
+    )  # it appears while the second is written
+    assert not storage.Folder(path).write_new("", b"second")
     assert storage.read_bytes(path) == b"first"
 
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)  # a file system where a file has one name
-    assert not storage.write_new(path, b"second")
-    assert storage.write_new(f"{path}2", b"third")
+    assert not storage.Folder(path).write_new("", b"second")
+    assert storage.Folder(f"{path}2").write_new("", b"third")
     assert storage.read_bytes(path) == b"first"
     assert not hidden(tmp_path)
 
 
 def test_a_writer_whose_file_was_taken_for_left_behind_begins_anew(tmp_path, monkeypatch):
-    lock, swept = local.fcntl.flock, []
+    lock, swept = temporary.fcntl.flock, []
 
-    def first_swept(file, how):
+    def first_swept(number, how):
         if not swept:
-            swept.append(os.unlink(file.name))
-        lock(file, how)
+            swept.append(os.unlink(os.readlink(f"/proc/self/fd/{number}")))
+        lock(number, how)
 
-    monkeypatch.setattr(local.fcntl, "flock", first_swept)
+    monkeypatch.setattr(temporary.fcntl, "flock", first_swept)
     storage.write_bytes(str(tmp_path / "a"), b"whole")
     assert swept
     assert (tmp_path / "a").read_bytes() == b"whole"
@@ -103,8 +103,8 @@ def test_a_writer_whose_file_was_taken_for_left_behind_begins_anew(tmp_path, mon
 
 SCRATCH = """
 import os, signal
-from clipdata_jax.runtime import stopping
-with stopping.scratch("clipdata-select-") as folder:
+from clipdata_jax import storage
+with storage.scratch("clipdata-select-") as folder:
     open(os.path.join(folder, "run"), "w").close()
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -115,7 +115,7 @@ def test_scratch_folders_of_killed_processes_go_at_the_next_start(tmp_path, monk
     for name in others:
         (tmp_path / name).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with stopping.scratch("clipdata-") as alive:
+    with storage.scratch("clipdata-") as alive:
         subprocess.run(
             [sys.executable, "-c", SCRATCH],
             env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -123,13 +123,13 @@ def test_scratch_folders_of_killed_processes_go_at_the_next_start(tmp_path, monk
             check=False,
         )
         assert len(os.listdir(tmp_path)) == len(others) + 2
-        stopping.sweep_scratch.cache_clear()  # the next start
-        with stopping.scratch("clipdata-uids-") as next_one:
+        temporary._sweep_scratch.cache_clear()  # the next start
+        with storage.scratch("clipdata-uids-") as next_one:
             assert {*os.listdir(tmp_path)} == {*others, *map(os.path.basename, (alive, next_one))}
     assert sorted(os.listdir(tmp_path)) == sorted(others)
 
 
-@pytest.mark.parametrize(("module", "name"), [(os, "open"), (stopping.fcntl, "flock")])
+@pytest.mark.parametrize(("module", "name"), [(os, "open"), (temporary.fcntl, "flock")])
 def test_a_scratch_folder_that_was_swept_before_it_was_locked_is_made_anew(
     tmp_path, monkeypatch, module, name
 ):
@@ -143,6 +143,6 @@ def test_a_scratch_folder_that_was_swept_before_it_was_locked_is_made_anew(
         return whole(*arguments, **named)
 
     monkeypatch.setattr(module, name, first_swept)
-    with stopping.scratch("clipdata-") as folder:
+    with storage.scratch("clipdata-") as folder:
         assert swept
         assert os.listdir(tmp_path) == [os.path.basename(folder)] != swept

@@ -1,0 +1,71 @@
+"""Patterns of paths: braces and globs."""
+
+from __future__ import annotations
+
+import re
+
+from clipdata_jax.errors import InputError
+from clipdata_jax.runtime import threads
+from clipdata_jax.storage.paths import Folder
+from clipdata_jax.storage.retries import call
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def expand(patterns: str | tuple[str, ...]) -> list[str]:
+    """Returns the files that patterns name: with `{000..099}` and `{a,b}` braces, and `*` globs; folders stay folders.
+
+    Args:
+      patterns: local paths or URLs.
+
+    Returns:
+      the paths: of braces in the order written, which must all exist; of a glob sorted.
+
+    Raises:
+      InputError: a pattern or a name matches nothing.
+
+    >>> for name in ("a-08.tar", "a-09.tar", "a-10.tar"):
+    ...     open(name, "w").close()
+    >>> expand("a-{08..10}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar']
+    """
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        names = expand_braces(pattern)
+        plain = [name for name in names if not any(char in name for char in "*?[")]
+        exist = threads.in_order(lambda name: Folder(name).exists(), plain, Folder(pattern).threads)
+        exists = dict(zip(plain, exist, strict=True))
+        for name in names:
+            if name in exists and not exists[name]:
+                raise InputError(f"{name}: no such file or folder (from {pattern!r}); check the path")
+            found += [name] if name in exists else _glob(name)
+    return found
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Returns the names that a pattern's braces stand for, in the order written; ranges keep their leading zeros.
+
+    Raises:
+      InputError: a range is empty.
+    """
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if bounds:
+        first, last = int(bounds[1]), int(bounds[2])
+        if last < first:
+            raise InputError(f"{pattern}: the range {match[0]} is empty; write the smaller number first")
+        choices = [str(number).zfill(len(bounds[1])) for number in range(first, last + 1)]
+    else:
+        choices = match[1].split(",")
+    start, end = pattern[: match.start()], pattern[match.end() :]
+    return [name for choice in choices for name in expand_braces(start + choice + end)]
+
+
+def _glob(pattern: str) -> list[str]:
+    at = Folder(pattern)
+    matches = sorted(at.fs.glob(at.inner) if at.is_local else call(at, at.fs.glob, at.inner))
+    if not matches:
+        raise InputError(f"{pattern}: the pattern matches no file; check the path, and quote it in the shell")
+    return matches if at.is_local else [at.fs.unstrip_protocol(match) for match in matches]
