@@ -96,7 +96,7 @@ def _options(rows: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _escaped(text: str) -> str:
-    """Text as Markdown shows it unchanged, but for code in backticks."""
-    parts = text.split("`")
+    """Text as Markdown shows it unchanged; flags become code."""
+    parts = re.sub(r"(?<![\w`-])(--[a-z][a-z-]*)", r"`\1`", text).split("`")
     parts[::2] = [re.sub(r"([\\*_<>\[\]{}$~|#])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)

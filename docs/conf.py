@@ -7,6 +7,7 @@ import sys
 import typing
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.domains.python import PyObject
 
 import clipdata_jax
@@ -19,7 +20,7 @@ typing.GENERATING_DOCUMENTATION = True  # type: ignore[attr-defined]  # jaxtypin
 
 project = "clipdata_jax"
 author = "The clipdata_jax authors"
-project_copyright = "The clipdata_jax authors, Apache-2.0"
+project_copyright = "2026, the clipdata_jax authors"
 version = release = clipdata_jax.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -32,6 +33,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"DTypeLike": "DTypeLike"}
 autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 maximum_signature_line_length = 70
@@ -45,9 +47,12 @@ html_theme = "sphinx_book_theme"
 html_title = "clipdata_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_show_sphinx = False
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
+    "extra_footer": "Apache-2.0",
+    "footer_content_items": ["copyright", "extra-footer"],
     "navbar_persistent": [],
     "show_toc_level": 2,
     "use_download_button": False,
@@ -63,6 +68,7 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", _write_command_pages)
     app.connect("autodoc-process-docstring", _as_restructured_text, priority=1)
     app.connect("autodoc-skip-member", _skip_field)
+    app.connect("doctree-read", _set_dashes)
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"
@@ -73,6 +79,12 @@ def _write_command_pages(app: Sphinx) -> None:
     import command_pages
 
     command_pages.write(HERE / "commands")
+
+
+def _set_dashes(app: Sphinx, doctree: nodes.document) -> None:
+    """Sets the dash after a parameter's name, which smart quotes would set, and make one of every `--flag`."""
+    for text in [node for node in doctree.findall(nodes.Text) if node == " -- "]:
+        text.parent.replace(text, nodes.Text(" – "))
 
 
 def _skip_field(app: object, what: str, name: str, of: object, skip: bool, options: object) -> bool | None:
