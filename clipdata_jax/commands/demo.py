@@ -18,7 +18,7 @@ from clipdata_jax import config, storage
 from clipdata_jax.demo import pool as drawn
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
-from clipdata_jax.runs import manifest
+from clipdata_jax.runs import manifest, records
 from clipdata_jax.runtime import console
 
 MODEL = str(Path(__file__).parents[1] / "demo" / "model")
@@ -102,7 +102,7 @@ def _draw(options: config.Demo, place: dict[str, str]) -> None:
         jobs["zero_shot"] = lambda folder: drawn.make_zero_shot(folder, seed=options.seed)
     for name, draw in jobs.items():
         plan = {"command": "demo", "pairs": options.pairs, "seed": options.seed}
-        before = manifest.read(place[name])
+        before = manifest.read_facts(place[name])
         if before and before != plan:
             raise InputError(
                 f"{place[name]}: holds another demo (--pairs {before.get('pairs')} --seed {before.get('seed')});"
@@ -110,7 +110,7 @@ def _draw(options: config.Demo, place: dict[str, str]) -> None:
             )
         if before != plan:
             draw(place[name])
-            storage.write_bytes(storage.join(place[name], manifest.NAME), manifest.to_json(plan))
+            storage.write_bytes(storage.join(place[name], manifest.NAME), records.to_json(plan))
 
 
 def _call(command: str, options: Any) -> Any:

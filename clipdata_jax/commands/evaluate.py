@@ -14,7 +14,7 @@ from clipdata_jax.config import Evaluate
 from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
-from clipdata_jax.runs import manifest
+from clipdata_jax.runs import manifest, output, records
 from clipdata_jax.runtime import console, parallel
 
 if TYPE_CHECKING:
@@ -49,33 +49,17 @@ def run(options: Evaluate) -> dict[str, Any]:
         devices=True,
         model=models.checkpoint_digest(options.model),
     )
-    _check_same_run(options.out, plan)
+    output.is_done(options.out, plan, same=list(plan.to_json()))
     figures: dict[str, Any] = {"model": options.model}
     if labelled:
         figures["classification"] = reader.classify(labelled, names, templates)
     if retrieval:
         figures["retrieval"] = reader.retrieve(retrieval)
     figures["skipped"] = reader.skipped
-    storage.write_bytes(options.out, manifest.to_json(figures))
-    manifest.write_beside(options.out, {**plan, "figures": figures})
+    storage.write_bytes(options.out, records.to_json(figures))
+    manifest.write_beside(options.out, plan, {"figures": figures})
     print(_table(figures, options.out))
     return figures
-
-
-def _check_same_run(out: str, plan: dict[str, Any]) -> None:
-    """The same figures may be written again; anything else that is there stays."""
-    if not storage.exists(out):
-        return
-    beside = f"{out}.{manifest.NAME}"
-    try:
-        before = json.loads(storage.read_bytes(beside)) if storage.exists(beside) else {}
-        same = all(before[key] == json.loads(manifest.to_json(value)) for key, value in plan.items())
-    except (ValueError, KeyError, TypeError, RecursionError):
-        same = False
-    if not same:
-        raise InputError(
-            f"{out}: already there, and not by this evaluation; choose another --out, or delete it"
-        )
 
 
 def read_strings(path: str, what: str) -> list[str]:

@@ -22,7 +22,7 @@ from clipdata_jax.filters.conditions import apply
 from clipdata_jax.filters.languages import Languages
 from clipdata_jax.formats import metadata
 from clipdata_jax.formats.uid_files import UidSorter
-from clipdata_jax.runs import manifest
+from clipdata_jax.runs import manifest, output
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection.work import StepCounts
 
@@ -56,7 +56,7 @@ def run(options: Filter) -> FilterSummary:
     plan = manifest.describe(
         "filter", options, pool=[part.path for part in parts], devices=options.by_image, pairs=pairs
     )
-    manifest.check_same_run(options.out, plan, "command", *(f"options.{name}" for name in plan["options"]))
+    output.is_done(options.out, plan, same=("command", *(f"options.{name}" for name in plan.options)))
     if not pairs:
         raise InputError(
             f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
@@ -68,8 +68,7 @@ def run(options: Filter) -> FilterSummary:
         if not summary.kept:
             raise InputError(f"the filter keeps nothing, so no subset is written\n{_table(summary)}")
         summary = dataclasses.replace(summary, uids=sorter.write(options.out))
-    content = {
-        **plan,
+    facts = {
         "inputs": [manifest.file_entry(path) for path in preset.inputs],
         "pool_files": [
             *({"name": part.path, "bytes": part.bytes, "pairs": part.rows} for part in parts),
@@ -80,7 +79,7 @@ def run(options: Filter) -> FilterSummary:
         "notes": list(preset.notes),
         "skipped": [{"file": path, "reason": reason} for path, reason in sorted(skipped.reasons.items())],
     }
-    manifest.write_beside(options.out, content)
+    manifest.write_beside(options.out, plan, facts)
     print(_text(summary, pairs, preset.notes, skipped, options.out))
     return summary
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from clipdata_jax.config import NormSimD
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
 from clipdata_jax.formats.embedding_shards import BAD_REASONS, EmbeddingPool, open_pool
-from clipdata_jax.runs import manifest, profiling, telemetry
-from clipdata_jax.runs.output import Output, open_output
+from clipdata_jax.runs import manifest, profiling, records, telemetry
+from clipdata_jax.runs.output import Output, is_done, open_output
+from clipdata_jax.runs.records import Facts, Manifest, Plan
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scoring.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
 from clipdata_jax.scoring.norm_sim_d_steps import Rows, State, rows_scored, take_step
@@ -22,7 +23,7 @@ from clipdata_jax.selection import ranking
 _WORK, _STATE = "work", "state.npz"
 
 
-def run(options: NormSimD) -> dict[str, Any] | None:
+def run(options: NormSimD) -> Manifest | None:
     """Selects, writes the subset, its manifest, the trace of the steps and their times beside it.
 
     Returns the manifest, or None in processes other than the first, which alone writes; all must see its files.
@@ -50,20 +51,23 @@ def run(options: NormSimD) -> dict[str, Any] | None:
         unreadable=list(pool.unreadable),
         keep=options.keep(len(pool)),
     )
-    content = _finished(options.out, plan)
-    if content is None:
+    made: Manifest | None = None
+    if is_done(options.out, plan):
+        made = records.read(Manifest, f"{options.out}.{manifest.NAME}")
+    else:
         output, facts, drop = _prepare(options, pool, tag, plan, survivors, share)
         rows = open_rows(output, facts["pool_rows"])
-        state = _select(output, rows, plan["keep"], drop, options, share)
-        content = {} if share.index else _write(options.out, plan, facts, rows, state)
-    if share.index:
+        state = _select(output, rows, plan.facts["keep"], drop, options, share)
+        if not share.index:
+            made = _write(options.out, plan, facts, rows, state)
+    if share.index or made is None:
         print(
             f"{options.out}: process {share.index + 1} of {share.count} is done; the first writes and tells"
         )
         return None
     _remove(f"{options.out}.{_WORK}")
-    print(_text(content, options))
-    return content
+    print(_text(made.facts, options))
+    return made
 
 
 def _check_out(out: str) -> None:
@@ -73,28 +77,6 @@ def _check_out(out: str) -> None:
         raise InputError(
             f"--out is {out!r}, expected a local path: the embeddings are mapped from a file beside it"
         )
-
-
-def _finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of the same selection, done before; what else is there stays."""
-    if not storage.exists(out):
-        return None
-    advice = "choose another --out, or delete it"
-    try:
-        before = json.loads(storage.read_bytes(f"{out}.{manifest.NAME}"))
-        pool = [(str(entry["name"]), entry["bytes"]) for entry in before["pool_files"]]
-        whole = before["outputs"][out] == manifest.file_entry(out)
-    except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}") from error
-    was = {name: before.get(name) for name in plan}
-    now = json.loads(manifest.to_json(plan))
-    if was != now:
-        difference = manifest.first_difference(was, now)
-        raise InputError(f"{out}: already holds another run's subset ({difference}); {advice}")
-    changed = [name for name, size in pool if storage.size(name) != size]
-    if changed or not whole:
-        raise InputError(f"{changed[0] if changed else out}: was changed since {out} was made; {advice}")
-    return before
 
 
 def _read_survivors(path: str) -> np.ndarray:
@@ -108,10 +90,10 @@ def _prepare(
     options: NormSimD,
     pool: EmbeddingPool,
     tag: str,
-    plan: dict[str, Any],
+    plan: Plan,
     survivors: np.ndarray | None,
     share: parallel.Share,
-) -> tuple[Output, dict[str, Any], int]:
+) -> tuple[Output, Facts, int]:
     """The working folder with the rows in it, what there is to say of them, and how many a step drops."""
     folder = f"{options.out}.{_WORK}"
     if share.index:
@@ -121,13 +103,13 @@ def _prepare(
         output = open_output(folder, plan=plan, units=[UNIT])
         try:
             _read_rows(output, pool, tag, options, survivors)
-            check_steps(options, _facts(output)["rows"], plan["keep"])
+            check_steps(options, _facts(output)["rows"], plan.facts["keep"])
         except InputError:
             _remove(folder)  # no step is lost, and other options may be tried
             raise
         _wait(share)
     facts = _facts(output)
-    return output, facts, check_steps(options, facts["rows"], plan["keep"])
+    return output, facts, check_steps(options, facts["rows"], plan.facts["keep"])
 
 
 def _wait(share: parallel.Share) -> None:
@@ -156,16 +138,14 @@ def _read_rows(
     reader.write(output)
 
 
-def _facts(output: Output) -> dict[str, Any]:
+def _facts(output: Output) -> Facts:
     """What the manifest keeps of the rows."""
     receipt = output.receipt(UNIT)
     if receipt is None:
         raise InputError(
             f"{output.folder}: the pool's files change while they are read; give the command again"
         )
-    # Without their times: a manifest depends on no clock.
-    entries = [{key: entry[key] for key in ("name", "bytes", "digest")} for entry in receipt["inputs"]]
-    return {**receipt["facts"], "pool_files": entries}
+    return {**receipt.facts, "pool_files": [entry.without_fingerprint() for entry in receipt.inputs]}
 
 
 def check_steps(options: NormSimD, rows: int, keep: int) -> int:
@@ -215,8 +195,8 @@ def _select(
                 with seconds.on("write"):
                     storage.write_bytes(path, state.to_bytes())
                     _write_trace(options.out, state)
-                line = {"step": state.step, **watch.line(scored, **seconds)}
-                telemetry.append(f"{options.out}.{storage.TIMES}", line)
+                times = dataclasses.replace(watch.lap(scored, **seconds), step=state.step)
+                telemetry.append(f"{options.out}.{storage.TIMES}", times)
     if not share.index:
         _write_trace(options.out, state)
     return state
@@ -227,20 +207,18 @@ def _write_trace(out: str, state: State) -> None:
     storage.write_bytes(f"{out}.{storage.TRACE}", lines.encode())
 
 
-def _write(out: str, plan: dict[str, Any], facts: dict[str, Any], rows: Rows, state: State) -> dict[str, Any]:
+def _write(out: str, plan: Plan, facts: Facts, rows: Rows, state: State) -> Manifest:
     chosen = np.array(rows.uid[state.alive])
     kept = uids.sort_unique(chosen)
     uids.write_subset(out, kept)
     counts = {"kept": len(chosen), "uids": len(kept), "repeats": ranking.count_repeats(np.array(rows.uid))}
-    content = {
-        **plan,
+    found = {
         **facts,
         **counts,
         "steps_taken": state.step,
         "trace": [state.trace[0], state.trace[-1]],
     }
-    manifest.write_beside(out, content)
-    return content
+    return manifest.write_beside(out, plan, found)
 
 
 def _remove(path: str) -> None:
@@ -248,7 +226,7 @@ def _remove(path: str) -> None:
         storage.remove(path)
 
 
-def _text(content: dict[str, Any], options: NormSimD) -> str:
+def _text(content: Facts, options: NormSimD) -> str:
     kept, pairs, rows, steps = (content[name] for name in ("kept", "pairs", "rows", "steps_taken"))
     share = console.percent(kept / pairs)
     start = "pairs with usable embeddings" if options.survivors is None else "survivors"

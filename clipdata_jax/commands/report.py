@@ -68,7 +68,11 @@ def run(options: config.Report) -> None:
         rule=rule,
         steps=_steps(made_by),
         trace=_trace(options.subset),
-        runs=[draw_run(folder, units) for folder in options.scores if (units := telemetry.read(folder))],
+        runs=[
+            draw_run(folder, units)
+            for folder in options.scores
+            if (units := telemetry.read(storage.join(folder, storage.TIMES)))
+        ],
         warnings=[
             *_warnings(own, others),
             *_absent(plan, pairs),
@@ -112,6 +116,7 @@ def _write_manifest(
     manifest.write_beside(
         options.out,
         manifest.describe("report", options, inputs=inputs, counts=counts, skipped_tars=list(skipped)),
+        {},
     )
 
 
@@ -221,11 +226,11 @@ def _provenance(
 ) -> list[tuple[str, list[tuple[str, str]]]]:
     """What each input says of itself, flattened; strangers' manifests are cut to a bearable length."""
     asked = manifest.describe("report", options)
-    told = [("This page", {**asked["options"], **asked["versions"]})]
+    told = [("This page", {**asked.options, **asked.facts["versions"]})]
     if made_by:
         told.append(("Subset", _facts(made_by)))
     for folder in options.scores:
-        described = manifest.read(folder)
+        described = manifest.read_facts(folder)
         if described:
             told.append((f"Scores {folder}", _facts(described)))
     return [(heading, list(itertools.islice(_flatten(facts), _MOST_FACTS))) for heading, facts in told]

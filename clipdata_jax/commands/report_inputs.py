@@ -145,7 +145,7 @@ def union_columns(table: score_tables.ScoreTable) -> set[str]:
     """The columns of NormSim-infinity to a union of targets, as the tables' manifests name it."""
     found = set()
     for folder in table.folders:
-        match manifest.read(folder):
+        match manifest.read_facts(folder):
             case {"options": {"norm_sim": {"union": str(name)}}}:
                 found |= (
                     {f"norm_sim_inf_{name}"} if table.columns.get(f"norm_sim_inf_{name}") == folder else set()
@@ -180,7 +180,7 @@ def read_targets(
             )
         numbers = _numbers(table, columns[name], rows)
         images, count = _images(path, set(numbers.values()))
-        told = manifest.read(table.columns[columns[name]]).get("targets")
+        told = manifest.read_facts(table.columns[columns[name]]).get("targets")
         scored = told.get(name) if isinstance(told, dict) else None
         least = max(numbers.values(), default=-1) + 1
         if count != (scored or max(count, least)):

@@ -14,8 +14,9 @@ from clipdata_jax.commands import reshard_units
 from clipdata_jax.commands.reshard_units import Subset, Unit, make_units
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
-from clipdata_jax.runs import manifest
+from clipdata_jax.runs import manifest, records
 from clipdata_jax.runs.output import Output, open_output
+from clipdata_jax.runs.records import FileEntry, Receipt
 from clipdata_jax.runtime import console, parallel, threads
 
 _EXAMPLES = 5
@@ -88,7 +89,7 @@ def run(options: config.Reshard) -> Summary | None:
     content = output.finish(functools.partial(_facts, output, subset), share)
     if content is None:
         return None
-    summary = Summary(**{field.name: content[field.name] for field in dataclasses.fields(Summary)})
+    summary = Summary(**{field.name: content.facts[field.name] for field in dataclasses.fields(Summary)})
     if output.was_finished and not remaining:
         print(f"Already complete: {options.out}")
     else:
@@ -116,18 +117,18 @@ def _count(units: Sequence[Unit], subset: Subset) -> Summary:
     return summary
 
 
-def _facts(output: Output, subset: Subset, receipts: list[dict[str, Any]]) -> dict[str, Any]:
+def _facts(output: Output, subset: Subset, receipts: list[Receipt]) -> dict[str, Any]:
     """The run's own part of the manifest, from its units' receipts."""
     times = np.zeros(len(subset.uids), np.int64)
-    names = [name for receipt in receipts for name in receipt["files"] if name.startswith("uids/")]
+    names = [name for receipt in receipts for name in receipt.files if name.startswith("uids/")]
     read = functools.partial(_read_uids, output)
     for held in threads.in_order(read, names, output.folder.threads):
         np.add.at(times, subset.index.find(held), 1)
-    facts = [facts for receipt in receipts for facts in receipt["facts"]["tars"]]
-    sizes = {name: size for receipt in receipts for name, size in receipt["facts"]["sizes"].items()}
-    output.folder.write(_SIZES, manifest.to_json(sizes))
+    facts = [facts for receipt in receipts for facts in receipt.facts["tars"]]
+    sizes = {name: size for receipt in receipts for name, size in receipt.facts["sizes"].items()}
+    output.folder.write(_SIZES, records.to_json(sizes))
     pool = [one["input"] for one in facts]
-    names = tars.unit_names([entry["name"] for entry in pool])
+    names = tars.unit_names([FileEntry.from_json(entry).name for entry in pool])
     counts = {
         name: {key: one[key] for key in ("samples", "kept") if key in one}
         for name, one in zip(names, facts, strict=True)

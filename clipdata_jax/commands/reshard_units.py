@@ -25,6 +25,7 @@ from clipdata_jax.formats import tar_copy, tar_index, tars, uids
 from clipdata_jax.formats.tar_index import TarReader, opened
 from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runs.output import Output
+from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import threads, worker_pool
 
 _ARRAYS = ("uids.npy", "times.npy", "high.npy")
@@ -123,9 +124,7 @@ class Unit:
         return Chosen(chosen, at, [facts for part in found for facts in part.facts])
 
     def _choose_from(self, path: str) -> Chosen:
-        entry = (
-            manifest.file_entry(path) if self.options.digests else {"name": path, "bytes": storage.size(path)}
-        )
+        entry = manifest.file_entry(path) if self.options.digests else FileEntry(path, storage.size(path))
         try:
             with (
                 opened(path) as tar,
@@ -182,10 +181,10 @@ class Unit:
             parts[f"uids/{name}.npy"] = functools.partial(_write_uids, rows=self.subset.uids[chosen.at[rows]])
             held[f"{name}.tar"] = len(chosen.at[rows])
         inputs = [facts["input"] for facts in chosen.facts]
-        times = watch.line(chosen.looked_at(), read=time.monotonic() - start)
+        times = watch.lap(chosen.looked_at(), read=time.monotonic() - start)
         receipt = {"tars": chosen.facts, "sizes": held}
         large = () if self.options.digests else tuple(held)
-        output.complete(self.name, parts, receipt, inputs=inputs, undigested=large, **times)
+        output.complete(self.name, parts, receipt, inputs=inputs, undigested=large, times=times)
 
     def outputs(self, count: int) -> list[tuple[str, slice]]:
         """The tars to write: name and rows."""

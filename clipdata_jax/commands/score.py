@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +16,9 @@ from clipdata_jax.config import NegClipLoss, Score
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import embedding_shards, score_tables, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
-from clipdata_jax.runs import manifest, profiling, telemetry
-from clipdata_jax.runs.output import Output, Writer, open_output, read_receipts
+from clipdata_jax.runs import manifest, profiling, records, telemetry
+from clipdata_jax.runs.output import Output, Writer, open_output
+from clipdata_jax.runs.records import Facts, Manifest, Plan, Receipt
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scoring import groups, reference_division, target_sets
 from clipdata_jax.scoring import units as scoring_units
@@ -28,7 +28,7 @@ from clipdata_jax.scoring.units import Unit, list_bad, read_ahead, shard_files
 _LISTED = 20  # bad rows that the manifest names, a part
 
 
-def run(options: Score) -> dict[str, Any] | None:
+def run(options: Score) -> Manifest | None:
     """Scores a pool; returns the manifest, or None where another process tells of the run.
 
     Memory: the embeddings of two units, one being read while the other is scored. A unit is a shard, or the
@@ -75,7 +75,7 @@ def run(options: Score) -> dict[str, Any] | None:
         if not todo and output.was_finished:
             print(f"Already complete: {options.out}")
         else:
-            _print_summary(result, options, made_by.get("temperature"))
+            _print_summary(result.facts, options, made_by.get("temperature"))
     return result
 
 
@@ -88,11 +88,11 @@ def _planned_rows(options: Score) -> dict[str, int]:
     if storage.Folder(options.pool).is_local or not out.exists(storage.PLAN):
         return {}
     try:
-        plan = json.loads(out.read_bytes(storage.PLAN))
-        if plan["options"]["pool"] != (options.pool.rstrip("/") or options.pool):
+        plan = records.read(Plan, out.join(storage.PLAN))
+        if plan.options["pool"] != (options.pool.rstrip("/") or options.pool):
             return {}
-        return {shard: int(rows) for unit in plan["plan"].values() for shard, rows in unit}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {shard: int(rows) for unit in plan.facts["plan"].values() for shard, rows in unit}
+    except (InputError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # whoever opens the output says what is wrong with it
 
 
@@ -110,12 +110,12 @@ def _score_units(
     rows = {name: sum(shard.rows for shard in unit) for name, unit in by_name.items()}
     first_rows = dict(zip(rows, np.cumsum([0, *rows.values()]).tolist(), strict=False))
     dim = scoring_units.dimension(pool, tag)
-    bad_rows = sum(_count_bad(receipt["facts"]) for receipt in output.receipts().values())
+    bad_rows = sum(_count_bad(receipt.facts) for receipt in output.receipts().values())
     queue = ((by_name[name], first_rows[name]) for name in todo)
     watch = telemetry.Stopwatch(share.index)
     with (
         console.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar,
-        Writer(output) as writer,
+        Writer(output.complete) as writer,
         profiling.Profiler(options.profile, steps=1) as profiler,
     ):
         asked = time.monotonic()
@@ -128,8 +128,8 @@ def _score_units(
             for maker in makers:
                 columns |= maker(unit)
             done = time.monotonic()
-            times = watch.line(len(unit.uid), read=unit.seconds, wait=start - asked, compute=done - start)
-            writer.complete(name, _parts(unit, columns), _facts(unit), inputs=unit.inputs, **times)
+            times = watch.lap(len(unit.uid), read=unit.seconds, wait=start - asked, compute=done - start)
+            writer.complete(name, _parts(unit, columns), _facts(unit), inputs=unit.inputs, times=times)
             bar.update(len(unit.uid))
             asked = time.monotonic()
 
@@ -164,7 +164,7 @@ def _check_bad_rows(bad_rows: int, unit: Unit, pool: EmbeddingPool, options: Sco
 def _check_all_bad_rows(output: Output, pool: EmbeddingPool, options: Score) -> None:
     """The limit holds for the pool, whichever workers met the rows."""
     receipts = output.receipts()
-    bad_rows = sum(_count_bad(receipt["facts"]) for receipt in receipts.values())
+    bad_rows = sum(_count_bad(receipt.facts) for receipt in receipts.values())
     if len(receipts) == len(output.units) and bad_rows > options.max_bad_rows * len(pool):
         raise InputError(
             f"{options.pool}: {bad_rows} of {len(pool)} rows are no unit vectors, more than --max-bad-rows"
@@ -189,7 +189,7 @@ def _write_part(file: BinaryIO, uid: np.ndarray, columns: dict[str, np.ndarray],
     file.write(score_tables.part_bytes(uid, columns, null))
 
 
-def _facts(unit: Unit) -> dict[str, Any]:
+def _facts(unit: Unit) -> Facts:
     bad = np.concatenate(unit.bad)
     listed = [{"shard": shard, "row": row, "reason": reason} for shard, row, reason in list_bad(unit)]
     ordered = uids.sort_unique(unit.uid)
@@ -208,8 +208,8 @@ def _count_bad(facts: dict[str, Any]) -> int:
     return sum(facts["masked"].values())
 
 
-def _summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
-    facts = list(read_receipts(receipts))
+def _summarise(receipts: list[Receipt]) -> Facts:
+    facts = [receipt.facts for receipt in receipts]
     masked: collections.Counter[str] = collections.Counter()
     for fact in facts:
         masked.update(fact["masked"])
@@ -237,7 +237,7 @@ def _other_temperature(given: Sequence[float], stated: object) -> str:
     return f" (the embeddings' manifest says {stated:.4g})" if other else ""
 
 
-def _print_summary(result: dict[str, Any], options: Score, stated: object) -> None:
+def _print_summary(result: Facts, options: Score, stated: object) -> None:
     masked = {reason: count for reason, count in result["masked"].items() if count}
     temperatures = np.atleast_1d(result["temperature"]).tolist()
     assumed = " (assumed: the embeddings name none; --temperature sets it)"

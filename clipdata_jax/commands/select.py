@@ -12,7 +12,8 @@ from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import external_columns, score_tables
 from clipdata_jax.formats.uid_files import UidSorter
-from clipdata_jax.runs import manifest
+from clipdata_jax.runs import manifest, output
+from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection import parsing, rules
 from clipdata_jax.selection.pools import TablePool
@@ -63,7 +64,7 @@ class _Inputs:
         ]
         return [*parts, *(part for source in self.sources for part in source.parts), *self.rule.files()]
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[FileEntry]:
         """What the manifest says of these files."""
         several = storage.Folder(self.table.folders[0]).threads
         return list(threads.in_order(manifest.file_entry, self.paths(), several))
@@ -83,11 +84,11 @@ def run(options: config.Select) -> Summary:
         print(_text(summary, None))
         return summary
     plan = manifest.describe("select", options, rule=str(inputs.rule))
-    manifest.check_same_run(options.out, plan, "command", "rule", "options.scores", "options.columns")
+    output.is_done(options.out, plan, same=("command", "rule", "options.scores", "options.columns"))
     with ThreadPoolExecutor(1) as beside:  # digests take as long as the selection
         entries = beside.submit(inputs.entries)
         summary = _select(inputs, options, options.out)
-    manifest.write_beside(options.out, {**plan, "inputs": entries.result(), **summary.facts()})
+    manifest.write_beside(options.out, plan, {"inputs": entries.result(), **summary.facts()})
     print(_text(summary, options.out))
     return summary
 

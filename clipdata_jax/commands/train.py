@@ -18,6 +18,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars, uids
 from clipdata_jax.runs import manifest, profiling
 from clipdata_jax.runs.output import Output, open_output
+from clipdata_jax.runs.records import FileEntry, Manifest, Plan, UnitTimes
 from clipdata_jax.runtime import console, parallel
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _UNIT = "model"
 MEMORY_BOUND = 16 << 30
 
 
-def run(options: Train) -> dict[str, Any] | None:
+def run(options: Train) -> Manifest | None:
     """Trains a CLIP; returns the manifest, or None in processes other than the first.
 
     Raises:
@@ -54,8 +55,9 @@ def run(options: Train) -> dict[str, Any] | None:
             f"{options.out}: process {share.index + 1} of {share.count} is done; the first writes and tells"
         )
         return None
-    result = output.finish(lambda receipts: receipts[0]["facts"])
-    _print_summary(result or {}, output)
+    result = output.finish(lambda receipts: receipts[0].facts)
+    if result is not None:
+        _print_summary(result, output)
     return result
 
 
@@ -83,7 +85,7 @@ def _load_tokenizer(options: Train, copy: str) -> Tokenizer:
         raise InputError(str(error).replace(copy, options.tokenizer)) from error
 
 
-def _open(folder: str, plan: dict[str, Any], share: parallel.Share) -> Output:
+def _open(folder: str, plan: Plan, share: parallel.Share) -> Output:
     """Opens the output; the first process goes first, so that the others find what it made."""
     if share.count == 1:
         return open_output(folder, plan=plan, units=[_UNIT])
@@ -180,7 +182,7 @@ class _Pool:
         self._uids: list[str] = []
         self._bad: list[Bad] = []
         self._skipped_tars: list[str] = []
-        self._inputs: list[dict[str, Any]] = []
+        self._inputs: list[FileEntry] = []
 
     def read(self) -> None:
         """Reads all tars, in order.
@@ -262,9 +264,10 @@ class _Pool:
         }
 
 
-def _print_summary(result: dict[str, Any], output: Output) -> None:
+def _print_summary(made: Manifest, output: Output) -> None:
+    result = made.facts
     print(
-        f"Trained on {result['pairs']:,} pairs for {result['options']['steps']:,} steps, temperature"
+        f"Trained on {result['pairs']:,} pairs for {made.options['steps']:,} steps, temperature"
         f" {result['temperature']:.4g}: {output.path(_UNIT)}"
     )
     bad = console.skipped_samples(result["skipped_samples"])
@@ -301,5 +304,7 @@ class Reporter:
         now, (then, step_then) = time.monotonic(), self._last
         if now - then >= _SECONDS_BETWEEN_LINES or step in (1, self._options.steps):
             rate = (step - step_then) * self._options.batch_size / max(now - then, 1e-9)
-            self._output.log({"step": step, "loss": round(loss, 5), "rows_per_second": round(rate, 1)})
+            rows = (step - step_then) * self._options.batch_size
+            times = UnitTimes(step=step, loss=round(loss, 5), rows=rows, rows_per_second=round(rate, 1))
+            self._output.log(times)
             self._last = (now, step)

@@ -16,7 +16,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uid_files, uid_sets
 from clipdata_jax.formats.uid_files import UidFile
 from clipdata_jax.formats.uids import to_hex
-from clipdata_jax.runs import manifest
+from clipdata_jax.runs import manifest, output
 from clipdata_jax.runtime import threads
 from clipdata_jax.runtime.console import counted, percent, table
 
@@ -66,11 +66,10 @@ def run(options: config.Uids) -> Summary:
     Raises:
       InputError: a file can't be read; `out` holds something else; `verify` found something.
     """
-    plan: dict[str, Any] = {}
+    plan = manifest.describe("uids", options)
     if options.out is not None:
-        plan = manifest.describe("uids", options)
         names = ("operation", "files", "multiset", "halves")
-        manifest.check_same_run(options.out, plan, "command", *(f"options.{name}" for name in names))
+        output.is_done(options.out, plan, same=("command", *(f"options.{name}" for name in names)))
     for path in options.files if options.operation != "verify" else ():
         if not storage.exists(path):
             raise InputError(f"{path}: no such file or folder; check the path")
@@ -79,7 +78,7 @@ def run(options: config.Uids) -> Summary:
             return _verify(options, scratch)
         # Digests cost about as much as merging; another thread has time for them.
         with ThreadPoolExecutor(1) as background:
-            entries = [background.submit(manifest.file_entry, path) for path in options.files if plan]
+            entries = [background.submit(manifest.file_entry, path) for path in options.files if options.out]
             sources = [uid_files.open_source(path, scratch) for path in options.files]
             holds = tuple(map(File.of, sources))
             if options.operation == "stats":
@@ -87,9 +86,9 @@ def run(options: config.Uids) -> Summary:
                 print(_table(summary, options.multiset))
                 return summary
             summary = Summary(holds, written=_write(options, sources))
-            plan["inputs"] = [entry.result() for entry in entries]
-    facts = {"files": [dataclasses.asdict(one) for one in holds], "uids": summary.written}
-    manifest.write_beside(options.out or "", {**plan, **facts})
+            inputs = [entry.result() for entry in entries]
+    facts = {"inputs": inputs, "files": [dataclasses.asdict(one) for one in holds], "uids": summary.written}
+    manifest.write_beside(options.out or "", plan, facts)
     print(_text(options, summary))
     return summary
 

@@ -25,15 +25,16 @@ from clipdata_jax.embedding.samples import Bad, decoded_samples
 from clipdata_jax.embedding.shard_builder import Batch, PendingBatch, Shard, Tally
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import sources, tars
-from clipdata_jax.runs import manifest, output, profiling, telemetry
+from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
+from clipdata_jax.runs.records import Facts, Manifest, Receipt
 from clipdata_jax.runtime import console, parallel
 
 # Batches that wait for the devices while one is there: more would only pile up in memory.
 _AHEAD = 1
 
 
-def run(options: Embed) -> dict[str, Any] | None:
+def run(options: Embed) -> Manifest | None:
     """Embeds what the sources hold; returns the manifest, or None where another process tells of the run.
 
     Raises:
@@ -74,7 +75,7 @@ def run(options: Embed) -> dict[str, Any] | None:
         if output.was_finished and not todo:
             print(f"Already complete: {options.out}")
         else:
-            tell(result, options)
+            tell(result.facts, options)
     return result
 
 
@@ -268,18 +269,18 @@ class _Embedding:
         if not shard.skipped:
             parts = {f"{unit.name}.parquet": shard.parquet(), f"{unit.name}.npz": shard.npz}
         done = {**shard.facts(), "inputs": unit.facts()}
-        times = self._watch.line(len(shard), read=shard.read, wait=shard.waited, compute=shard.computed)
-        self._output.complete(unit.name, parts, done, inputs=unit.entries, **times)
+        times = self._watch.lap(len(shard), read=shard.read, wait=shard.waited, compute=shard.computed)
+        self._output.complete(unit.name, parts, done, inputs=unit.entries, times=times)
         self._tally.add(shard, 0, 1.0)
 
 
-def summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(receipts: list[Receipt]) -> Facts:
     """The run's own facts, from its units' receipts.
 
     Raises:
       InputError: everything was skipped, so that there is nothing to go on with.
     """
-    facts = list(output.read_receipts(receipts))
+    facts = [receipt.facts for receipt in receipts]
     samples, tars, pool = (
         [entry for fact in facts for entry in fact[name]]
         for name in ("skipped_samples", "skipped_tars", "inputs")
@@ -299,7 +300,7 @@ def summarise(receipts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def tell(result: dict[str, Any], options: Embed) -> None:
+def tell(result: Facts, options: Embed) -> None:
     """Prints what was embedded and what was left out."""
     noun = "image" if options.images_only else "pair"
     for tag, model in result["models"].items():

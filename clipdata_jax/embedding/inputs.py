@@ -7,12 +7,12 @@ import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats.sources import Source
 from clipdata_jax.runs import manifest
+from clipdata_jax.runs.records import FileEntry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,22 +22,20 @@ class Unit:
     Attributes:
       name: of the unit.
       source: where its samples are.
-      entries: name, size and digest of its files, and the fingerprints that they had before they were read.
+      entries: its files, with the fingerprints that they had before they were read.
       error: why they can't be read; None if they can.
       copies: the files of object stores, as long as it isn't closed.
     """
 
     name: str
     source: Source
-    entries: list[dict[str, Any]]
+    entries: list[FileEntry]
     error: InputError | None
     copies: contextlib.ExitStack
 
-    def facts(self) -> list[dict[str, Any]]:
+    def facts(self) -> list[FileEntry]:
         """The entries as the manifest lists them, which knows no times."""
-        return [
-            {name: value for name, value in entry.items() if name != "fingerprint"} for entry in self.entries
-        ]
+        return [entry.without_fingerprint() for entry in self.entries]
 
 
 def prefetch(sources: Mapping[str, Source]) -> Generator[Unit]:
@@ -76,10 +74,10 @@ def _fetch(name: str, source: Source) -> Unit:
             copies.enter_context(storage.downloaded(source.inputs))
             fingerprints = list(map(storage.fingerprint, source.inputs))
             entries = [
-                {**manifest.file_entry(path), "fingerprint": fingerprint}
+                dataclasses.replace(manifest.file_entry(path), fingerprint=fingerprint)
                 for path, fingerprint in zip(source.inputs, fingerprints, strict=True)
             ]
         except InputError as found:
             error = found
-            entries = [{"name": path, "bytes": storage.size(path), "digest": None} for path in source.inputs]
+            entries = [FileEntry(path, storage.size(path), unreadable=True) for path in source.inputs]
         return Unit(name, source, entries, error, copies.pop_all())

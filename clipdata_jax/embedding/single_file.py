@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays
-from clipdata_jax.runs import manifest
-from clipdata_jax.runs.output import Output
+from clipdata_jax.runs import manifest, records
+from clipdata_jax.runs.output import Output, is_done
+from clipdata_jax.runs.records import Facts, Manifest, Plan, Receipt
 from clipdata_jax.runtime import parallel
 
 
@@ -34,46 +33,25 @@ def tidy(out: str) -> None:
             storage.remove(parts_folder(out))
 
 
-def finished(out: str, plan: dict[str, Any]) -> dict[str, Any] | None:
+def finished(out: str, plan: Plan) -> Manifest | None:
     """The manifest of a file that this very run has made before, of inputs that are still the same; else None.
 
     Raises:
       InputError: there is a file that another run made, or something else.
     """
-    if not storage.exists(out):
-        return None
-    before = manifest.read_beside(out)
-    if not before and storage.exists(parts_folder(out)):
+    beside = f"{out}.{manifest.NAME}"
+    if storage.exists(parts_folder(out)) and not storage.exists(beside):
         return None  # stopped before its manifest was written
-    if not before or storage.is_folder(out):
-        raise InputError(
-            f"{out}: is there, and not by a run of this command; choose another --out, or remove it"
-        )
-    wanted = json.loads(manifest.to_json(plan))
-    # The pool's sizes and digests came when its files were read.
-    pool = before.get("pool", [])
-    found = {**{key: before.get(key) for key in wanted}, "pool": [entry["name"] for entry in pool]}
-    if found != wanted:
-        raise InputError(
-            f"{out}: already holds the results of another run ({manifest.first_difference(found, wanted)}); choose"
-            " another --out, or delete the file"
-        )
-    whole = [entry["bytes"] for entry in before["outputs"].values()] == [storage.size(out)]
-    return before if whole and all(map(_is_unchanged, pool)) else None
-
-
-def _is_unchanged(entry: dict[str, Any]) -> bool:
-    name = entry["name"]
-    return storage.size(name) == entry["bytes"] and storage.digest(name) == entry["digest"]
+    return records.read(Manifest, beside) if is_done(out, plan) else None
 
 
 def finish(
     out: str,
     output: Output,
-    plan: dict[str, Any],
-    facts: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    plan: Plan,
+    facts: Callable[[list[Receipt]], Facts],
     share: parallel.Share = parallel.ALONE,
-) -> dict[str, Any] | None:
+) -> Manifest | None:
     """Makes one file of a run's parts if all are there, with its manifest beside it, and removes the parts.
 
     Args:
@@ -101,16 +79,16 @@ def finish(
     return result
 
 
-def _write_single(out: str, folder: str, result: dict[str, Any]) -> None:
-    parts = [storage.join(folder, name) for name in result["outputs"] if name.endswith(".npz")]
+def _write_single(out: str, folder: str, result: Manifest) -> None:
+    parts = [storage.join(folder, name) for name in result.outputs if name.endswith(".npz")]
 
     def pieces(name: str) -> Iterator[np.ndarray]:
         for part in parts:
             yield arrays.read_array(part, name)
 
     written = {
-        f"{tag}_img": arrays.RowChunks((result["pairs"], model["dim"]), pieces(f"{tag}_img"))
-        for tag, model in result["models"].items()
+        f"{tag}_img": arrays.RowChunks((result.facts["pairs"], model["dim"]), pieces(f"{tag}_img"))
+        for tag, model in result.facts["models"].items()
     }
     with storage.open_write(out) as file:
         if out.endswith(".npz"):
@@ -118,4 +96,4 @@ def _write_single(out: str, folder: str, result: dict[str, Any]) -> None:
         else:
             (rows,) = written.values()
             arrays.write_npy(file, rows)
-    manifest.write_beside(out, result)
+    manifest.write_beside(out, result, {})

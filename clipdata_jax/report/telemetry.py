@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from clipdata_jax.report import lines, text
-from clipdata_jax.runs.telemetry import SECONDS, Unit
+from clipdata_jax.runs.records import SECONDS, UnitTimes
 
 _POINTS = 9  # as many as a chart can label
 _LEAST = 3  # fewer units make no line
@@ -35,7 +35,7 @@ class Run:
     charts: tuple[tuple[str, lines.Drawing], ...]
 
 
-def draw(name: str, units: Sequence[Unit]) -> Run:
+def draw(name: str, units: Sequence[UnitTimes]) -> Run:
     """Sums units up, and draws three or more of them in at most nine stretches of as many units each.
 
     Args:
@@ -52,7 +52,7 @@ def draw(name: str, units: Sequence[Unit]) -> Run:
     return Run(name, len(units), int(rows), _rate(units), totals, charts)
 
 
-def _charts(units: Sequence[Unit]) -> tuple[tuple[str, lines.Drawing], ...]:
+def _charts(units: Sequence[UnitTimes]) -> tuple[tuple[str, lines.Drawing], ...]:
     count = min(_POINTS, len(units))
     edges = [len(units) * i // count for i in range(count + 1)]
     stretches = [units[start:end] for start, end in itertools.pairwise(edges)]
@@ -69,14 +69,14 @@ def _charts(units: Sequence[Unit]) -> tuple[tuple[str, lines.Drawing], ...]:
     return ("Rows a second in each process", speed), ("Seconds for 1,000 rows", spent)
 
 
-def _rate(units: Sequence[Unit]) -> float:
+def _rate(units: Sequence[UnitTimes]) -> float:
     """Rows a second over several units: their rows over the time these took."""
     timed = [unit for unit in units if unit.rows_per_second > 0]
     seconds = math.fsum(unit.rows / unit.rows_per_second for unit in timed)
     return sum(unit.rows for unit in timed) / seconds if seconds else math.nan
 
 
-def _for_thousand(units: Sequence[Unit], name: str) -> float:
+def _for_thousand(units: Sequence[UnitTimes], name: str) -> float:
     rows = sum(unit.rows for unit in units)
     return 1000 * math.fsum(unit.seconds[name] for unit in units) / rows if rows else math.nan
 

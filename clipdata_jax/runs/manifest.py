@@ -1,7 +1,8 @@
-"""The manifest beside every output: what made it, from what, and what came of it. Deterministic: no times."""
+"""A run's plan described, and the manifest beside every output. Deterministic: no times."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -10,26 +11,36 @@ import math
 import os
 import platform
 from collections.abc import Iterable
-from typing import Any
 
 from clipdata_jax import storage
-from clipdata_jax.errors import InputError
+from clipdata_jax.runs import records
+from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Plan
 
 NAME = storage.MANIFEST
 # Options that say where and how the work is done, not what comes of it.
-_HOW = ("workers", "out", "on_bad", "max_bad_rows", "memory_gb", "processes", "explain", "profile")
+_HOW = (
+    "workers",
+    "out",
+    "on_bad",
+    "max_bad_rows",
+    "memory_gb",
+    "processes",
+    "explain",
+    "profile",
+    "stop_after",
+)
 _PACKAGES = ("clipdata_jax", "jax", "jaxlib", "flax", "numpy", "pyarrow", "pillow", "transformers")
 
 
 def describe(
     command: str,
-    options: Any,
+    options: object,
     *,
     inputs: Iterable[str] = (),
     pool: Iterable[str] = (),
     devices: bool = False,
-    **facts: Any,
-) -> dict[str, Any]:
+    **facts: object,
+) -> Plan:
     """What decides a run's results: command, options, inputs, versions, hardware.
 
     Args:
@@ -43,42 +54,37 @@ def describe(
       devices: whether device code decides the results, so that hardware and jax belong to the plan.
       facts: more, JSON-able.
     """
-    chosen = {
-        field.name: _plain(getattr(options, field.name))
-        for field in dataclasses.fields(options)
-        if field.name not in _HOW
-    }
-    described: dict[str, Any] = {
-        "command": command,
-        "options": chosen,
-        "inputs": [file_entry(path) for path in inputs],
-    }
-    described["pool"] = list(pool)
-    return {**described, "versions": _versions(), **({"hardware": hardware()} if devices else {}), **facts}
+    chosen = _plain(options)
+    assert isinstance(chosen, dict)
+    return Plan(
+        command=command,
+        options={name: value for name, value in chosen.items() if name not in _HOW},
+        inputs=tuple(map(file_entry, inputs)),
+        pool=tuple(map(FileEntry, pool)),
+        facts={"versions": _versions(), **({"hardware": hardware()} if devices else {}), **facts},
+    )
 
 
-def file_entry(path: str) -> dict[str, Any]:
+def file_entry(path: str) -> FileEntry:
     """A file's name, size in bytes and digest; a folder's is over its files' names, sizes and digests."""
     at = storage.Folder(path)
     if at.is_folder():
-        inside = [file_entry(one) for one in at.tree()]
-        entry = {"name": path, "bytes": sum(one["bytes"] for one in inside), "files": len(inside)}
-        whole = hashlib.sha256(to_json([{**one, "name": one["name"][len(path) :]} for one in inside]))
-        return {**entry, "digest": f"sha256:{whole.hexdigest()}"}
-    return {"name": path, **at.size_and_digest()}
+        inside = [FileEntry(one, **storage.Folder(one).size_and_digest()) for one in at.tree()]
+        relative = [dataclasses.replace(one, name=one.name[len(path) :]) for one in inside]
+        digest = f"sha256:{hashlib.sha256(records.to_json(relative)).hexdigest()}"
+        return FileEntry(path, sum(one.bytes or 0 for one in inside), digest, len(inside))
+    return FileEntry(path, **at.size_and_digest())
 
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> dict[str, object]:
     """What scores' bits depend on: the kind of device (not how many), and the core count where it is a CPU."""
     import jax
 
@@ -87,7 +93,7 @@ def hardware() -> dict[str, Any]:
     return {"platform": device.platform, "kind": device.device_kind, **cores}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
@@ -99,14 +105,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def to_json(content: Any) -> bytes:
-    """JSON with sorted keys, two spaces, a final newline: the same content gives the same bytes."""
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    # Names in a tar may be no UTF-8; the surrogates that stand for their bytes are escaped as JSON does it.
-    return f"{text}\n".encode(errors="backslashreplace")
+def write_beside(path: str, plan: Plan, facts: Facts) -> Manifest:
+    """Writes the manifest of an output that is one file, `<file>.manifest.json`; returns it."""
+    storage.sweep_beside(path)
+    made = plan.finished(facts, {path: file_entry(path)})
+    storage.write_bytes(f"{path}.{NAME}", records.to_json(made))
+    return made
 
 
-def first_difference(before: Any, now: Any, name: str = "") -> str:
+def first_difference(before: object, now: object, name: str = "") -> str:
     """What differs between two runs' plans, in words; the options first, since they explain the rest."""
     if isinstance(before, dict) and isinstance(now, dict):
         # What the user chose explains best: other options bring other inputs and units.
@@ -116,70 +123,22 @@ def first_difference(before: Any, now: Any, name: str = "") -> str:
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for old, new in zip(before, now, strict=True):
             if old != new:
-                file = (
-                    old["name"] if isinstance(old, dict) and isinstance(new, dict) and "name" in old else ""
-                )
-                return first_difference(old, new, f"{name}[{file}]" if file else name)
+                named = isinstance(old, dict) and isinstance(new, dict) and "name" in old
+                return first_difference(old, new, f"{name}[{old['name']}]" if named else name)
     shown = [text if len(text) < 80 else text[:77] + "..." for text in (json.dumps(before), json.dumps(now))]
     return f"{name} was {shown[0]}, now {shown[1]}"
 
 
-def write_beside(path: str, content: dict[str, Any]) -> None:
-    """Writes the manifest of an output that is one file: `<file>.manifest.json`."""
-    storage.sweep_beside(path)
-    storage.write_bytes(f"{path}.{NAME}", to_json({**content, "outputs": {path: file_entry(path)}}))
+def read_facts(path: str) -> Facts:
+    """Everything that the manifest of a folder, or beside a file, says: {} if it has none or an unreadable one.
 
-
-def check_same_run(out: str, plan: dict[str, Any], *names: str) -> None:
-    """Makes sure that a file is not there yet, or is what the same run wrote: that may be written again.
-
-    Args:
-      out: the file.
-      plan: of this run.
-      names: what must be as it was, as the plan names it: "command", "options.rule".
-
-    Raises:
-      InputError: another run wrote it, or nobody knows who did.
+    For files of any tool: nothing of it is checked.
     """
-    storage.sweep_beside(out)
-    if not storage.exists(out):
-        return
-    beside = f"{out}.{NAME}"
-    advice = "choose another --out, or delete it"
-    try:
-        before = json.loads(storage.read_bytes(beside)) if storage.exists(beside) else {}
-        was = {name: _field(before, name) for name in names}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{out}: already there, and no manifest says what it holds; {advice}") from error
-    for name, old in was.items():
-        if old != (new := _field(plan, name)):
-            what = name.rpartition(".")[2]
-            raise InputError(
-                f"{out}: already holds another run's result ({what} was {old!r}, now {new!r}); {advice}"
-            )
-
-
-def _field(content: Any, name: str) -> Any:
-    for part in name.split("."):
-        content = content[part]
-    return content
-
-
-def read(folder: str) -> dict[str, Any]:
-    """The manifest of a folder, {} if it has none or an unreadable one (folders by other tools have none)."""
-    return _read(storage.join(folder, NAME))
-
-
-def read_beside(path: str) -> dict[str, Any]:
-    """The manifest of an output that is one file, {} if it has none or an unreadable one."""
-    return _read(f"{path}.{NAME}")
-
-
-def _read(path: str) -> dict[str, Any]:
-    if not storage.exists(path):
+    where = storage.join(path, NAME) if storage.is_folder(path) else f"{path}.{NAME}"
+    if not storage.exists(where):
         return {}
     try:
-        content = json.loads(storage.read_bytes(path))
+        content = json.loads(storage.read_bytes(where))
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

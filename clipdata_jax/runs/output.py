@@ -1,10 +1,10 @@
-"""What a unit of work is: planned before it begins, written whole or not at all, recognised when done.
+"""Units of work: planned up front, written atomically, skipped when complete.
 
-Every command that fills a folder uses this module. A folder of results holds `plan.json` (what run it
-belongs to), the units' own files, one receipt per finished unit under `receipts/`, `run.jsonl` (times; on an
-object store it comes last, from the receipts) and, when all units are done, `manifest.json`. A unit's files appear
-one by one, each whole; its receipt comes last, so a unit with a receipt whose files are all there in the recorded
-size is done, and any other is done again.
+Every command that fills a folder uses this module. A folder of results holds `plan.json` (the run it belongs to),
+the units' own files, one receipt per finished unit under `receipts/`, `run.jsonl` (times; on an object store it comes
+last, from the receipts) and, when all units are done, `manifest.json`. A unit's files appear one by one, each whole;
+its receipt comes last, so a unit with a receipt whose files are all there in the recorded size is done, and any other
+is done again.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import BinaryIO, Generic, ParamSpec, Self
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
-from clipdata_jax.runs import manifest, telemetry
+from clipdata_jax.runs import manifest, records, telemetry
+from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Plan, Receipt, UnitTimes
 from clipdata_jax.runtime import parallel, threads
 
 _RECEIPTS = "receipts"
+_Parameters = ParamSpec("_Parameters")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Output:
     folder: storage.Folder
     units: tuple[str, ...]
     was_finished: bool = False
-    _known: dict[str, tuple[int, dict[str, Any]]] = dataclasses.field(
+    _known: dict[str, tuple[int, Receipt]] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -49,11 +51,11 @@ class Output:
         """The path of a file in the folder."""
         return self.folder.join(name)
 
-    def receipt(self, unit: str) -> dict[str, Any] | None:
+    def receipt(self, unit: str) -> Receipt | None:
         """The receipt of a unit, or None if the unit is not done."""
         return self._receipt(unit, self.folder.sizes(), _Fingerprints())
 
-    def receipts(self) -> dict[str, dict[str, Any]]:
+    def receipts(self) -> dict[str, Receipt]:
         """The receipts of the units that are done, in order: unit -> receipt.
 
         An object store is asked for listings and the receipts, not for every file.
@@ -62,23 +64,19 @@ class Output:
         found = threads.in_order(read, self.units, self.folder.threads)
         return {unit: receipt for unit, receipt in zip(self.units, found, strict=True) if receipt is not None}
 
-    def _receipt(
-        self, unit: str, listed: Mapping[str, int], fingerprints: _Fingerprints
-    ) -> dict[str, Any] | None:
+    def _receipt(self, unit: str, listed: Mapping[str, int], fingerprints: _Fingerprints) -> Receipt | None:
         name = f"{_RECEIPTS}/{unit}.json"
         if name not in listed:
             return None
         known = self._known.get(unit)
         if known is not None and known[0] == listed[name] and _is_good(known[1], listed, fingerprints):
             return known[1]
-        try:
-            receipt = json.loads(self.folder.read_bytes(name))
-            if not _is_good(receipt, listed, fingerprints):
-                return None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return None
-        self._known[unit] = listed[name], receipt
-        return dict(receipt)
+        with contextlib.suppress(InputError):
+            receipt = records.read(Receipt, self.path(name))
+            if _is_good(receipt, listed, fingerprints):
+                self._known[unit] = listed[name], receipt
+                return receipt
+        return None
 
     def remaining(self, share: parallel.Share) -> list[str]:
         """The units of this process's share that are not done, in order.
@@ -97,11 +95,11 @@ class Output:
         self,
         unit: str,
         parts: Mapping[str, bytes | Callable[[BinaryIO], None]],
-        facts: dict[str, Any],
+        facts: Facts,
         *,
-        inputs: Sequence[dict[str, Any]] = (),
+        inputs: Sequence[FileEntry] = (),
         undigested: Collection[str] = (),
-        **times: Any,
+        times: UnitTimes | None = None,
     ) -> None:
         """Writes a unit's files and then its receipt.
 
@@ -109,30 +107,32 @@ class Output:
           unit: the unit's name.
           parts: file name -> its bytes, or a function that writes them.
           facts: what the manifest sums up: counts, skipped rows; must not depend on time or machine load.
-          inputs: the files that the unit was made of (`manifest.file_entry`, with their "fingerprint" from before
-            they were read where that is known). A unit whose inputs change later is done again.
-          undigested: files whose digest would cost more than to write them; told by their size alone.
-          times: for `run.jsonl` only, see `telemetry.Stopwatch`; the seconds that writing takes are added.
+          inputs: the files that the unit was made of, with their fingerprints from before they were read where those
+            are known. A unit whose inputs change later is done again.
+          undigested: files whose digest would cost more than to write them; they are compared by size alone.
+          times: for `run.jsonl`, see `telemetry.Stopwatch`; the seconds that writing takes are added.
         """
         start = time.monotonic()
         self._check_there()
         entries = {
-            name: self.folder.write(name, content, digests=name not in undigested)
+            name: FileEntry(**self.folder.write(name, content, digests=name not in undigested))
             for name, content in parts.items()
         }
         marked = [
-            entry if "fingerprint" in entry else {**entry, "fingerprint": storage.fingerprint(entry["name"])}
+            entry
+            if entry.fingerprint
+            else dataclasses.replace(entry, fingerprint=storage.fingerprint(entry.name))
             for entry in inputs
         ]
-        receipt = {"unit": unit, "files": entries, "facts": facts, "inputs": marked}
-        # The receipt comes last: with it another process may find all done, and take the folder away.
-        line = {"unit": unit, **times, "write_seconds": round(time.monotonic() - start, 3)}
-        self.log(line)
-        if not self.folder.is_local:
-            receipt["times"] = telemetry.timed(line)
-        written = manifest.to_json(receipt)
+        if times is not None:
+            times = telemetry.finished_now(times, unit, time.monotonic() - start)
+            # The receipt comes last: with it another process may find all done, and take the folder away.
+            self.log(times)
+        kept_times = None if self.folder.is_local else times
+        receipt = Receipt(unit=unit, files=entries, facts=facts, inputs=tuple(marked), times=kept_times)
+        written = records.to_json(receipt)
         self.folder.write(f"{_RECEIPTS}/{unit}.json", written)
-        self._known[unit] = len(written), json.loads(written)
+        self._known[unit] = len(written), Receipt.from_json(json.loads(written))
 
     def _check_there(self) -> None:
         """Makes sure that the folder is the one that was opened: a lost mount leaves an empty one in its place.
@@ -146,20 +146,18 @@ class Output:
                 " mount it and give the command again"
             )
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, times: UnitTimes) -> None:
         """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest.
 
         Not on an object store, which can't append: there the units' lines are kept in their receipts.
         """
         if self.folder.is_local:
-            telemetry.append(self.path(storage.TIMES), line)
+            telemetry.append(self.path(storage.TIMES), times)
 
     def finish(
-        self,
-        facts: Callable[[list[dict[str, Any]]], dict[str, Any]],
-        share: parallel.Share = parallel.ALONE,
-    ) -> dict[str, Any] | None:
-        """Writes `manifest.json` if every unit is done, whoever did it, and says who is to tell of the run.
+        self, facts: Callable[[list[Receipt]], Facts], share: parallel.Share = parallel.ALONE
+    ) -> Manifest | None:
+        """Writes `manifest.json` if every unit is done, whoever did it, and decides who reports on the run.
 
         That is who writes the manifest; of a run that was finished before, its first process.
 
@@ -168,7 +166,7 @@ class Output:
           share: this process's.
 
         Returns:
-          the manifest if it is for this process to tell; else None, and the process has said its one line.
+          the manifest if this process reports on the run; else None, and the process has printed its one line.
         """
         who = f"{self.folder}: process {share.index + 1} of {share.count}"
         receipts = self.receipts()
@@ -179,15 +177,15 @@ class Output:
                 f" writes {manifest.NAME}"
             )
             return None
-        plan = json.loads(self.folder.read_bytes(storage.PLAN))
-        outputs = {name: entry for receipt in receipts.values() for name, entry in receipt["files"].items()}
-        content = {**plan, **facts(list(receipts.values())), "outputs": outputs}
+        plan = records.read(Plan, self.path(storage.PLAN))
+        outputs = {name: entry for receipt in receipts.values() for name, entry in receipt.files.items()}
+        made = plan.finished(facts(list(receipts.values())), outputs)
         if not (self.folder.is_local or self.folder.exists(manifest.NAME)):
             # Before the manifest, with which the run is done: who is stopped between the two comes again.
-            lines = [receipt["times"] for receipt in receipts.values() if "times" in receipt]
-            self.folder.write(storage.TIMES, telemetry.to_lines(lines))
-        if self._take_manifest(manifest.to_json(content), share):
-            return content
+            lines = [receipt.times for receipt in receipts.values() if receipt.times is not None]
+            self.folder.write(storage.TIMES, records.to_lines(lines))
+        if self._take_manifest(records.to_json(made), share):
+            return made
         print(f"{who} is done, and so is the run; another process tells of it")
         return None
 
@@ -201,10 +199,10 @@ class Output:
         return share.count == 1 or (self.was_finished and share.index == 0)
 
 
-def _is_good(receipt: dict[str, Any], listed: Mapping[str, int], fingerprints: _Fingerprints) -> bool:
+def _is_good(receipt: Receipt, listed: Mapping[str, int], fingerprints: _Fingerprints) -> bool:
     """Whether a unit's files are all there, and its inputs as they were."""
-    whole = all(listed.get(part) == entry["bytes"] for part, entry in receipt["files"].items())
-    return whole and all(_is_unchanged(entry, fingerprints) for entry in receipt.get("inputs", ()))
+    whole = all(listed.get(part) == entry.bytes for part, entry in receipt.files.items())
+    return whole and all(_is_unchanged(entry, fingerprints) for entry in receipt.inputs)
 
 
 class _Fingerprints:
@@ -227,17 +225,16 @@ class _Fingerprints:
         return at.fingerprint() if at.exists() else None
 
 
-def _is_unchanged(entry: dict[str, Any], fingerprints: _Fingerprints) -> bool:
+def _is_unchanged(entry: FileEntry, fingerprints: _Fingerprints) -> bool:
     """Whether an input is the file it was: the same size and time, or at least the same bytes."""
-    name = entry["name"]
-    fingerprint = fingerprints.of(name)
+    fingerprint = fingerprints.of(entry.name)
     if fingerprint is None:
         return False
-    if entry.get("digest", "") is None:  # it couldn't be read; one that now can be is as old as it was
-        return not _can_be_read(name)
-    if fingerprint == entry["fingerprint"]:
+    if entry.unreadable:  # one that now can be read is as old as it was
+        return not _can_be_read(entry.name)
+    if fingerprint == entry.fingerprint:
         return True
-    return "digest" in entry and manifest.file_entry(name)["digest"] == entry["digest"]
+    return entry.digest is not None and manifest.file_entry(entry.name).digest == entry.digest
 
 
 def _can_be_read(path: str) -> bool:
@@ -248,88 +245,126 @@ def _can_be_read(path: str) -> bool:
     return True
 
 
-def open_output(folder: str, *, plan: dict[str, Any], units: Sequence[str]) -> Output:
+def open_output(folder: str, *, plan: Plan, units: Sequence[str]) -> Output:
     """Opens a folder for a run: new, or one that the same run began before.
 
     Args:
       folder: local path or URL; made if need be.
-      plan: all that decides the results (`manifest.describe`), JSON-able.
+      plan: all that decides the results (`manifest.describe`).
       units: names of the units of work, in order, each a plain file name.
 
     Raises:
       InputError: the folder holds something else, or another run's results.
     """
-    content = manifest.to_json({**plan, "units": list(units)})
+    plan = dataclasses.replace(plan, units=tuple(units))
     at = storage.Folder(folder)
-    if at.exists() and not at.is_folder():
-        raise InputError(
-            f"{folder}: is a file where a folder for the results is expected; choose another --out"
-        )
-    # What begins with a dot another process of this run may just be writing, its plan to begin with.
-    found = [name for name in at.names() if not name.startswith(".")]
-    if storage.PLAN in found:
-        _check_plan(at, content)
-    elif found:
-        raise InputError(f"{folder}: is not empty and holds no run of this command; choose another --out")
+    is_new = not at.exists(storage.PLAN)
+    was_finished = is_done(folder, plan)
     at.sweep()
-    if storage.PLAN not in found and not at.write_new(storage.PLAN, content):
-        _check_plan(at, content)  # of one that began at the same time
-    return Output(at, tuple(units), was_finished=manifest.NAME in found)
+    if is_new and not at.write_new(storage.PLAN, records.to_json(plan)):
+        is_done(folder, plan)  # of a process that began at the same time
+    return Output(at, tuple(units), was_finished=was_finished)
 
 
-def _check_plan(folder: storage.Folder, content: bytes) -> None:
-    """Makes sure that the plan in a folder is this run's.
+def is_done(out: str, plan: Plan, *, same: Sequence[str] | None = None) -> bool:
+    """Whether an output is this very run's, and finished.
+
+    Args:
+      out: a file with its manifest beside it, or, for a plan with units, a folder with the plan in it.
+      plan: of this run.
+      same: what of the plan must be as it was, e.g. "command", "options.rule", for a file that is written again
+        whatever its inputs are now; default: all of it.
+
+    Returns:
+      False if there is nothing, or what the same run wrote of inputs that have changed, or did not finish: all this
+      may be written (again).
 
     Raises:
-      InputError: it is another's.
+      InputError: another run wrote it, or it is not known who did.
     """
-    before = folder.read_bytes(storage.PLAN)
-    if before == content:
-        return
+    at = storage.Folder(out)
+    if not at.exists():
+        return False
+    folder, is_folder = plan.units is not None, at.is_folder()
+    if folder and not is_folder:
+        raise InputError(f"{out}: is a file where a folder for the results is expected; choose another --out")
+    advice = f"choose another --out, or delete the {'folder' if is_folder else 'file'}"
+    path = at.join(storage.PLAN) if folder else f"{out}.{manifest.NAME}"
+    if is_folder != folder or not storage.exists(path):
+        # What begins with a dot another process of this run may just be writing, its plan to begin with.
+        if folder and all(name.startswith(".") for name in at.names()):
+            return False
+        what = "is not empty" if folder else "already exists"
+        raise InputError(f"{out}: {what} and was not written by this command; {advice}")
+    data = storage.read_bytes(path)
+    if folder and data == records.to_json(plan):
+        return at.exists(manifest.NAME)
     try:
-        difference = manifest.first_difference(json.loads(before), json.loads(content))
-    except (ValueError, RecursionError):
-        difference = f"its {storage.PLAN} is no JSON"
-    raise InputError(
-        f"{folder}: already holds the results of another run ({difference});"
-        " choose another --out, or delete the folder"
-    )
+        content = json.loads(data)
+        before = (Plan if folder else Manifest).from_json(content)
+    except (ValueError, RecursionError, InputError) as error:
+        raise InputError(
+            f"{out}: already exists, and {path} doesn't say what it holds ({error}); {advice}"
+        ) from error
+    was, now = _comparable(content, before, plan, same)
+    if was != now:
+        difference = manifest.first_difference(was, now)
+        raise InputError(f"{out}: already holds the results of another run ({difference}); {advice}")
+    if same is not None or not isinstance(before, Manifest):
+        return False
+    if [entry.bytes for entry in before.outputs.values()] != [storage.size(out)]:
+        return False
+    read = [entry for entry in before.read_files() if entry.bytes is not None]
+    return all(_is_unchanged(entry, _Fingerprints()) for entry in read)
 
 
-def read_receipts(receipts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The facts of receipts, in order."""
-    for receipt in receipts:
-        yield receipt["facts"]
+def _comparable(content: Facts, before: Plan, plan: Plan, same: Sequence[str] | None) -> tuple[Facts, Facts]:
+    """What must be the same of a record and a plan."""
+    now = json.loads(records.to_json(plan))
+    if same is not None:
+        return {name: _field(content, name) for name in same}, {name: _field(now, name) for name in same}
+    if not isinstance(before, Manifest):
+        return content, now
+    # The pool's sizes and digests came when its files were read.
+    return {**{name: content.get(name) for name in now}, "pool": [entry.name for entry in before.pool]}, now
+
+
+def _field(content: Facts, name: str) -> object:
+    whole, _, part = name.partition(".")
+    return content.get(whole, {}).get(part) if part else content.get(whole)
 
 
 _WAITING = 2  # units that it may be behind
 
 
-class Writer:
+class Writer(Generic[_Parameters]):
     """Completes units in a thread of its own, in the order they come, while the next ones are worked on.
 
     Leaving the block waits for all of them, after an error too: what is worked out is not thrown away. Only
     who interrupts it waits for one unit and no more.
+
+    Args:
+      complete: `Output.complete`.
     """
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, complete: Callable[_Parameters, None]) -> None:
+        self._complete = complete
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._pending: collections.deque[Future[None]] = collections.deque()
 
-    def complete(self, *args: Any, **named: Any) -> None:
-        """`Output.complete`, later.
+    def complete(self, *args: _Parameters.args, **named: _Parameters.kwargs) -> None:
+        """Completes a unit, later.
 
         Raises:
           InputError: a unit before this one could not be written.
         """
-        self._pending.append(self._thread.submit(self._output.complete, *args, **named))
+        self._pending.append(self._thread.submit(self._complete, *args, **named))
         while len(self._pending) > _WAITING or self._pending[0].done():
             self._pending.popleft().result()
             if not self._pending:
                 return
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

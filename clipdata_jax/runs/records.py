@@ -1,188 +1,340 @@
-"""What runs recorded of their files, read as data that strangers may have written: nothing in it is taken on trust."""
+"""The records of a run: its plan, a receipt for each unit, the manifest, the units' times. Read strictly.
+
+A record may come from anybody: every reader checks all that it takes from one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import posixpath
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeAlias, TypeVar, cast
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
-_OF_THE_KERNEL = ("/proc/", "/sys/", "/dev/")  # to read there may do something
+# JSON of one command's own, which no other code looks into.
+Facts: TypeAlias = dict[str, Any]
+SECONDS = ("read", "wait", "compute", "write")
+_T = TypeVar("_T")
+_Record = TypeVar("_Record", bound="Plan | Receipt")
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
-    """What is wrong with a file.
+class FileEntry:
+    """What is recorded of a file.
 
     Attributes:
-      kind: "missing", "doubled", "damaged", "changed", "foreign" or "refused".
-      path: the file.
-      text: what was found and what is recorded.
+      name: its path; "" where it is the key of a mapping.
+      bytes: its size; None if only its name is recorded.
+      digest: of its bytes; None if not taken.
+      files: how many files it holds, if it is a folder.
+      fingerprint: its size and time of change before it was read.
+      unreadable: whether it was there, but could not be read.
     """
 
-    kind: str
-    path: str
-    text: str
+    name: str = ""
+    bytes: int | None = None
+    digest: str | None = None
+    files: int | None = None
+    fingerprint: str | None = None
+    unreadable: bool = False
 
+    @classmethod
+    def from_json(cls, held: object, name: str = "") -> Self:
+        """Reads an entry, or the name alone.
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """A file that should be what was recorded.
-
-    Attributes:
-      path: the file.
-      bytes: its recorded size, None if none is.
-      digest: its recorded digest, None if none is or it needn't be compared.
-      wrong: what kind of problem it is if it isn't.
-      look: says what is wrong with the contents, "" if nothing; asked only where size and digest are right.
-    """
-
-    path: str
-    bytes: int | None
-    digest: str | None
-    wrong: str = "damaged"
-    look: Callable[[], str] | None = None
-
-
-@dataclasses.dataclass
-class Run:
-    """One of the outputs to check, and what its records say at first sight.
-
-    Attributes:
-      path: of the folder or file.
-      command: that wrote it.
-      units: how many units it has, and how many of them have a receipt.
-      checks: of its own files.
-      inputs: checks of the files it was made of.
-      problems: what the records alone tell.
-      stores: buckets and servers besides its own whose files may be opened where records name them.
-    """
-
-    path: str
-    command: str = "?"
-    units: tuple[int, int] = (0, 0)
-    checks: list[Check] = dataclasses.field(default_factory=list)
-    inputs: list[Check] = dataclasses.field(default_factory=list)
-    problems: list[Problem] = dataclasses.field(default_factory=list)
-    stores: tuple[str, ...] = ()
-    _named: set[str] = dataclasses.field(default_factory=set)
-
-    def add(self, kind: str, path: str, text: str) -> None:
-        """Takes note of a problem."""
-        self.problems.append(Problem(kind, path, text))
-
-    def may_open(self, name: str) -> bool:
-        """Whether an input that a record names may be looked at; where not, a problem says so.
-
-        To read a file of this machine does nothing, to anybody. What is sent to a store or a server may do something,
-        in the user's name: these are asked only where the user named them.
+        Raises:
+          InputError: it is something else.
         """
-        store = _store(name)
-        if not store:
-            try:
-                kernel = os.path.realpath(name).startswith(_OF_THE_KERNEL)
-            except ValueError:  # no system has such names
-                kernel = True
-            if kernel:
-                self.add("refused", self.path, f"a record names {name[:200]!r}, which is no file; not opened")
-            return not kernel
-        if store in {_store(self.path), *map(_store, self.stores)} and "::" not in name:
-            return True
-        if self.names_first(store):
-            self.add(
-                "refused",
-                store,
-                f"inputs lie there, say the records, which may be a stranger's ({name[:200]!r} for one); not asked:"
-                f" allow it with --stores {store}, or leave inputs out with --pool no",
-            )
-        return False
+        if isinstance(held, str):
+            return cls(held)
+        entry = _mapping(held, "a file's entry")
+        name = _field(entry, "name", str, name)
+        digest, fingerprint = (_field(entry, key, str, None) for key in ("digest", "fingerprint"))
+        size = _field(entry, "bytes", int, *([None] if "name" in entry else []))
+        files = _field(entry, "files", int, None)
+        return cls(name, size, digest, files, fingerprint, "digest" in entry and digest is None)
 
-    def names_first(self, name: str) -> bool:
-        """Whether no record of the run has named an input before."""
-        before = len(self._named)
-        self._named.add(name)
-        return len(self._named) > before
+    def to_json(self) -> object:
+        """The entry as `from_json` reads it."""
+        if self.bytes is None:
+            return self.name
+        held = {key: value for key, value in vars(self).items() if value not in (None, "", False)}
+        held.pop("unreadable", None)
+        return {**held, "bytes": self.bytes} | ({"digest": None} if self.unreadable else {})
+
+    def without_fingerprint(self) -> Self:
+        """The entry as a manifest lists it, which depends on no clock."""
+        return dataclasses.replace(self, fingerprint=None)
 
 
-def read_json(path: str) -> dict[str, Any]:
-    """An object of a JSON file.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnitTimes:
+    """Time and memory that a unit or a step took: a line of `run.jsonl`.
+
+    Attributes:
+      time: of its end, in seconds since 1970.
+      unit: its name.
+      step: its number, if it is a step.
+      process: index of the process.
+      rows: pairs, images or samples.
+      rows_per_second: of its process, since that one's unit before.
+      seconds: by `SECONDS`; reading and writing may have gone on beside other units' work.
+      loss: of a step of training.
+      resident_bytes: most memory of the process so far, mapped files included.
+      device_bytes: likewise of a device, if it says.
+    """
+
+    rows: float
+    rows_per_second: float
+    time: float = 0.0
+    unit: str | None = None
+    step: int | None = None
+    process: int = 0
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    loss: float | None = None
+    resident_bytes: int | None = None
+    device_bytes: int | None = None
+
+    @classmethod
+    def from_json(cls, content: object) -> Self:
+        """Reads a line.
+
+        Raises:
+          InputError: it is no such line, or one of its numbers is out of any range.
+        """
+        line = _mapping(content, "a line of times")
+        seconds = {name: float(_number(line, f"{name}_seconds", 0)) for name in SECONDS}
+        rates: dict[str, Any] = {
+            name: float(_number(line, name)) for name in ("time", "rows", "rows_per_second")
+        }
+        return cls(
+            **rates,
+            unit=_field(line, "unit", str, None),
+            step=_field(line, "step", int, None),
+            process=_field(line, "process", int, 0),
+            seconds=seconds,
+            resident_bytes=_field(line, "resident_bytes", int, None),
+            device_bytes=_field(line, "device_bytes", int, None),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """The line as `from_json` reads it."""
+        line = {key: value for key, value in vars(self).items() if value is not None and key != "seconds"}
+        seconds = {f"{name}_seconds": round(value, 3) for name, value in self.seconds.items()}
+        return {"time": line.pop("time"), **line, **seconds}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What decides a run's results.
+
+    Attributes:
+      command: its name.
+      options: those of them that results depend on.
+      inputs: files that are read whole at the start.
+      pool: files that the units read.
+      facts: what else the command depends on: versions, hardware, models.
+      units: names of the units of work, in order; None if the command has none.
+    """
+
+    command: str
+    options: Facts = dataclasses.field(default_factory=dict)
+    inputs: tuple[FileEntry, ...] = ()
+    pool: tuple[FileEntry, ...] = ()
+    facts: Facts = dataclasses.field(default_factory=dict)
+    units: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_json(cls, content: object) -> Self:
+        """Reads a plan.
+
+        Raises:
+          InputError: a field is missing, or is not what it should be.
+        """
+        return cls(**cls._fields(dict(_mapping(content, "the record"))))
+
+    @classmethod
+    def _fields(cls, content: dict[str, object]) -> dict[str, Any]:
+        units = _field(content, "units", list, None)
+        if units is not None and not all(
+            isinstance(name, str) and name and "/" not in name for name in units
+        ):
+            raise InputError("its 'units' are not a list of plain names")
+        return {
+            "command": _field(content, "command", str),
+            "options": _field(content, "options", dict, {}),
+            "inputs": _entries(content, "inputs"),
+            "pool": _entries(content, "pool"),
+            "units": None if units is None else tuple(units),
+            "facts": {name: value for name, value in content.items() if name not in _OWN},
+        }
+
+    def to_json(self) -> Facts:
+        """The plan as `from_json` reads it."""
+        content = {name: getattr(self, name) for name in ("command", "options", "inputs", "pool")}
+        return {**content, **self.facts, **({} if self.units is None else {"units": list(self.units)})}
+
+    def finished(self, facts: Facts, outputs: Mapping[str, FileEntry]) -> Manifest:
+        """The manifest of the plan's run.
+
+        Args:
+          facts: what came of it; its "inputs" and "pool" take the place of the plan's, which knew less of them.
+          outputs: the files that it wrote.
+        """
+        own = {
+            name: _entries(facts, name) if name in facts else getattr(self, name)
+            for name in ("inputs", "pool")
+        }
+        rest = {name: value for name, value in facts.items() if name not in own}
+        return Manifest(
+            command=self.command,
+            options=self.options,
+            **own,
+            facts={**self.facts, **rest},
+            units=self.units,
+            outputs=outputs,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest(Plan):
+    """What made an output, from what, and what came of it.
+
+    Attributes:
+      outputs: the files, by name.
+    """
+
+    outputs: Mapping[str, FileEntry] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def _fields(cls, content: dict[str, object]) -> dict[str, Any]:
+        return {**super()._fields(content), "outputs": _files(content, "outputs")}
+
+    def to_json(self) -> Facts:
+        """The manifest as `from_json` reads it."""
+        return {**super().to_json(), "outputs": dict(self.outputs)}
+
+    def read_files(self) -> tuple[FileEntry, ...]:
+        """All files that the run read.
+
+        Raises:
+          InputError: they are not recorded as they should be.
+        """
+        return (*self.inputs, *self.pool, *_entries(self.facts, "pool_files"))
+
+
+_OWN = ("command", "options", "inputs", "pool", "units", "outputs")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """A unit of work that is done.
+
+    Attributes:
+      unit: its name.
+      files: that it wrote, by name.
+      facts: what the manifest sums up.
+      inputs: files that it was made of.
+      times: what it took, on an object store, which has no `run.jsonl` before the run's end.
+    """
+
+    unit: str
+    files: Mapping[str, FileEntry]
+    facts: Facts
+    inputs: tuple[FileEntry, ...] = ()
+    times: UnitTimes | None = None
+
+    @classmethod
+    def from_json(cls, content: object) -> Self:
+        """Reads a receipt.
+
+        Raises:
+          InputError: a field is missing, or is not what it should be.
+        """
+        held = _mapping(content, "the receipt")
+        return cls(
+            unit=_field(held, "unit", str),
+            files=_files(held, "files"),
+            facts=_field(held, "facts", dict, {}),
+            inputs=_entries(held, "inputs"),
+            times=UnitTimes.from_json(held["times"]) if "times" in held else None,
+        )
+
+    def to_json(self) -> Facts:
+        """The receipt as `from_json` reads it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def read(kind: type[_Record], path: str) -> _Record:
+    """Reads a record from its file.
 
     Raises:
-      InputError: it can't be read, or holds something else.
+      InputError: it is missing, not JSON, or not such a record.
     """
+    data = storage.read_bytes(path)
     try:
-        content = json.loads(storage.read_bytes(path))
+        return cast(_Record, kind.from_json(json.loads(data)))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def to_json(content: object) -> bytes:
+    """JSON with sorted keys, two spaces, a final newline: the same content gives the same bytes."""
+    text = json.dumps(
+        content,
+        indent=2,
+        sort_keys=True,
+        ensure_ascii=False,
+        allow_nan=False,
+        default=lambda one: one.to_json(),
+    )
+    # Names in a tar may not be UTF-8; the surrogates that stand for their bytes are escaped as JSON does it.
+    return f"{text}\n".encode(errors="backslashreplace")
+
+
+def to_lines(lines: Sequence[UnitTimes]) -> bytes:
+    """The bytes of a `run.jsonl` of these lines."""
+    return "".join(f"{json.dumps(line.to_json())}\n" for line in lines).encode()
+
+
+def _mapping(content: object, what: str) -> Mapping[str, object]:
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, expected an object")
+        raise InputError(f"{what} is {_shown(content)}, expected an object")
     return content
 
 
-def _store(path: str) -> str:
-    """The bucket or server of an address, "s3://bucket/"; "" for a path of this machine."""
-    if "://" not in path and "::" not in path:
-        return ""
-    scheme, _, rest = path.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}/"
+def _field(content: Mapping[str, object], name: str, kind: type[_T], *default: Any) -> Any:
+    if default and (name not in content or content[name] is None):
+        return default[0]
+    value = content.get(name)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"its {name!r} is {_shown(value)}, expected {_KINDS[kind]}")
+    return value
 
 
-def is_inside(name: object) -> bool:
-    """Whether a recorded name stays in its folder: no absolute path, no way up, no URL, no other system's path."""
-    if not isinstance(name, str) or not name or "\0" in name or "\\" in name or "://" in name:
-        return False
-    parts = name.split("/")
-    return not posixpath.isabs(name) and not (set(parts) & {"", ".", ".."}) and ":" not in parts[0]
+_KINDS: dict[type, str] = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
 
 
-def leaves(folder: str, name: str) -> bool:
-    """Whether a file of a folder is in truth elsewhere: a link that leads out of it."""
-    at = storage.Folder(folder)
-    if not at.is_local:
-        return False
-    root = os.path.realpath(at.inner)
-    target = os.path.realpath(os.path.join(root, name))
-    return os.path.commonpath([root, target]) != root
+def _number(content: Mapping[str, object], name: str, *default: float) -> float:
+    value = content.get(name, *default)
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value < 1e15:
+        raise InputError(f"its {name!r} is {_shown(value)}, expected a number of at least 0")
+    return value
 
 
-def entries(held: object) -> dict[str, tuple[int, str | None]]:
-    """Recorded files -> size and digest.
-
-    Raises:
-      InputError: this is no such record.
-    """
-    if not isinstance(held, dict):
-        raise InputError(f"its files are a {type(held).__name__}, expected an object")
-    return {name: _size_and_digest(entry) for name, entry in held.items()}
+def _shown(value: object) -> str:
+    return "missing" if value is None else f"{value!r:.60}"
 
 
-def _size_and_digest(entry: object) -> tuple[int, str | None]:
-    if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int):
-        raise InputError(f"a file's entry is {str(entry)[:60]!r}, expected its bytes and digest")
-    digest = entry.get("digest")
-    if digest is not None and not isinstance(digest, str):
-        raise InputError(f"a digest is {str(digest)[:60]!r}, expected text")
-    return entry["bytes"], digest
+def _entries(content: Mapping[str, object], name: str) -> tuple[FileEntry, ...]:
+    held = _field(content, name, list, [])
+    return tuple(one if isinstance(one, FileEntry) else FileEntry.from_json(one) for one in held)
 
 
-def input_checks(run: Run, held: object, *, digests: bool) -> None:
-    """Adds the checks of the inputs in a record: entries with name, bytes and digest, or names alone."""
-    for entry in held if isinstance(held, list) else []:
-        name = entry.get("name") if isinstance(entry, dict) else entry
-        if not isinstance(name, str) or "\0" in name:
-            run.add(
-                "damaged", run.path, f"its record of inputs holds {str(entry)[:60]!r}, expected a file's name"
-            )
-            continue
-        if not run.names_first(name) or not run.may_open(name):
-            continue
-        size, digest = (entry.get("bytes"), entry.get("digest")) if isinstance(entry, dict) else (None, None)
-        size = size if isinstance(size, int) else None
-        run.inputs.append(
-            Check(name, size, digest if digests and isinstance(digest, str) else None, "changed")
-        )
+def _files(content: Mapping[str, object], name: str) -> dict[str, FileEntry]:
+    return {file: FileEntry.from_json(entry) for file, entry in _field(content, name, dict).items()}

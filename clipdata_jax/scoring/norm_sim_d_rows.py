@@ -16,6 +16,7 @@ from clipdata_jax.formats import embedding_shards, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.output import Output
+from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.scoring import norm_sim_d_steps
 from clipdata_jax.scoring.norm_sim_d_steps import Rows
@@ -41,7 +42,7 @@ class _Found:
     member: np.ndarray
     images: np.ndarray | None
     bad: np.ndarray
-    entries: list[dict[str, Any]]
+    entries: list[FileEntry]
 
 
 class Reader:
@@ -63,7 +64,7 @@ class Reader:
         self._pool_rows = 0  # good ones
         self._moments: dict[str, Any] = {}
         self.facts: dict[str, Any] = {"skipped": [], "masked_rows": []}
-        self.inputs: list[dict[str, Any]] = []
+        self.inputs: list[FileEntry] = []
 
     def write(self, output: Output) -> None:
         """Writes the rows, their uids and their second moments as one unit of work.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,7 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
         )
     cache = _cache(options)
     out = storage.join(cache, f"{name}-{_key(found, digest, tag, cache)}.npz")
-    made_before = storage.exists(out) and bool(manifest.read_beside(out))
+    made_before = storage.exists(out) and bool(manifest.read_facts(out))
     print(f"Target {name}: {path}, embeddings in {out}{', made before' if made_before else ''}")
     if made_before:
         return out
@@ -99,7 +98,7 @@ def _embedded(name: str, path: str, options: Score, tag: str, made_by: dict[str,
 def _key(found: sources.Sources, digest: str, tag: str, cache: str) -> str:
     """Tells embeddings apart: by the images' bytes and order, the model, and what runs it."""
     made_with = manifest.describe("embed", Embed(sources=("",), model=("",), out=""), devices=True)
-    content = [digest, tag, made_with["versions"], made_with["hardware"], _content(found, cache)]
+    content = [digest, tag, made_with.facts["versions"], made_with.facts["hardware"], _content(found, cache)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -139,10 +138,10 @@ def _check_model(path: str, tag: str, made_by: dict[str, Any], options: Score) -
 
 def made_by_model(path: str, tag: str) -> dict[str, Any]:
     """What the manifest of embeddings, in a folder or beside a file, says of a model; {} if it says nothing."""
-    content = manifest.read_beside(path) if re.search(r"\.np[yz]$", path) else manifest.read(path)
+    content = manifest.read_facts(path)
     if not content:  # it may be a shard of a folder
         folder, _, name = path.rpartition("/")
-        whole = manifest.read(folder or ".")
+        whole = manifest.read_facts(folder or ".")
         content = whole if name in (whole.get("outputs") or {}) else {}
     models = content.get("models")
     found = models.get(tag) if isinstance(models, dict) else None

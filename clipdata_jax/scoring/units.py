@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, embedding_shards, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest
+from clipdata_jax.runs.records import FileEntry
 
 
 def shard_files(shard: EmbeddingShard) -> list[str]:
@@ -48,8 +50,8 @@ class Unit:
         self.good = self.wanted = np.empty(0, bool)
         self.bad: list[np.ndarray] = []
         self.skipped: dict[str, str] = {}
-        self.digests: list[dict[str, Any]] = []
-        self.inputs: list[dict[str, Any]] = []
+        self.digests: list[FileEntry] = []
+        self.inputs: list[FileEntry] = []
         self.seconds = 0.0
 
 
@@ -92,7 +94,7 @@ def _read_unit(
             entries = list(map(manifest.file_entry, shard_files(shard)))
             unit.digests += entries
             unit.inputs += [
-                {**entry, "fingerprint": fingerprint}
+                dataclasses.replace(entry, fingerprint=fingerprint)
                 for entry, fingerprint in zip(entries, fingerprints, strict=True)
             ]
             emb = embedding_shards.read_shard(shard, tag)

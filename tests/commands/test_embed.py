@@ -39,7 +39,7 @@ def test_shards_hold_what_the_model_makes_of_each_pair(tmp_path, pool, checkpoin
     done = clipdata("embed", "pool", "--model", f"tiny={checkpoint}", "--out", "out", "--batch-size", 8)
     assert done.returncode == 0, done.stderr
     assert "Embedded 30 pairs as tiny, dimension 16" in done.stdout
-    told = telemetry.read(str(tmp_path / "out"))
+    told = telemetry.read(str(tmp_path / "out" / "run.jsonl"))
     assert sum(unit.rows for unit in told) == 30
     assert all(unit.rows_per_second > 0 for unit in told)
     assert all(unit.seconds["read"] > 0 and unit.seconds["compute"] > 0 for unit in told)

@@ -217,7 +217,7 @@ def test_a_target_file_is_not_overwritten_and_follows_its_tars(tmp_path, small, 
     (tmp_path / "target.npy.manifest.json").unlink()
     done = clipdata("embed", "0.tar", *flags)
     assert done.returncode == 2
-    assert "not by a run of this command" in done.stderr
+    assert "was not written by this command" in done.stderr
 
 
 def test_a_worker_that_another_has_overtaken_finds_the_file_made(tmp_path, small, clipdata, monkeypatch):

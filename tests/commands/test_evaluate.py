@@ -141,7 +141,10 @@ BAD = {
     "too few names": ({"classnames": '["one", "two"]'}, "expected a number from 0 to 1"),
     "a broken image": ({"broken": True}, "sample '000001': not an image"),
     "a cut tar": ({"cut": True}, "damaged or not a tar"),
-    "an output that is there": ({"there": True}, "figures.json: already there, and not by this evaluation"),
+    "an output that is there": (
+        {"there": True},
+        "figures.json: already exists and was not written by this command",
+    ),
 }
 
 

@@ -209,7 +209,7 @@ def test_columns_of_others_join_by_uid(tmp_path, clipdata):
     assert content["joined"]["aesthetic.npy"] == {"rows": 100, "not_in_the_pool": 0}
     assert set(files) <= {entry["name"] for entry in content["inputs"]}
     again = clipdata("select", "scores", "--rule", rule, "--out", "s.npy", "--columns", *files[::-1])
-    assert refused(again, "another run's result (columns was")
+    assert refused(again, "the results of another run (options.columns was")
 
 
 @pytest.mark.parametrize(
@@ -290,10 +290,10 @@ def test_another_runs_subset_stays(tmp_path, clipdata):
     assert clipdata("select", "scores", "--rule", RULE, "--out", "s.npy").returncode == 0
     before = (tmp_path / "s.npy").read_bytes()
     done = clipdata("select", "scores", "--rule", "top(neg_clip_loss, 0.3)", "--out", "s.npy")
-    assert refused(done, "already holds another run's result (rule was", "choose another --out")
+    assert refused(done, "already holds the results of another run (rule was", "choose another --out")
     (tmp_path / "s.npy.manifest.json").unlink()
     assert refused(
-        clipdata("select", "scores", "--rule", RULE, "--out", "s.npy"), "no manifest says what it holds"
+        clipdata("select", "scores", "--rule", RULE, "--out", "s.npy"), "was not written by this command"
     )
     assert (tmp_path / "s.npy").read_bytes() == before
 

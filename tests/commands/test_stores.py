@@ -96,7 +96,7 @@ def test_the_commands_make_the_same_bytes_in_a_store(world, expected, clipdata, 
         lines = storage.read_bytes(f"{out}/{folder}/run.jsonl").splitlines()
         units = [json.loads(line)["unit"] for line in lines]
         assert units == json.loads(storage.read_bytes(f"{out}/{folder}/plan.json"))["units"]
-    assert len(telemetry.read(f"{out}/scores")) == len(units)
+    assert len(telemetry.read(f"{out}/scores/run.jsonl")) == len(units)
 
 
 @pytest.mark.parametrize(

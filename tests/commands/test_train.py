@@ -107,8 +107,8 @@ def check_model(out):
     assert sorted(os.listdir(out / "checkpoints")) == ["10", "8"]
     lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 1
-    assert lines[-2]["step"] == 10
-    assert lines[-2]["rows_per_second"] > 0
+    assert lines[-1]["step"] == 10
+    assert lines[-1]["rows_per_second"] > 0
 
 
 def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, capsys):
@@ -128,13 +128,13 @@ def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, cap
         warmup=0, batch_size=8, subset=str(tmp_path / "subset.npy"), on_bad="skip", **TINY_OPTIONS,
     )  # fmt: skip
     made = train.run(options)
-    assert made["pairs"] == len(set(wanted)) - 2
-    assert (made["subset_uids"], made["subset_uids_not_found"]) == (len(set(wanted)), 2)
-    (skipped,) = made["skipped_samples"]
+    assert made.facts["pairs"] == len(set(wanted)) - 2
+    assert (made.facts["subset_uids"], made.facts["subset_uids_not_found"]) == (len(set(wanted)), 2)
+    (skipped,) = made.facts["skipped_samples"]
     assert skipped["key"] == samples[spoilt].key
     assert "not an image" in skipped["reason"]
-    assert len(made["skipped_tars"]) == 1
-    assert "00001.tar: damaged" in made["skipped_tars"][0]
+    assert len(made.facts["skipped_tars"]) == 1
+    assert "00001.tar: damaged" in made.facts["skipped_tars"][0]
     assert "Skipped 1 tar and 1 sample" in capsys.readouterr().out
     # The same run again only says so; another one is refused and leaves everything as it is.
     before = (tmp_path / "out" / "manifest.json").read_bytes()

@@ -120,12 +120,15 @@ def test_another_runs_file_stays(tmp_path, clipdata):
     before = (tmp_path / "u.npy").read_bytes()
     refused(
         clipdata("uids", "minus", "mine.npy", "third.txt", "--out", "u.npy"),
-        "u.npy: already holds another run's result (operation was 'union', now 'minus')",
+        'u.npy: already holds the results of another run (options.operation was "union", now "minus")',
     )
-    refused(clipdata("uids", "union", "mine.npy", "--out", "u.npy"), "(files was ['mine.npy', 'third.txt']")
+    refused(
+        clipdata("uids", "union", "mine.npy", "--out", "u.npy"),
+        '(options.files was ["mine.npy", "third.txt"]',
+    )
     refused(
         clipdata("uids", "union", "mine.npy", "--out", "third.txt"),
-        "third.txt: already there, and no manifest",
+        "third.txt: already exists and was not written by this command",
     )
     assert (tmp_path / "u.npy").read_bytes() == before
 

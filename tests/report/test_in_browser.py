@@ -15,7 +15,7 @@ import pytest
 from support.images import jpeg
 
 from clipdata_jax.formats import score_tables, tars, uids
-from clipdata_jax.runs import manifest
+from clipdata_jax.runs import records
 
 _FLAGS = [
     "--headless",
@@ -110,8 +110,8 @@ def report_page(clipdata, tmp_path, evil: str) -> str:
         "versions": {evil: evil},
         evil: evil,
     }
-    (tmp_path / "mine.npy.manifest.json").write_bytes(manifest.to_json(told))
-    (folder / "manifest.json").write_bytes(manifest.to_json(told))
+    (tmp_path / "mine.npy.manifest.json").write_bytes(records.to_json(told))
+    (folder / "manifest.json").write_bytes(records.to_json(told))
     done = clipdata(
         *("report", folder.name, "--subset", "mine.npy", "--compare", "<script>=other.npy", "--tars", "tars"),
         *("--title", evil, "--on-bad", "skip", "--out", "page.html"),

@@ -3,12 +3,17 @@
 import pytest
 
 from clipdata_jax.report import telemetry
-from clipdata_jax.runs.telemetry import Unit
+from clipdata_jax.runs.records import UnitTimes
 
 
 def units(count):
     return [
-        Unit(1000 + 20.0 * i, 100, 50.0 if i % 2 else 10.0, {"read": 2, "wait": 1, "compute": 3, "write": 0})
+        UnitTimes(
+            time=1000 + 20.0 * i,
+            rows=100,
+            rows_per_second=50.0 if i % 2 else 10.0,
+            seconds={"read": 2, "wait": 1, "compute": 3, "write": 0},
+        )
         for i in range(count)
     ]
 

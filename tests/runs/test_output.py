@@ -9,7 +9,7 @@ from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.runs import telemetry
 from clipdata_jax.runs.output import Output, Writer, open_output
-from clipdata_jax.runs.telemetry import Unit
+from clipdata_jax.runs.records import Plan, UnitTimes
 from clipdata_jax.runtime import parallel
 
 
@@ -28,7 +28,7 @@ class Slow:
 
 def test_units_are_written_in_order_and_an_error_stops_the_run_once():
     output = Slow()
-    with pytest.raises(InputError, match="no space left"), Writer(output) as writer:
+    with pytest.raises(InputError, match="no space left"), Writer(output.complete) as writer:
         writer.complete("a")
         writer.complete("b")
         output.go.set()
@@ -43,7 +43,7 @@ def test_what_was_worked_out_is_written_before_a_stop(error):
     output = Slow()
     threading.Timer(0.05, output.go.set).start()
     try:
-        with Writer(output) as writer:
+        with Writer(output.complete) as writer:
             writer.complete("a")
             writer.complete("c")
             if error:
@@ -56,7 +56,7 @@ def test_what_was_worked_out_is_written_before_a_stop(error):
 def test_an_error_in_the_last_unit_is_told_too():
     output = Slow()
     output.go.set()
-    with pytest.raises(InputError, match="no space left"), Writer(output) as writer:
+    with pytest.raises(InputError, match="no space left"), Writer(output.complete) as writer:
         writer.complete("a")
         writer.complete("b")
 
@@ -66,22 +66,22 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, 
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(storage.Folder, "names", lambda folder: [])  # each finds the folder empty
-        first = open_output(folder, plan={"command": "a"}, units=["u"])
-        assert open_output(folder, plan={"command": "a"}, units=["u"]) == first
+        first = open_output(folder, plan=Plan(command="a"), units=["u"])
+        assert open_output(folder, plan=Plan(command="a"), units=["u"]) == first
         before = storage.read_bytes(first.path("plan.json"))
         with pytest.raises(InputError, match=r"results of another run \(command was \"a\", now \"b\"\)"):
-            open_output(folder, plan={"command": "b"}, units=["u"])
+            open_output(folder, plan=Plan(command="b"), units=["u"])
     assert storage.read_bytes(first.path("plan.json")) == before
     storage.write_bytes(first.path("plan.json"), b"{")
-    with pytest.raises(InputError, match=r"its plan\.json is no JSON"):
-        open_output(folder, plan={"command": "a"}, units=["u"])
+    with pytest.raises(InputError, match=r"plan\.json doesn't say what it holds \(Expecting"):
+        open_output(folder, plan=Plan(command="a"), units=["u"])
 
 
 def test_times_in_a_store_are_those_of_the_units_whenever_a_run_is_stopped(monkeypatch):
     def finished(rows):
-        output = open_output("memory://stopped-at-the-end", plan={}, units=["u"])
+        output = open_output("memory://stopped-at-the-end", plan=Plan(command="a"), units=["u"])
         if output.remaining(parallel.ALONE):
-            output.complete("u", {"u.npy": b"1"}, {}, rows=rows)
+            output.complete("u", {"u.npy": b"1"}, {}, times=UnitTimes(rows=rows, rows_per_second=1))
         output.finish(lambda receipts: {})
         return [
             json.loads(line)["rows"] for line in storage.read_bytes(output.path("run.jsonl")).splitlines()
@@ -102,5 +102,6 @@ def test_lines_of_a_stranger_are_read_as_far_as_they_make_sense(tmp_path):
     lines = [json.dumps(line) for line in ({"step": 1}, [], *odd, good)]
     (tmp_path / "run.jsonl").write_bytes("\n".join([*lines, "[" * 5000, ""]).encode() + b"\xff{")
     spent = {"read": 1.0, "wait": 0.0, "compute": 0.0, "write": 0.0}
-    assert telemetry.read(str(tmp_path)) == [Unit(5.0, 10.0, 2.5, spent)]
+    want = UnitTimes(time=5.0, rows=10.0, rows_per_second=2.5, unit="a", seconds=spent)
+    assert telemetry.read(str(tmp_path / "run.jsonl")) == [want]
     assert telemetry.read(str(tmp_path / "none")) == []

@@ -13,7 +13,7 @@ from PIL import Image
 from clipdata_jax import config
 from clipdata_jax.commands import report
 from clipdata_jax.formats import score_tables, tars, uids
-from clipdata_jax.runs import manifest
+from clipdata_jax.runs import records
 
 RULE = "top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)"
 
@@ -53,7 +53,7 @@ def make_pool(folder: Path) -> Path:
     uids.write_subset(str(folder / "subset.npy"), uid[kept])
     step = {"rule": "top(neg_clip_loss, 0.3)", "seen": 120, "kept": 36, "asked": 36}
     select = {"command": "select", "rule": RULE, "steps": [step], "versions": {"clipdata_jax": "9.8.7"}}
-    (folder / "subset.npy.manifest.json").write_bytes(manifest.to_json(select))
+    (folder / "subset.npy.manifest.json").write_bytes(records.to_json(select))
     return folder
 
 
