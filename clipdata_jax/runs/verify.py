@@ -63,7 +63,8 @@ class Check:
             found = FileEntry(self.path, storage.size(self.path))
         if self.entry.bytes not in (None, found.bytes):
             return f"{found.bytes:,} bytes, recorded are {self.entry.bytes:,}"
-        if self.entry.digest not in (None, found.digest or storage.digest(self.path)):
+        digest = self.entry.digest
+        if digest is not None and digest != (found.digest or storage.digest(self.path)):
             return "its digest is not the recorded one"
         return ""
 
