@@ -144,7 +144,7 @@ def measure(
     def copy(count: int) -> None:
         out = kept.next()
         names = {path: str(out / Path(path).name) for path in paths}
-        list(threads.in_order(lambda path: copy_runs(path, runs[path], names[path]), paths, count, ahead=1))
+        list(threads.prefetch(lambda path: copy_runs(path, runs[path], names[path]), paths, threads=count))
 
     def ours() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -107,7 +107,9 @@ def _count(units: Sequence[Unit], subset: Subset) -> Summary:
     """What the units would keep."""
     times, facts, written = np.zeros(len(subset.uids), np.int64), [], 0
     with console.bar(total=len(units), unit="tar", name="reshard --dry-run") as bar:
-        for unit, chosen in zip(units, threads.in_order(Unit.choose, units, ahead=1), strict=True):
+        for unit, chosen in zip(
+            units, threads.prefetch(Unit.choose, units, ahead=threads.cores()), strict=True
+        ):
             np.add.at(times, chosen.at, 1)
             facts += chosen.facts
             written += len(unit.outputs(len(chosen.samples)))
@@ -122,7 +124,7 @@ def _facts(output: Output, subset: Subset, receipts: list[Receipt]) -> dict[str,
     times = np.zeros(len(subset.uids), np.int64)
     names = [name for receipt in receipts for name in receipt.files if name.startswith("uids/")]
     read = functools.partial(_read_uids, output)
-    for held in threads.in_order(read, names, output.folder.threads):
+    for held in threads.prefetch(read, names, threads=output.folder.threads):
         np.add.at(times, subset.index.find(held), 1)
     facts = [facts for receipt in receipts for facts in receipt.facts["tars"]]
     sizes = {name: size for receipt in receipts for name, size in receipt.facts["sizes"].items()}

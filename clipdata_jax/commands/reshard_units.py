@@ -257,7 +257,7 @@ def write_all(units: Sequence[Unit], output: Output, count: int) -> Iterator[int
     # While one thread waits for the disk, another looks through the next tar.
     several = max(2, threads.cores() // max(count, 1))
     if count <= 1:
-        for _ in threads.in_order(lambda unit: unit.write(output), units, several, ahead=1):
+        for _ in threads.prefetch(lambda unit: unit.write(output), units, threads=several, ahead=several):
             yield 1
         return
     deal, told = SharedCounter(len(units)), 0
@@ -328,7 +328,7 @@ def _write(units: Sequence[Unit], output: Output, deal: SharedCounter, several: 
         deal.tell()
 
     try:
-        for _ in threads.in_order(write, deal.take(), several, ahead=1):
+        for _ in threads.prefetch(write, deal.take(), threads=several, ahead=several):
             yield deal.done
     finally:
         deal.end()  # where one fails, nobody begins another

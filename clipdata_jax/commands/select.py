@@ -67,7 +67,7 @@ class _Inputs:
     def entries(self) -> list[FileEntry]:
         """What the manifest says of these files."""
         several = storage.Folder(self.table.folders[0]).threads
-        return list(threads.in_order(manifest.file_entry, self.paths(), several))
+        return list(threads.prefetch(manifest.file_entry, self.paths(), threads=several))
 
 
 @storage.stat_cache()

@@ -102,7 +102,7 @@ def _write(options: config.Uids, sources: Sequence[UidFile]) -> int:
 
 
 def _over_parts(function: Any, sources: Sequence[UidFile]) -> Iterator[Any]:
-    return threads.in_order(function, uid_sets.parts([source.rows for source in sources]))
+    return threads.prefetch(function, uid_sets.parts([source.rows for source in sources]))
 
 
 def _overlap(sources: Sequence[UidFile], multiset: bool) -> uid_sets.SetOverlap:

@@ -70,7 +70,9 @@ def _check_all(checks: Sequence[Check], how_many: int) -> list[Problem]:
     found: list[Problem] = []
     with console.bar(total=sum(map(Check.bytes_to_read, checks)), unit="B", name="verify") as bar:
         several = how_many or 2 * threads.cores()
-        for check, problem in zip(checks, threads.in_order(Check.problem, checks, several), strict=True):
+        for check, problem in zip(
+            checks, threads.prefetch(Check.problem, checks, threads=several), strict=True
+        ):
             found += [] if problem is None else [problem]
             bar.update(check.bytes_to_read())
     return found

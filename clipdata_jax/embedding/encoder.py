@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float32, Int32, UInt8
 
 from clipdata_jax.models import CLIP
-from clipdata_jax.runtime import parallel
+from clipdata_jax.runtime import parallel, threads
 
 # Batches handed to the devices before the first result is fetched; more would only pile up in memory.
 _IN_FLIGHT = 2
@@ -63,18 +61,12 @@ class Encoder:
     def _batched(self, encode: Callable[..., jax.Array], rows: np.ndarray) -> np.ndarray:
         whole = jax.ShapeDtypeStruct((self.rows, *rows.shape[1:]), rows.dtype)
         emb_nd = np.empty((len(rows), jax.eval_shape(encode, self._state, whole).shape[1]), np.float32)
-        pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
-        for start in range(0, len(rows), self.rows):
+
+        def encoded(start: int) -> tuple[int, jax.Array]:
             batch = parallel.pad_rows(rows[start : start + self.rows], self.rows)
-            pending.append((start, encode(self._state, jax.device_put(batch, self._sharding))))
-            if len(pending) > _IN_FLIGHT:
-                _fetch(pending, emb_nd)
-        while pending:
-            _fetch(pending, emb_nd)
+            return start, encode(self._state, jax.device_put(batch, self._sharding))
+
+        for start, result in threads.in_flight(map(encoded, range(0, len(rows), self.rows)), _IN_FLIGHT):
+            target = emb_nd[start:]
+            target[: len(result)] = np.asarray(result)[: len(target)]
         return emb_nd
-
-
-def _fetch(pending: collections.deque[tuple[int, Any]], emb_nd: np.ndarray) -> None:
-    start, result = pending.popleft()
-    target = emb_nd[start:]
-    target[: len(result)] = np.asarray(result)[: len(target)]

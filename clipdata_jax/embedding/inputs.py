@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Mapping
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats.sources import Source
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.records import FileEntry
+from clipdata_jax.runtime import threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,25 +45,21 @@ def prefetch(sources: Mapping[str, Source]) -> Generator[Unit]:
     Raises:
       StorageError: a store fails.
     """
-    pending: collections.deque[Future[Unit]] = collections.deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="fetch") as fetcher:
-        try:
-            for name, source in sources.items():
-                pending.append(fetcher.submit(_fetch, name, source))
-                if len(pending) > 1:
-                    yield from _used(pending.popleft())
-            while pending:
-                yield from _used(pending.popleft())
-        finally:
-            for left in pending:
-                if not left.cancel() and left.exception() is None:
-                    left.result().copies.close()
+    copies: list[contextlib.ExitStack] = []
 
+    def fetch(named: tuple[str, Source]) -> Unit:
+        unit = _fetch(*named)
+        copies.append(unit.copies)
+        return unit
 
-def _used(fetched: Future[Unit]) -> Iterator[Unit]:
-    unit = fetched.result()
-    with unit.copies:
-        yield unit
+    try:
+        with contextlib.closing(threads.prefetch(fetch, sources.items(), threads=1, ahead=1)) as units:
+            for unit in units:
+                with unit.copies:
+                    yield unit
+    finally:
+        for left in copies:
+            left.close()
 
 
 def _fetch(name: str, source: Source) -> Unit:

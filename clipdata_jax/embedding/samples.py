@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,6 @@ from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import tars, uids
 from clipdata_jax.runtime import threads
 
-# Samples read ahead per thread: enough to keep all of them busy, and what bounds the memory.
-_AHEAD = 4
 # A .json takes some twenty times its size when parsed.
 _TEXT_BYTES = 1 << 24
 
@@ -90,20 +86,18 @@ def decoded_samples(
       InputError: the samples can't be read to their end (after those before that place), or one is bad and
         on_bad is "stop".
     """
-    decoders = decoders or threads.cores()
-    pending: collections.deque[Future[Decoded | Bad | None]] = collections.deque()
     uid_of = functools.partial(_uid, path, shared_names=shared_names)
-    pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
-    try:
-        for sample in _until_broken(samples):
-            if isinstance(sample, InputError):
-                yield from _settle(pending, on_bad, 0)
-                raise sample
-            pending.append(pool.submit(_decode, path, sample, uid_of, transforms, need_caption, keep))
-            yield from _settle(pending, on_bad, decoders * _AHEAD)
-        yield from _settle(pending, on_bad, 0)
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    def decode(sample: tars.RawSample | InputError) -> Decoded | Bad | None:
+        if isinstance(sample, InputError):
+            raise sample
+        return _decode(path, sample, uid_of, transforms, need_caption, keep)
+
+    for item in threads.prefetch(decode, _until_broken(samples), threads=decoders):
+        if isinstance(item, Bad) and on_bad == "stop":
+            raise InputError(f"{item.tar}: sample {item.key!r}: {item.reason}; fix it, or pass --on-bad skip")
+        if item is not None:
+            yield item
 
 
 def _until_broken(samples: Iterable[tars.RawSample]) -> Iterator[tars.RawSample | InputError]:
@@ -112,17 +106,6 @@ def _until_broken(samples: Iterable[tars.RawSample]) -> Iterator[tars.RawSample 
         yield from samples
     except InputError as error:
         yield error
-
-
-def _settle(
-    pending: collections.deque[Future[Decoded | Bad | None]], on_bad: OnBad, most: int
-) -> Iterator[Decoded | Bad]:
-    while len(pending) > most:
-        item = pending.popleft().result()
-        if isinstance(item, Bad) and on_bad == "stop":
-            raise InputError(f"{item.tar}: sample {item.key!r}: {item.reason}; fix it, or pass --on-bad skip")
-        if item is not None:
-            yield item
 
 
 def _decode(

@@ -124,7 +124,7 @@ def _read_footers(
     shards: list[EmbeddingShard] = []
     unreadable: list[str] = []
     unknown = [one[1] for one in found if one[0] not in rows]
-    footers = threads.in_order(_rows_or_error, unknown, storage.Folder(found[0][1]).threads)
+    footers = threads.prefetch(_rows_or_error, unknown, threads=storage.Folder(found[0][1]).threads)
     for one in found:
         here = rows[one[0]] if one[0] in rows else next(footers)
         if isinstance(here, int):

@@ -76,7 +76,7 @@ class ColumnFile:
         """
         read = _read_npy if self.path.endswith(".npy") else _read_parquet
         each = functools.partial(read, names=names)
-        found = list(threads.in_order(each, self.parts, storage.Folder(self.path).threads))
+        found = list(threads.prefetch(each, self.parts, threads=storage.Folder(self.path).threads))
         uid = np.concatenate([part[0] for part in found])
         return ExternalColumns(
             self.path, uid, {name: np.concatenate([part[1][name] for part in found]) for name in names}
@@ -126,7 +126,7 @@ def check_shared_names(sources: Sequence[ColumnFile], taken: Collection[str], na
 def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     names: tuple[str, ...] = ()
     footer = functools.partial(parquet.rows_and_types, advice="--columns takes parquet and npy")
-    footers = threads.in_order(footer, parts, storage.Folder(parts[0]).threads)
+    footers = threads.prefetch(footer, parts, threads=storage.Folder(parts[0]).threads)
     for path, (_, types) in zip(parts, footers, strict=True):
         if "uid" not in types and not set(_HALVES) <= set(types):
             raise InputError(

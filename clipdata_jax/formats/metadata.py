@@ -102,7 +102,7 @@ def list_parts(folder: str, skipped: Skipped) -> tuple[Part, ...]:
     def read(path: str) -> Part | None:
         return skipped.attempt(path, functools.partial(_read_footer, path))
 
-    parts = threads.in_order(read, paths, at.threads)
+    parts = threads.prefetch(read, paths, threads=at.threads)
     return tuple(part for part in parts if part is not None)
 
 
@@ -183,11 +183,11 @@ def read_numbers(
     return numbers
 
 
-def ahead(read: Callable[[Part], _Read], parts: Sequence[Part]) -> threads.Ahead[_Read]:
+def ahead(read: Callable[[Part], _Read], parts: Sequence[Part]) -> threads.PassPrefetcher[_Read]:
     """Reads parts by their number; of an object store's some ahead. To be closed."""
     rows = [_TEXT_ROWS * part.rows for part in parts]
     several = storage.Folder(parts[0].path).threads_for_rows(rows) if parts else 1
-    return threads.Ahead(lambda number: read(parts[number]), len(parts), several)
+    return threads.PassPrefetcher(lambda number: read(parts[number]), len(parts), several)
 
 
 def _read(part: Part, names: list[str]) -> pa.Table:

@@ -144,7 +144,7 @@ class ScoreTable:
         """What a function reads of parts, in order; of an object store's some ahead."""
         if self.threads == 1:
             return map(read, parts)
-        return threads.in_order(read, parts, self.threads, ahead=1)
+        return threads.prefetch(read, parts, threads=self.threads, ahead=self.threads)
 
     @property
     def threads(self) -> int:
@@ -193,7 +193,7 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
     _check_sizes(at)
     parts: dict[str, int] = {}
     names: list[str] = []
-    footers = threads.in_order(_footer, paths, at.threads)
+    footers = threads.prefetch(_footer, paths, threads=at.threads)
     for path, (rows, here) in zip(paths, footers, strict=True):
         odd = set(here) ^ set(names)
         if parts and odd:

@@ -81,7 +81,7 @@ def sort_to(rows: np.ndarray, out: np.ndarray) -> None:
     def sort_bucket(span: tuple[int, int]) -> None:
         out[slice(*span)] = uids.sort(out[slice(*span)])
 
-    collections.deque(threads.in_order(sort_bucket, zip(ends - sizes, ends, strict=True)), maxlen=0)
+    collections.deque(threads.prefetch(sort_bucket, zip(ends - sizes, ends, strict=True)), maxlen=0)
 
 
 def parts(arrays: Sequence[np.ndarray], rows: int = _PART) -> Iterator[list[np.ndarray]]:

@@ -61,7 +61,7 @@ class Output:
         An object store is asked for listings and the receipts, not for every file.
         """
         read = functools.partial(self._receipt, listed=self.folder.sizes(), fingerprints=_Fingerprints())
-        found = threads.in_order(read, self.units, self.folder.threads)
+        found = threads.prefetch(read, self.units, threads=self.folder.threads)
         return {unit: receipt for unit, receipt in zip(self.units, found, strict=True) if receipt is not None}
 
     def _receipt(self, unit: str, listed: Mapping[str, int], fingerprints: _Fingerprints) -> Receipt | None:

@@ -186,7 +186,7 @@ def _read_receipts(run: CheckedRun, units: list[str], listed: dict[str, int]) ->
 
     there = [unit for unit in units if _receipt_name(unit) in listed]
     found: dict[str, Receipt] = {}
-    for unit, receipt in zip(there, threads.in_order(read, there), strict=True):
+    for unit, receipt in zip(there, threads.prefetch(read, there), strict=True):
         name = _receipt_name(unit)
         if isinstance(receipt, InputError):
             run.add("damaged", name, str(receipt).removeprefix(f"{storage.join(run.path, name)}: "))

@@ -83,7 +83,7 @@ class Reader:
         file.write(_header(len(self._pool), 1 << 16))
         count = 0
         with console.bar(total=len(self._pool), unit="pair", name="read") as bar:
-            found = threads.in_order(self._read, self._pool.shards, threads=1, ahead=1)
+            found = threads.prefetch(self._read, self._pool.shards, threads=1, ahead=1)
             for shard, read in zip(self._pool.shards, found, strict=True):
                 emb = self._chosen(shard, read)
                 count += len(emb)

@@ -7,7 +7,6 @@ computed in blocks of one shape, each by one device; S is summed block by block 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import io
 import json
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from clipdata_jax.runs import telemetry
-from clipdata_jax.runtime import parallel
+from clipdata_jax.runtime import parallel, threads
 from clipdata_jax.selection import ranking
 
 BLOCK = 8_192  # rows that a device, or the host's sum, takes at a time: 8 MiB of float16 at d = 512
@@ -171,16 +170,14 @@ def _score_blocks(
 
     devices = jax.local_devices()
     placed = [jax.device_put(moment.astype(np.float32), device) for device in devices]
-    waiting: collections.deque[Any] = collections.deque()
-    for number, block in enumerate(blocks):
+
+    def scored(number: int) -> jax.Array:
         turn = number % len(devices)
         with seconds.on("read"):
-            images = parallel.pad_rows(emb[block], BLOCK)
-        images = jax.device_put(images, devices[turn])
-        waiting.append(scores.vas(images, placed[turn]))
-        if len(waiting) > 2 * len(devices):  # bounds the queue of blocks
-            yield np.asarray(waiting.popleft())
-    yield from map(np.asarray, waiting)
+            images = parallel.pad_rows(emb[blocks[number]], BLOCK)
+        return scores.vas(jax.device_put(images, devices[turn]), placed[turn])
+
+    yield from map(np.asarray, threads.in_flight(map(scored, range(len(blocks))), 2 * len(devices)))
 
 
 def sum_moment(emb: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from clipdata_jax.formats import arrays, embedding_shards, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.records import FileEntry
+from clipdata_jax.runtime import threads
 
 
 def shard_files(shard: EmbeddingShard) -> list[str]:
@@ -61,20 +60,14 @@ def read_ahead(
     """Reads the next unit while the devices work on this one: two units are in memory, no more."""
     where = options.where if isinstance(options, Score) else None
     subset = None if where is None else uids.read_subset(where)
-    pending: collections.deque[Future[Unit]] = collections.deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        for shards, first_row in queue:
-            pending.append(reader.submit(_read_kept, shards, first_row, tag, dim, options, subset))
-            if len(pending) > 1:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
+    def read(planned: tuple[tuple[EmbeddingShard, ...], int]) -> Unit:
+        shards, first_row = planned
+        # Of an object store, for the digest, the uids and both sides.
+        with storage.downloaded([path for shard in shards for path in shard_files(shard)]):
+            return _read_unit(shards, first_row, tag, dim, options, subset)
 
-def _read_kept(shards: tuple[EmbeddingShard, ...], *arguments: Any) -> Unit:
-    """Reads a unit; each file of an object store once, for its digest, the uids and both sides."""
-    with storage.downloaded([path for shard in shards for path in shard_files(shard)]):
-        return _read_unit(shards, *arguments)
+    return threads.prefetch(read, queue, threads=1, ahead=1)
 
 
 def _read_unit(

@@ -172,9 +172,9 @@ class TablePool(ScoredPool):
         self._uids = self._ahead(table.read_uids)
         self._columns = {name: self._ahead(functools.partial(table.read_column, name=name)) for name in own}
 
-    def _ahead(self, read: Callable[[str], T]) -> threads.Ahead[T]:
+    def _ahead(self, read: Callable[[str], T]) -> threads.PassPrefetcher[T]:
         parts = self._table.parts
-        found = threads.Ahead(lambda index: read(parts[index]), len(parts), self._table.threads)
+        found = threads.PassPrefetcher(lambda index: read(parts[index]), len(parts), self._table.threads)
         self._at_exit.callback(found.close)
         return found
 

@@ -6,7 +6,7 @@ import re
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import threads
-from clipdata_jax.storage.paths import Folder
+from clipdata_jax.storage.paths import Folder, exists
 from clipdata_jax.storage.retries import call
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -33,12 +33,12 @@ def expand(patterns: str | tuple[str, ...]) -> list[str]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         names = expand_braces(pattern)
         plain = [name for name in names if not any(char in name for char in "*?[")]
-        exist = threads.in_order(lambda name: Folder(name).exists(), plain, Folder(pattern).threads)
-        exists = dict(zip(plain, exist, strict=True))
+        found_each = threads.prefetch(exists, plain, threads=Folder(pattern).threads)
+        there = dict(zip(plain, found_each, strict=True))
         for name in names:
-            if name in exists and not exists[name]:
+            if name in there and not there[name]:
                 raise InputError(f"{name}: no such file or folder (from {pattern!r}); check the path")
-            found += [name] if name in exists else _glob(name)
+            found += [name] if name in there else _glob(name)
     return found
 
 

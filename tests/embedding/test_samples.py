@@ -145,7 +145,7 @@ def test_reading_ahead_is_bounded_and_threads_end_with_the_reader(tmp_path):
     time.sleep(0.05)
     assert len(started) <= 10
     reader.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_flickr8k_has_five_captions_a_image(shared):
