@@ -258,11 +258,10 @@ def open_output(folder: str, *, plan: Plan, units: Sequence[str]) -> Output:
     """
     plan = dataclasses.replace(plan, units=tuple(units))
     at = storage.Folder(folder)
-    is_new = not at.exists(storage.PLAN)
     was_finished = is_done(folder, plan)
     at.sweep()
-    if is_new and not at.write_new(storage.PLAN, records.to_json(plan)):
-        is_done(folder, plan)  # of a process that began at the same time
+    if not was_finished and not at.write_new(storage.PLAN, records.to_json(plan)):
+        is_done(folder, plan)  # of this run, perhaps begun at the same time
     return Output(at, tuple(units), was_finished=was_finished)
 
 
