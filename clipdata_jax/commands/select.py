@@ -15,7 +15,7 @@ from clipdata_jax.formats.uid_files import UidSorter
 from clipdata_jax.runs import manifest, output
 from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import console, threads
-from clipdata_jax.selection import parsing, rules
+from clipdata_jax.selection import parsing, rules, stability
 from clipdata_jax.selection.pools import TablePool
 from clipdata_jax.selection.work import StepCounts
 
@@ -38,6 +38,7 @@ class Summary:
     pairs: int
     kept: int
     uids: int
+    replaced_share: float | None
     steps: tuple[StepCounts, ...]
     without_score: dict[str, dict[str, int]]
     joined: dict[str, dict[str, int]]
@@ -110,25 +111,32 @@ def _open(options: config.Select) -> _Inputs:
 
 
 def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary:
-    names = inputs.rule.columns()
+    rule, names = inputs.rule, inputs.rule.columns()
+    error = stability.error_column(
+        rule, [name for name in inputs.table.columns if name not in inputs.table.shared]
+    )
     by_column: dict[str, external_columns.ExternalColumns] = {}
     from_files: dict[str, external_columns.ExternalColumns] = {}
     for source in inputs.sources:
         if wanted := [name for name in source.names if name in names]:
             from_files[source.path] = source.read(wanted)
             by_column |= dict.fromkeys(wanted, from_files[source.path])
-    with TablePool(inputs.table, names, by_column, options.memory_gb * 2**30) as pool:
-        application, sorter, kept = inputs.rule.apply(pool), UidSorter(pool.scratch), 0
+    read = names if error is None else (*names, error)
+    with TablePool(inputs.table, read, by_column, options.memory_gb * 2**30) as pool:
+        application, sorter, kept = rule.apply(pool), UidSorter(pool.scratch), 0
         for block, mask in application:
             here = int(np.count_nonzero(mask))
             kept += here
             if here and out is not None:
                 sorter.add(block.uid.compress(mask))  # several times faster than by brackets
         summary = Summary(
-            rule=str(inputs.rule),
+            rule=str(rule),
             pairs=len(inputs.table),
             kept=kept,
             uids=kept,
+            replaced_share=None
+            if error is None
+            else stability.replaced_share(rule, application, pool, error),
             steps=tuple(application.steps),
             without_score=application.without_score,
             joined={path: one.facts() for path, one in from_files.items()},
@@ -153,6 +161,10 @@ def _text(summary: Summary, out: str | None) -> str:
         repeats = summary.kept - summary.uids
         lines.append(
             f"{repeats:,} of them repeat the uid of another; the subset holds each uid once: {summary.uids:,}"
+        )
+    if summary.replaced_share is not None:
+        lines.append(
+            f"another draw of the batches would replace about {100 * summary.replaced_share:.2g} % of the kept pairs"
         )
     if not summary.kept:
         lines.append("the rule keeps nothing")

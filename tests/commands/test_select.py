@@ -91,6 +91,18 @@ def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
     assert content["outputs"]["s.npy"]["bytes"] == (tmp_path / "s.npy").stat().st_size
 
 
+def test_the_stability_of_the_selection_is_said(tmp_path, clipdata):
+    make_table(tmp_path / "scores", columns=("neg_clip_loss", "neg_clip_loss_se", "norm_sim_inf"))
+    done = clipdata("select", "scores", "--rule", RULE, "--out", "s.npy")
+    share = json.loads((tmp_path / "s.npy.manifest.json").read_text())["replaced_share"]
+    assert 0 < share < 1
+    words = "another draw of the batches would replace about {:.2g} % of the kept pairs"
+    assert done.stdout.splitlines()[-1] == words.format(100 * share)
+    done = clipdata("select", "scores", "--rule", "top(norm_sim_inf, 0.2)", "--out", "t.npy")
+    assert json.loads((tmp_path / "t.npy.manifest.json").read_text())["replaced_share"] is None
+    assert "another draw" not in done.stdout
+
+
 def test_several_tables_join(tmp_path, clipdata):
     uid, a = make_table(tmp_path / "a", columns=("neg_clip_loss",))
     _, b = make_table(tmp_path / "b", columns=("norm_sim_inf",), seed=1)
