@@ -139,11 +139,9 @@ def memory(folder: Path) -> None:
 
 def peak_of_embed(pool: str, checkpoint: str, out: str) -> int:
     """The most anonymous memory, in bytes, of this process while it embeds."""
-    from clipdata_jax.config import Embed
-    from clipdata_jax.embedding import embedder
+    from clipdata_jax.embedding.embedder import EmbedSettings, embed
 
-    options = Embed(sources=(pool,), model=(checkpoint,), out=out)
-    return peak_memory(lambda: embedder.run(options) and None)
+    return peak_memory(lambda: embed((pool,), {"clip": checkpoint}, out, EmbedSettings()) and None)
 
 
 def make_checkpoint(folder: Path, *, small: bool) -> Path:

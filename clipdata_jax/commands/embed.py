@@ -1,5 +1,54 @@
-"""`clipdata embed`: images and captions in, embedding shards out."""
+"""`clipdata embed`: images and captions in, metadata shards out."""
 
 from __future__ import annotations
 
-from clipdata_jax.embedding.embedder import run as run
+from clipdata_jax.config import Embed
+from clipdata_jax.embedding import embedder, single_file
+from clipdata_jax.runs import manifest
+from clipdata_jax.runs.records import Facts, Manifest
+from clipdata_jax.runtime import console, parallel
+
+
+def run(options: Embed) -> Manifest | None:
+    """Embeds what the sources hold; returns the manifest, or None if another process reports the run.
+
+    Raises:
+      InputError: bad input; finished units are kept, and the same command continues from there.
+    """
+    settings = embedder.EmbedSettings(
+        images_only=options.images_only,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+        decoders=options.decoders,
+        on_bad=options.on_bad,
+    )
+    share = parallel.start(options.workers)
+    result = embedder.embed(
+        options.sources, options.models(), options.out, settings, share=share, profile=options.profile
+    )
+    if result is None:
+        return None
+    print(
+        f"Already complete: {options.out}"
+        if result.was_complete
+        else _summary(result.manifest.facts, options)
+    )
+    return result.manifest
+
+
+def _summary(content: Facts, options: Embed) -> str:
+    """What was embedded, and what was left out."""
+    noun = "image" if options.images_only else "pair"
+    lines = [
+        f"Embedded {console.counted(content['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"
+        f" {model['temperature']:.4g}: {options.out}"
+        for tag, model in content["models"].items()
+    ]
+    if content["repeated_uids"]:
+        lines.append(f"{content['repeated_uids']:,} pairs repeat a uid of their tar")
+    listed = f"{options.out}.{manifest.NAME}" if single_file.is_file(options.out) else manifest.NAME
+    samples = console.skipped_samples(content["skipped_samples"])
+    lines.append(console.skipped(listed, tar=content["skipped_tars"], sample=samples))
+    return "\n".join(filter(None, lines))

@@ -45,7 +45,15 @@ def run(options: Score) -> Manifest | None:
     dim = scoring_units.dimension(pool, tag)
     if options.where is not None:
         storage.size(options.where)  # a missing file is told of before targets are embedded
-    targets, target_files = target_sets.open_targets(options, tag=tag, dim=dim, made_by=made_by)
+    target_options = target_sets.TargetSets(
+        settings=options.norm_sim,
+        tag=tag,
+        made_by=made_by,
+        force=options.force,
+        on_bad=options.on_bad,
+        alone=options.workers.worker is None and options.workers.coordinator in (None, "none"),
+    )
+    targets, target_files = target_options.read(dim)
     inputs = Inputs(options, tag, temperatures, targets)
     makers = [SCORES[name](inputs) for name in options.chosen()]
     units = plan_units(pool, options.neg_clip_loss)

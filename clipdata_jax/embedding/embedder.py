@@ -1,92 +1,132 @@
-"""`clipdata embed`: images and captions in, metadata shards out, a unit at a time, no collective.
+"""Embeds the samples of sources unit by unit, without collectives: reading, decoding, devices and writing overlap.
 
-Reading, decoding, the devices and writing overlap, across units too. In memory are, beside the models, some four
-samples per decoding thread, three batches of pixels, and the float16 embeddings of two units; in TMPDIR are two tars,
-where they are an object store's.
+In memory are, besides the models, about four samples per decoding thread, three batches of pixels, and the float16
+embeddings of two units; two tars are in TMPDIR if they come from an object store.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from clipdata_jax.config import Embed
 from clipdata_jax.embedding import single_file
-from clipdata_jax.embedding.inputs import Unit, prefetch
+from clipdata_jax.embedding.inputs import FetchedUnit, prefetch
 from clipdata_jax.embedding.samples import Bad, decoded_samples
-from clipdata_jax.embedding.shard_builder import Batch, PendingBatch, Shard, Tally
-from clipdata_jax.errors import InputError
-from clipdata_jax.formats import sources, tars
+from clipdata_jax.embedding.shard_builder import Batch, PendingBatch, ShardBuilder
+from clipdata_jax.errors import InputError, OnBad
+from clipdata_jax.formats import sources
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import Facts, Manifest, Receipt
 from clipdata_jax.runtime import console, parallel
 
-# Batches that wait for the devices while one is there: more would only pile up in memory.
+# Batches that wait for the devices while one is being computed: more would only pile up in memory.
 _AHEAD = 1
 
 
-def run(options: Embed) -> Manifest | None:
-    """Embeds what the sources hold; returns the manifest, or None where another process tells of the run.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """What decides embeddings besides images, captions and models.
+
+    Attributes:
+      images_only: whether captions are left out.
+      image_column: of tables; see `sources.find_sources`.
+      caption_column: likewise.
+      batch_size: images per device and step.
+      dtype: of the computation.
+      decoders: threads that decode images; 0 means one per core.
+      on_bad: what to do with broken tars, images and captions.
+    """
+
+    images_only: bool = False
+    image_column: str | None = None
+    caption_column: str | None = None
+    batch_size: int = 256
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    decoders: int = 0
+    on_bad: OnBad = "stop"
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedResult:
+    """A finished run.
+
+    Attributes:
+      manifest: its content.
+      was_complete: whether an earlier run had done all of it.
+    """
+
+    manifest: Manifest
+    was_complete: bool
+
+
+def embed(
+    patterns: Sequence[str],
+    checkpoints: Mapping[str, str],
+    out: str,
+    settings: EmbedSettings,
+    *,
+    share: parallel.Share = parallel.ALONE,
+    profile: str | None = None,
+) -> EmbedResult | None:
+    """Embeds images and captions with one or more models.
+
+    Args:
+      patterns: where the samples are; see `sources.find_sources`.
+      checkpoints: tag -> folder of a CLIP or SigLIP checkpoint.
+      out: folder of the metadata shards, or a single .npz or .npy file for images without captions.
+      settings: how to embed.
+      share: the units that this process embeds.
+      profile: local folder for a trace of a few batches.
+
+    Returns:
+      The result, or None if another process completes or reports the run.
 
     Raises:
-      InputError: bad input; what was finished is kept, and the same command goes on from there.
+      InputError: bad input; finished units are kept, and the same call continues from there.
     """
-    share = parallel.start(options.workers)
-    found = sources.find_sources(
-        options.sources,
-        images_only=options.images_only,
-        image_column=options.image_column,
-        caption_column=options.caption_column,
-    )
-    models = [_Model(tag, folder, options) for tag, folder in options.models().items()]
+    columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
+    found = sources.find_sources(patterns, images_only=settings.images_only, **columns)
+    models = [_Model(tag, checkpoint, settings) for tag, checkpoint in checkpoints.items()]
     plan = manifest.describe(
         "embed",
-        options,
+        settings,
         pool=[path for source in found.units.values() for path in source.inputs],
         devices=True,
         sources=found.facts,
         models={model.tag: model.facts for model in models},
     )
-    single = single_file.is_file(options.out)
-    if single and (before := single_file.finished(options.out, plan)):
-        single_file.tidy(options.out)
-        print(f"Already complete: {options.out}")
-        return before
-    folder = single_file.parts_folder(options.out) if single else options.out
-    output = open_output(folder, plan=plan, units=list(found.units))
+    single = single_file.is_file(out)
+    if single and (before := single_file.finished(out, plan)):
+        single_file.tidy(out)
+        return EmbedResult(before, was_complete=True)
+    output = open_output(single_file.parts_folder(out) if single else out, plan=plan, units=list(found.units))
     todo = output.remaining(share)
     if todo:
-        watch = telemetry.Stopwatch(share.index)
-        _Embedding(options, models, output, found.shared_names(), watch).run(
-            {name: found.units[name] for name in todo}
-        )
-    finish = functools.partial(single_file.finish, options.out, output, plan) if single else output.finish
-    result = finish(summarise, share)
-    if result is not None:
-        if output.was_finished and not todo:
-            print(f"Already complete: {options.out}")
-        else:
-            tell(result.facts, options)
-    return result
+        units = {name: found.units[name] for name in todo}
+        _Embedding(models, settings, output, found.shared_names(), share, profile).run(units)
+    finish = functools.partial(single_file.finish, out, output, plan) if single else output.finish
+    result = finish(_summarise, share)
+    return None if result is None else EmbedResult(result, was_complete=output.was_finished and not todo)
 
 
 class _Model:
-    """One of the run's models; what runs it is made when there is something to run."""
+    """A model of the run; its encoder, transform and tokenizer are made on first use."""
 
-    def __init__(self, tag: str, checkpoint: str, options: Embed) -> None:
+    def __init__(self, tag: str, checkpoint: str, settings: EmbedSettings) -> None:
         from clipdata_jax import models
 
-        self.tag, self._checkpoint, self._options = tag, checkpoint, options
-        self._model = models.load_clip(checkpoint, dtype=options.dtype, sharding=parallel.replicated())
+        self.tag, self._checkpoint, self._batch_size = tag, checkpoint, settings.batch_size
+        self._model = models.load_clip(checkpoint, dtype=settings.dtype, sharding=parallel.replicated())
         self.facts = {
             "name": os.path.basename(os.path.normpath(checkpoint)),
             "digest": models.checkpoint_digest(checkpoint),
@@ -96,27 +136,27 @@ class _Model:
 
     @functools.cached_property
     def transform(self) -> Any:
-        """From an image to this model's pixels."""
+        """Turns an image into this model's pixels."""
         from clipdata_jax import models
 
         return models.load_image_transform(self._checkpoint)
 
     @functools.cached_property
     def encoder(self) -> Any:
-        """The towers on all devices of this process."""
+        """Runs the towers on all devices of this process."""
         from clipdata_jax.embedding.encoder import Encoder
 
-        return Encoder(self._model, self._options.batch_size, parallel.local_mesh())
+        return Encoder(self._model, self._batch_size, parallel.local_mesh())
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """From captions to ids."""
+        """Turns captions into token ids."""
         from clipdata_jax import models
 
         return models.load_tokenizer(self._checkpoint)
 
     def embed(self, pixels: np.ndarray, ids: np.ndarray | None) -> Batch:
-        """Embeds a batch; without captions' ids images alone."""
+        """Embeds a batch; images only if there are no token ids."""
         images = self.encoder.images(pixels)
         if ids is None:
             return Batch(images.astype(np.float16), None, None)
@@ -126,26 +166,27 @@ class _Model:
 
 
 class _Embedding:
-    """The stages of the work, each in threads of its own, joined by short queues.
+    """The stages of the work, each in its own threads, connected by short queues.
 
     The main thread reads and collects batches, threads decode, one tokenizes, one drives the devices, one writes.
     """
 
     def __init__(
         self,
-        options: Embed,
         models: Sequence[_Model],
+        settings: EmbedSettings,
         output: Output,
         shared_names: Collection[str],
-        watch: telemetry.Stopwatch,
+        share: parallel.Share,
+        profile: str | None,
     ) -> None:
-        self._options, self._models, self._output = options, models, output
-        self._shared_names, self._watch = shared_names, watch
-        self._profiler = profiling.Profiler(options.profile, steps=3)
+        self._models, self._settings, self._output = models, settings, output
+        self._shared_names, self._watch = shared_names, telemetry.Stopwatch(share.index)
+        self._profiler = profiling.Profiler(profile, steps=3)
         self._device_free = time.monotonic()
         self._transforms = list(dict.fromkeys(model.transform for model in models))
-        for model in () if options.images_only else models:
-            _ = model.tokenizer  # one that is missing is told before anything is decoded
+        for model in () if settings.images_only else models:
+            _ = model.tokenizer  # a missing one is an error before anything is decoded
         self._words = ThreadPoolExecutor(1, thread_name_prefix="words")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -153,117 +194,107 @@ class _Embedding:
         self._writing: collections.deque[Future[None]] = collections.deque()
 
     def run(self, units: dict[str, sources.Source]) -> None:
-        """Embeds units in order; what was finished before an error stays."""
-        noun = "tar" if all(isinstance(source, sources.TarSource) for source in units.values()) else "part"
-        bar = console.bar(total=len(units), unit=noun, name="embed")
+        """Embeds units in order; those finished before an error are kept."""
+        self._bar = console.bar(total=None, unit=" images", name="embed")
         ahead = prefetch(units)
-        with self._profiler, self._words, self._device, self._writer, bar, contextlib.closing(ahead):
-            self._tally = Tally(bar)
+        with self._profiler, self._words, self._device, self._writer, self._bar, contextlib.closing(ahead):
             try:
-                for unit in ahead:
+                for number, unit in enumerate(ahead, 1):
+                    self._bar.set_postfix_str(f"{unit.name}, {number} of {len(units)}", refresh=False)
                     shard = self._fill(unit)
                     self._writing.append(self._writer.submit(self._write, unit, shard))
                     if len(self._writing) > 1:
                         self._writing.popleft().result()
                 for done in self._writing:
                     done.result()
-                bar.n = round(bar.n, 6)  # of shares that round
             except KeyboardInterrupt:
-                # Whoever stops it waits for one batch; what is embedded already is still written.
+                # Only one batch is waited for; what is embedded already is still written.
                 self._device.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _fill(self, unit: Unit) -> Shard:
+    def _fill(self, unit: FetchedUnit) -> ShardBuilder:
         """Sends a unit's samples to the devices."""
         tags = [model.tag for model in self._models]
-        shard = Shard(unit.source, tags, with_texts=not self._options.images_only)
+        shard = ShardBuilder(unit.source, tags, with_texts=not self._settings.images_only)
         start = time.monotonic()
-        for gathered in self._usable(unit, shard):
+        for batch in self._usable(unit, shard):
             shard.read += time.monotonic() - start
             while len(self._waiting) > _AHEAD:
                 self._waiting.popleft().result()
             if self._writing and self._writing[0].done():
-                self._writing.popleft().result()  # a full disk is told of now, not at the unit's end
-            ids = self._words.submit(self._tokenize, gathered)
-            embedded = self._device.submit(self._embed, shard, gathered, ids)
+                self._writing.popleft().result()  # a full disk is an error now, not at the end of the unit
+            ids = self._words.submit(self._tokenize, batch)
+            embedded = self._device.submit(self._embed, shard, batch, ids)
             self._waiting.append(embedded)
-            shard.add(gathered, embedded)
+            shard.add(batch, embedded)
             start = time.monotonic()
         shard.read += time.monotonic() - start
         return shard
 
-    def _usable(self, unit: Unit, shard: Shard) -> Iterator[PendingBatch]:
-        """The batches of a unit; if it turns out bad, and may be skipped, they end there and the shard says why.
+    def _usable(self, unit: FetchedUnit, shard: ShardBuilder) -> Iterator[PendingBatch]:
+        """The batches of a unit; if it is broken and may be skipped, they end there and the shard records why.
 
-        What goes wrong where they are used is not caught here: it is no fault of the source.
+        Errors of the code that uses the batches are not caught here.
         """
         try:
             if unit.error is not None:
                 raise unit.error
-            yield from self._gathered(unit.source, shard)
+            yield from self._batches(unit.source, shard)
             if not len(shard):
-                what = "an image" if self._options.images_only else "an image and a caption"
+                what = "an image" if self._settings.images_only else "an image and a caption"
                 raise InputError(f"{unit.source.path}: holds no sample with {what}")
         except InputError as error:
-            if self._options.on_bad == "stop":
+            if self._settings.on_bad == "stop":
                 raise
             shard.skipped = str(error)
 
-    def _gathered(self, source: sources.Source, shard: Shard) -> Iterator[PendingBatch]:
-        """The good samples in batches; the shard takes note of the others."""
-        shares: collections.deque[float] = collections.deque()
-
-        def noted() -> Iterator[tars.RawSample]:
-            for sample in source.samples():
-                shares.append(source.share(sample))
-                yield sample
-
+    def _batches(self, source: sources.Source, shard: ShardBuilder) -> Iterator[PendingBatch]:
+        """The good samples in batches; the shard records the others."""
         samples = decoded_samples(
-            noted(),
+            source.samples(),
             self._transforms,
             path=source.path,
-            on_bad=self._options.on_bad,
-            decoders=self._options.decoders,
-            need_caption=not self._options.images_only,
+            on_bad=self._settings.on_bad,
+            decoders=self._settings.decoders,
+            need_caption=not self._settings.images_only,
             shared_names=self._shared_names,
         )
         rows = self._models[0].encoder.rows
-        gathered = PendingBatch(rows)
+        batch = PendingBatch(rows)
         for sample in samples:
-            gathered.share += shares.popleft()
             if isinstance(sample, Bad):
                 shard.leave_out(sample)
                 continue
-            gathered.add(sample)
-            if len(gathered) == rows:
-                yield gathered
-                gathered = PendingBatch(rows)
-        if len(gathered):
-            yield gathered
+            batch.add(sample)
+            if len(batch) == rows:
+                yield batch
+                batch = PendingBatch(rows)
+        if len(batch):
+            yield batch
 
-    def _tokenize(self, gathered: PendingBatch) -> list[np.ndarray | None]:
-        """Each model's ids of the captions, None where only images are embedded."""
-        if self._options.images_only:
+    def _tokenize(self, batch: PendingBatch) -> list[np.ndarray | None]:
+        """The token ids for each model; None if only images are embedded."""
+        if self._settings.images_only:
             return [None] * len(self._models)
-        return [model.tokenizer(gathered.captions()) for model in self._models]
+        return [model.tokenizer(batch.captions()) for model in self._models]
 
     def _embed(
-        self, shard: Shard, gathered: PendingBatch, ids: Future[list[np.ndarray | None]]
+        self, shard: ShardBuilder, batch: PendingBatch, ids: Future[list[np.ndarray | None]]
     ) -> list[Batch]:
         tokens_of_models = ids.result()
         start = time.monotonic()
         self._profiler.step()
         found = [
-            model.embed(gathered.pixels(self._transforms.index(model.transform)), tokens)
+            model.embed(batch.pixels(self._transforms.index(model.transform)), tokens)
             for model, tokens in zip(self._models, tokens_of_models, strict=True)
         ]
         shard.waited += start - self._device_free
         self._device_free = time.monotonic()
         shard.computed += self._device_free - start
-        self._tally.add(shard, len(gathered), gathered.share)
+        self._bar.update(len(batch))
         return found
 
-    def _write(self, unit: Unit, shard: Shard) -> None:
+    def _write(self, unit: FetchedUnit, shard: ShardBuilder) -> None:
         parts: dict[str, Any] = {}
         shard.wait()
         if not shard.skipped:
@@ -271,14 +302,13 @@ class _Embedding:
         done = {**shard.facts(), "inputs": unit.facts()}
         times = self._watch.lap(len(shard), read=shard.read, wait=shard.waited, compute=shard.computed)
         self._output.complete(unit.name, parts, done, inputs=unit.entries, times=times)
-        self._tally.add(shard, 0, 1.0)
 
 
-def summarise(receipts: list[Receipt]) -> Facts:
-    """The run's own facts, from its units' receipts.
+def _summarise(receipts: list[Receipt]) -> Facts:
+    """Sums up the receipts of all units.
 
     Raises:
-      InputError: everything was skipped, so that there is nothing to go on with.
+      InputError: everything was skipped.
     """
     facts = [receipt.facts for receipt in receipts]
     samples, tars, pool = (
@@ -298,19 +328,3 @@ def summarise(receipts: list[Receipt]) -> Facts:
         "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
         "pool": pool,
     }
-
-
-def tell(result: Facts, options: Embed) -> None:
-    """Prints what was embedded and what was left out."""
-    noun = "image" if options.images_only else "pair"
-    for tag, model in result["models"].items():
-        print(
-            f"Embedded {console.counted(result['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"
-            f" {model['temperature']:.4g}: {options.out}"
-        )
-    if result["repeated_uids"]:
-        print(f"{result['repeated_uids']:,} pairs repeat a uid of their tar")
-    listed = f"{options.out}.{manifest.NAME}" if single_file.is_file(options.out) else manifest.NAME
-    bad = console.skipped_samples(result["skipped_samples"])
-    if line := console.skipped(listed, tar=result["skipped_tars"], sample=bad):
-        print(line)

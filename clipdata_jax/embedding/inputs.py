@@ -1,4 +1,4 @@
-"""The files that a unit of `embed` is made of: described, and fetched from a store, while another is embedded."""
+"""Input files of a unit: digested, and downloaded from object stores, while the unit before is embedded."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from clipdata_jax.runtime import threads
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
-    """A source whose files are at hand.
+class FetchedUnit:
+    """A source whose files are local.
 
     Attributes:
       name: of the unit.
-      source: where its samples are.
+      source: of its samples.
       entries: its files, with the fingerprints that they had before they were read.
       error: why they can't be read; None if they can.
-      copies: the files of object stores, as long as it isn't closed.
+      copies: holds the downloaded files until it is closed.
     """
 
     name: str
@@ -33,21 +33,22 @@ class Unit:
     copies: contextlib.ExitStack
 
     def facts(self) -> list[FileEntry]:
-        """The entries as the manifest lists them, which knows no times."""
+        """The entries without fingerprints, which depend on the clock."""
         return [entry.without_fingerprint() for entry in self.entries]
 
 
-def prefetch(sources: Mapping[str, Source]) -> Generator[Unit]:
-    """Units in order, each at hand until the next is asked for: digests and samples are of one version of a file.
+def prefetch(sources: Mapping[str, Source]) -> Generator[FetchedUnit]:
+    """Yields units in order; each one's files stay local until the next is requested.
 
-    Another thread is one unit ahead: TMPDIR holds the files of two.
+    Digests and samples thus come from the same version of a file. A thread is one unit ahead, so that TMPDIR holds
+    the files of two.
 
     Raises:
       StorageError: a store fails.
     """
     copies: list[contextlib.ExitStack] = []
 
-    def fetch(named: tuple[str, Source]) -> Unit:
+    def fetch(named: tuple[str, Source]) -> FetchedUnit:
         unit = _fetch(*named)
         copies.append(unit.copies)
         return unit
@@ -62,7 +63,7 @@ def prefetch(sources: Mapping[str, Source]) -> Generator[Unit]:
             left.close()
 
 
-def _fetch(name: str, source: Source) -> Unit:
+def _fetch(name: str, source: Source) -> FetchedUnit:
     with contextlib.ExitStack() as copies:
         error = None
         try:
@@ -75,4 +76,4 @@ def _fetch(name: str, source: Source) -> Unit:
         except InputError as found:
             error = found
             entries = [FileEntry(path, storage.size(path), unreadable=True) for path in source.inputs]
-        return Unit(name, source, entries, error, copies.pop_all())
+        return FetchedUnit(name, source, entries, error, copies.pop_all())

@@ -1,11 +1,9 @@
-"""What becomes of one unit of `embed`: rows in the order of its samples, and the samples left out."""
+"""Builds the metadata shard of a unit: rows in the order of its samples, and the samples left out."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO
@@ -22,7 +20,7 @@ from clipdata_jax.formats.sources import Source
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One model's embeddings of a batch; texts and cosines are None where only images are embedded."""
+    """One model's embeddings of a batch; texts and cosines are None if only images are embedded."""
 
     images: Float16[np.ndarray, "b d"]
     texts: Float16[np.ndarray, "b d"] | None
@@ -30,10 +28,10 @@ class Batch:
 
 
 class PendingBatch:
-    """Samples on their way to the devices: pixels side by side, the rest as columns of the metadata.
+    """Samples to be embedded together: their pixels in one array, the rest as rows of the metadata.
 
     Args:
-      rows: how many there may be.
+      rows: largest number of samples.
     """
 
     def __init__(self, rows: int) -> None:
@@ -41,14 +39,12 @@ class PendingBatch:
         self._pixels: list[UInt8[np.ndarray, "rows height width 3"]] = []
         self.samples: list[tuple[str, str, str, int, int]] = []
         """uid, key, caption, width, height."""
-        self.share = 0.0
-        """About how much of the source they are, and what was left out before them."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def add(self, sample: Decoded) -> None:
-        """Takes a copy of a sample."""
+        """Copies a sample into the batch."""
         if not self._pixels:
             self._pixels = [np.empty((self._rows, *one.shape), one.dtype) for one in sample.pixels]
         for array, one in zip(self._pixels, sample.pixels, strict=True):
@@ -56,20 +52,20 @@ class PendingBatch:
         self.samples.append((sample.uid, sample.key, sample.caption, sample.width, sample.height))
 
     def pixels(self, transform: int) -> UInt8[np.ndarray, "n height width 3"]:
-        """What a transform made of the images."""
+        """The images as one transform returned them."""
         return self._pixels[transform][: len(self)]
 
     def captions(self) -> list[str]:
-        """The captions."""
+        """The captions, in order."""
         return [caption for _, _, caption, _, _ in self.samples]
 
 
-class Shard:
-    """A metadata shard in the making; holds float16 embeddings and captions, no images.
+class ShardBuilder:
+    """A metadata shard under construction; holds float16 embeddings and captions, no images.
 
     Args:
-      source: where the samples are from.
-      tags: the models', in the order of each batch's results.
+      source: of the samples.
+      tags: of the models, in the order of each batch's results.
       with_texts: whether captions are embedded.
     """
 
@@ -79,26 +75,24 @@ class Shard:
         self._batches: list[Future[list[Batch]]] = []
         self._bad: list[Bad] = []
         self.skipped = ""
-        """Why the source as a whole is left out, "" if it isn't."""
-        self.shown = 0.0
-        """How much of it the progress bar has counted, up to 1."""
+        """Why the whole source is left out; "" if it isn't."""
         self.read = self.waited = self.computed = 0.0
-        """Seconds that reading and decoding took, that the devices waited for its batches, and worked on them."""
+        """Seconds of reading and decoding, of the devices waiting for batches, and of computing them."""
 
     def __len__(self) -> int:
         return 0 if self.skipped else len(self._samples)
 
-    def add(self, gathered: PendingBatch, embedded: Future[list[Batch]]) -> None:
-        """Takes the next samples, whose embeddings may not be there yet."""
-        self._samples += gathered.samples
+    def add(self, batch: PendingBatch, embedded: Future[list[Batch]]) -> None:
+        """Adds the next samples, whose embeddings may still be computed."""
+        self._samples += batch.samples
         self._batches.append(embedded)
 
     def leave_out(self, bad: Bad) -> None:
-        """Takes note of a sample that can't be used."""
+        """Records a sample that can't be used."""
         self._bad.append(bad)
 
     def wait(self) -> None:
-        """Returns when all embeddings are there; raises what their computation raised."""
+        """Waits for all embeddings; raises what their computation raised."""
         for batch in self._batches:
             batch.result()
 
@@ -106,7 +100,7 @@ class Shard:
         return [getattr(batch.result()[model], name) for batch in self._batches]
 
     def parquet(self) -> bytes:
-        """The metadata: DataComp's columns, and tar and key, so that a report finds the images."""
+        """The metadata: DataComp's columns, plus tar and key, by which `report` finds the images."""
         uid, key, caption, width, height = zip(*self._samples, strict=True)
         table = {
             "uid": pa.array(uid, pa.string()),
@@ -126,7 +120,7 @@ class Shard:
         return buffer.getvalue()
 
     def npz(self, file: BinaryIO) -> None:
-        """The embeddings, float16, row i of each array being row i of the metadata."""
+        """Writes the embeddings, float16; row i of each array belongs to row i of the metadata."""
         sides = {"img": "images", **({"txt": "texts"} if self._with_texts else {})}
         written = {}
         for model, tag in enumerate(self._tags):
@@ -136,9 +130,9 @@ class Shard:
         arrays.write_npz(file, written)
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest says of the unit."""
+        """What the receipt records of the unit."""
         uid = uids.from_hex([sample[0] for sample in self._samples])
-        bad_samples = [] if self.skipped else self._bad  # a source left out goes with all its samples
+        bad_samples = [] if self.skipped else self._bad  # a skipped source has no samples
         return {
             "pairs": len(self),
             "skipped_samples": [
@@ -150,25 +144,5 @@ class Shard:
 
 
 def _as_text(name: str) -> str:
-    """A name that may be no UTF-8 (its bytes are surrogates then) as text that can be stored."""
+    """Escapes the surrogates that stand for bytes of a name that isn't UTF-8, so that it can be stored."""
     return name.encode(errors="backslashreplace").decode()
-
-
-@dataclasses.dataclass
-class Tally:
-    """What the progress bar says."""
-
-    bar: Any
-    start: float = dataclasses.field(default_factory=time.monotonic)
-    images: int = 0
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-    def add(self, shard: Shard, images: int, share: float) -> None:
-        """Counts images, and what share of their unit they are: an estimate, so it never comes to more than 1."""
-        with self.lock:
-            self.images += images
-            rate = self.images / max(time.monotonic() - self.start, 1e-3)
-            self.bar.set_postfix_str(f"{rate:,.{0 if rate >= 100 else 1}f} images/s", refresh=False)
-            step = min(share, 1 - shard.shown)
-            shard.shown += step
-            self.bar.update(step)

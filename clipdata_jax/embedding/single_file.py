@@ -1,4 +1,4 @@
-"""A NormSim target as a single file: embedded in parts that a stopped run goes on from, then gathered."""
+"""Embeddings of images in a single file: embedded in parts, from which a stopped run continues, then joined."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from clipdata_jax.formats import arrays
 from clipdata_jax.runs import manifest, records
 from clipdata_jax.runs.output import Output, is_done
 from clipdata_jax.runs.records import Facts, Manifest, Plan, Receipt
-from clipdata_jax.runtime import parallel
+from clipdata_jax.runtime import console, parallel
 
 
 def is_file(out: str) -> bool:
-    """Whether an output is to be a single file."""
+    """Whether an output path means a single file."""
     return out.endswith((".npz", ".npy"))
 
 
 def parts_folder(out: str) -> str:
-    """Where the parts of a single file are kept until it is whole."""
+    """The folder of a single file's parts until it is complete."""
     return f"{out}.parts"
 
 
 def tidy(out: str) -> None:
-    """Removes the parts of a file that is whole, where a process was killed before it did so."""
-    with contextlib.suppress(InputError, OSError):  # another process is at it
+    """Removes the parts of a complete file, left by a process that was killed."""
+    with contextlib.suppress(InputError, OSError):  # another process may be removing them
         if storage.exists(parts_folder(out)):
             storage.remove(parts_folder(out))
 
@@ -52,17 +52,17 @@ def finish(
     facts: Callable[[list[Receipt]], Facts],
     share: parallel.Share = parallel.ALONE,
 ) -> Manifest | None:
-    """Makes one file of a run's parts if all are there, with its manifest beside it, and removes the parts.
+    """Joins a run's parts if all are there, writes the manifest beside the file, and removes the parts.
 
     Args:
       out: a .npz with `<tag>_img` for each model, or a .npy for the only one.
       output: the parts.
       plan: of the run.
-      facts: as for `work.Output.finish`.
+      facts: as for `Output.finish`.
       share: this process's.
 
     Returns:
-      the manifest, or None where another process tells of the run.
+      The manifest, or None if another process reports the run.
     """
     try:
         result = output.finish(facts, share)
@@ -70,11 +70,11 @@ def finish(
             _write_single(out, str(output.folder), result)
             output.folder.remove()
     except (InputError, OSError):
-        # Another process, begun later, may have done it and taken away what this one was just reading.
+        # Another process may have done it, and removed the parts while this one was reading them.
         if finished(out, plan) is None:
             raise
         tidy(out)
-        print(f"{out}: process {share.index + 1} of {share.count} is done, and so is the run")
+        console.say(f"{out}: process {share.index + 1} of {share.count} is done, and so is the run")
         return None
     return result
 

@@ -42,16 +42,12 @@ class Source(Protocol):
     def samples(self) -> Iterator[tars.RawSample]:
         """The samples, in order, one in memory at a time."""
 
-    def share(self, sample: tars.RawSample) -> float:
-        """About how much of the source a sample is, between 0 and 1; for showing progress."""
-
 
 @dataclasses.dataclass(frozen=True)
 class TarSource:
     """A webdataset tar."""
 
     path: str
-    bytes: int
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -62,11 +58,6 @@ class TarSource:
 
     def samples(self) -> Iterator[tars.RawSample]:
         return tars.read_tar(self.path)
-
-    def share(self, sample: tars.RawSample) -> float:
-        # A member takes a header, and whole blocks of 512 bytes.
-        stored = sum(1024 + len(data) for data in sample.members.values())
-        return min(1.0, stored / max(self.bytes, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +77,6 @@ class ImageFolder:
     def samples(self) -> Iterator[tars.RawSample]:
         for name, path in zip(self.names, self.image_files(), strict=True):
             yield tars.ImageFileSample(name, {}, {}, path)
-
-    def share(self, sample: tars.RawSample) -> float:
-        return 1 / len(self.names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +102,6 @@ class RowRange:
 
     def samples(self) -> Iterator[tars.RawSample]:
         return self.whole.samples(self.start, self.stop)
-
-    def share(self, sample: tars.RawSample) -> float:
-        return 1 / (self.stop - self.start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +161,7 @@ def find_sources(
             found.append((path.rstrip("/"), images))
             facts.append(fact)
         else:
-            found += [(tar, [TarSource(tar, storage.size(tar))]) for tar in tars.find_tars([path])]
+            found += [(tar, [TarSource(tar)]) for tar in tars.find_tars([path])]
     tars.check_repeats([path for path, _ in found])
     if not any(
         isinstance(unit, RowRange) and isinstance(unit.whole, CaptionTable)

@@ -13,10 +13,10 @@ from typing import Any, TextIO
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\n\t]")
 
 
-def bar(*, total: int, unit: str, name: str) -> Any:
+def bar(*, total: int | None, unit: str, name: str) -> Any:
     """Makes a tqdm bar with rate and time left, to `update(n)`; in a log file, a line every ten seconds.
 
-    Nothing is shown if there is nothing to do.
+    The total is None if it isn't known; nothing is shown if it is 0.
     """
     import tqdm as tqdms
 
@@ -24,7 +24,7 @@ def bar(*, total: int, unit: str, name: str) -> Any:
     tqdm = importlib.import_module("tqdm.notebook").tqdm if notebook else tqdms.tqdm
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     shown = {} if live else {"file": _Lines(), "mininterval": 10.0, "ncols": 100}
-    return tqdm(total=total, unit=unit, unit_scale=True, desc=name, leave=True, disable=not total, **shown)
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=name, leave=True, disable=total == 0, **shown)
 
 
 class _Lines:
@@ -71,6 +71,11 @@ class _Printable:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def say(text: str) -> None:
+    """Prints a line; for code outside commands/ that knows more than its command, such as of other processes."""
+    print(text)
 
 
 def table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:

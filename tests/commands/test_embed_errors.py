@@ -109,13 +109,13 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypat
     assert clipdata(*flags).returncode == 0
 
 
-def test_the_bar_ends_at_the_number_of_tars(flags, clipdata, monkeypatch):
+def test_the_bar_ends_at_the_number_of_images(flags, clipdata, monkeypatch):
     bars, make = [], console.bar
     monkeypatch.setattr(console, "bar", lambda **named: bars.append(make(**named)) or bars[-1])
     (flags_with_a_bad_tar := list(flags)).insert(1, "bad.tar")
     storage.write_bytes("bad.tar", b"no tar")
     assert clipdata(*flags_with_a_bad_tar).returncode == 0
-    assert bars[0].n == pytest.approx(4)
+    assert bars[0].n == 12
 
 
 def test_a_log_file_gets_lines(flags, clipdata):
@@ -123,8 +123,9 @@ def test_a_log_file_gets_lines(flags, clipdata):
     *bars, last = done.stderr.splitlines()
     assert "\r" not in done.stderr
     assert all(line.startswith("embed: ") for line in [*bars, last])
-    assert last.startswith("embed: 100%")
+    assert last.startswith("embed: 12.0 images")
     assert "images/s" in last
+    assert "2, 3 of 3" in last
 
 
 def test_times_that_cannot_be_written_stop_nothing(tmp_path, flags, clipdata):

@@ -99,8 +99,6 @@ def test_a_folder_of_images_is_cut_into_units(tmp_path, monkeypatch):
     assert [sample.image() for sample in read(found)] == [b"b.png", b"c.webp", b"inner/a.JPG"]
     assert list(found.units) == ["p_00000", "p_00001"]
     assert found.facts[0]["images"] == 3
-    shares = [source.share(sample) for source in found.units.values() for sample in source.samples()]
-    assert shares == [0.5, 0.5, 1]
     before = found.facts
     (tmp_path / "p" / "b.png").write_bytes(b"longer than it was")
     assert find(tmp_path / "p", images_only=True).facts != before
