@@ -35,7 +35,7 @@ import numpy as np
 from clipdata_jax import config, storage
 from clipdata_jax.commands import reshard
 from clipdata_jax.formats import tar_copy, tar_index, tars, uids
-from clipdata_jax.formats.tar_index import opened
+from clipdata_jax.formats.tar_index import open_tar
 from clipdata_jax.runtime import threads
 
 
@@ -88,10 +88,10 @@ def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
     """Where the kept samples of a tar lie, neighbours joined."""
     runs: list[tuple[int, int]] = []
     texts = [json.loads(sample.members["json"])["uid"] for sample in tars.read_tar(path)]
-    with opened(path) as tar:
-        index = tar_index.index(tar)
+    with open_tar(path) as tar:
+        index = tar_index.index_tar(tar)
     for i in np.flatnonzero(uids.find(subset, uids.from_hex(texts)) >= 0).tolist():
-        first, *_, last = index.sample(i).numbers
+        first, *_, last = index.sample(i).members
         start, end = index.starts[first], index.data[last] + -(-index.sizes[last] // 512) * 512
         if runs and runs[-1][1] == start:
             start = runs.pop()[0]
@@ -100,7 +100,7 @@ def kept_runs(path: str, subset: np.ndarray) -> list[tuple[int, int]]:
 
 
 def copy_runs(path: str, runs: Iterable[tuple[int, int]], out: str) -> None:
-    with opened(path) as tar, storage.open_write(out) as target:
+    with open_tar(path) as tar, storage.open_write(out) as target:
         room = tar_copy.CopyBuffer(target)
         for start, end in runs:
             room.copy(tar, start, end)

@@ -20,8 +20,8 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.filters import presets
 from clipdata_jax.filters.conditions import apply
 from clipdata_jax.filters.languages import Languages
-from clipdata_jax.formats import metadata
-from clipdata_jax.formats.uid_files import UidSorter
+from clipdata_jax.formats import metadata, uid_files
+from clipdata_jax.formats.uid_sets import UidSorter
 from clipdata_jax.runs import manifest, output
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection.work import StepCounts
@@ -67,7 +67,7 @@ def run(options: Filter) -> FilterSummary:
         summary = _apply(preset, parts, sorter, skipped)
         if not summary.kept:
             raise InputError(f"the filter keeps nothing, so no subset is written\n{_table(summary)}")
-        summary = dataclasses.replace(summary, uids=sorter.write(options.out))
+        summary = dataclasses.replace(summary, uids=uid_files.write(options.out, sorter.blocks()))
     facts = {
         "inputs": [manifest.file_entry(path) for path in preset.inputs],
         "pool_files": [

@@ -22,7 +22,7 @@ from clipdata_jax.config import Reshard
 from clipdata_jax.embedding import samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tar_copy, tar_index, tars, uids
-from clipdata_jax.formats.tar_index import TarReader, opened
+from clipdata_jax.formats.tar_index import TarReader, open_tar
 from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runs.output import Output
 from clipdata_jax.runs.records import FileEntry
@@ -127,7 +127,7 @@ class Unit:
         entry = manifest.file_entry(path) if self.options.digests else FileEntry(path, storage.size(path))
         try:
             with (
-                opened(path) as tar,
+                open_tar(path) as tar,
                 _HEADER_LOCK if storage.Folder(path).is_local else contextlib.nullcontext(),
             ):
                 return self._choose_among(path, tar, {"input": entry})
@@ -137,7 +137,7 @@ class Unit:
             return Chosen([], np.empty(0, np.int64), [{"input": entry, "skipped": str(error)}])
 
     def _choose_among(self, path: str, tar: TarReader, facts: dict[str, Any]) -> Chosen:
-        index = tar_index.index(tar)
+        index = tar_index.index_tar(tar)
         texts: list[str] = []
         good: list[int] = []
         skipped: list[dict[str, str]] = []

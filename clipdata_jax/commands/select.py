@@ -10,8 +10,8 @@ import numpy as np
 
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import external_columns, score_tables
-from clipdata_jax.formats.uid_files import UidSorter
+from clipdata_jax.formats import external_columns, score_tables, uid_files
+from clipdata_jax.formats.uid_sets import UidSorter
 from clipdata_jax.runs import manifest, output
 from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import console, threads
@@ -145,7 +145,7 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary
             return summary
         if not kept:
             raise InputError(f"the rule keeps nothing, so no subset is written; see where\n{_table(summary)}")
-        return dataclasses.replace(summary, uids=sorter.write(out))
+        return dataclasses.replace(summary, uids=uid_files.write(out, sorter.blocks()))
 
 
 def _text(summary: Summary, out: str | None) -> str:

@@ -79,7 +79,7 @@ def run(options: config.Uids) -> Summary:
         # Digests cost about as much as merging; another thread has time for them.
         with ThreadPoolExecutor(1) as background:
             entries = [background.submit(manifest.file_entry, path) for path in options.files if options.out]
-            sources = [uid_files.open_source(path, scratch) for path in options.files]
+            sources = [uid_files.open_uids(path, scratch) for path in options.files]
             holds = tuple(map(File.of, sources))
             if options.operation == "stats":
                 summary = Summary(holds, overlap=_overlap(sources, options.multiset))
@@ -113,11 +113,11 @@ def _overlap(sources: Sequence[UidFile], multiset: bool) -> uid_sets.SetOverlap:
 
 
 def _verify(options: config.Uids, scratch: str) -> Summary:
-    pool = None if options.pool is None else uid_files.open_source(options.pool, scratch)
+    pool = None if options.pool is None else uid_files.open_uids(options.pool, scratch)
     found, holds = [], []
     for path in options.files:
         try:
-            source = uid_files.open_source(path, scratch)
+            source = uid_files.open_uids(path, scratch)
         except InputError as error:
             found.append(str(error))
             continue

@@ -1,4 +1,4 @@
-"""Tars made of other tars' samples: copied block by block, headers and all."""
+"""Copying of samples from tars into a new tar, block by block, headers included."""
 
 from __future__ import annotations
 
@@ -13,45 +13,48 @@ from clipdata_jax.formats.tar_index import IndexedSample, TarReader
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _ZEROS = bytes(_BLOCK)
-_ROOM = 1 << 19  # more than an open file keeps back, or it would copy what it is given
+_BUFFER = 1 << 19  # bytes: larger than a file object's own buffer, which would copy them once more
 
 
 def write_samples(file: BinaryIO, chosen: Sequence[IndexedSample]) -> None:
-    """Writes samples in order as a tar: headers and bytes as they are, one run of neighbours after the other.
+    """Writes samples in order as a tar, each run of consecutive ones copied at once with its headers.
 
-    A sample whose key was written before (a copy, or another tar's sample) gets the first free one of key-1, key-2
-    and so on, since readers of webdataset would take the two for one. It and links get new headers.
+    A sample whose key was already written (a copy, or a sample of another tar) gets the first free of key-1, key-2
+    and so on, since webdataset would merge the two. Such samples, and links, get new headers.
     """
     keys = {sample.key for sample in chosen}
     written: set[str] = set()
     out = CopyBuffer(file)
-    for path, group in groupby(chosen, key=lambda sample: sample.table.path):
-        with tar_index.opened(path) as tar:
-            _write_of_tar(out, tar, group, keys, written)
+    for path, group in groupby(chosen, key=lambda sample: sample.tar.path):
+        with tar_index.open_tar(path) as tar:
+            _copy_samples(out, tar, group, keys, written)
     out.write(2 * _ZEROS)
     out.write(bytes(-out.total % _RECORD))
     out.flush()
 
 
 class CopyBuffer:
-    """What goes to a file, by the piece: bytes are read where they are written from, and nothing is copied between.
+    """A write buffer that reads from tars directly into itself, without intermediate copies.
 
     Attributes:
-      total: bytes so far.
+      total: bytes taken so far.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.total = 0
-        self._file, self._room, self._used = file, memoryview(bytearray(_ROOM)), 0
+        self._file, self._buffer, self._used = file, memoryview(bytearray(_BUFFER)), 0
 
     def copy(self, tar: TarReader, start: int, end: int) -> None:
-        """Takes bytes of a tar."""
+        """Takes the bytes of a tar between two offsets.
+
+        Raises:
+          InputError: the tar ends before.
+        """
         self.total += end - start
         while start < end:
-            place = self._room[self._used : self._used + end - start]
-            size = tar.into(place, start)
+            size = tar.into(self._buffer[self._used : self._used + end - start], start)
             if not size:
-                raise InputError(f"{tar.path}: became shorter while it was read; give the command again")
+                raise InputError(f"{tar.path}: became shorter while it was read; run the command again")
             start += size
             self._take(size)
 
@@ -60,31 +63,31 @@ class CopyBuffer:
         self.total += len(data)
         rest = memoryview(data)
         while rest:
-            size = min(len(rest), _ROOM - self._used)
-            self._room[self._used : self._used + size] = rest[:size]
+            size = min(len(rest), _BUFFER - self._used)
+            self._buffer[self._used : self._used + size] = rest[:size]
             rest = rest[size:]
             self._take(size)
 
     def _take(self, size: int) -> None:
         self._used += size
-        if self._used == _ROOM:
+        if self._used == _BUFFER:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is there."""
-        self._file.write(self._room[: self._used])
+        """Writes the buffered bytes."""
+        self._file.write(self._buffer[: self._used])
         self._used = 0
 
 
-def _write_of_tar(
+def _copy_samples(
     out: CopyBuffer, tar: TarReader, group: Iterable[IndexedSample], keys: set[str], done: set[str]
 ) -> None:
     start = end = 0
-    for table, old, numbers in group:
+    for index, old, members in group:
         key = old if old not in done else _free_key(old, keys)
         done.add(key)
-        starts, data, sizes, links = table.starts, table.data, table.sizes, table.links
-        for i in numbers:
+        starts, data, sizes, links = index.starts, index.data, index.sizes, index.links
+        for i in members:
             if key == old and i not in links:
                 if starts[i] != end:
                     out.copy(tar, start, end)
@@ -93,7 +96,7 @@ def _write_of_tar(
             else:
                 out.copy(tar, start, end)
                 start = end = 0
-                _write_renamed(out, key + table.name(i)[len(old) :], table.read(i, tar))
+                _write_renamed(out, key + index.name(i)[len(old) :], index.read(i, tar))
     out.copy(tar, start, end)
 
 

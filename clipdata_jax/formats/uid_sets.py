@@ -1,15 +1,17 @@
-"""Sets and multisets of uids: sorted arrays of any size, usually files in mapped memory, merged part by part.
+"""Sets and multisets of uids: sorted arrays of any size, usually memory-mapped, merged and sorted in bounded memory.
 
-A part is all uids between two cuts, from every array, so that parts are independent: threads work on several at
-once, and memory is bounded by the parts in flight and not by the arrays.
+A part holds the uids between two cuts, one slice of every array. Parts are independent: threads merge several at a
+time, and memory is bounded by the parts in flight, not by the arrays.
 """
 
 from __future__ import annotations
 
 import bisect
-import collections
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+import functools
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,19 +19,19 @@ from clipdata_jax.formats import uids
 from clipdata_jax.runtime import threads
 
 Operation = Literal["union", "intersect", "minus"]
-# Rows of a part: merging is fastest in the processor's cache.
-_PART = 1 << 16
-# Rows that are looked through, or dealt to buckets, at a time; and rows of a bucket, which is sorted in memory.
-_BLOCK, _BUCKET = 1 << 20, 1 << 21
+_PART = 1 << 16  # rows: merging is fastest in the processor's cache
+_SLICE = 1 << 11  # rows of each run in a part of a sort: every cut is searched for in all runs
+_BLOCK = 1 << 20  # rows in memory at a time, where any number would do
+_RUNS = 4  # runs that are sorted at once
 
 
 class Order(NamedTuple):
-    """How an array of uids is ordered.
+    """The order of an array of uids.
 
     Attributes:
-      unsorted_at: the first row that is smaller than the one before it, None if there is none.
-      repeats: rows that equal the one before them; all repeats, if the array is sorted.
-      repeated_at: the first such row.
+      unsorted_at: the first row smaller than its predecessor, None if the array is sorted.
+      repeats: the number of rows equal to their predecessor: all repeats, if the array is sorted.
+      repeated_at: the first such row, None if there is none.
     """
 
     unsorted_at: int | None
@@ -37,8 +39,8 @@ class Order(NamedTuple):
     repeated_at: int | None
 
 
-def look_at_order(rows: np.ndarray) -> Order:
-    """Looks through an array of dtype u8,u8, in blocks."""
+def check_order(rows: np.ndarray) -> Order:
+    """Finds where an array of dtype u8,u8 isn't sorted, or repeats a uid; reads it in blocks."""
     unsorted_at, repeated_at, repeats = None, None, 0
     for start in range(0, len(rows), _BLOCK):
         first = max(start - 1, 0)
@@ -55,39 +57,12 @@ def look_at_order(rows: np.ndarray) -> Order:
     return Order(unsorted_at, repeats, repeated_at)
 
 
-def sort_to(rows: np.ndarray, out: np.ndarray) -> None:
-    """Sorts uids into another array, usually a file in mapped memory: by their top bits first, then each bucket.
-
-    Memory is bounded where uids spread over their range, as hashes do; equal top bits share a bucket.
-    """
-    bits = min(max(len(rows) - 1, 0) // _BUCKET, (1 << 16) - 1).bit_length()
-    if not bits:
-        out[:] = uids.sort(rows)
-        return
-    shift = np.uint64(64 - bits)
-    blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
-    sizes = sum(np.bincount((block["f0"] >> shift).astype(np.int64), minlength=1 << bits) for block in blocks)
-    ends = np.cumsum(sizes)
-    filled = ends - sizes
-    for block in blocks:
-        bucket = (block["f0"] >> shift).astype(np.uint16)
-        dealt = block[np.argsort(bucket, kind="stable")]
-        counts = np.bincount(bucket, minlength=1 << bits)
-        done = np.cumsum(counts) - counts
-        for i in np.flatnonzero(counts):
-            out[filled[i] : filled[i] + counts[i]] = dealt[done[i] : done[i] + counts[i]]
-        filled += counts
-
-    def sort_bucket(span: tuple[int, int]) -> None:
-        out[slice(*span)] = uids.sort(out[slice(*span)])
-
-    collections.deque(threads.prefetch(sort_bucket, zip(ends - sizes, ends, strict=True)), maxlen=0)
-
-
 def parts(arrays: Sequence[np.ndarray], rows: int = _PART) -> Iterator[list[np.ndarray]]:
-    """Cuts sorted arrays at the same uids, so that a part, one slice of each array, has about that many rows.
+    """Cuts sorted arrays at the same uids into parts, each a slice of every array.
 
-    Equal uids are never cut apart.
+    Args:
+      arrays: sorted uids of dtype u8,u8, repeats allowed; at least one array.
+      rows: about how many rows a part has in all. Equal uids are never cut apart.
     """
     total = sum(map(len, arrays))
     stride = max(1, min(rows // (4 * len(arrays)), total))
@@ -102,12 +77,12 @@ def parts(arrays: Sequence[np.ndarray], rows: int = _PART) -> Iterator[list[np.n
 
 
 def _rows_below(array: np.ndarray, cut: tuple[int, int], begin: int) -> int:
-    # NumPy's search would first copy the words of a field next to each other, all of them.
+    # np.searchsorted would first copy a whole field into contiguous memory.
     return bisect.bisect_left(range(len(array)), cut, lo=begin, key=lambda row: array[row].item())
 
 
 class _Merged(NamedTuple):
-    """Uids of several slices in one order; equal ones are a group, which begins at `starts`."""
+    """The sorted rows of several slices; the group of each distinct uid begins at `starts`."""
 
     rows: np.ndarray
     starts: np.ndarray
@@ -115,7 +90,7 @@ class _Merged(NamedTuple):
 
     @classmethod
     def of(cls, part: Sequence[np.ndarray], multiset: bool) -> _Merged:
-        """Groups a part; `counts` tells for every slice how often it holds each group's uid."""
+        """Groups a part; `counts` holds, for every slice, how often each group's uid is in it."""
         slices = part if multiset else [uids.unique(rows) for rows in part]
         rows, order = _merge(slices)
         starts = np.flatnonzero(uids.first_of_each(rows))
@@ -129,8 +104,8 @@ class _Merged(NamedTuple):
 
 
 def _merge(slices: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted slices as one sorted array, and where in their concatenation each row was; equal rows keep order."""
-    # A stable sort finds the sorted runs and only merges them.
+    """Merges sorted slices; returns the rows and their positions in the concatenation; equal rows keep their order."""
+    # A stable sort detects the sorted runs and only merges them.
     order = np.argsort(np.concatenate([rows["f0"] for rows in slices]), kind="stable")
     rows = np.take(np.concatenate(slices), order)
     high, low = rows["f0"], rows["f1"]
@@ -141,16 +116,16 @@ def _merge(slices: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def combine(operation: Operation, part: Sequence[np.ndarray], multiset: bool = False) -> np.ndarray:
-    """Union, intersection or difference (the first less all others) of sorted slices.
+    """Computes the union, intersection or difference (the first minus all others) of sorted slices.
 
     Args:
-      operation: what to make of them.
-      part: sorted uids of dtype u8,u8, repeats allowed.
+      operation: "union", "intersect" or "minus".
+      part: slices of sorted uids of dtype u8,u8, repeats allowed.
       multiset: keep repeats: of a uid that the slices hold c_1, c_2 ... times, the union has the sum, the
-        intersection min(c), the difference max(0, c_1 - c_2 - ...). Else each slice counts as a set.
+        intersection min(c), the difference max(0, c_1 - c_2 - ...). Otherwise each slice counts as a set.
 
     Returns:
-      sorted uids; unique unless `multiset`.
+      Sorted uids; unique unless `multiset`.
     """
     if operation == "union":
         rows = _merge(part)[0]
@@ -163,12 +138,12 @@ def combine(operation: Operation, part: Sequence[np.ndarray], multiset: bool = F
 
 
 class SetOverlap(NamedTuple):
-    """What several sets have in common.
+    """The uids that several sets share.
 
     Attributes:
       both: shape (k, k), int64: uids in set i and set j, repeats counted in multisets; [i, i] is set i's size.
-      any: distinct uids in any of them.
-      all: distinct uids in all of them.
+      any: distinct uids in at least one of them.
+      all: distinct uids in every one of them.
     """
 
     both: np.ndarray
@@ -177,7 +152,59 @@ class SetOverlap(NamedTuple):
 
 
 def overlap(part: Sequence[np.ndarray], multiset: bool = False) -> SetOverlap:
-    """What sorted slices have in common; overlaps of all parts add up."""
+    """Counts the uids that sorted slices share; the overlaps of all parts add up."""
     counts = _Merged.of(part, multiset).counts
     both = np.array([[np.minimum(one, other).sum() for other in counts] for one in counts], np.int64)
     return SetOverlap(both, len(counts[0]), int(np.count_nonzero(np.minimum.reduce(counts))))
+
+
+class UidSorter:
+    """An external merge sort: takes uids in any order, yields them sorted.
+
+    What exceeds the memory is sorted and appended, as a run, to a temporary file; the runs are merged part by part.
+
+    Args:
+      scratch: returns a local folder for the temporary file; called only if one is needed.
+      multiset: whether repeats are kept.
+      memory: bytes of uids to hold.
+    """
+
+    def __init__(self, scratch: Callable[[], str], *, multiset: bool = False, memory: int = 1 << 26) -> None:
+        self._scratch, self._multiset, self._memory = scratch, multiset, memory
+        self._held: list[np.ndarray] = []
+        self._bytes = 0
+        self._sort = uids.sort if multiset else uids.sort_unique
+        self._file: IO[bytes] | None = None
+        self._ends: list[int] = []
+
+    def add(self, uid: np.ndarray) -> None:
+        """Takes some uids."""
+        self._held.append(uid)
+        self._bytes += uid.nbytes
+        if self._bytes > self._memory:
+            self._spill()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yields all uids in order, in blocks; call it once, after the last `add`."""
+        if self._file is None:
+            yield self._sort(np.concatenate([np.empty(0, uids.DTYPE), *self._held]))
+            return
+        if self._held:
+            self._spill()
+        whole = np.asarray(np.memmap(self._file, uids.DTYPE, "r"))
+        runs = np.split(whole, self._ends[:-1])
+        merge = functools.partial(combine, "union", multiset=self._multiset)
+        yield from threads.prefetch(merge, parts(runs, min(max(_PART, len(runs) * _SLICE), _BLOCK)))
+
+    def _spill(self) -> None:
+        """Appends what is held to the file, as a few runs that threads sort at once."""
+        if self._file is None:
+            # One file for all runs: a file each could exceed the limit of open files.
+            self._file = tempfile.TemporaryFile(dir=self._scratch())  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+        held = np.concatenate(self._held)
+        self._held.clear()
+        self._bytes = 0
+        for run in threads.prefetch(self._sort, np.array_split(held, min(threads.cores(), _RUNS))):
+            run.tofile(self._file)
+            self._ends.append((self._ends or [0])[-1] + len(run))

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tar_copy, tar_index, tars
-from clipdata_jax.formats import tar_index as tar_headers
-from clipdata_jax.formats.tar_index import opened
+from clipdata_jax.formats.tar_index import open_tar
 
 MEMBERS = [("a/0.jpg", b"image" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
 
@@ -78,18 +77,18 @@ def form(request, tmp_path):
 
 
 def found(path) -> list[tar_index.IndexedSample]:
-    with opened(path) as tar:
-        index = tar_index.index(tar)
+    with open_tar(path) as tar:
+        index = tar_index.index_tar(tar)
     return [index.sample(i) for i in range(len(index.keys))]
 
 
 def test_samples_are_those_that_reading_gives(form):
     path, plain = form
-    with opened(path) as tar:
-        assert (tar_headers.read(tar) is not None) == plain
-        index = tar_index.index(tar)
+    with open_tar(path) as tar:
+        assert (tar_index.read_headers(tar) is not None) == plain
+        index = tar_index.index_tar(tar)
         samples = [index.sample(i) for i in range(len(index.keys))]
-        got = [[index.read(number, tar) for number in sample.numbers] for sample in samples]
+        got = [[index.read(number, tar) for number in sample.members] for sample in samples]
         jsons = [index.read(number, tar) if number >= 0 else None for number in index.jsons]
     read = list(tars.read_tar(path))
     assert [sample.key for sample in samples] == [sample.key for sample in read]
@@ -130,9 +129,9 @@ def test_a_key_that_comes_again_is_numbered(tmp_path):
 
 
 def outcome(path) -> object:
-    with opened(path) as tar:
+    with open_tar(path) as tar:
         try:
-            return tar_index.index(tar)
+            return tar_index.index_tar(tar)
         except InputError as error:
             return str(error)
 
@@ -159,7 +158,7 @@ def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused(small, place, valu
     path.write_bytes(damaged[:cut])
     with pytest.MonkeyPatch.context() as patch:
         got = outcome(str(path))
-        patch.setattr(tar_headers, "read", lambda tar: None)
+        patch.setattr(tar_index, "read_headers", lambda tar: None)
         want = outcome(str(path))
     assert got == want
 
@@ -194,7 +193,7 @@ def test_samples_of_any_names_are_those_that_tarfile_and_reading_give(tmp_path_f
     write(path, [(name, b"x") for name in members], kind)
     with pytest.MonkeyPatch.context() as patch:
         got = outcome(str(path))
-        patch.setattr(tar_headers, "read", lambda tar: None)
+        patch.setattr(tar_index, "read_headers", lambda tar: None)
         assert got == outcome(str(path))
     try:
         read = [(sample.key, len(sample.members)) for sample in tars.read_tar(str(path))]

@@ -22,7 +22,7 @@ HEX = uids.to_hex(ROWS)
 def opened(tmp_path):
     """Opens a path as the command does."""
     (tmp_path / "scratch").mkdir()
-    return lambda path: uid_files.open_source(str(path), str(tmp_path / "scratch"))
+    return lambda path: uid_files.open_uids(str(path), str(tmp_path / "scratch"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,7 +34,7 @@ def test_what_is_written_is_read(tmp_path_factory, words, name, rows):
     for halves in (False, True):
         path = str(folder / name)
         assert uid_files.write(path, blocks, halves=halves) == len(values)
-        source = uid_files.open_source(path, str(folder))
+        source = uid_files.open_uids(path, str(folder))
         assert source.rows.tolist() == values.tolist()
         assert source.repeats == len(words) - len(set(values.tolist()))
         assert source.form == ""

@@ -86,15 +86,25 @@ def test_sorting_is_pythons(values):
     assert uids.sort(np.array(values, uids.DTYPE)).tolist() == sorted(values)
 
 
-@pytest.mark.parametrize("shift", [0, 40, 63], ids=["spread", "close", "two halves"])
-def test_sorting_on_disk_is_sorting(monkeypatch, shift):
-    monkeypatch.setattr(uid_sets, "_BLOCK", 64)
-    monkeypatch.setattr(uid_sets, "_BUCKET", 50)
-    rng = np.random.default_rng(1)
-    rows = uids.join_halves(*(rng.integers(0, 2**64, (2, 1000), dtype=np.uint64) >> np.uint64(shift)))
-    out = np.empty_like(rows)
-    uid_sets.sort_to(rows, out)
-    assert out.tolist() == sorted(rows.tolist())
+@pytest.mark.parametrize("multiset", [False, True])
+@pytest.mark.parametrize("memory", [1 << 26, 1600, 0])
+@pytest.mark.parametrize("high", [2**64, 50, 1])
+def test_external_sort_is_pythons(tmp_path, monkeypatch, high, memory, multiset):
+    monkeypatch.setattr(uid_sets, "_PART", 64)
+    monkeypatch.setattr(uid_sets, "_SLICE", 4)
+    rng = np.random.default_rng(0)
+    uid = uids.join_halves(rng.integers(0, high, 900, np.uint64), rng.integers(0, 400, 900, np.uint64))
+    sorter = uid_sets.UidSorter(lambda: str(tmp_path), multiset=multiset, memory=memory)
+    for start in range(0, 900, 70):
+        sorter.add(uid[start : start + 70])
+    assert joined(sorter.blocks()) == sorted(uid.tolist() if multiset else set(uid.tolist()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_external_sort_of_nothing_is_empty():
+    (block,) = uid_sets.UidSorter(lambda: "no folder is needed").blocks()
+    assert block.shape == (0,)
+    assert block.dtype == uids.DTYPE
 
 
 @settings(max_examples=100, deadline=None)
@@ -103,7 +113,7 @@ def test_order_is_looked_at_across_blocks(values, in_order):
     values = sorted(values) if in_order else values
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uid_sets, "_BLOCK", 4)
-        got = uid_sets.look_at_order(np.array(values, uids.DTYPE))
+        got = uid_sets.check_order(np.array(values, uids.DTYPE))
     pairs = list(itertools.pairwise(values))
     falls = [row for row, (one, other) in enumerate(pairs, 1) if other < one]
     same = [row for row, (one, other) in enumerate(pairs, 1) if other == one]
