@@ -1,4 +1,4 @@
-"""The process `clipdata`: signals first, since a machine may be taken while Python still imports."""
+"""The process of `clipdata`: signals first, since a machine may be preempted while Python still imports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECONDS = 5.0
 
 
 def main() -> NoReturn:
-    """Runs the command of `sys.argv`; its status is 0 done, 1 a failure of ours, 2 bad input, 75 stopped."""
+    """Runs the command of `sys.argv`; the status is 0 done, 1 an internal error, 2 bad input, 75 stopped."""
     stopping.watch()
     try:
         from clipdata_jax import cli
@@ -28,10 +28,10 @@ def main() -> NoReturn:
     except Exception:
         traceback.print_exc()
         status = 1
-    # Left to Python, a signal in its last moments would end it with another status.
+    # With Python's own exit, a signal during it would change the status.
     stopping.finish()
     if not stopping.asked():
-        # Others may be waiting for one that failed: they end with it, unless they fail alike, each with its sentence.
+        # Others may wait for one that failed: they end with it, unless they fail too, each with its message.
         _leave_run(_SECONDS if status else None)
     if stopping.asked():
         stopping.leave_run()
@@ -39,7 +39,7 @@ def main() -> NoReturn:
 
 
 def _leave_run(seconds: float | None) -> None:
-    """Waits for the other processes of a `jax.distributed` run, so long at most, and until a signal comes."""
+    """Waits for the other processes of a `jax.distributed` run, for a limited time and until a signal comes."""
     if "jax" in sys.modules:
         import jax
 

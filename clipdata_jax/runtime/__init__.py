@@ -1,1 +1,1 @@
-"""How a process starts, shares the work and stops."""
+"""The processes of a command: how they start, share work, read ahead and stop."""

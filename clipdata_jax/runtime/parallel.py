@@ -1,4 +1,4 @@
-"""The device mesh, the start of a run of many processes, padding, and process-local rows as global arrays."""
+"""The processes of a run, the device mesh, padding, and process-local rows as global arrays."""
 
 from __future__ import annotations
 
@@ -26,28 +26,36 @@ AXIS = "data"
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The share of the units of work: every count-th one from index on."""
+    """A process's share of the units of work: every count-th one from index on.
+
+    >>> list(range(7))[Share(1, 3).index :: Share(1, 3).count]
+    [1, 4]
+    """
 
     index: int = 0
     count: int = 1
 
 
 ALONE = Share()
-# A process that is done waits for the others before it leaves: they may have days of work left.
+# A process that is done waits for the others, which may have days of work left.
 _LAST_WAIT_SECONDS = 30 * 24 * 3600
-_STOPPED, _PARTED = "clipdata/stopped", "clipdata/parted"
+_STOPPED, _LEFT = "clipdata/stopped", "clipdata/left"
 _LONG = 1000 * _LAST_WAIT_SECONDS
-_GRACE_SECONDS = 0.2  # from a process's last word to its end
+_GRACE_SECONDS = 0.2  # from a process's last message to its end
 
 
 def start(workers: Workers) -> Share:
-    """Starts this process's part of a run: must come before anything touches a device.
+    """Starts this process's part of a run; must be called before anything uses a device.
 
-    `--worker i/n` needs no other process; `--coordinator` joins a `jax.distributed` run, in which a lost process takes
-    the others with it. What the machines say of themselves is looked at by `launch.detect`, not here.
+    `--worker i/n` needs no other process; `--coordinator` joins a `jax.distributed` run, in which a lost process ends
+    the others. `launch.detect` reads the environment, not this function.
 
     Raises:
       InputError: the coordinator can't be reached, or jax was already in use.
+
+    >>> from clipdata_jax.config import Workers
+    >>> start(Workers(worker="1/3"))
+    Share(index=1, count=3)
     """
     if (share := workers.share()) is not None:
         return Share(*share)
@@ -56,7 +64,7 @@ def start(workers: Workers) -> Share:
     import jax
 
     found = workers.coordinator == "auto"
-    # It would put its own handler of SIGTERM in place of ours, and end nothing.
+    # Its handler of SIGTERM would replace ours, and end nothing.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -73,37 +81,37 @@ def start(workers: Workers) -> Share:
             f"--coordinator {workers.coordinator}: {who} could not join the run ({_first_line(error)}); {advice}"
         ) from error
     joined = Share(jax.process_index(), jax.process_count())
-    partners = _Partners(joined)
-    if stopping.couple_to(partners):
-        threading.Thread(target=partners.listen, name="partners", daemon=True).start()
+    peers = _Peers(joined)
+    if stopping.couple_to(peers):
+        threading.Thread(target=peers.listen, name="peers", daemon=True).start()
     return joined
 
 
-class _Partners:
-    """The other processes of a run, spoken to through jax's coordinator, which lives in the first process."""
+class _Peers:
+    """The other processes of a run, reached through jax's coordinator, which runs in the first process."""
 
     def __init__(self, share: Share) -> None:
-        from jax._src import distributed  # there is no public name for it; Orbax takes it from here, too
+        from jax._src import distributed  # it has no public name; Orbax imports it from here, too
 
         self._share = share
         self._client: Any = distributed.global_state.client
-        # Whoever waits in C++ for what another will never send is ended by the clock, the first one after the others.
+        # A process that waits in C++ for another that has stopped ends by the clock, the first one after the others.
         self.seconds = 2.0 if share.index else 5.0
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         self._client.key_value_set(_STOPPED, "", allow_overwrite=True)
 
     def leave_run(self) -> None:
-        self.tell()  # it may come to this before another thread does
+        self.notify()  # this may run before the thread that does it
         if self._share.index:
-            self._client.key_value_set(f"{_PARTED}/{self._share.index}", "")
+            self._client.key_value_set(f"{_LEFT}/{self._share.index}", "")
             return
         for index in range(1, self._share.count):
-            self._client.blocking_key_value_get(f"{_PARTED}/{index}", _LONG)
+            self._client.blocking_key_value_get(f"{_LEFT}/{index}", _LONG)
         time.sleep(_GRACE_SECONDS)
 
     def listen(self) -> None:
-        """Waits for another process to be stopped, and stops this one, too."""
+        """Waits until another process is stopped, then stops this one."""
         with contextlib.suppress(Exception):  # the run is over
             self._client.blocking_key_value_get(_STOPPED, _LONG)
             if not stopping.asked():
@@ -115,10 +123,13 @@ def _first_line(error: Exception) -> str:
 
 
 def data_mesh(devices: Sequence[Device] | None = None) -> Mesh:
-    """The mesh of one axis "data" over this run's devices; Auto axes, under which Flax model code runs.
+    """Makes the mesh of one axis "data" over this run's devices; an Auto axis, under which Flax model code runs.
 
     Args:
       devices: the devices to use; default: all, those of other processes too.
+
+    >>> data_mesh().axis_names
+    ('data',)
     """
     import jax
     from jax.sharding import AxisType
@@ -128,24 +139,35 @@ def data_mesh(devices: Sequence[Device] | None = None) -> Mesh:
 
 
 def local_mesh() -> Mesh:
-    """The mesh over this process's own devices: for work that needs no other process."""
+    """Makes the mesh over this process's own devices, for work that needs no other process.
+
+    >>> local_mesh().axis_names
+    ('data',)
+    """
     import jax
 
     return data_mesh(jax.local_devices())
 
 
 def replicated() -> jax.NamedSharding:
-    """On every device of this process, whole: where a model's parameters belong."""
+    """Returns the sharding of a model's parameters: whole on every device of this process.
+
+    >>> replicated().is_fully_replicated
+    True
+    """
     import jax
 
     return jax.NamedSharding(local_mesh(), jax.P())
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    """The array with rows of zeros added at the end, so that it has `rows` of them.
+    """Pads an array with rows of zeros to `rows` rows.
 
     Raises:
-      ValueError: it has more already.
+      ValueError: it has more.
+
+    >>> pad_rows(np.ones((1, 2)), 3).tolist()
+    [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
     """
     missing = rows - len(array)
     if missing < 0:
@@ -154,13 +176,17 @@ def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def to_global(local_rows: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Rows that this process holds as its part of one array sharded over "data" on all processes.
+    """Makes one array, sharded over "data" on all processes, of the rows that each of them holds.
 
     Args:
-      local_rows: this process's rows, the same number in every process; they must divide over its devices.
+      local_rows: this process's rows, the same number in every process; a multiple of its devices.
       mesh: the run's mesh.
+
+    >>> to_global(np.ones((len(data_mesh().local_devices), 2)), data_mesh()).shape[1]
+    2
     """
     import jax
-    from jax.sharding import PartitionSpec as P
 
-    return jax.make_array_from_process_local_data(jax.NamedSharding(mesh, P(AXIS)), local_rows)
+    sharding = jax.NamedSharding(mesh, jax.P(AXIS))
+    rows: jax.Array = jax.make_array_from_process_local_data(sharding, local_rows)
+    return rows

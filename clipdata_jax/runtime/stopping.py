@@ -1,22 +1,18 @@
-"""A stop by SIGTERM (the machine is being taken) or Ctrl-C: tidy, in seconds, with a status that says "run me again".
+"""Stops by SIGTERM (a preempted machine) or Ctrl-C: within seconds, tidily, with status 75 for "run it again".
 
-The first signal is raised in the main thread, so that `with` and `finally` tidy up. Code in C doesn't see that, and
-threads may take long to join: so a thread that does nothing else ends the process some seconds later, or at once when
-a second signal comes. Nothing is raised while a module is imported, for packages in C++ would abort: the process ends.
-And nothing, for a while, in code of jax and Orbax: C++ may have called it, and a loop of asyncio breaks in its midst.
-
-Processes of a `jax.distributed` run stop together, see `couple_to`.
+Receipts make a kill at any moment safe; a stop only ends sooner and removes temporary files. The first signal raises
+`Stopped` in the main thread, so that `with` and `finally` tidy up. Code in C doesn't notice, and threads may take long
+to join, so another thread ends the process some seconds later, or at once at a second signal. Processes of a
+`jax.distributed` run stop together, see `couple_to`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import select
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,137 +20,118 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 STATUS = 75
-"""EX_TEMPFAIL of sysexits.h, "try again": the same command goes on from where it was."""
+"""EX_TEMPFAIL of sysexits.h, "try again": the same command continues where it was."""
+PEER_SIGNAL = signal.SIGUSR1
+"""What a process sends itself when another process of its run was stopped."""
 temporary_files: set[str] = set()
-"""Files that are being written aside in this process, and its scratch folders, to be removed with it."""
+"""This process's temporary files and folders, to be removed with it."""
 _SECONDS = 5.0  # a preempted machine is gone after 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-PEER_SIGNAL = signal.SIGUSR1
-"""What a process sends itself where it hears that another of its run was stopped."""
-_LATER_SECONDS = 0.02
-_asked, _over = threading.Event(), threading.Event()
-_waits = itertools.count()
-_OURS = f"{os.path.dirname(os.path.dirname(__file__))}{os.sep}"
-# How often it is raised later, until it is raised anyway; a checkpoint that is begun is better finished.
-_DELICATE = {f"{os.sep}jax{os.sep}": 50, f"{os.sep}orbax{os.sep}": 200}
+_RETRY_SECONDS = 0.02
+_PACKAGE = f"{os.path.dirname(os.path.dirname(__file__))}{os.sep}"
+_UNSAFE = ("<frozen importlib", f"{os.sep}jax{os.sep}", f"{os.sep}orbax{os.sep}")
+_asked, _finished = threading.Event(), threading.Event()
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised in the main thread where a signal asks the process to stop."""
+    """Raised in the main thread when a signal asks the process to stop."""
 
 
-class Partners(Protocol):
-    """The other processes of a joined run."""
+class Peers(Protocol):
+    """The other processes of a joined run.
 
-    seconds: float  # that this process may take to end, where it is stuck
+    Attributes:
+      seconds: the time that this process has to end.
+    """
 
-    def tell(self) -> None:
-        """Says to them that this process is being stopped."""
+    seconds: float
+
+    def notify(self) -> None:
+        """Notifies them that this process is being stopped."""
 
     def leave_run(self) -> None:
-        """Says to them that it leaves, or waits until they have said so."""
+        """Notifies them that this process leaves, or waits until they have left."""
 
 
-_partners: Partners | None = None
+_peers: Peers | None = None
 
 
 def asked() -> bool:
-    """Whether a signal has asked this process to stop."""
+    """Returns whether a signal has asked this process to stop."""
     return _asked.is_set()
 
 
 def watch() -> None:
-    """Sets up a process that is a command: from now on a signal ends it within seconds."""
+    """Sets up a process that runs a command: from now on a signal ends it within seconds."""
     read, write = os.pipe()
     os.set_blocking(write, False)
-    # Python writes the signal's number there even while the main thread is in C.
+    # Python writes a signal's number there even while the main thread runs C code.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_end_in_time, args=(read,), name="stop", daemon=True).start()
     for number in (*_SIGNALS, PEER_SIGNAL):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's jobs in the background have Ctrl-C
-            signal.signal(number, _raise_once)
-    signal.signal(signal.SIGALRM, _raise_later)
-    sys.unraisablehook = _raise_again
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs ignore Ctrl-C
+            signal.signal(number, _on_signal)
+    signal.signal(signal.SIGALRM, _on_signal)
 
 
-def couple_to(partners: Partners) -> bool:
-    """Makes a stop of this process one of the others, too; whether it did: not where `watch` hasn't set it up.
+def couple_to(peers: Peers) -> bool:
+    """Makes a stop of this process stop its peers, too, and returns whether it did: only where `watch` was called.
 
     The first process of a `jax.distributed` run must leave last: C++ aborts those that are left without it.
     """
-    global _partners
-    if signal.getsignal(PEER_SIGNAL) is not _raise_once:
+    global _peers
+    if signal.getsignal(PEER_SIGNAL) is not _on_signal:
         return False
-    _partners = partners
+    _peers = peers
     return True
 
 
 def leave_run() -> None:
-    """Sees to it that no other process of a joined run is aborted when this one leaves."""
-    if _partners is not None:
-        with contextlib.suppress(Exception):  # there is no run any more
-            _partners.leave_run()
+    """Leaves a joined run in such an order that no other process is aborted."""
+    if _peers is not None:
+        with contextlib.suppress(Exception):  # the run is over
+            _peers.leave_run()
 
 
-def _raise_once(_: int, frame: FrameType | None) -> None:
-    if _over.is_set():
-        _asked.set()
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if number != signal.SIGALRM and _asked.is_set():
+        return  # the other thread handles a second signal
+    _asked.set()
+    if _finished.is_set():
         return
-    if _imports(frame):
-        os.write(2, b"clipdata: stopped; run the same command again\n")
-        leave_run()
-        exit_now()
-    if not _asked.is_set():  # what a second one does is the other thread's
-        _asked.set()
-        _raise_later(0, frame)
-
-
-def _raise_later(_: int, frame: FrameType | None) -> None:
-    if _over.is_set():
-        return
-    if next(_waits) < _patience(frame):
-        signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
-        return
-    raise Stopped
-
-
-def _raise_again(lost: sys.UnraisableHookArgs) -> None:
-    """Raises later what was raised where Python drops it: in a destructor, in what a weak reference calls."""
-    if lost.exc_type is Stopped:
-        signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
+    if _is_unsafe(frame):
+        signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
     else:
-        sys.__unraisablehook__(lost)
+        raise Stopped
 
 
-def _patience(frame: FrameType | None) -> int:
-    most = 0
-    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
-        most = max([most, *(often for name, often in _DELICATE.items() if name in frame.f_code.co_filename)])
-        frame = frame.f_back
-    return most
-
-
-def _imports(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+def _is_unsafe(frame: FrameType | None) -> bool:
+    """Whether an import, jax or Orbax is running: C++ that called Python may abort at an exception."""
+    while frame is not None and not frame.f_code.co_filename.startswith(_PACKAGE):
+        if any(name in frame.f_code.co_filename for name in _UNSAFE):
             return True
         frame = frame.f_back
     return False
 
 
 def _end_in_time(read: int) -> None:
-    """Ends the process some seconds after its first signal, or at the second one that somebody sends it."""
-    end, sent = None, 0
+    """Ends the process some seconds after its first signal, or at a second one from outside."""
+    end, received = None, 0
     while (number := _next_signal(read, end)) is not None:
-        sent += number != PEER_SIGNAL
-        if sent > 1:
+        received += number != PEER_SIGNAL
+        if received > 1:
             break
         if end is None:
-            end = time.monotonic() + (_SECONDS if _partners is None else _partners.seconds)
-            _start(_tell)  # which may take long
-    if sent < 2:
-        _start(leave_run).join(0.5)
+            end = time.monotonic() + (_SECONDS if _peers is None else _peers.seconds)
+            _start(_notify)  # which may take long
+    if received < 2:
+        _start(_end_tidily).join(0.5)
     exit_now()
+
+
+def _end_tidily() -> None:
+    leave_run()
+    os.write(2, b"clipdata: stopped; run the same command again to go on\n")
 
 
 def _start(function: Callable[[], None]) -> threading.Thread:
@@ -164,7 +141,7 @@ def _start(function: Callable[[], None]) -> threading.Thread:
 
 
 def _next_signal(read: int, end: float | None) -> int | None:
-    """The next signal, None where there is none until `end`."""
+    """The next signal; None if there is none until `end`."""
     while select.select([read], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
         number = os.read(read, 1)[0]
         if number in (*_SIGNALS, PEER_SIGNAL):
@@ -172,16 +149,16 @@ def _next_signal(read: int, end: float | None) -> int | None:
     return None
 
 
-def _tell() -> None:
-    if _partners is not None:
-        with contextlib.suppress(Exception):  # there is no run any more
-            _partners.tell()
+def _notify() -> None:
+    if _peers is not None:
+        with contextlib.suppress(Exception):  # the run is over
+            _peers.notify()
 
 
 def follow_parent() -> None:
-    """Makes a process of a pool end when its parent does, however that ends, and not by the terminal's Ctrl-C.
+    """Makes a process of a pool end with its parent, however that ends, and ignore signals.
 
-    A terminal and a scheduler signal all processes: the first one stops the run, the others end what they are at.
+    A terminal and a scheduler signal all processes: the parent stops the run, the others finish their current task.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -194,18 +171,18 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        exit_now(1)  # nobody takes the results
+        exit_now(1)  # nothing takes the results
 
 
 def exit_now(status: int = STATUS) -> NoReturn:
-    """Ends the process at once, without waiting for threads or other processes; files written aside go first."""
+    """Removes temporary files and ends the process, without waiting for threads or other processes."""
     for path in list(temporary_files):
         remove(path)
     os._exit(status)
 
 
 def remove(path: str) -> None:
-    """Removes a temporary file or folder, if it is still there."""
+    """Removes a temporary file or folder, if it still exists."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -215,20 +192,20 @@ def remove(path: str) -> None:
 
 
 def finish() -> None:
-    """Says that the command has ended: a signal from now on raises nothing, and `asked` tells of it."""
-    _over.set()
+    """Marks the command as ended: a signal from now on raises nothing, but `asked` returns True."""
+    _finished.set()
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Makes SIGTERM a KeyboardInterrupt within the block, as Ctrl-C is, where `watch` hasn't done so."""
+    """Makes SIGTERM raise a KeyboardInterrupt within the block, as Ctrl-C does, where `watch` wasn't called."""
 
     def stop(*_: object) -> None:
         raise Stopped
 
-    # No other thread may set what a signal does.
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGTERM) is _raise_once:
+    # Only the main thread may set a signal's handler.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is _on_signal:
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)

@@ -105,7 +105,7 @@ def test_a_command_for_one_process_is_done_by_the_first(tmp_path, clipdata, monk
     done = clipdata("uids", "union", "a.txt", "--out", "b.npy")
     assert done.returncode == 0
     assert not (tmp_path / "b.npy").exists()
-    assert done.stdout == "clipdata uids: nothing to do in process 2 of 3, the first does all\n"
+    assert done.stdout == "clipdata uids: process 2 of 3 has nothing to do; process 1 does it all\n"
     monkeypatch.setenv("SLURM_PROCID", "0")
     assert clipdata("uids", "union", "a.txt", "--out", "b.npy").returncode == 0
     assert (tmp_path / "b.npy").exists()
