@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from clipdata_jax.errors import InputError, StorageError, of_the_disk
+from clipdata_jax.errors import InputError, StoppedEarly, StorageError, of_the_disk
 from clipdata_jax.runtime import console, stopping
 
 
@@ -117,6 +117,9 @@ def _run(arguments: list[str]) -> int:
         )
         source = " (options not given as flags come from the --config file)" if with_config else ""
         return _failed(f"clipdata {name}", f"{error}{source}")
+    except StoppedEarly as stopped:
+        print(f"clipdata {name}: {stopped}", file=sys.stderr)
+        return stopping.STATUS
     except KeyboardInterrupt:
         return _stopped(name)
     except Exception as error:

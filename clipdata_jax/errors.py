@@ -22,6 +22,21 @@ class StorageError(Exception):
     """
 
 
+class StoppedEarly(Exception):
+    """The command did the part of its work that `--stop-after` asked for; it ends with status 75.
+
+    Args:
+      done: units or steps done by this process.
+      todo: units or steps that were left to it.
+      noun: "unit" or "step".
+    """
+
+    def __init__(self, done: int, todo: int, noun: str = "unit") -> None:
+        super().__init__(
+            f"stopped after {done:,} of {todo:,} {noun}s as --stop-after asked; the same command without it goes on"
+        )
+
+
 _DISK = (
     "EACCES",
     "EDQUOT",

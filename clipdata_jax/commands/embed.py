@@ -26,7 +26,13 @@ def run(options: Embed) -> Manifest | None:
     )
     share = parallel.start(options.workers)
     result = embedder.embed(
-        options.sources, options.models(), options.out, settings, share=share, profile=options.profile
+        options.sources,
+        options.models(),
+        options.out,
+        settings,
+        share=share,
+        stop_after=options.stop_after,
+        profile=options.profile,
     )
     if result is None:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import NormSimD
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.formats import uids
 from clipdata_jax.formats.embedding_shards import BAD_REASONS, EmbeddingPool, open_pool
 from clipdata_jax.runs import manifest, profiling, records, telemetry
@@ -179,12 +179,13 @@ def _select(
     state = State.from_bytes(storage.read_bytes(path)) if storage.exists(path) else State.start(rows)
     total = sum(rows_scored(int(state.alive.sum()), keep, drop))
     last = -(-(len(rows.uid) - keep) // drop)
+    first, stop = state.step, last if options.stop_after is None else state.step + options.stop_after
     watch = telemetry.Stopwatch(share.index)
     with (
         console.bar(total=total, unit="row", name="norm-sim-d") as bar,
         profiling.Profiler(options.profile, steps=3) as profiler,
     ):
-        while state.trace[-1]["rows"] > keep:
+        while state.trace[-1]["rows"] > keep and state.step < stop:
             bar.set_postfix_str(f"step {state.step + 1} of {last}", refresh=False)
             profiler.step()
             seconds, scored = telemetry.Seconds(), state.trace[-1]["rows"]
@@ -199,6 +200,8 @@ def _select(
                 telemetry.append(f"{options.out}.{storage.TIMES}", times)
     if not share.index:
         _write_trace(options.out, state)
+    if state.trace[-1]["rows"] > keep:
+        raise StoppedEarly(state.step - first, last - first, "step")
     return state
 
 

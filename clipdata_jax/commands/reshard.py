@@ -12,7 +12,7 @@ import numpy as np
 from clipdata_jax import config
 from clipdata_jax.commands import reshard_units
 from clipdata_jax.commands.reshard_units import Subset, Unit, make_units
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.formats import tars, uids
 from clipdata_jax.runs import manifest, records
 from clipdata_jax.runs.output import Output, open_output
@@ -81,11 +81,14 @@ def run(options: config.Reshard) -> Summary | None:
     plan = manifest.describe("reshard", options, inputs=[options.subset], pool=paths)
     output = open_output(options.out, plan=plan, units=list(units))
     remaining = output.remaining(share)
-    with console.bar(total=len(remaining), unit="tar", name="reshard") as bar:
-        todo = [units[name] for name in remaining]
+    now = remaining[: options.stop_after]
+    with console.bar(total=len(now), unit="tar", name="reshard") as bar:
+        todo = [units[name] for name in now]
         count = reshard_units.how_many([unit.paths for unit in todo], options)
         for done in reshard_units.write_all(todo, output, count):
             bar.update(done)
+    if len(now) < len(remaining):
+        raise StoppedEarly(len(now), len(remaining))
     content = output.finish(functools.partial(_facts, output, subset), share)
     if content is None:
         return None

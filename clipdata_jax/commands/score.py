@@ -13,7 +13,7 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import NegClipLoss, Score
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.formats import embedding_shards, score_tables, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest, profiling, records, telemetry
@@ -76,7 +76,10 @@ def run(options: Score) -> Manifest | None:
     )
     output = open_output(options.out, plan=plan, units=list(by_name))
     todo = output.remaining(share)
-    _score_units(output, share, by_name, todo, pool, tag, options, makers)
+    now = todo[: options.stop_after]
+    _score_units(output, share, by_name, now, pool, tag, options, makers)
+    if len(now) < len(todo):
+        raise StoppedEarly(len(now), len(todo))
     _check_all_bad_rows(output, pool, options)
     result = output.finish(_summarise, share)
     if result is not None:

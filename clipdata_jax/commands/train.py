@@ -14,7 +14,7 @@ import numpy as np
 from clipdata_jax import storage
 from clipdata_jax.config import Train
 from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.formats import tars, uids
 from clipdata_jax.runs import manifest, profiling
 from clipdata_jax.runs.output import Output, open_output
@@ -106,7 +106,10 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
 
     pool.read()
     first = jax.process_index() == 0
-    reporter = Reporter(options, output) if first else None
+    checkpoints = output.path("checkpoints")
+    begun = training.last_checkpoint(checkpoints)
+    steps = options.steps if options.stop_after is None else min(options.steps, begun + options.stop_after)
+    reporter = Reporter(options, output, steps) if first else None
     with reporter or contextlib.nullcontext():
         model = training.train(
             models.CLIP(model_config(options, tokenizer), rngs=nnx.Rngs(options.seed)),
@@ -117,14 +120,16 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
                 steps=options.steps,
                 weight_decay=options.weight_decay,
             ),
-            steps=options.steps,
+            steps=steps,
             batch_size=options.batch_size,
             seed=options.seed,
             mesh=parallel.data_mesh(),
-            checkpoints=output.path("checkpoints"),
+            checkpoints=checkpoints,
             checkpoint_every=options.checkpoint_every,
             report=reporter or (lambda step, loss: None),
         )
+    if steps < options.steps:
+        raise StoppedEarly(steps - begun, options.steps - begun, "step")
     if not first:
         return
     models.save_clip(model, folder)
@@ -281,9 +286,10 @@ _SECONDS_BETWEEN_LINES = 5.0
 class Reporter:
     """Shows steps and losses, and logs them every few seconds."""
 
-    def __init__(self, options: Train, output: Output) -> None:
+    def __init__(self, options: Train, output: Output, last: int) -> None:
         self.bar = console.bar(total=options.steps, unit="step", name="train")
         self._options, self._output, self._last = options, output, (time.monotonic(), 0)
+        self._logged = (1, last)
         self._profiler = profiling.Profiler(options.profile, steps=3)
 
     def __enter__(self) -> Reporter:
@@ -302,7 +308,7 @@ class Reporter:
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self.bar.update(1)
         now, (then, step_then) = time.monotonic(), self._last
-        if now - then >= _SECONDS_BETWEEN_LINES or step in (1, self._options.steps):
+        if now - then >= _SECONDS_BETWEEN_LINES or step in self._logged:
             rate = (step - step_then) * self._options.batch_size / max(now - then, 1e-9)
             rows = (step - step_then) * self._options.batch_size
             times = UnitTimes(step=step, loss=round(loss, 5), rows=rows, rows_per_second=round(rate, 1))

@@ -29,6 +29,7 @@ SomeTables = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="TABLES...", help_behavior_hint="(at least one)")
 ]
 Profile = Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE]
+StopAfter = Annotated[int | None, tyro.conf.arg(metavar="N"), NONE]
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -43,6 +44,11 @@ def require_positive(options: object, *names: str) -> None:
     for name in names:
         for value in as_tuple(getattr(options, name)):
             require(value >= 1, name, value, "a whole number of at least 1")
+
+
+def require_stop_after(stop_after: int | None) -> None:
+    """Raises InputError unless --stop-after is not given, or at least 1."""
+    require(stop_after is None or stop_after >= 1, "stop_after", stop_after, "a whole number of at least 1")
 
 
 def require_temperature(t: float) -> None:

@@ -10,10 +10,12 @@ import tyro
 from clipdata_jax.config.base import (
     IDENTIFIER,
     Profile,
+    StopAfter,
     Workers,
     require,
     require_positive,
     require_some,
+    require_stop_after,
     unset,
 )
 from clipdata_jax.errors import OnBad
@@ -58,9 +60,12 @@ class Embed:
     """Broken tars, images and captions: "stop" with a message, or "skip" and list them in the manifest."""
     profile: Profile = None
     """Trace a few batches with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
+    stop_after: StopAfter = None
+    """Do N units, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
+        require_stop_after(self.stop_after)
         require_some(self, "sources", "tar, folder of tars, table or tfds:name/split")
         require(bool(self.model), "model", self.model, "the folder of a checkpoint")
         tags = [tag for tag, _ in map(_split_tag, self.model)]

@@ -15,10 +15,12 @@ from clipdata_jax.config.base import (
     File,
     Folder,
     Profile,
+    StopAfter,
     Workers,
     as_tuple,
     require,
     require_positive,
+    require_stop_after,
     require_temperature,
     split_assignment,
     unset,
@@ -160,9 +162,12 @@ class Score:
     """Broken shards: "stop" with a message, or "skip" and list them in the manifest."""
     profile: Profile = None
     """Trace a few units with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
+    stop_after: StopAfter = None
+    """Do N units, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
+        require_stop_after(self.stop_after)
         require(0 <= self.max_bad_rows <= 1, "max_bad_rows", self.max_bad_rows, "a share between 0 and 1")
         if "norm_sim" in self.scores and not self.norm_sim.target:
             raise InputError("--scores norm_sim needs a target: add --target NAME=PATH")
@@ -210,9 +215,12 @@ class NormSimD:
     """Broken shards: "stop" with a message, or "skip" and list them in the manifest."""
     profile: Profile = None
     """Trace a few steps with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
+    stop_after: StopAfter = None
+    """Do N steps, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
+        require_stop_after(self.stop_after)
         if (self.fraction is None) == (self.count is None):
             raise InputError("give either --fraction or --count, the pairs to keep")
         if self.fraction is not None:

@@ -13,11 +13,13 @@ from clipdata_jax.config.base import (
     Folder,
     SomeTables,
     SomeTars,
+    StopAfter,
     Tars,
     Workers,
     require,
     require_positive,
     require_some,
+    require_stop_after,
     split_assignment,
     unset,
 )
@@ -146,9 +148,12 @@ class Reshard:
         unset("one per core for local files, each with at least four tars; else one"),
     ] = None
     """Processes that work on tars in parallel."""
+    stop_after: StopAfter = None
+    """Do N units, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
+        require_stop_after(self.stop_after)
         require_some(self, "tars", "tar or folder of tars")
         require_positive(self, "tars_per_unit")
         if self.processes is not None:

@@ -14,11 +14,13 @@ from clipdata_jax.config.base import (
     Folder,
     Profile,
     SomeTars,
+    StopAfter,
     Tars,
     Workers,
     require,
     require_positive,
     require_some,
+    require_stop_after,
     unset,
 )
 from clipdata_jax.errors import InputError, OnBad
@@ -68,9 +70,12 @@ class Train:
     """Broken tars, images and captions: "stop" with a message, or "skip" and list them in the manifest."""
     profile: Profile = None
     """Trace a few steps with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
+    stop_after: StopAfter = None
+    """Do N steps, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
+        require_stop_after(self.stop_after)
         require_some(self, "tars", "tar or folder of tars")
         require_positive(
             self, "steps", "batch_size", "image_size", "patch_size", "width", "layers", "heads", "embed_dim",

@@ -22,7 +22,7 @@ from clipdata_jax.embedding import single_file
 from clipdata_jax.embedding.inputs import FetchedUnit, prefetch
 from clipdata_jax.embedding.samples import Bad, decoded_samples
 from clipdata_jax.embedding.shard_builder import Batch, PendingBatch, ShardBuilder
-from clipdata_jax.errors import InputError, OnBad
+from clipdata_jax.errors import InputError, OnBad, StoppedEarly
 from clipdata_jax.formats import sources
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
@@ -76,6 +76,7 @@ def embed(
     settings: EmbedSettings,
     *,
     share: parallel.Share = parallel.ALONE,
+    stop_after: int | None = None,
     profile: str | None = None,
 ) -> EmbedResult | None:
     """Embeds images and captions with one or more models.
@@ -86,6 +87,7 @@ def embed(
       out: folder of the metadata shards, or a single .npz or .npy file for images without captions.
       settings: how to embed.
       share: the units that this process embeds.
+      stop_after: units to do before it stops; None means all.
       profile: local folder for a trace of a few batches.
 
     Returns:
@@ -93,6 +95,7 @@ def embed(
 
     Raises:
       InputError: bad input; finished units are kept, and the same call continues from there.
+      StoppedEarly: units are left after `stop_after` of them.
     """
     columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
     found = sources.find_sources(patterns, images_only=settings.images_only, **columns)
@@ -111,9 +114,12 @@ def embed(
         return EmbedResult(before, was_complete=True)
     output = open_output(single_file.parts_folder(out) if single else out, plan=plan, units=list(found.units))
     todo = output.remaining(share)
-    if todo:
-        units = {name: found.units[name] for name in todo}
+    now = todo[:stop_after]
+    if now:
+        units = {name: found.units[name] for name in now}
         _Embedding(models, settings, output, found.shared_names(), share, profile).run(units)
+    if len(now) < len(todo):
+        raise StoppedEarly(len(now), len(todo))
     finish = functools.partial(single_file.finish, out, output, plan) if single else output.finish
     result = finish(_summarise, share)
     return None if result is None else EmbedResult(result, was_complete=output.was_finished and not todo)

@@ -1,6 +1,7 @@
 """Contrastive training of a CLIP model: the step, the order of the pairs, the loop."""
 
 from clipdata_jax.training.loop import TrainingPairs as TrainingPairs
+from clipdata_jax.training.loop import last_checkpoint as last_checkpoint
 from clipdata_jax.training.loop import train as train
 from clipdata_jax.training.order import batch_rows as batch_rows
 from clipdata_jax.training.step import TrainState as TrainState

@@ -157,6 +157,12 @@ def open_checkpoints(folder: str | None) -> Iterator[Any]:
         yield manager
 
 
+def last_checkpoint(folder: str) -> int:
+    """The step of the newest checkpoint in a folder; 0 if there is none."""
+    with open_checkpoints(folder) as manager:
+        return int(manager.latest_step() or 0)
+
+
 def save(manager: Any, step: int, state: TrainState) -> None:
     """Writes a checkpoint, whole when this returns."""
     import orbax.checkpoint as ocp

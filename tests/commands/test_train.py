@@ -89,6 +89,8 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, pool, tokenizer, clipdata
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert os.listdir(tmp_path / "killed" / "checkpoints") == ["4"]
     assert not (tmp_path / "killed" / "model").exists()
+    part = clipdata(*arguments("killed"), "--stop-after", 2, devices=1, **cache)
+    assert (part.returncode, "stopped after 2 of 6 steps as" in part.stderr) == (75, True), part.stderr
     assert (resumed := clipdata(*arguments("killed"), devices=1, **cache)).returncode == 0, resumed.stderr
     for name in ["manifest.json", *(f"model/{file}" for file in os.listdir(tmp_path / "whole" / "model"))]:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
