@@ -21,7 +21,18 @@ from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runtime import console
 
 # Of what a manifest says, these are told elsewhere on the page or too long for it.
-_LEFT_OUT = ("inputs", "outputs", "pool", "units", "options", "versions", "rule", "steps", "trace")
+_LEFT_OUT = (
+    "inputs",
+    "outputs",
+    "pool",
+    "units",
+    "options",
+    "versions",
+    "rule",
+    "steps",
+    "replaced_share",
+    "trace",
+)
 _MOST_FACTS, _LONGEST_FACT, _LONGEST_RULE, _LONGEST_NAME = 80, 300, 2_000, 60
 
 
@@ -67,6 +78,7 @@ def run(options: config.Report) -> None:
         title=options.title,
         rule=rule,
         steps=_steps(made_by),
+        replaced_share=_replaced_share(made_by),
         trace=_trace(options.subset),
         runs=[
             draw_run(folder, units)
@@ -203,6 +215,11 @@ def _steps(made_by: Mapping[str, Any]) -> list[page.Step]:
             case {"rule": str(part), "seen": int(seen), "kept": int(kept)}:
                 found.append(page.Step(text.shorten(part, _LONGEST_RULE), seen, kept))
     return found
+
+
+def _replaced_share(made_by: Mapping[str, Any]) -> float | None:
+    share = made_by.get("replaced_share")
+    return share if isinstance(share, float) and 0 <= share <= 1 else None
 
 
 def _warnings(own: _Selection, others: list[_Selection]) -> list[str]:

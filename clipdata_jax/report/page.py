@@ -60,6 +60,7 @@ class About:
       title: the page's heading.
       rule: text of the selection's rule; "" if unknown.
       steps: what each part of the rule kept, in order; empty if unknown.
+      replaced_share: share of the kept pairs that another draw of the batches would replace; None if unknown.
       trace: the steps of NormSim_2-D, if that made the selection.
       runs: throughput of the runs that made the scores, where they left a record of it.
       warnings: sentences that a reader must see.
@@ -69,6 +70,7 @@ class About:
     title: str
     rule: str = ""
     steps: Sequence[Step] = ()
+    replaced_share: float | None = None
     trace: Sequence[TraceStep] = ()
     runs: Sequence[telemetry.Run] = ()
     warnings: Sequence[str] = ()

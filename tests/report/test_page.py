@@ -78,7 +78,10 @@ def pairs(plan) -> dict[int, page.Pair]:
 
 def test_the_page_says_what_was_kept(plan, pairs):
     about = page.About(
-        "A title", rule="top(neg_clip_loss, 0.3)", steps=[page.Step("top(neg_clip_loss, 0.3)", 800, 240)]
+        "A title",
+        rule="top(neg_clip_loss, 0.3)",
+        steps=[page.Step("top(neg_clip_loss, 0.3)", 800, 240)],
+        replaced_share=0.0123,
     )
     html = page.render(plan, about, pairs)
     reader = Reader(html)
@@ -88,6 +91,7 @@ def test_the_page_says_what_was_kept(plan, pairs):
     assert f"keeps {plan.kept} of 800 image-text pairs, {share}" in words
     assert "Without a score 2" in words
     assert "top(neg_clip_loss, 0.3) 800 240" in words
+    assert "would replace about 1.2 % of the kept pairs" in words
     assert f"Images {len(pairs)} of the {len(plan.scores)} shown" in words
     assert "not in the tars" in words
     assert words.count("image unreadable") >= len(HOSTILE)

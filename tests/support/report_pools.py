@@ -52,7 +52,13 @@ def make_pool(folder: Path) -> Path:
     kept = np.argsort(-np.where(null, -9, scores["neg_clip_loss"]))[:30]
     uids.write_subset(str(folder / "subset.npy"), uid[kept])
     step = {"rule": "top(neg_clip_loss, 0.3)", "seen": 120, "kept": 36, "asked": 36}
-    select = {"command": "select", "rule": RULE, "steps": [step], "versions": {"clipdata_jax": "9.8.7"}}
+    select = {
+        "command": "select",
+        "rule": RULE,
+        "steps": [step],
+        "replaced_share": 0.034,
+        "versions": {"clipdata_jax": "9.8.7"},
+    }
     (folder / "subset.npy.manifest.json").write_bytes(records.to_json(select))
     return folder
 
