@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.embedding import samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.filters.languages import Languages
 from clipdata_jax.formats import score_tables, sources, tars, uids
+from clipdata_jax.formats.sample_uids import json_fields, sample_uid
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.report.captions import Caption
 from clipdata_jax.runs import manifest
@@ -101,7 +101,7 @@ def _uids_of(table: score_tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
 
 def _uid(path: str, sample: tars.RawSample) -> str:
     try:
-        return samples.sample_uid(path, sample)
+        return sample_uid(path, sample.key, json_fields(sample.members))
     except InputError:  # `embed` stops at such a sample or leaves it out, so it has no score
         return ""
 

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+import queue
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from clipdata_jax import config
-from clipdata_jax.commands import reshard_units
-from clipdata_jax.commands.reshard_units import Subset, Unit, make_units
+from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError, StoppedEarly
-from clipdata_jax.formats import tars, uids
-from clipdata_jax.runs import manifest, records
+from clipdata_jax.formats import tar_copy, tar_index, tars, uids
+from clipdata_jax.formats.tar_selection import Subset, select_samples
+from clipdata_jax.runs import manifest, records, telemetry
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import FileEntry, Receipt
-from clipdata_jax.runtime import console, parallel, threads
+from clipdata_jax.runtime import console, parallel, threads, worker_pool
 
 _EXAMPLES = 5
 _SIZES = "sizes.json"
+_TARS_PER_PROCESS = 4  # more are written in the time that a process takes to start
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a finished run wrote, or with `dry_run` would write.
+    """A finished run, or with `dry_run` what it would write.
 
     Attributes:
       tars: tars read.
-      written: tars written; one without a kept sample is not.
-      samples: samples in the tars that were read.
+      written: tars written; one without a selected sample is not.
+      samples: samples in the tars read.
       kept: samples written.
       copies: of these, copies of samples whose uid the subset holds more than once.
       repeated: samples of the pool beyond the first of their uid: all are kept.
@@ -62,12 +66,12 @@ def run(options: config.Reshard) -> Summary | None:
     """Writes, for every tar of the pool, a tar of the same name with the selected samples only.
 
     A tar of which nothing is kept is not written. Tars of one name from different folders are told apart by
-    their folders' names. Beside the tars, `uids/` has for each of them the uids it holds, and `sizes.json` how many
-    samples, where open_clip looks for that. With `samples_per_tar` samples are repacked, in order: units of
-    `tars_per_unit` tars each give tars of that size and one with the rest, called 00000_00000 and so on.
+    their folders' names. `uids/` has the uids of each tar, and `sizes.json` the number of its samples, where
+    open_clip looks for that. With `samples_per_tar` samples are repacked, in order: units of `tars_per_unit` tars
+    each give tars of that size and one with the rest, called 00000_00000 and so on.
 
     Returns:
-      the summary, or None where another process tells of the run.
+      the summary, or None where another process prints it.
 
     Raises:
       InputError: an input is missing or broken, or `out` holds something else.
@@ -75,20 +79,19 @@ def run(options: config.Reshard) -> Summary | None:
     paths = tars.find_tars(options.tars)
     subset = Subset.read(options.subset)
     share = parallel.start(options.workers)
-    units = make_units(paths, subset, options)
+    units = make_units(paths, options)
+    resharder = Resharder(options, subset, tars.shared_names(paths), share.index)
     if options.dry_run:
-        return _count(list(units.values())[share.index :: share.count], subset)
+        return _count(list(units.values())[share.index :: share.count], resharder)
     plan = manifest.describe("reshard", options, inputs=[options.subset], pool=paths)
     output = open_output(options.out, plan=plan, units=list(units))
     remaining = output.remaining(share)
-    now = remaining[: options.stop_after]
-    with console.bar(total=len(now), unit="tar", name="reshard") as bar:
-        todo = [units[name] for name in now]
-        count = reshard_units.how_many([unit.paths for unit in todo], options)
-        for done in reshard_units.write_all(todo, output, count):
+    todo = [units[name] for name in remaining[: options.stop_after]]
+    with console.bar(total=len(todo), unit="tar", name="reshard") as bar:
+        for done in _write_all(resharder, todo, output, process_count(todo, options)):
             bar.update(done)
-    if len(now) < len(remaining):
-        raise StoppedEarly(len(now), len(remaining))
+    if len(todo) < len(remaining):
+        raise StoppedEarly(len(todo), len(remaining))
     content = output.finish(functools.partial(_facts, output, subset), share)
     if content is None:
         return None
@@ -106,16 +109,198 @@ def run(options: config.Reshard) -> Summary | None:
     return summary
 
 
-def _count(units: Sequence[Unit], subset: Subset) -> Summary:
-    """What the units would keep."""
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A tar of the pool, or a few that are repacked together, under the name of what is written."""
+
+    name: str
+    paths: Sequence[str]
+
+
+def make_units(paths: Sequence[str], options: config.Reshard) -> dict[str, Unit]:
+    """The units of a run, by name."""
+    if options.samples_per_tar is None:
+        names = tars.unit_names(paths)
+        return {name: Unit(name, [path]) for name, path in zip(names, paths, strict=True)}
+    size = options.tars_per_unit
+    groups = [paths[start : start + size] for start in range(0, len(paths), size)]
+    return {f"{i:05d}": Unit(f"{i:05d}", group) for i, group in enumerate(groups)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """The selected samples of a unit, the positions of their uids in the subset, and the facts of each tar."""
+
+    samples: list[tar_index.IndexedSample]
+    at: np.ndarray
+    facts: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resharder:
+    """Writes the units of a run.
+
+    Attributes:
+      options: of the command.
+      subset: the selected uids.
+      shared_names: `tars.shared_names` of all tars of the run.
+      process: index of this process, for `run.jsonl`.
+    """
+
+    options: config.Reshard
+    subset: Subset
+    shared_names: Collection[str]
+    process: int
+
+    def choose(self, unit: Unit) -> _Chosen:
+        """Finds the selected samples from headers and `.json`s.
+
+        Raises:
+          InputError: a tar or a sample is broken, and on_bad is "stop".
+        """
+        chosen = _Chosen([], np.empty(0, np.int64), [])
+        for path in unit.paths:
+            entry = manifest.file_entry(path) if self.options.digests else FileEntry(path, storage.size(path))
+            facts: dict[str, Any] = {"input": entry}
+            skip = self.options.on_bad == "skip"
+            try:
+                found = select_samples(path, self.subset, shared_names=self.shared_names, skip_bad=skip)
+            except InputError as error:
+                if not skip:
+                    raise InputError(f"{error} (or use --on-bad skip)") from error
+                facts["skipped"] = str(error)
+            else:
+                counts = {"samples": found.seen, "kept": len(found.at), "skipped_samples": found.skipped}
+                chosen = _Chosen(chosen.samples + found.samples, np.append(chosen.at, found.at), chosen.facts)
+                facts |= counts
+            chosen.facts.append(facts)
+        return chosen
+
+    def write(self, unit: Unit, output: Output) -> None:
+        """Writes the unit's tars, the uids of each, and the receipt.
+
+        Raises:
+          InputError: as `choose`, or the output can't be written.
+        """
+        with storage.downloaded(unit.paths):  # read twice: for the index, then for the copy
+            watch, start = telemetry.Stopwatch(self.process), time.monotonic()
+            chosen = self.choose(unit)
+            parts: dict[str, Callable[[BinaryIO], None]] = {}
+            sizes: dict[str, int] = {}
+            for name, rows in self.tars_of(unit, len(chosen.samples)):
+                uid = self.subset.uids[chosen.at[rows]]
+                parts[f"{name}.tar"] = functools.partial(tar_copy.write_samples, chosen=chosen.samples[rows])
+                parts[f"uids/{name}.npy"] = functools.partial(np.save, arr=uid, allow_pickle=False)
+                sizes[f"{name}.tar"] = len(uid)
+            seen = sum(facts.get("samples", 0) for facts in chosen.facts)
+            output.complete(
+                unit.name,
+                parts,
+                {"tars": chosen.facts, "sizes": sizes},
+                inputs=[facts["input"] for facts in chosen.facts],
+                undigested=() if self.options.digests else tuple(sizes),
+                times=watch.lap(seen, read=time.monotonic() - start),
+            )
+
+    def tars_of(self, unit: Unit, count: int) -> list[tuple[str, slice]]:
+        """The tars to write of a unit with so many selected samples: name and rows."""
+        most = self.options.samples_per_tar
+        if most is None:
+            return [(unit.name, slice(0, count))] if count else []
+        starts = range(0, count, most)
+        return [(f"{unit.name}_{i:05d}", slice(start, start + most)) for i, start in enumerate(starts)]
+
+
+def process_count(units: Sequence[Unit], options: config.Reshard) -> int:
+    """The number of processes: --processes, or one per core where there are enough tars.
+
+    One for object stores: how a program configured fsspec is known in its own process only.
+    """
+    paths = [path for unit in units for path in unit.paths]
+    if options.processes is None and not all(storage.Folder(path).is_local for path in [options.out, *paths]):
+        return 1
+    asked = options.processes or min(threads.cores(), len(paths) // _TARS_PER_PROCESS)
+    return max(1, min(asked, len(units)))
+
+
+def _write_all(resharder: Resharder, units: Sequence[Unit], output: Output, count: int) -> Iterator[int]:
+    """Writes units in this process and `count - 1` others; yields how many more are done.
+
+    Raises:
+      InputError: as `Resharder.write`, or a process was killed.
+    """
+    write = functools.partial(resharder.write, output=output)
+    # While one thread waits for the disk, another reads the headers of the next tar.
+    several = max(2, threads.cores() // count)
+    if count == 1:
+        for _ in threads.prefetch(write, units, threads=several, ahead=several):
+            yield 1
+        return
+    finished: queue.SimpleQueue[Future[None]] = queue.SimpleQueue()
+
+    def note(future: Future[None]) -> None:
+        if not future.cancelled():
+            finished.put(future)
+
+    with storage.scratch("clipdata-reshard-") as scratch:
+        resharder.subset.save(scratch)
+        bare = dataclasses.replace(resharder, subset=_NOTHING)
+        pool = worker_pool.SpawnPool(count - 1, _start_process, scratch, bare, output)
+        try:
+            futures = [pool.submit(_write_unit, unit) for unit in units]
+            for future in futures:
+                future.add_done_callback(note)
+            own = _unclaimed(units, futures)
+            done = 0
+            for _ in threads.prefetch(write, own, threads=several, ahead=several):
+                ready = [finished.get() for _ in range(finished.qsize())]
+                for future in ready:
+                    future.result()
+                done += 1 + len(ready)
+                yield 1 + len(ready)
+            while done < len(units):
+                finished.get().result()
+                done += 1
+                yield 1
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that wrote tars was killed, perhaps for lack of memory; what is done is kept: run the"
+                " command again with fewer --processes"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _unclaimed(units: Sequence[Unit], futures: Sequence[Future[None]]) -> Iterator[Unit]:
+    """The units that no other process has begun, each taken from the others as it is asked for."""
+    return (unit for unit, future in zip(units, futures, strict=True) if future.cancel())
+
+
+_NOTHING = Subset(np.empty(0, uids.DTYPE), np.empty(0, np.int64))
+_write_here: Callable[[Unit], None]
+
+
+def _start_process(scratch: str, bare: Resharder, output: Output) -> None:
+    global _write_here
+    resharder = dataclasses.replace(bare, subset=Subset.mapped(scratch))
+    _write_here = functools.partial(resharder.write, output=output)
+
+
+def _write_unit(unit: Unit) -> None:
+    _write_here(unit)
+
+
+def _count(units: Sequence[Unit], resharder: Resharder) -> Summary:
+    """Counts what the units would keep."""
+    subset = resharder.subset
     times, facts, written = np.zeros(len(subset.uids), np.int64), [], 0
     with console.bar(total=len(units), unit="tar", name="reshard --dry-run") as bar:
         for unit, chosen in zip(
-            units, threads.prefetch(Unit.choose, units, ahead=threads.cores()), strict=True
+            units, threads.prefetch(resharder.choose, units, ahead=threads.cores()), strict=True
         ):
             np.add.at(times, chosen.at, 1)
             facts += chosen.facts
-            written += len(unit.outputs(len(chosen.samples)))
+            written += len(resharder.tars_of(unit, len(chosen.samples)))
             bar.update(1)
     summary = _summary(subset, times, facts, written)
     print(_text(summary, "nothing written (--dry-run)"))

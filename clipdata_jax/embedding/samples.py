@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,11 +11,9 @@ import numpy as np
 from PIL import Image
 
 from clipdata_jax.errors import InputError, OnBad
-from clipdata_jax.formats import tars, uids
+from clipdata_jax.formats import tars
+from clipdata_jax.formats.sample_uids import TEXT_BYTES, json_fields, sample_uid
 from clipdata_jax.runtime import threads
-
-# A .json takes some twenty times its size when parsed.
-_TEXT_BYTES = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +83,7 @@ def decoded_samples(
       InputError: the samples can't be read to their end (after those before that place), or one is bad and
         on_bad is "stop".
     """
-    uid_of = functools.partial(_uid, path, shared_names=shared_names)
+    uid_of = functools.partial(sample_uid, path, shared_names=shared_names)
 
     def decode(sample: tars.RawSample | InputError) -> Decoded | Bad | None:
         if isinstance(sample, InputError):
@@ -119,7 +116,7 @@ def _decode(
     from clipdata_jax.models import open_image  # brings jax, which readers of uids alone don't need
 
     try:
-        fields = _fields(sample)
+        fields = json_fields(sample.members)
         uid = uid_of(sample.key, fields)
         if keep is not None and not keep(uid):
             return None
@@ -136,50 +133,13 @@ def _decode(
     return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height)
 
 
-def sample_uid(path: str, sample: tars.RawSample, shared_names: Collection[str] = ()) -> str:
-    """The uid of a sample: "uid" of its `.json` in lower case, else the hash of tar name and key.
-
-    Raises:
-      InputError: the `.json` can't be read, or its uid is not 32 hex digits; or it brings no uid, and its tar's
-        name is one of `shared_names` (`tars.shared_names` of all tars read), so that the hash would be ambiguous.
-    """
-    return _uid(path, sample.key, _fields(sample), shared_names)
-
-
 def captions_of(sample: tars.RawSample) -> tuple[str, ...]:
     """All captions of a sample.
 
     Raises:
       InputError: it has none, or what holds them can't be read.
     """
-    return _captions(sample, _fields(sample))[1]
-
-
-def _fields(sample: tars.RawSample) -> dict[str, Any]:
-    if "json" not in sample.members:
-        return {}
-    if (size := len(sample.members["json"])) > _TEXT_BYTES:
-        raise InputError(f"its .json has {size:,} bytes, more than the {_TEXT_BYTES:,} that one may have")
-    try:
-        fields = json.loads(sample.members["json"])
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"its .json is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"its .json holds a {type(fields).__name__}, expected an object")
-    return fields
-
-
-def _uid(path: str, key: str, fields: dict[str, Any], shared_names: Collection[str]) -> str:
-    if fields.get("uid") is None:
-        name = tars.uid_name(path)
-        if name in shared_names:
-            raise InputError(
-                f"two inputs are called {name}, and it has no uid of its own: rename one of the two"
-            )
-        return uids.uid_of(name, key)
-    if not uids.is_uid(fields["uid"]):
-        raise InputError(f"its uid is {fields['uid']!r:.60}, expected 32 hex digits")
-    return fields["uid"].lower()
+    return _captions(sample, json_fields(sample.members))[1]
 
 
 def _captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -206,9 +166,9 @@ def _checked(caption: object) -> str:
 
 
 def _text(data: bytes, extension: str) -> str:
-    if len(data) > _TEXT_BYTES:
+    if len(data) > TEXT_BYTES:
         raise InputError(
-            f"its .{extension} has {len(data):,} bytes, more than the {_TEXT_BYTES:,} that one may have"
+            f"its .{extension} has {len(data):,} bytes, more than the {TEXT_BYTES:,} that one may have"
         )
     try:
         return data.decode("utf-8")

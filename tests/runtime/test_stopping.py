@@ -17,8 +17,8 @@ from support.images import write_pairs
 from support.processes import started
 
 from clipdata_jax import __main__, cli
-from clipdata_jax.embedding.samples import sample_uid
 from clipdata_jax.formats import tars, uids
+from clipdata_jax.formats.sample_uids import json_fields, sample_uid
 from clipdata_jax.runtime import stopping
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,11 @@ def flags(tmp_path):
     for tar in range(3):
         write_pairs(tmp_path / "pool" / f"{tar}.tar", range(4 * tar, 4 * tar + 4))
     paths = sorted(map(str, (tmp_path / "pool").iterdir()))
-    found = [sample_uid(path, sample) for path in paths for sample in tars.read_tar(path)]
+    found = [
+        sample_uid(path, sample.key, json_fields(sample.members))
+        for path in paths
+        for sample in tars.read_tar(path)
+    ]
     np.save(tmp_path / "s.npy", uids.sort_unique(uids.from_hex(found)))
     return ["reshard", "pool", "--subset", "s.npy", "--out", "out"]
 

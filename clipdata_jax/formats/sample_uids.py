@@ -1,0 +1,79 @@
+"""The `.json` of a webdataset sample, and the uid that identifies the sample."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from clipdata_jax.errors import InputError
+from clipdata_jax.formats import tars, uids
+
+# A .json takes some twenty times its size when parsed.
+TEXT_BYTES = 1 << 24
+_KEY = b'"uid"'
+_PLAIN = re.compile(rb'"uid"\s*:\s*"([0-9a-fA-F]{32})"')
+
+
+def json_fields(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """Parses the `.json` of a sample; {} if it has none.
+
+    Args:
+      members: extension -> bytes, as of a `tars.RawSample`.
+
+    Raises:
+      InputError: it is too large, not JSON, or not an object.
+    """
+    if "json" not in members:
+        return {}
+    if (size := len(members["json"])) > TEXT_BYTES:
+        raise InputError(f"its .json has {size:,} bytes, more than the {TEXT_BYTES:,} that one may have")
+    try:
+        fields = json.loads(members["json"])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"its .json is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"its .json holds a {type(fields).__name__}, expected an object")
+    return fields
+
+
+def sample_uid(path: str, key: str, fields: Mapping[str, Any], shared_names: Collection[str] = ()) -> str:
+    """Determines the uid of a sample: "uid" of its `.json` in lower case, else the hash of tar name and key.
+
+    Args:
+      path: of the tar.
+      key: of the sample.
+      fields: of its `.json`.
+      shared_names: `tars.shared_names` of all tars read.
+
+    Raises:
+      InputError: the uid is not 32 hex digits; or there is none, and the tar's name is one of `shared_names`, so that
+        the hash would be ambiguous.
+    """
+    if fields.get("uid") is None:
+        name = tars.uid_name(path)
+        if name in shared_names:
+            raise InputError(
+                f"two inputs are called {name}, and it has no uid of its own: rename one of the two"
+            )
+        return uids.uid_of(name, key)
+    if not uids.is_uid(fields["uid"]):
+        raise InputError(f"its uid is {fields['uid']!r:.60}, expected 32 hex digits")
+    return str(fields["uid"]).lower()
+
+
+def plain_uid(text: bytes) -> str | None:
+    """Finds the uid of a JSON object without parsing it; None if only parsing can tell.
+
+    Parsing takes several times longer. A plain uid is the only "uid", after one brace, the object's own, and after no
+    backslash, so that it isn't the end of a longer key.
+
+    >>> plain_uid(b'{"uid": "00000000000000000000000000000001", "width": 64}')
+    '00000000000000000000000000000001'
+    """
+    at = text.find(_KEY)
+    if at < 0 or text.find(_KEY, at + 1) >= 0 or text.count(b"{", 0, at) != 1 or text.find(b"\\", 0, at) >= 0:
+        return None
+    match = _PLAIN.match(text, at)
+    return match[1].decode().lower() if match else None
