@@ -16,8 +16,9 @@ from clipdata_jax.runs import manifest, profiling, records, telemetry
 from clipdata_jax.runs.output import Output, is_done, open_output
 from clipdata_jax.runs.records import Facts, Manifest, Plan
 from clipdata_jax.runtime import console, parallel
-from clipdata_jax.scoring.norm_sim_d_rows import UNIT, Reader, count_members, open_rows, shard_files
+from clipdata_jax.scoring.norm_sim_d_rows import UNIT, RowReader, count_members, open_rows
 from clipdata_jax.scoring.norm_sim_d_steps import Rows, State, rows_scored, take_step
+from clipdata_jax.scoring.units import shard_files
 from clipdata_jax.selection import ranking
 
 _WORK, _STATE = "work", "state.npz"
@@ -43,7 +44,7 @@ def run(options: NormSimD) -> Manifest | None:
         "norm-sim-d",
         options,
         inputs=[] if options.survivors is None else [options.survivors],
-        pool=[path for shard in pool.shards for path in shard_files(shard)],
+        pool=[path for shard in pool.shards for path in shard_files(shard, texts=False)],
         devices=True,
         tag=tag,
         pairs=len(pool),
@@ -133,7 +134,15 @@ def _read_rows(
         skip = options.on_bad == "skip"
         members, missing = count_members(pool, survivors, options.survivors, skip=skip)
     check_steps(options, members, options.keep(len(pool)))
-    reader = Reader(pool, tag, options, survivors)
+    reader = RowReader(
+        pool,
+        tag,
+        survivors,
+        whole=options.init == "pool",
+        normalize=options.normalize,
+        max_bad_rows=options.max_bad_rows,
+        on_bad=options.on_bad,
+    )
     reader.facts |= {"missing_survivors": missing}
     reader.write(output)
 

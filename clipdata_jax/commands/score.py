@@ -21,30 +21,36 @@ from clipdata_jax.runs.output import Output, Writer, open_output
 from clipdata_jax.runs.records import Facts, Manifest, Plan, Receipt
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scoring import groups, reference_division, target_sets
-from clipdata_jax.scoring import units as scoring_units
-from clipdata_jax.scoring.columns import SCORES, Columns, Inputs, neg_clip_loss_columns
-from clipdata_jax.scoring.units import Unit, list_bad, read_ahead, shard_files
+from clipdata_jax.scoring.columns import SCORES, ColumnInputs, Columns, neg_clip_loss_columns
+from clipdata_jax.scoring.units import (
+    ScoreUnit,
+    UnitReader,
+    check_bad_rows,
+    choose_temperatures,
+    dimension,
+    shard_files,
+)
 
-_LISTED = 20  # bad rows that the manifest names, a part
+_LISTED = 20  # bad rows per unit that the manifest names
 
 
 def run(options: Score) -> Manifest | None:
-    """Scores a pool; returns the manifest, or None where another process tells of the run.
+    """Scores a pool; returns the manifest, or None if another process reports the run.
 
-    Memory: the embeddings of two units, one being read while the other is scored. A unit is a shard, or the
+    The embeddings of two units are in memory, one being read while the other is scored. A unit is a shard, or the
     `--mix-shards` shards whose pairs are dealt to its groups, or small shards that together fill a group.
 
     Raises:
-      InputError: bad input; what was finished is kept, and the same command goes on from there.
+      InputError: bad input; finished units are kept, and the same command continues from there.
     """
     share = parallel.start(options.workers)
     pool = embedding_shards.open_pool(options.pool, on_bad=options.on_bad, rows=_planned_rows(options))
     tag = pool.tag(options.tag)
     made_by = target_sets.made_by_model(options.pool, tag)
-    temperatures, source = scoring_units.temperatures(options.neg_clip_loss.temperatures(), made_by)
-    dim = scoring_units.dimension(pool, tag)
+    temperatures, source = choose_temperatures(options.neg_clip_loss.temperatures(), made_by)
+    dim = dimension(pool, tag)
     if options.where is not None:
-        storage.size(options.where)  # a missing file is told of before targets are embedded
+        storage.size(options.where)  # a missing file is an error before targets are embedded
     target_options = target_sets.TargetSets(
         settings=options.norm_sim,
         tag=tag,
@@ -54,7 +60,14 @@ def run(options: Score) -> Manifest | None:
         alone=options.workers.worker is None and options.workers.coordinator in (None, "none"),
     )
     targets, target_files = target_options.read(dim)
-    inputs = Inputs(options, tag, temperatures, targets)
+    inputs = ColumnInputs(
+        neg_clip_loss=options.neg_clip_loss,
+        norm_sim=options.norm_sim,
+        seed=options.seed,
+        tag=tag,
+        temperatures=temperatures,
+        targets=targets,
+    )
     makers = [SCORES[name](inputs) for name in options.chosen()]
     units = plan_units(pool, options.neg_clip_loss)
     by_name = {f"unit-{index:05d}": unit for index, unit in enumerate(units)}
@@ -76,11 +89,22 @@ def run(options: Score) -> Manifest | None:
     )
     output = open_output(options.out, plan=plan, units=list(by_name))
     todo = output.remaining(share)
+    reader = UnitReader(
+        tag=tag,
+        dim=dim,
+        subset=None if options.where is None else uids.read_subset(options.where),
+        normalize=options.normalize,
+        on_bad=options.on_bad,
+    )
+
+    def check(bad_rows: int, example: tuple[str, int, str] | None = None) -> None:
+        check_bad_rows(pool, bad_rows, options.max_bad_rows, example)
+
     now = todo[: options.stop_after]
-    _score_units(output, share, by_name, now, pool, tag, options, makers)
+    _score_units(output, by_name, now, reader, makers, check, options, share)
     if len(now) < len(todo):
         raise StoppedEarly(len(now), len(todo))
-    _check_all_bad_rows(output, pool, options)
+    check(_count_bad(output))
     result = output.finish(_summarise, share)
     if result is not None:
         if not todo and output.was_finished:
@@ -91,9 +115,9 @@ def run(options: Score) -> Manifest | None:
 
 
 def _planned_rows(options: Score) -> dict[str, int]:
-    """The shards' rows by the plan that the run's first process wrote: for pools where a footer is a request each.
+    """The shards' numbers of rows in the plan that the run's first process wrote, for pools in object stores.
 
-    A thousand processes would else read every footer of a bucket, all at a time.
+    Otherwise a thousand processes would read every footer of a bucket at the same time.
     """
     out = storage.Folder(options.out)
     if storage.Folder(options.pool).is_local or not out.exists(storage.PLAN):
@@ -104,25 +128,24 @@ def _planned_rows(options: Score) -> dict[str, int]:
             return {}
         return {shard: int(rows) for unit in plan.facts["plan"].values() for shard, rows in unit}
     except (InputError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # whoever opens the output says what is wrong with it
+        return {}  # opening the output reports what is wrong with it
 
 
 def _score_units(
     output: Output,
-    share: parallel.Share,
-    by_name: dict[str, tuple[EmbeddingShard, ...]],
+    units: dict[str, tuple[EmbeddingShard, ...]],
     todo: list[str],
-    pool: EmbeddingPool,
-    tag: str,
-    options: Score,
+    reader: UnitReader,
     makers: list[Columns],
+    check: Callable[[int, tuple[str, int, str] | None], None],
+    options: Score,
+    share: parallel.Share,
 ) -> None:
-    """Scores the units to do, this process's that are not done yet."""
-    rows = {name: sum(shard.rows for shard in unit) for name, unit in by_name.items()}
+    """Scores the units to do, this process's that are not done yet; `check` is given the count of bad rows so far."""
+    rows = {name: sum(shard.rows for shard in unit) for name, unit in units.items()}
     first_rows = dict(zip(rows, np.cumsum([0, *rows.values()]).tolist(), strict=False))
-    dim = scoring_units.dimension(pool, tag)
-    bad_rows = sum(_count_bad(receipt.facts) for receipt in output.receipts().values())
-    queue = ((by_name[name], first_rows[name]) for name in todo)
+    bad_rows = _count_bad(output)
+    queue = ((units[name], first_rows[name]) for name in todo)
     watch = telemetry.Stopwatch(share.index)
     with (
         console.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar,
@@ -130,9 +153,10 @@ def _score_units(
         profiling.Profiler(options.profile, steps=1) as profiler,
     ):
         asked = time.monotonic()
-        for name, unit in zip(todo, read_ahead(queue, tag, dim, options), strict=True):
-            bad_rows += sum(1 for _ in list_bad(unit))
-            _check_bad_rows(bad_rows, unit, pool, options)
+        for name, unit in zip(todo, reader.prefetch(queue), strict=True):
+            bad = list(unit.bad_rows())
+            bad_rows += len(bad)
+            check(bad_rows, bad[0] if bad else None)
             start = time.monotonic()
             profiler.step()
             columns: dict[str, np.ndarray] = {}
@@ -140,7 +164,7 @@ def _score_units(
                 columns |= maker(unit)
             done = time.monotonic()
             times = watch.lap(len(unit.uid), read=unit.seconds, wait=start - asked, compute=done - start)
-            writer.complete(name, _parts(unit, columns), _facts(unit), inputs=unit.inputs, times=times)
+            writer.complete(name, _parts(unit, columns), _facts(unit, bad), inputs=unit.inputs, times=times)
             bar.update(len(unit.uid))
             asked = time.monotonic()
 
@@ -154,36 +178,14 @@ def plan_units(pool: EmbeddingPool, options: NegClipLoss) -> list[tuple[Embeddin
 
 
 def _describe_groups(units: list[tuple[EmbeddingShard, ...]], options: NegClipLoss) -> dict[str, Any]:
-    """What `--batch-size` and `--group` came to on this pool."""
+    """The sizes that `--batch-size` and `--group` result in for this pool."""
     rows, sizes = [sum(shard.rows for shard in unit) for unit in units], options.batch_sizes()
     if options.division == "shard":
         return reference_division.describe(rows, batch_sizes=sizes)
     return groups.describe(rows, batch_sizes=sizes, group=options.group)
 
 
-def _check_bad_rows(bad_rows: int, unit: Unit, pool: EmbeddingPool, options: Score) -> None:
-    if bad_rows <= options.max_bad_rows * len(pool):
-        return
-    first = next((f" (e.g. {shard}, row {row}, {reason})" for shard, row, reason in list_bad(unit)), "")
-    raise InputError(
-        f"{options.pool}: {bad_rows} of {len(pool)} rows are no unit vectors, more than --max-bad-rows"
-        f" {options.max_bad_rows:g} allows{first};"
-        " embed them again, or use --normalize or a larger --max-bad-rows"
-    )
-
-
-def _check_all_bad_rows(output: Output, pool: EmbeddingPool, options: Score) -> None:
-    """The limit holds for the pool, whichever workers met the rows."""
-    receipts = output.receipts()
-    bad_rows = sum(_count_bad(receipt.facts) for receipt in receipts.values())
-    if len(receipts) == len(output.units) and bad_rows > options.max_bad_rows * len(pool):
-        raise InputError(
-            f"{options.pool}: {bad_rows} of {len(pool)} rows are no unit vectors, more than --max-bad-rows"
-            f" {options.max_bad_rows:g} allows; {options.out} is left without its manifest"
-        )
-
-
-def _parts(unit: Unit, columns: dict[str, np.ndarray]) -> dict[str, Callable[[BinaryIO], None]]:
+def _parts(unit: ScoreUnit, columns: dict[str, np.ndarray]) -> dict[str, Callable[[BinaryIO], None]]:
     parts: dict[str, Callable[[BinaryIO], None]] = {}
     uid, missing, start = unit.uid, ~unit.wanted, 0  # not the unit itself: it holds the embeddings
     for shard in unit.shards:
@@ -200,23 +202,22 @@ def _write_part(file: BinaryIO, uid: np.ndarray, columns: dict[str, np.ndarray],
     file.write(score_tables.part_bytes(uid, columns, null))
 
 
-def _facts(unit: Unit) -> Facts:
-    bad = np.concatenate(unit.bad)
-    listed = [{"shard": shard, "row": row, "reason": reason} for shard, row, reason in list_bad(unit)]
-    ordered = uids.sort_unique(unit.uid)
+def _facts(unit: ScoreUnit, bad: list[tuple[str, int, str]]) -> Facts:
+    masked = collections.Counter(reason for _, _, reason in bad)
     return {
         "rows": len(unit.uid),
         "scored": int(unit.wanted.sum()),
-        "masked": {reason: int((bad == code).sum()) for code, reason in embedding_shards.BAD_REASONS.items()},
-        "masked_rows": listed[:_LISTED],
+        "masked": {reason: masked[reason] for reason in embedding_shards.BAD_REASONS.values()},
+        "masked_rows": [dict(zip(("shard", "row", "reason"), one, strict=True)) for one in bad[:_LISTED]],
         "skipped": [{"shard": name, "reason": reason} for name, reason in unit.skipped.items()],
-        "repeated_uids": len(unit.uid) - len(ordered),
-        "inputs": unit.digests,
+        "repeated_uids": len(unit.uid) - len(uids.sort_unique(unit.uid)),
+        "inputs": [entry.without_fingerprint() for entry in unit.inputs],
     }
 
 
-def _count_bad(facts: dict[str, Any]) -> int:
-    return sum(facts["masked"].values())
+def _count_bad(output: Output) -> int:
+    """The bad rows of the units that are done, whichever process did them."""
+    return sum(sum(receipt.facts["masked"].values()) for receipt in output.receipts().values())
 
 
 def _summarise(receipts: list[Receipt]) -> Facts:
@@ -243,7 +244,7 @@ def _describe_size(size: dict[str, Any], rows: int) -> str:
 
 
 def _other_temperature(given: Sequence[float], stated: object) -> str:
-    """A word where the embeddings' manifest says another temperature than was given."""
+    """A note if the embeddings' manifest says another temperature than was given."""
     other = isinstance(stated, float) and not any(math.isclose(t, stated, rel_tol=1e-3) for t in given)
     return f" (the embeddings' manifest says {stated:.4g})" if other else ""
 
@@ -266,7 +267,7 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
         lines.append(f"--where left {result['scored']:,} pairs to score; the others are null")
     if not result["has_uids"]:
         lines.append(
-            "The metadata has no 'uid' column: uids are made of file name and row, which no tar knows"
+            "The metadata has no 'uid' column: uids are derived from file name and row and match no tar"
         )
     if masked:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in masked.items())

@@ -1,4 +1,4 @@
-"""The columns of a score table: each score over a unit's pairs, dealt to this process's devices, no collective."""
+"""The columns of a score table: each score of a unit's pairs, on this process's devices, without collectives."""
 
 from __future__ import annotations
 
@@ -6,50 +6,56 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from clipdata_jax.config import NegClipLoss, NormSim, Score
+from clipdata_jax.config import NegClipLoss, NormSim
 from clipdata_jax.config.scoring import in_thousandths
 from clipdata_jax.runtime import parallel
 from clipdata_jax.scoring import group_scores, groups, reference_division
 from clipdata_jax.scoring.group_scores import Job, Pairs
-from clipdata_jax.scoring.units import Unit
+from clipdata_jax.scoring.units import ScoreUnit
 
-_BLOCK = 8_192  # rows that a device takes at a time for scores that look at one row
-# And for cosines of pairs, which are all reading: on a CPU the float32 form of larger blocks, fresh memory each time,
+_BLOCK = 8_192  # rows per device and step of scores that look at one row
+# For cosines of pairs, which are all reading: on a CPU the float32 form of larger blocks, fresh memory each time,
 # takes five times as long.
 _PAIR_BLOCK = 2_048
+_TARGET_BLOCK = 65_536  # rows of a target that are summed up at a time
+_SHARE_OF_DEVICE = 0.25  # of its memory, for a copy of a target; larger targets are sharded over the devices
 
-# The columns of `scores.NegClipLossStatistics`' fields
+# Suffixes of the columns of the fields of `scores.NegClipLossStatistics`
 _SUFFIXES = ("", "_se", "_log_sum_text", "_log_sum_image")
 
 # A unit's pairs -> name and values of each column
-Columns = Callable[[Unit], dict[str, np.ndarray]]
+Columns = Callable[[ScoreUnit], dict[str, np.ndarray]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What a run's columns are made with.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColumnInputs:
+    """What a run's columns are computed with.
 
     Attributes:
-      options: of the command.
+      neg_clip_loss: settings of negCLIPLoss.
+      norm_sim: settings of NormSim.
+      seed: of the divisions into batches.
       tag: the model whose embeddings are scored.
       temperatures: each a column of negCLIPLoss.
       targets: name -> embeddings of target images, (n, d).
     """
 
-    options: Score
+    neg_clip_loss: NegClipLoss
+    norm_sim: NormSim
+    seed: int
     tag: str
     temperatures: tuple[float, ...]
-    targets: dict[str, np.ndarray]
+    targets: Mapping[str, np.ndarray]
 
 
 def by_rows(function: Callable[..., Any], *arrays: np.ndarray, size: int = _BLOCK) -> Any:
-    """A row-wise score in blocks of one shape, dealt to this process's devices: the same bits on any number."""
+    """Computes a row-wise score in blocks of one shape on this process's devices; the same bits on any number."""
     import jax
 
     devices = jax.local_devices()
@@ -63,15 +69,15 @@ def by_rows(function: Callable[..., Any], *arrays: np.ndarray, size: int = _BLOC
     return jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts])[:rows], *waiting)
 
 
-def _of_wanted(unit: Unit, function: Callable[..., Any], *arrays: np.ndarray, size: int = _BLOCK) -> Any:
-    """A row-wise score of the unit's wanted rows; 0 in the others, which become null."""
+def _of_wanted(unit: ScoreUnit, function: Callable[..., Any], *arrays: np.ndarray, size: int = _BLOCK) -> Any:
+    """Computes a row-wise score of the unit's wanted rows; 0 in the others, which become null."""
     import jax
 
     wanted = unit.wanted
     if wanted.all():
         return by_rows(function, *arrays, size=size)
     rows = np.flatnonzero(wanted)
-    # At least one row is computed, so that there is something to tell dtypes from.
+    # At least one row is computed, which yields the dtypes.
     found = by_rows(function, *(array[rows if len(rows) else [0]] for array in arrays), size=size)
 
     def spread(values: np.ndarray) -> np.ndarray:
@@ -82,22 +88,21 @@ def _of_wanted(unit: Unit, function: Callable[..., Any], *arrays: np.ndarray, si
     return jax.tree.map(spread, found)
 
 
-def _clip_score_columns(inputs: Inputs) -> Columns:
+def _clip_score_columns(inputs: ColumnInputs) -> Columns:
     from clipdata_jax import scores
 
-    def columns(unit: Unit) -> dict[str, np.ndarray]:
+    def columns(unit: ScoreUnit) -> dict[str, np.ndarray]:
         return {"clip_score": _of_wanted(unit, scores.clip_score, unit.images, unit.texts, size=_PAIR_BLOCK)}
 
     return columns
 
 
-def _neg_clip_loss_columns(inputs: Inputs) -> Columns:
-    settings, temperatures = inputs.options.neg_clip_loss, inputs.temperatures
+def _neg_clip_loss_columns(inputs: ColumnInputs) -> Columns:
+    settings, temperatures, seed = inputs.neg_clip_loss, inputs.temperatures, inputs.seed
     names = neg_clip_loss_columns(settings, inputs.tag, temperatures)
 
-    def columns(unit: Unit) -> dict[str, np.ndarray]:
+    def columns(unit: ScoreUnit) -> dict[str, np.ndarray]:
         pairs = Pairs(unit.images, unit.texts, unit.good)
-        seed = inputs.options.seed
         if settings.division == "shard":
             orders = reference_division.permutations(unit.uid, repeats=settings.repeats, seed=seed)
             by_size = [
@@ -123,7 +128,7 @@ def _neg_clip_loss_columns(inputs: Inputs) -> Columns:
     return columns
 
 
-def _jobs(unit: Unit, settings: NegClipLoss, seed: int) -> Iterator[Job]:
+def _jobs(unit: ScoreUnit, settings: NegClipLoss, seed: int) -> Iterator[Job]:
     planned = groups.plan_groups(len(unit.uid), batch_sizes=settings.batch_sizes(), group=settings.group)
     mixed = settings.mix_shards is not None
     rows_of = groups.rows_of_groups(unit.uid, planned, seed=seed, mixed=mixed)
@@ -136,9 +141,13 @@ def _jobs(unit: Unit, settings: NegClipLoss, seed: int) -> Iterator[Job]:
 
 
 def neg_clip_loss_columns(settings: NegClipLoss, tag: str, temperatures: Sequence[float]) -> list[str]:
-    """The columns' names, temperatures first: neg_clip_loss where there is one, else neg_clip_loss_l14_t12p5_b32768.
+    """The names of the columns, temperatures first: neg_clip_loss if it is the only one.
 
-    That is the embeddings' tag, 1,000 times the temperature and |B|; a point is written p, and other signs _.
+    Else they consist of the embeddings' tag, 1,000 times the temperature (p for the point) and |B|:
+    neg_clip_loss_l14_t12p5_b32768.
+
+    >>> neg_clip_loss_columns(NegClipLoss(batch_size=(256, 512)), "l14", [0.0125])
+    ['neg_clip_loss_l14_t12p5_b256', 'neg_clip_loss_l14_t12p5_b512']
     """
     if len(temperatures) * len(settings.batch_sizes()) == 1:
         return ["neg_clip_loss"]
@@ -150,11 +159,11 @@ def neg_clip_loss_columns(settings: NegClipLoss, tag: str, temperatures: Sequenc
     ]
 
 
-def _norm_sim_columns(inputs: Inputs) -> Columns:
-    settings = inputs.options.norm_sim
-    scorers = {name: norm_sim_scorer(target, settings) for name, target in inputs.targets.items()}
+def _norm_sim_columns(inputs: ColumnInputs) -> Columns:
+    settings = inputs.norm_sim
+    scorers = {name: TargetScorer(target, settings) for name, target in inputs.targets.items()}
 
-    def columns(unit: Unit) -> dict[str, np.ndarray]:
+    def columns(unit: ScoreUnit) -> dict[str, np.ndarray]:
         result = {}
         for p in settings.p:
             found = []
@@ -173,72 +182,84 @@ def _norm_sim_columns(inputs: Inputs) -> Columns:
 
 
 def norm_sim_column(p: float, target: str) -> str:
-    """The column's name: norm_sim_inf_in1k, norm_sim_2_in1k, norm_sim_1p5_in1k."""
+    """The name of a column: norm_sim_inf_in1k, norm_sim_2_in1k, norm_sim_1p5_in1k.
+
+    >>> norm_sim_column(1.5, "in1k")
+    'norm_sim_1p5_in1k'
+    """
     return f"norm_sim_{p:g}_{target}".replace(".", "p")
 
 
-# To add a score: one file in scores/, its options in config/, one line here.
-SCORES: dict[str, Callable[[Inputs], Columns]] = {
+# A new score takes one file in scores/, its options in config/, and one line here.
+SCORES: dict[str, Callable[[ColumnInputs], Columns]] = {
     "clip_score": _clip_score_columns,
     "neg_clip_loss": _neg_clip_loss_columns,
     "norm_sim": _norm_sim_columns,
 }
 
 
-# A copy of a target may take this share of a device's memory; larger ones are sharded over the devices.
-_SHARE_OF_DEVICE = 0.25
-
-_ROWS = 65_536  # of a target that are summed up at a time
-
-# A block of images on one device, and p -> scores, and the nearest target rows or None where nobody asks
-Scorer = Callable[..., tuple[Any, Any]]
-
-
-def norm_sim_scorer(target: Float[np.ndarray, "n d"], settings: NormSim) -> Scorer:
-    """What scores images by one target.
+class TargetScorer:
+    """NormSim of images to one target.
 
     Args:
       target: the target's embeddings.
-      settings: whether cosines are signed, and whether the nearest row is asked for.
+      settings: whether cosines are signed, and whether the nearest row is wanted.
     """
-    import jax
-    import jax.numpy as jnp
 
-    from clipdata_jax import scores
+    def __init__(self, target: Float[np.ndarray, "n d"], settings: NormSim) -> None:
+        import jax
 
-    @functools.cache
-    def moment() -> np.ndarray:
-        total = np.zeros((target.shape[1],) * 2, np.float32)
-        for start in range(0, len(target), _ROWS):
-            total += scores.second_moment(jnp.asarray(target[start : start + _ROWS]))
-        return total
+        self._target, self._settings = target, settings
+        devices = () if _must_shard(target) else jax.local_devices()
+        self._whole = {device: jax.device_put(target, device) for device in devices}
+        self._sharded = functools.cache(self._shard)
 
-    whole = None if _must_shard(target) else {one: jax.device_put(target, one) for one in jax.local_devices()}
-    sharded = functools.cache(functools.partial(_sharded, target))
+    def __call__(self, images: Any, *, p: float) -> tuple[Any, Any]:
+        """Scores images, (b, d) on one device: scores (b,), and the nearest target rows if wanted, else None."""
+        import jax
 
-    def score(images: Any, *, p: float) -> tuple[Any, Any]:
+        from clipdata_jax import scores
+
         device = next(iter(images.devices()))
         if p == 2:
-            return scores.norm_sim_moment(images, jax.device_put(moment(), device)), None
-        signed = settings.signed and p == math.inf
-        if settings.nearest and p == math.inf:
-            if whole is not None:
-                return scores.nearest_target(images, whole[device], signed=signed)
-            found = scores.nearest_target_sharded(
-                images, sharded(p), mesh=parallel.local_mesh(), signed=signed
-            )
-            return found.score, np.minimum(np.asarray(found.row), len(target) - 1)  # the last may be repeated
-        if whole is not None:
-            return scores.norm_sim(images, whole[device], p=p, signed=signed), None
-        return scores.norm_sim_sharded(
-            images, sharded(p), mesh=parallel.local_mesh(), p=p, signed=signed
-        ), None
+            return scores.norm_sim_moment(images, jax.device_put(self._moment, device)), None
+        signed = self._settings.signed and p == math.inf
+        nearest = self._settings.nearest and p == math.inf
+        if self._whole:
+            if nearest:
+                return scores.nearest_target(images, self._whole[device], signed=signed)
+            return scores.norm_sim(images, self._whole[device], p=p, signed=signed), None
+        mesh = parallel.local_mesh()
+        if nearest:
+            found = scores.nearest_target_sharded(images, self._sharded(p), mesh=mesh, signed=signed)
+            # The last row may be repeated.
+            return found.score, np.minimum(np.asarray(found.row), len(self._target) - 1)
+        return scores.norm_sim_sharded(images, self._sharded(p), mesh=mesh, p=p, signed=signed), None
 
-    return score
+    @functools.cached_property
+    def _moment(self) -> np.ndarray:
+        import jax.numpy as jnp
+
+        from clipdata_jax import scores
+
+        total = np.zeros((self._target.shape[1],) * 2, np.float32)
+        for start in range(0, len(self._target), _TARGET_BLOCK):
+            total += scores.second_moment(jnp.asarray(self._target[start : start + _TARGET_BLOCK]))
+        return total
+
+    def _shard(self, p: float) -> Any:
+        """The target over this process's devices; rows added to divide evenly change no norm."""
+        import jax
+
+        mesh = parallel.local_mesh()
+        missing = -len(self._target) % mesh.size
+        added = self._target[-1:] if p == math.inf else np.zeros_like(self._target[:1])
+        padded = np.concatenate([self._target, np.repeat(added, missing, axis=0)])
+        return jax.device_put(padded, jax.NamedSharding(mesh, jax.P(parallel.AXIS)))
 
 
 def norm_of_union(norms: Sequence[Float32[np.ndarray, " b"]], p: float) -> Float32[np.ndarray, " b"]:
-    """NormSim to several targets taken as one, from NormSim to each: the p-norm of the p-norms.
+    """Computes NormSim to the union of several targets from NormSim to each: the p-norm of the p-norms.
 
         ||(a; b)||_p = || (||a||_p, ||b||_p) ||_p
 
@@ -255,20 +276,9 @@ def norm_of_union(norms: Sequence[Float32[np.ndarray, " b"]], p: float) -> Float
 
 
 def _must_shard(target: np.ndarray) -> bool:
-    """Whether a copy of the target is too much for a device, and there are several to share it."""
+    """Whether a copy of the target is too large for a device, and there are several devices."""
     import jax
 
     devices = jax.local_devices()
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
     return len(devices) > 1 and memory is not None and target.nbytes > _SHARE_OF_DEVICE * memory
-
-
-def _sharded(target: np.ndarray, p: float) -> Any:
-    """The target over this process's devices; what is added to divide evenly changes no norm."""
-    import jax
-
-    mesh = parallel.local_mesh()
-    missing = -len(target) % mesh.size
-    added = np.repeat(target[-1:] if p == math.inf else np.zeros_like(target[:1]), missing, axis=0)
-    padded = np.concatenate([target, added])
-    return jax.device_put(padded, jax.NamedSharding(mesh, jax.P(parallel.AXIS)))

@@ -1,4 +1,4 @@
-"""The rows that `norm-sim-d` chooses from: read from the pool once, into one file that can be mapped."""
+"""The rows that `norm-sim-d` selects from: read from the pool once, into a file that can be mapped."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clipdata_jax.config import NormSimD
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import embedding_shards, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest
@@ -20,21 +19,22 @@ from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.scoring import norm_sim_d_steps
 from clipdata_jax.scoring.norm_sim_d_steps import Rows
+from clipdata_jax.scoring.units import check_bad_rows, check_dimension, shard_files
 
 UNIT = "rows"
 _EMBEDDINGS, _UIDS, _MOMENTS = "embeddings.npy", "uids.npy", "moments.npz"
-_LISTED = 20  # rows left out that the manifest names
+_LISTED = 20  # bad rows that the manifest names
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
-    """What is read of a shard.
+class _ShardRows:
+    """The rows of a shard.
 
     Attributes:
       uid: shape (n,), u8,u8.
       member: shape (n,), bool: the survivors.
-      images: shape (n, d), mapped from the file where that can be; None where the shard has no row to look at.
-      bad: shape (n,), codes of `embeddings.BAD_REASONS`.
+      images: shape (n, d), mapped from the file if possible; None if no row of the shard is needed.
+      bad: shape (n,), codes of `embedding_shards.BAD_REASONS`.
       entries: name, size and digest of the files read.
     """
 
@@ -45,21 +45,39 @@ class _Found:
     entries: list[FileEntry]
 
 
-class Reader:
-    """Reads a pool's rows into the working folder: the next shard while this one is summed up and written.
+class RowReader:
+    """Reads a pool's rows into the working folder; the next shard is read while one is summed up and written.
+
+    Args:
+      pool: the pool.
+      tag: model whose image embeddings are read.
+      survivors: sorted uids of the rows to select from; None for all.
+      whole: whether all rows count in the first second moment, not only the survivors.
+      normalize: whether rows are scaled to unit norm instead of left out.
+      max_bad_rows: largest share of bad rows.
+      on_bad: what to do with shards that can't be read.
 
     Attributes:
-      facts: what the manifest keeps of it; filled while the files are written.
-      inputs: name, size and digest of the files read.
+      facts: for the manifest; complete when the files are written.
+      inputs: the files read.
     """
 
     def __init__(
-        self, pool: EmbeddingPool, tag: str, options: NormSimD, survivors: np.ndarray | None
+        self,
+        pool: EmbeddingPool,
+        tag: str,
+        survivors: np.ndarray | None,
+        *,
+        whole: bool = True,
+        normalize: bool = False,
+        max_bad_rows: float = 0.0,
+        on_bad: OnBad = "stop",
     ) -> None:
-        self._pool, self._tag, self._options, self._survivors = pool, tag, options, survivors
+        self._pool, self._tag, self._survivors = pool, tag, survivors
+        self._whole = whole or survivors is None
+        self._normalize, self._max_bad_rows, self._on_bad = normalize, max_bad_rows, on_bad
         self._masked: collections.Counter[str] = collections.Counter()
         self._uid: list[np.ndarray] = []
-        self._whole = survivors is None or options.init == "pool"  # whether all rows count
         self._dim = 0
         self._pool_rows = 0  # good ones
         self._moments: dict[str, Any] = {}
@@ -70,7 +88,7 @@ class Reader:
         """Writes the rows, their uids and their second moments as one unit of work.
 
         Raises:
-          InputError: a shard can't be read, or too many rows are no unit vectors.
+          InputError: a shard can't be read, or too many rows are not unit vectors.
         """
         parts: dict[str, bytes | Callable[[BinaryIO], None]] = {
             _EMBEDDINGS: self._write_embeddings,
@@ -94,37 +112,33 @@ class Reader:
         file.seek(0, io.SEEK_END)
         self.facts |= {"rows": count, "pool_rows": self._pool_rows, "masked": dict(self._masked)}
 
-    def _read(self, shard: EmbeddingShard) -> _Found | InputError:
-        """A shard's rows; or, where it may be skipped, why they can't be read."""
+    def _read(self, shard: EmbeddingShard) -> _ShardRows | InputError:
+        """The rows of a shard; or, if it may be skipped, why they can't be read."""
         try:
             uid = embedding_shards.read_uids(shard)
             member = np.ones(len(uid), bool)
             if self._survivors is not None:
                 member = uids.find(self._survivors, uid) >= 0
             if not self._whole and not member.any():
-                return _Found(uid, member, None, np.zeros(len(uid), np.uint8), [])
-            entries = [manifest.file_entry(path) for path in shard_files(shard)]
+                return _ShardRows(uid, member, None, np.zeros(len(uid), np.uint8), [])
+            entries = list(map(manifest.file_entry, shard_files(shard, texts=False)))
             images = embedding_shards.read_images(shard, self._tag)
         except InputError as error:
-            if self._options.on_bad == "stop":
+            if self._on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
             return error
-        (images,), bad = embedding_shards.find_bad_rows([images], normalize=self._options.normalize)
-        return _Found(uid, member, images.astype(np.float16, copy=False), bad, entries)
+        (images,), bad = embedding_shards.find_bad_rows([images], normalize=self._normalize)
+        return _ShardRows(uid, member, images.astype(np.float16, copy=False), bad, entries)
 
-    def _chosen(self, shard: EmbeddingShard, read: _Found | InputError) -> np.ndarray:
-        """The rows of a shard to choose from, float16; the others count in the pool's moment only."""
+    def _chosen(self, shard: EmbeddingShard, read: _ShardRows | InputError) -> np.ndarray:
+        """The rows of a shard to select from, float16; the others count in the pool's moment only."""
         if isinstance(read, InputError):
             self.facts["skipped"].append({"shard": shard.name, "reason": str(read)})
             return np.empty((0, self._dim), np.float16)
         if read.images is None:
             return np.empty((0, self._dim), np.float16)
         self._dim = self._dim or read.images.shape[1]
-        if read.images.shape[1] != self._dim:
-            raise InputError(
-                f"{shard.images}: embeddings of dimension {read.images.shape[1]}, but the pool's first have"
-                f" {self._dim}; embed all with one model"
-            )
+        check_dimension(shard, read.images, self._dim)
         self.inputs += read.entries
         considered = np.ones(len(read.uid), bool) if self._whole else read.member
         self._count_bad(shard, np.where(considered, read.bad, 0))
@@ -147,18 +161,12 @@ class Reader:
             listed.append({"shard": shard.name, "row": int(row), "reason": reason})
         for code, reason in embedding_shards.BAD_REASONS.items():
             self._masked[reason] += int((bad == code).sum())
-        masked, share = self._masked.total(), self._options.max_bad_rows
-        if masked > share * len(self._pool):
-            first = "shard {shard}, row {row}, {reason}".format(**listed[0])
-            raise InputError(
-                f"{self._pool.folder}: at least {masked} of {len(self._pool)} image embeddings are no unit vectors,"
-                f" more than --max-bad-rows {share:g} allows (e.g. {first});"
-                " embed them again, or use --normalize or a larger --max-bad-rows"
-            )
+        first = (*listed[0].values(),) if listed else None
+        check_bad_rows(self._pool, self._masked.total(), self._max_bad_rows, first)
 
 
 def open_rows(output: Output, pool_rows: int) -> Rows:
-    """The rows that were written, mapped from their file; `pool_rows` are behind the first moment."""
+    """Maps the rows that were written; the first moment is the sum over `pool_rows` rows."""
     with np.load(output.folder.at(_MOMENTS).inner, allow_pickle=False) as file:
         moments: dict[str, np.ndarray] = dict(file)
     uid = np.load(output.folder.at(_UIDS).inner, mmap_mode="r", allow_pickle=False)
@@ -168,7 +176,7 @@ def open_rows(output: Output, pool_rows: int) -> Rows:
 
 
 def _header(rows: int, dim: int) -> bytes:
-    """The head of a .npy of float16; NumPy leaves room in it for the number of rows to grow."""
+    """The header of a .npy of float16; NumPy pads it so that the number of rows may grow."""
     head = io.BytesIO()
     shape = {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)}
     np.lib.format.write_array_header_1_0(head, shape)
@@ -176,10 +184,10 @@ def _header(rows: int, dim: int) -> bytes:
 
 
 def count_members(pool: EmbeddingPool, survivors: np.ndarray, path: str, *, skip: bool) -> tuple[int, int]:
-    """How many of the pool's rows are survivors, and how many survivors the pool lacks; reads uids only.
+    """Counts the pool's rows that are survivors, and the survivors that the pool lacks; reads uids only.
 
     Raises:
-      InputError: the pool lacks some, and no shard was skipped that might have them.
+      InputError: the pool lacks some, and no shard was skipped that might hold them.
     """
     rows, unread = 0, len(pool.unreadable)
     seen = np.zeros(len(survivors), bool)
@@ -201,8 +209,3 @@ def count_members(pool: EmbeddingPool, survivors: np.ndarray, path: str, *, skip
             f" (e.g. {example}); give a subset of this pool"
         )
     return rows, len(missing)
-
-
-def shard_files(shard: EmbeddingShard) -> list[str]:
-    """The files that are read of a shard."""
-    return sorted({shard.metadata, shard.images})

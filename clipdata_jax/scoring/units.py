@@ -1,131 +1,146 @@
-"""The units of work of `score`: a run of shards read whole, bad rows and skipped shards masked in place."""
+"""Units of `score`: shards read as one block of pairs, with bad rows and skipped shards masked in place."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from clipdata_jax import storage
-from clipdata_jax.config import Score
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import arrays, embedding_shards, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import threads
 
-
-def shard_files(shard: EmbeddingShard) -> list[str]:
-    """The files of a shard, each once."""
-    return sorted({shard.metadata, shard.images, shard.texts})
+DEFAULT_TEMPERATURE = 0.01
+_SKIPPED = 255  # beside the codes of `embedding_shards.BAD_REASONS`
 
 
-class Unit:
-    """The pairs of a unit, all shards after one another; masked rows stay in their places.
+@dataclasses.dataclass(frozen=True)
+class ScoreUnit:
+    """The pairs of a unit, its shards one after another; masked rows stay in their places.
 
     Attributes:
       shards: the unit's shards.
       first_row: the unit's first row in the pool.
       uid: shape (n,), u8,u8.
-      images: shape (n, d), the dtype on disk; mapped from it where it can be; zeros in masked rows.
+      images: shape (n, d), the dtype on disk; mapped from the file if possible; zeros in masked rows.
       texts: likewise.
       good: shape (n,), bool: False for masked rows.
-      wanted: shape (n,), bool: the good rows that `--where` leaves to score.
-      bad: per shard why rows are masked, a code of `data.embeddings.BAD_REASONS`; 255 for a skipped shard.
+      wanted: shape (n,), bool: the good rows to score.
+      bad: for each shard, why rows are masked: a code of `embedding_shards.BAD_REASONS`, 255 in skipped shards.
       skipped: shard name -> why it could not be read.
-      digests: name, size and digest of the files read.
-      inputs: the same with the fingerprints that the files had before they were read.
-      seconds: how long reading took.
+      inputs: the files read, with their fingerprints from before.
+      seconds: time that reading took.
     """
 
-    def __init__(self, shards: tuple[EmbeddingShard, ...], first_row: int) -> None:
-        self.shards, self.first_row = shards, first_row
-        self.uid = np.empty(0, uids.DTYPE)
-        self.images = self.texts = np.empty((0, 0), np.float16)
-        self.good = self.wanted = np.empty(0, bool)
-        self.bad: list[np.ndarray] = []
-        self.skipped: dict[str, str] = {}
-        self.digests: list[FileEntry] = []
-        self.inputs: list[FileEntry] = []
-        self.seconds = 0.0
+    shards: tuple[EmbeddingShard, ...]
+    first_row: int
+    uid: np.ndarray
+    images: np.ndarray
+    texts: np.ndarray
+    good: np.ndarray
+    wanted: np.ndarray
+    bad: list[np.ndarray]
+    skipped: dict[str, str]
+    inputs: list[FileEntry]
+    seconds: float
+
+    def bad_rows(self) -> Iterator[tuple[str, int, str]]:
+        """The masked rows of shards that could be read: shard name, row in it, reason."""
+        for shard, bad in zip(self.shards, self.bad, strict=True):
+            if shard.name not in self.skipped:
+                for row in np.flatnonzero(bad):
+                    yield shard.name, int(row), embedding_shards.BAD_REASONS[int(bad[row])]
 
 
-def read_ahead(
-    queue: Iterator[tuple[tuple[EmbeddingShard, ...], int]], tag: str, dim: int, options: Score
-) -> Iterator[Unit]:
-    """Reads the next unit while the devices work on this one: two units are in memory, no more."""
-    where = options.where if isinstance(options, Score) else None
-    subset = None if where is None else uids.read_subset(where)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnitReader:
+    """Reads units.
 
-    def read(planned: tuple[tuple[EmbeddingShard, ...], int]) -> Unit:
-        shards, first_row = planned
-        # Of an object store, for the digest, the uids and both sides.
-        with storage.downloaded([path for shard in shards for path in shard_files(shard)]):
-            return _read_unit(shards, first_row, tag, dim, options, subset)
+    Attributes:
+      tag: model whose embeddings are read.
+      dim: their dimension.
+      subset: sorted uids of the pairs to score; None for all.
+      normalize: whether rows are scaled to unit norm instead of masked.
+      on_bad: what to do with shards that can't be read.
+    """
 
-    return threads.prefetch(read, queue, threads=1, ahead=1)
+    tag: str
+    dim: int
+    subset: np.ndarray | None = None
+    normalize: bool = False
+    on_bad: OnBad = "stop"
 
+    def prefetch(self, units: Iterable[tuple[tuple[EmbeddingShard, ...], int]]) -> Generator[ScoreUnit]:
+        """Yields units (shards, first row) in order; the next one is read meanwhile, so that two are in memory."""
 
-def _read_unit(
-    shards: tuple[EmbeddingShard, ...],
-    first_row: int,
-    tag: str,
-    dim: int,
-    options: Score,
-    subset: np.ndarray | None,
-) -> Unit:
-    start = time.monotonic()
-    unit = Unit(shards, first_row)
-    read: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
-    for shard in shards:
+        def read(unit: tuple[tuple[EmbeddingShard, ...], int]) -> ScoreUnit:
+            # One download from an object store serves the digest, the uids and both sides.
+            with storage.downloaded([path for shard in unit[0] for path in shard_files(shard)]):
+                return self.read(*unit)
+
+        return threads.prefetch(read, units, threads=1, ahead=1)
+
+    def read(self, shards: tuple[EmbeddingShard, ...], first_row: int) -> ScoreUnit:
+        """Reads a unit.
+
+        Raises:
+          InputError: a shard can't be read, and `on_bad` is "stop".
+        """
+        start = time.monotonic()
+        skipped: dict[str, str] = {}
+        inputs: list[FileEntry] = []
+        uid, images, texts, bad = zip(
+            *(self._read_shard(shard, skipped, inputs) for shard in shards), strict=True
+        )
+        whole = np.concatenate(uid)
+        good = np.concatenate(bad) == 0
+        wanted = good if self.subset is None else good & (uids.find(self.subset, whole) >= 0)
+        image_rows, text_rows = self._join(shards, images), self._join(shards, texts)
+        # A masked row adds nothing to any sum, but NaN times zero would. Of a mapped file this copies its pages only.
+        image_rows[~good] = text_rows[~good] = 0
+        seconds = time.monotonic() - start
+        return ScoreUnit(
+            shards, first_row, whole, image_rows, text_rows, good, wanted, list(bad), skipped, inputs, seconds
+        )
+
+    def _read_shard(
+        self, shard: EmbeddingShard, skipped: dict[str, str], inputs: list[FileEntry]
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray]:
+        """uid, images, texts and codes of bad rows; a skipped shard has neither images nor texts."""
         try:
             fingerprints = list(map(storage.fingerprint, shard_files(shard)))
             entries = list(map(manifest.file_entry, shard_files(shard)))
-            unit.digests += entries
-            unit.inputs += [
+            inputs += [
                 dataclasses.replace(entry, fingerprint=fingerprint)
                 for entry, fingerprint in zip(entries, fingerprints, strict=True)
             ]
-            emb = embedding_shards.read_shard(shard, tag)
-            if emb.images.shape[1] != dim:
-                raise InputError(
-                    f"{shard.images}: embeddings of dimension {emb.images.shape[1]}, but the pool's first have {dim};"
-                    " embed all with one model"
-                )
+            emb = embedding_shards.read_shard(shard, self.tag)
+            check_dimension(shard, emb.images, self.dim)
             (images, texts), bad = embedding_shards.find_bad_rows(
-                [emb.images, emb.texts], normalize=options.normalize
+                [emb.images, emb.texts], normalize=self.normalize
             )
-            read.append((emb.uid, images, texts))
-            unit.bad.append(bad)
         except InputError as error:
-            if options.on_bad == "stop":
+            if self.on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
-            unit.skipped[shard.name] = str(error)
-            read.append((_uids_or_zeros(shard), None, None))
-            unit.bad.append(np.full(shard.rows, 255, np.uint8))
-    whole = [images for _, images, _ in read if images is not None]
-    like = whole[0] if whole else np.empty((0, dim), np.float16)
-    unit.uid = np.concatenate([uid for uid, _, _ in read])
-    lacking = {len(uid): np.zeros((len(uid), dim), like.dtype) for uid, images, _ in read if images is None}
-    unit.images, unit.texts = (
-        _join([lacking[len(one[0])] if (rows := one[i]) is None else rows for one in read]) for i in (1, 2)
-    )
-    unit.good = unit.wanted = np.concatenate(unit.bad) == 0
-    if subset is not None:
-        unit.wanted = unit.good & (uids.find(subset, unit.uid) >= 0)
-    # A masked row's numbers reach no sum, but NaN times zero would. Of a mapped file this copies its pages only.
-    unit.images[~unit.good] = unit.texts[~unit.good] = 0
-    unit.seconds = time.monotonic() - start
-    return unit
+            skipped[shard.name] = str(error)
+            return _uids_or_zeros(shard), None, None, np.full(shard.rows, _SKIPPED, np.uint8)
+        return emb.uid, images, texts, bad
 
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    """A shard by itself stays where it is, mapped from its file."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def _join(self, shards: Sequence[EmbeddingShard], parts: Sequence[np.ndarray | None]) -> np.ndarray:
+        """One array of all shards' rows; that of a single shard stays mapped from its file."""
+        dtype = next((part.dtype for part in parts if part is not None), np.dtype(np.float16))
+        whole = [
+            np.zeros((shard.rows, self.dim), dtype) if part is None else part
+            for shard, part in zip(shards, parts, strict=True)
+        ]
+        return whole[0] if len(whole) == 1 else np.concatenate(whole)
 
 
 def _uids_or_zeros(shard: EmbeddingShard) -> np.ndarray:
@@ -136,19 +151,37 @@ def _uids_or_zeros(shard: EmbeddingShard) -> np.ndarray:
     return found if len(found) == shard.rows else np.zeros(shard.rows, uids.DTYPE)
 
 
-def list_bad(unit: Unit) -> Iterator[tuple[str, int, str]]:
-    """The masked rows of shards that were read: shard name, row in it, reason."""
-    for shard, bad in zip(unit.shards, unit.bad, strict=True):
-        if shard.name not in unit.skipped:
-            for row in np.flatnonzero(bad):
-                yield shard.name, int(row), embedding_shards.BAD_REASONS[int(bad[row])]
+def shard_files(shard: EmbeddingShard, *, texts: bool = True) -> list[str]:
+    """The files of a shard, each once; without caption embeddings unless `texts`."""
+    return sorted({shard.metadata, shard.images, *([shard.texts] if texts else [])})
 
 
-DEFAULT_TEMPERATURE = 0.01
+def check_dimension(shard: EmbeddingShard, images: np.ndarray, dim: int) -> None:
+    """Raises InputError unless a shard's embeddings have the pool's dimension."""
+    if images.shape[1] != dim:
+        raise InputError(
+            f"{shard.images}: embeddings of dimension {images.shape[1]}, but the pool's first have {dim};"
+            " embed all with one model"
+        )
 
 
-def temperatures(given: tuple[float, ...] | None, model: dict[str, Any]) -> tuple[tuple[float, ...], str]:
-    """The temperatures and where they are from: the options, the manifest of the embeddings, or nowhere."""
+def check_bad_rows(
+    pool: EmbeddingPool, bad_rows: int, max_share: float, example: tuple[str, int, str] | None = None
+) -> None:
+    """Raises InputError if more than a share of the pool's rows are bad; names one as an example."""
+    if bad_rows > max_share * len(pool):
+        named = " (e.g. shard {}, row {}, {})".format(*example) if example else ""
+        raise InputError(
+            f"{pool.folder}: {bad_rows} of {len(pool)} pairs have embeddings that are not unit vectors, more than"
+            f" --max-bad-rows {max_share:g} allows{named}; embed them again, or use --normalize or a larger"
+            " --max-bad-rows"
+        )
+
+
+def choose_temperatures(
+    given: tuple[float, ...] | None, model: dict[str, Any]
+) -> tuple[tuple[float, ...], str]:
+    """The temperatures and where they come from: "options", the embeddings' "manifest", or "assumed"."""
     if given is not None:
         return given, "options"
     if "temperature" in model:

@@ -166,7 +166,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_rows(tmp_path, clipdata,
         assert "run the same command again" in done.stderr
     assert not (tmp_path / "again.npy").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(norm_sim_d.Reader, "write", None)  # the rows are not read again
+        patch.setattr(norm_sim_d.RowReader, "write", None)  # the rows are not read again
         assert clipdata(*command, "again.npy").returncode == 0
     for suffix in ("npy", "npy.trace.jsonl"):
         assert (tmp_path / f"whole.{suffix}").read_bytes() == (tmp_path / f"again.{suffix}").read_bytes()

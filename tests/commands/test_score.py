@@ -194,7 +194,7 @@ def test_the_limit_of_bad_rows_holds_over_workers(tmp_path, pool, clipdata):
     assert clipdata(*flags, "--worker", "0/2", "--max-bad-rows", 0.5).returncode == 0
     done = clipdata(*flags)
     assert done.returncode == 2
-    assert "10 of 250 rows are no unit vectors" in done.stderr
+    assert "10 of 250 pairs have embeddings that are not unit vectors" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert clipdata(*flags, "--max-bad-rows", 0.5).returncode == 0
