@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -21,20 +20,19 @@ from clipdata_jax.selection.work import StepCounts
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a selection kept.
+class SelectSummary:
+    """The result of a selection.
 
     Attributes:
-      rule: the rule's text.
       pairs: pairs in the score tables.
       kept: pairs that the rule keeps.
-      uids: distinct uids of these, as written; kept, where nothing is written.
-      steps: what every part of the rule kept, in the order of application.
-      without_score: column or expression -> {"null", "infinite"} -> pairs that it for this reason never selects.
-      joined: file of columns -> {"rows", "not_in_the_pool"} -> its rows, and those that belong to no pair.
+      uids: distinct uids of these, as written; `kept` if nothing is written.
+      replaced_share: share of the kept pairs that another draw of the batches would replace; None if unknown.
+      steps: the counts of every step of the rule, in the order of application.
+      without_score: column or expression -> {"null", "infinite"} -> pairs that are never selected for this reason.
+      joined: file of columns -> {"rows", "not_in_the_pool"} -> its rows, and those that match no pair.
     """
 
-    rule: str
     pairs: int
     kept: int
     uids: int
@@ -43,36 +41,32 @@ class Summary:
     without_score: dict[str, dict[str, int]]
     joined: dict[str, dict[str, int]]
 
-    def facts(self) -> dict[str, Any]:
-        """The summary as the manifest keeps it."""
-        return {**dataclasses.asdict(self), "repeats": self.kept - self.uids}
-
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-    """What is selected from: names and row counts; no score was read yet."""
+    """The opened inputs, of which only names and row counts were read."""
 
     table: score_tables.ScoreTable
     sources: tuple[external_columns.ColumnFile, ...]
     rule: rules.Rule
 
-    def paths(self) -> list[str]:
-        """The files that decide what is kept."""
-        parts = [
-            storage.join(folder, f"{part}.parquet")
-            for folder in self.table.folders
-            for part in self.table.parts
-        ]
-        return [*parts, *(part for source in self.sources for part in source.parts), *self.rule.files()]
-
     def entries(self) -> list[FileEntry]:
-        """What the manifest says of these files."""
-        several = storage.Folder(self.table.folders[0]).threads
-        return list(threads.prefetch(manifest.file_entry, self.paths(), threads=several))
+        """The manifest's entries of the files that decide what is kept."""
+        table = self.table
+        parts = [storage.join(folder, f"{part}.parquet") for folder in table.folders for part in table.parts]
+        external = [part for source in self.sources for part in source.parts]
+        paths = [*parts, *external, *self.rule.files()]
+        several = storage.Folder(table.folders[0]).threads
+        return list(threads.prefetch(manifest.file_entry, paths, threads=several))
+
+    def error_column(self) -> str | None:
+        """The column of standard errors that says how stable the selection is."""
+        table = self.table
+        return stability.error_column(self.rule, [name for name in table.columns if name not in table.shared])
 
 
 @storage.stat_cache()
-def run(options: config.Select) -> Summary:
+def run(options: config.Select) -> SelectSummary:
     """Selects by the rule, writes the subset and its manifest, and prints what was kept.
 
     Raises:
@@ -86,10 +80,11 @@ def run(options: config.Select) -> Summary:
         return summary
     plan = manifest.describe("select", options, rule=str(inputs.rule))
     output.is_done(options.out, plan, same=("command", "rule", "options.scores", "options.columns"))
-    with ThreadPoolExecutor(1) as beside:  # digests take as long as the selection
-        entries = beside.submit(inputs.entries)
+    with ThreadPoolExecutor(1) as background:  # digests take as long as the selection
+        entries = background.submit(inputs.entries)
         summary = _select(inputs, options, options.out)
-    manifest.write_beside(options.out, plan, {"inputs": entries.result(), **summary.facts()})
+    facts = {**dataclasses.asdict(summary), "repeats": summary.kept - summary.uids}
+    manifest.write_beside(options.out, plan, {"inputs": entries.result(), **facts})
     print(_text(summary, options.out))
     return summary
 
@@ -110,11 +105,8 @@ def _open(options: config.Select) -> _Inputs:
     return _Inputs(table, sources, rule)
 
 
-def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary:
-    rule, names = inputs.rule, inputs.rule.columns()
-    error = stability.error_column(
-        rule, [name for name in inputs.table.columns if name not in inputs.table.shared]
-    )
+def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectSummary:
+    rule, names, error = inputs.rule, inputs.rule.columns(), inputs.error_column()
     by_column: dict[str, external_columns.ExternalColumns] = {}
     from_files: dict[str, external_columns.ExternalColumns] = {}
     for source in inputs.sources:
@@ -129,8 +121,7 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary
             kept += here
             if here and out is not None:
                 sorter.add(block.uid.compress(mask))  # several times faster than by brackets
-        summary = Summary(
-            rule=str(rule),
+        summary = SelectSummary(
             pairs=len(inputs.table),
             kept=kept,
             uids=kept,
@@ -144,18 +135,18 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> Summary
         if out is None:
             return summary
         if not kept:
-            raise InputError(f"the rule keeps nothing, so no subset is written; see where\n{_table(summary)}")
+            raise InputError(f"the rule keeps nothing, so no subset is written\n{_table(summary)}")
         return dataclasses.replace(summary, uids=uid_files.write(out, sorter.blocks()))
 
 
-def _text(summary: Summary, out: str | None) -> str:
+def _text(summary: SelectSummary, out: str | None) -> str:
     share = console.percent(summary.kept / summary.pairs)
     where = "nothing is written" if out is None else out
     lines = [f"kept {summary.kept:,} of {summary.pairs:,} pairs ({share}): {where}", _table(summary)]
     for path, counts in summary.joined.items():
         if counts["not_in_the_pool"]:
             lines.append(
-                f"{path}: {counts['not_in_the_pool']:,} of its {counts['rows']:,} rows are of no pair of the pool"
+                f"{path}: {counts['not_in_the_pool']:,} of its {counts['rows']:,} rows match no pair of the pool"
             )
     if summary.kept > summary.uids:
         repeats = summary.kept - summary.uids
@@ -171,8 +162,8 @@ def _text(summary: Summary, out: str | None) -> str:
     return "\n".join(lines)
 
 
-def _table(summary: Summary) -> str:
-    """What every step kept, and what couldn't be kept for want of a score."""
+def _table(summary: SelectSummary) -> str:
+    """Formats the counts of every step, and of the pairs without a score."""
     rows = [("considered", "kept", "step")]
     for step in summary.steps:
         short = f" ({step.asked:,} asked for)" if step.asked is not None and step.kept < step.asked else ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,18 +20,19 @@ from clipdata_jax.runs import manifest, output
 from clipdata_jax.runtime import threads
 from clipdata_jax.runtime.console import counted, percent, table
 
+T = TypeVar("T")
 _EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class File:
-    """What a file of uids holds.
+class FileCounts:
+    """Counts of a file of uids.
 
     Attributes:
       path: the file, or folder.
       rows: uids in it.
-      repeats: of these, uids beyond the first of their kind.
-      is_sorted: whether they lie there in order.
+      repeats: rows that repeat an earlier uid.
+      is_sorted: whether the file is sorted.
     """
 
     path: str
@@ -40,31 +41,31 @@ class File:
     is_sorted: bool
 
     @classmethod
-    def of(cls, source: UidFile) -> File:
-        """The facts of an open file."""
+    def of(cls, source: UidFile) -> FileCounts:
+        """Counts an open file."""
         return cls(source.path, len(source.rows), source.repeats, source.order.unsorted_at is None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
-    """What became of the files.
+class UidsSummary:
+    """The result of an operation.
 
     Attributes:
-      files: what they hold, in the order given.
-      written: uids written, None where nothing is written.
-      overlap: for `stats`, what the files have in common, else None.
+      files: counts of the inputs, in the order given.
+      written: uids written, None if nothing is written.
+      overlap: the files' overlaps for `stats`, else None.
     """
 
-    files: tuple[File, ...]
+    files: tuple[FileCounts, ...]
     written: int | None = None
     overlap: uid_sets.SetOverlap | None = None
 
 
-def run(options: config.Uids) -> Summary:
-    """Does the operation, prints what came of it, and writes the result with its manifest beside it.
+def run(options: config.Uids) -> UidsSummary:
+    """Runs the operation, prints its counts, and writes the result with its manifest beside it.
 
     Raises:
-      InputError: a file can't be read; `out` holds something else; `verify` found something.
+      InputError: a file can't be read, `out` holds something else, or `verify` found a fault.
     """
     plan = manifest.describe("uids", options)
     if options.out is not None:
@@ -76,16 +77,16 @@ def run(options: config.Uids) -> Summary:
     with storage.scratch("clipdata-uids-") as scratch:
         if options.operation == "verify":
             return _verify(options, scratch)
-        # Digests cost about as much as merging; another thread has time for them.
+        # Digests take about as long as merging.
         with ThreadPoolExecutor(1) as background:
             entries = [background.submit(manifest.file_entry, path) for path in options.files if options.out]
             sources = [uid_files.open_uids(path, scratch) for path in options.files]
-            holds = tuple(map(File.of, sources))
+            holds = tuple(map(FileCounts.of, sources))
             if options.operation == "stats":
-                summary = Summary(holds, overlap=_overlap(sources, options.multiset))
+                summary = UidsSummary(holds, overlap=_overlap(sources, options.multiset))
                 print(_table(summary, options.multiset))
                 return summary
-            summary = Summary(holds, written=_write(options, sources))
+            summary = UidsSummary(holds, written=_write(options, sources))
             inputs = [entry.result() for entry in entries]
     facts = {"inputs": inputs, "files": [dataclasses.asdict(one) for one in holds], "uids": summary.written}
     manifest.write_beside(options.out or "", plan, facts)
@@ -101,7 +102,7 @@ def _write(options: config.Uids, sources: Sequence[UidFile]) -> int:
     return uid_files.write(options.out or "", _over_parts(combine, sources), halves=options.halves)
 
 
-def _over_parts(function: Any, sources: Sequence[UidFile]) -> Iterator[Any]:
+def _over_parts(function: Callable[[list[np.ndarray]], T], sources: Sequence[UidFile]) -> Iterator[T]:
     return threads.prefetch(function, uid_sets.parts([source.rows for source in sources]))
 
 
@@ -112,7 +113,7 @@ def _overlap(sources: Sequence[UidFile], multiset: bool) -> uid_sets.SetOverlap:
     return uid_sets.SetOverlap(both, in_any, in_all)
 
 
-def _verify(options: config.Uids, scratch: str) -> Summary:
+def _verify(options: config.Uids, scratch: str) -> UidsSummary:
     pool = None if options.pool is None else uid_files.open_uids(options.pool, scratch)
     found, holds = [], []
     for path in options.files:
@@ -121,7 +122,7 @@ def _verify(options: config.Uids, scratch: str) -> Summary:
         except InputError as error:
             found.append(str(error))
             continue
-        holds.append(File.of(source))
+        holds.append(FileCounts.of(source))
         wrong = list(_findings(source, pool, options.multiset))
         found += [f"{path}: {'; '.join(wrong)}"] if wrong else []
         if not wrong:
@@ -129,8 +130,10 @@ def _verify(options: config.Uids, scratch: str) -> Summary:
             member = "" if pool is None else f", all in {options.pool}"
             print(f"{path}: good: {counted(len(source.rows), 'uid')}, sorted{unique}{member}")
     if found:
-        raise InputError(". ".join(found) + ". `clipdata uids convert` writes a file anew, sorted and unique")
-    return Summary(tuple(holds))
+        raise InputError(
+            ". ".join(found) + ". `clipdata uids convert` writes a sorted and unique copy of a file"
+        )
+    return UidsSummary(tuple(holds))
 
 
 def _findings(source: UidFile, pool: UidFile | None, multiset: bool) -> Iterator[str]:
@@ -145,31 +148,31 @@ def _findings(source: UidFile, pool: UidFile | None, multiset: bool) -> Iterator
         yield f"{counted(source.repeats, 'row')} {'repeats' if source.repeats == 1 else 'repeat'} a uid{first}"
     if pool is not None:
         minus = functools.partial(uid_sets.combine, "minus")
-        strange, examples = 0, list[str]()
+        missing, examples = 0, list[str]()
         for part in _over_parts(minus, [source, pool]):
-            strange += len(part)
+            missing += len(part)
             examples += to_hex(part[: _EXAMPLES - len(examples)])
-        if strange:
-            yield f"{counted(strange, 'uid')} not in {pool.path}, e.g. {', '.join(examples)}"
+        if missing:
+            yield f"{counted(missing, 'uid')} not in {pool.path}, e.g. {', '.join(examples)}"
 
 
-def _text(options: config.Uids, summary: Summary) -> str:
+def _text(options: config.Uids, summary: UidsSummary) -> str:
     lines = [_file_text(one, options.multiset) for one in summary.files]
     written = summary.written or 0
     lines.append(f"{options.operation}: {counted(written, 'uid')}{_share(options, summary)}: {options.out}")
     if not written:
-        lines.append("No uid is left: the file is there, and empty")
+        lines.append("no uids are left; the file is empty")
     return "\n".join(lines)
 
 
-def _share(options: config.Uids, summary: Summary) -> str:
+def _share(options: config.Uids, summary: UidsSummary) -> str:
     whole = summary.files[0].rows - (0 if options.multiset else summary.files[0].repeats)
     if options.operation not in ("intersect", "minus") or not whole:
         return ""
     return f", {percent((summary.written or 0) / whole)} of {summary.files[0].path}"
 
 
-def _file_text(one: File, multiset: bool) -> str:
+def _file_text(one: FileCounts, multiset: bool) -> str:
     text = f"{one.path}: {counted(one.rows, 'uid')}"
     if one.repeats:
         kept = "kept" if multiset else "left out (--multiset keeps them)"
@@ -177,8 +180,8 @@ def _file_text(one: File, multiset: bool) -> str:
     return text + ("" if one.is_sorted else ", not in order: sorted")
 
 
-def _table(summary: Summary, multiset: bool) -> str:
-    """Sizes, then uids in common of each two files, a line a pair: however many they are, it fits a terminal."""
+def _table(summary: UidsSummary, multiset: bool) -> str:
+    """Formats sizes, then the overlap of every two files, a line each, so that it fits a terminal."""
     if summary.overlap is None:
         raise AssertionError("no overlap")
     both, names = summary.overlap.both, [f"[{i}]" for i in range(1, len(summary.files) + 1)]
@@ -195,6 +198,6 @@ def _table(summary: Summary, multiset: bool) -> str:
             n = both[i, j]
             shares = (percent(n / both[k, k]) if both[k, k] else "-" for k in (i, j))
             shared.append((f"{names[i]} {names[j]}", f"{n:,}", *shares))
-        counts = f"{summary.overlap.any:,} different uids in any of them, {summary.overlap.all:,} in all"
+        counts = f"{summary.overlap.any:,} distinct uids in any of them, {summary.overlap.all:,} in all"
         lines += ["", table(shared), "", counts]
     return "\n".join(lines)

@@ -40,6 +40,7 @@ def test_the_command_makes_a_page_and_a_manifest(pool, clipdata):
     html = (pool / "page.html").read_text("utf-8")
     assert RULE.replace(">", "&gt;") in html
     assert "9.8.7" in html
+    assert "would replace about 3.4" in html
     told = json.loads((pool / "page.html.manifest.json").read_bytes())
     assert told["command"] == "report"
     assert "page.html" in told["outputs"]

@@ -77,7 +77,7 @@ def test_overlaps_are_counted_and_shared_out(clipdata):
         "-----------------------------------------------",
         "[1] [2]        100       50.00 %        50.00 %",
         "",
-        "300 different uids in any of them, 100 in all",
+        "300 distinct uids in any of them, 100 in all",
     )
     text = clipdata("uids", "stats", "mine.npy", "theirs.npy", "--multiset").stdout
     assert re.search(r"\[1\] +\[2\] +100 +50.00 % +33.33 %$", text, re.M)
@@ -197,6 +197,6 @@ def test_empty_files_are_sets_too(tmp_path, clipdata):
     for name, count in (("union", 200), ("minus", 0), ("intersect", 0)):
         done = clipdata("uids", name, "empty.npy", "mine.npy", "--out", f"{name}.npy")
         assert done.returncode == 0
-        assert ("No uid is left" in done.stdout) == (not count)
+        assert ("no uids are left" in done.stdout) == (not count)
         assert len(np.load(tmp_path / f"{name}.npy")) == count
     assert "- " in clipdata("uids", "stats", "empty.npy", "mine.npy").stdout
