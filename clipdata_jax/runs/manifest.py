@@ -69,11 +69,11 @@ def file_entry(path: str) -> FileEntry:
     """A file's name, size in bytes and digest; a folder's is over its files' names, sizes and digests."""
     at = storage.Folder(path)
     if at.is_folder():
-        inside = [FileEntry(one, **storage.Folder(one).size_and_digest()) for one in at.tree()]
+        inside = [FileEntry(one, *storage.Folder(one).size_and_digest()) for one in at.tree()]
         relative = [dataclasses.replace(one, name=one.name[len(path) :]) for one in inside]
         digest = f"sha256:{hashlib.sha256(records.to_json(relative)).hexdigest()}"
         return FileEntry(path, sum(one.bytes or 0 for one in inside), digest, len(inside))
-    return FileEntry(path, **at.size_and_digest())
+    return FileEntry(path, *at.size_and_digest())
 
 
 def _versions() -> dict[str, str]:

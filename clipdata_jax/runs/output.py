@@ -115,7 +115,7 @@ class Output:
         start = time.monotonic()
         self._check_there()
         entries = {
-            name: FileEntry(**self.folder.write(name, content, digests=name not in undigested))
+            name: FileEntry("", *self.folder.write(name, content, digests=name not in undigested))
             for name, content in parts.items()
         }
         marked = [

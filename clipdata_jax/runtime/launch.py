@@ -1,8 +1,8 @@
-"""Which process of how many this one is, as the launcher says: a step of Slurm, a slice of TPU hosts.
+"""Detection of the launcher, a Slurm step or a slice of TPU hosts: the number of processes, and this one's index.
 
-Nothing is asked of a network here, and jax is imported only where the TPU's library is installed. Commands whose units
-need no other process take their share by their number alone, so that a lost process takes no other with it; only
-where processes work together, and on a slice of TPU hosts, whose chips open together, jax joins them to one run.
+It uses no network, and imports jax only if the TPU library is installed. Commands whose units are independent take
+their share by index, so that a lost process ends no other; jax joins processes to one run only where they work on
+every step together, and on a slice of TPU hosts, whose chips are initialized together.
 """
 
 from __future__ import annotations
@@ -17,18 +17,25 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.runtime.parallel import Share
 
 ALONE = "CLIPDATA_COORDINATOR"
-"""The environment's variable that, being "none", says what `--coordinator none` says."""
+"""The environment variable whose value "none" means `--coordinator none`."""
 Environment = MutableMapping[str, str]
 
 
 def detect(workers: Workers, *, together: bool, environment: Environment = os.environ) -> Workers:
-    """What `--worker` and `--coordinator` are to be, where the command line doesn't say; what it says stands.
+    """Fills in `--worker` and `--coordinator` where the command line leaves them out.
 
     Args:
-      workers: as on the command line.
+      workers: the flags.
       together: whether the command's processes work on every step together.
-      environment: of the process. In a step of Slurm with several tasks on a machine it is changed so that each
-        task sees a GPU of its own.
+      environment: the environment variables; with several tasks of a Slurm step on a machine they are changed, so
+        that each task sees a GPU of its own.
+
+    Raises:
+      InputError: CLIPDATA_COORDINATOR has another value than "none".
+
+    >>> step = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "3"}
+    >>> detect(Workers(), together=False, environment=step).worker
+    '1/3'
     """
     if workers.worker is not None or _stays_alone(workers, environment):
         return workers
@@ -44,21 +51,25 @@ def detect(workers: Workers, *, together: bool, environment: Environment = os.en
 
 
 def share_of(environment: Environment = os.environ) -> Share:
-    """Which process of how many this is, for commands that one process does alone, as far as variables tell."""
+    """Returns this process's share by the environment variables, for commands that one process runs alone.
+
+    >>> share_of({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1"})
+    Share(index=1, count=3)
+    """
     if environment.get(ALONE) == "none":
         return Share()
     return _of_slurm(environment) or _of_tpu(environment) or Share()
 
 
 def _stays_alone(workers: Workers, environment: Environment) -> bool:
-    said = environment.get(ALONE)
-    if said not in (None, "", "none"):
-        raise InputError(f"{ALONE} is {said!r} in the environment, expected none")
-    return workers.coordinator == "none" or (workers.coordinator is None and said == "none")
+    value = environment.get(ALONE)
+    if value not in (None, "", "none"):
+        raise InputError(f"{ALONE} is {value!r} in the environment, expected none; unset it")
+    return workers.coordinator == "none" or (workers.coordinator is None and value == "none")
 
 
 def _of_slurm(environment: Environment) -> Share | None:
-    """A task of an `srun` with more than one; what `sbatch` itself runs, and a shell of `salloc`, is none."""
+    """The share of a task of an `srun` of several; None for the script of `sbatch` and the shell of `salloc`."""
     count, index = environment.get("SLURM_STEP_NUM_TASKS", ""), environment.get("SLURM_PROCID", "")
     if not (count.isdecimal() and index.isdecimal() and int(count) > 1):
         return None
@@ -66,7 +77,7 @@ def _of_slurm(environment: Environment) -> Share | None:
 
 
 def _take_own_gpus(environment: Environment) -> None:
-    """One GPU of those that several tasks on a machine see; all of them for a task alone, which jax would give one."""
+    """Leaves each of several tasks on a machine one GPU, and a single task all, of which jax would use one."""
     if "JAX_LOCAL_DEVICE_IDS" in environment:
         return
     local = environment.get("SLURM_LOCALID", "0")
@@ -76,13 +87,13 @@ def _take_own_gpus(environment: Environment) -> None:
         return
     if len(visible) > int(local):
         local = visible[int(local)]
-    if len(visible) != 1:  # else Slurm has bound the task to it
+    if len(visible) != 1:  # with one, Slurm has bound the task to it
         environment["CUDA_VISIBLE_DEVICES"] = local
     environment["JAX_LOCAL_DEVICE_IDS"] = "0"
 
 
 def _tasks_here(environment: Environment) -> int:
-    """Tasks of the step on this machine, of "2(x3),1": 2, 2, 2 and 1."""
+    """The number of the step's tasks on this machine; "2(x3),1" means 2, 2, 2 and 1."""
     tasks: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
         tasks += [int(count)] * int(times or 1)
@@ -91,7 +102,7 @@ def _tasks_here(environment: Environment) -> int:
 
 
 def _hosts(environment: Environment) -> list[str] | None:
-    """The hosts of a TPU slice, where GKE or somebody else tells them by variables."""
+    """The hosts of a TPU slice, where GKE or another launcher sets variables."""
     named = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     return named.split(",") if named else None
 
@@ -109,7 +120,7 @@ def _of_tpu(environment: Environment) -> Share | None:
 
 
 def _is_slice(environment: Environment) -> bool:
-    """Whether this is a TPU host of several; where no variable tells, the VM's metadata do, which jax asks."""
+    """Whether this is one of several TPU hosts; without variables, jax reads it from the VM's metadata."""
     if not _is_tpu_host(environment):
         return False
     hosts = _hosts(environment)
@@ -123,6 +134,6 @@ def _is_tpu_host(environment: Environment) -> bool:
         return False
     if "tpu" not in environment.get("JAX_PLATFORMS", "tpu"):
         return False
-    import jax  # noqa: F401  it looks for chips, and leaves this variable where there are some
+    import jax  # noqa: F401  it looks for chips, and sets this variable if there are any
 
     return environment.get("TPU_ML_PLATFORM") == "JAX"

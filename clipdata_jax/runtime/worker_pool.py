@@ -1,4 +1,4 @@
-"""Processes that help this one, on this machine: for what holds Python's lock, or jax where this process has none."""
+"""A spawn-based process pool, for work that holds the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -15,36 +15,40 @@ from clipdata_jax.runtime import stopping
 
 T = TypeVar("T")
 P = ParamSpec("P")
-_MAIN = threading.Lock()
+_LOCK = threading.Lock()
 
 
 class SpawnPool(ProcessPoolExecutor):
-    """Processes that call this package's functions; they end with this one, and Ctrl-C is its alone.
+    """A pool of processes that call functions of this package, end with this process, and ignore Ctrl-C.
 
-    They are begun by what is asked of them, so many as that needs. A fork would copy the locks of the threads that
-    there are; and they don't import the program that this process runs, as Python's own would: a script without
-    `if __name__ == "__main__"` would be run again by each, and one from standard input isn't there to be read.
+    Processes start as tasks need them. A fork would copy the locks of running threads. Unlike Python's own pools,
+    these don't import this process's program: a script without `if __name__ == "__main__"` would run again in each
+    of them, and one from standard input can't be read again.
+
+    Args:
+      count: the largest number of processes.
+      initializer: called first in each process.
+      arguments: its arguments.
     """
 
-    def __init__(self, count: int, begin: Callable[..., object] | None = None, *arguments: Any) -> None:
-        """Says how many there are at most, and what each calls first."""
-        super().__init__(count, multiprocessing.get_context("spawn"), _begin, (begin, arguments))
+    def __init__(self, count: int, initializer: Callable[..., object] | None = None, *arguments: Any) -> None:
+        super().__init__(count, multiprocessing.get_context("spawn"), _start, (initializer, arguments))
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """As a ProcessPoolExecutor's."""
-        with _no_main():
+        """Submits a task, as a ProcessPoolExecutor does."""
+        with _without_main():
             return super().submit(function, *args, **kwargs)
 
 
-def _begin(begin: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
+def _start(initializer: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
     stopping.follow_parent()
-    if begin is not None:
-        begin(*arguments)
+    if initializer is not None:
+        initializer(*arguments)
 
 
 @contextlib.contextmanager
-def _no_main() -> Iterator[None]:
-    with _MAIN:
+def _without_main() -> Iterator[None]:
+    with _LOCK:
         main = sys.modules["__main__"]
         sys.modules["__main__"] = types.ModuleType("__main__")
         try:

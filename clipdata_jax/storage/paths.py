@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.storage import local, remote, remote_files, temporary
@@ -15,6 +15,13 @@ from clipdata_jax.storage.location import CONNECTIONS, Location
 from clipdata_jax.storage.retries import call
 
 _ROWS_AHEAD = 1 << 24
+
+
+class Content(NamedTuple):
+    """The size of a file in bytes, and its digest if it was computed: `sha256:` and 64 hex digits."""
+
+    bytes: int
+    digest: str | None
 
 
 class Folder(Location):
@@ -30,7 +37,7 @@ class Folder(Location):
       InputError: no file system takes such a path, or the package for it is missing.
 
     >>> folder = Folder("out")
-    >>> folder.write("a.txt", b"12345")["bytes"]
+    >>> folder.write("a.txt", b"12345").bytes
     5
     >>> folder.read_bytes("a.txt"), folder.sizes(), folder.is_local
     (b'12345', {'a.txt': 5}, True)
@@ -179,13 +186,12 @@ class Folder(Location):
         with self.open_read(name) as file:
             return _digest(file)
 
-    def size_and_digest(self, name: str = "") -> dict[str, Any]:
-        """Returns a file's "bytes" and "digest", reading it once."""
+    def size_and_digest(self, name: str = "") -> Content:
+        """Returns the size and digest of a file, reading it once."""
         with self.open_read(name) as file:
             return _describe(file, digests=True)
 
-    @contextlib.contextmanager
-    def open_write(self, name: str = "") -> Iterator[BinaryIO]:
+    def open_write(self, name: str = "") -> AbstractContextManager[BinaryIO]:
         """Opens a file for writing that appears whole when the block ends without an error, or not at all.
 
         The bytes go to a temporary file, which is flushed to the disk and then renamed, or uploaded to the store.
@@ -194,13 +200,12 @@ class Folder(Location):
           InputError: the file can't be written, or the disk is full.
           StorageError: the store fails.
         """
-        with self._written(name) as (file, _):
-            yield file
+        return self._written(name)
 
     def write(
         self, name: str, content: bytes | Callable[[BinaryIO], object], *, digests: bool = False
-    ) -> dict[str, Any]:
-        """Writes a file whole or not at all.
+    ) -> Content:
+        """Writes a file as `open_write` does.
 
         Args:
           name: of the file.
@@ -208,25 +213,20 @@ class Folder(Location):
           digests: whether to compute its digest.
 
         Returns:
-          its "bytes" and, with `digests`, its "digest", as they were written: a store's file isn't read again.
-
-        Raises:
-          InputError: the file can't be written, or the disk is full.
-          StorageError: the store fails.
+          what was written; a store's file isn't read again for it.
         """
-        with self._written(name, digests=digests) as (file, entry):
+        with self._written(name) as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content)
-        return entry
+            written = _describe(file, digests=digests)
+        return written
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Writes a small file unless it exists, and returns whether it did; of several processes at once, one does.
 
-        Raises:
-          InputError: the file can't be written, or the disk is full.
-          StorageError: the store fails; see also `remote_files.put_new`.
+        Not every store can guarantee that, see `remote_files.put_new`.
         """
         at = self.at(name)
         if not at.is_local:
@@ -235,31 +235,27 @@ class Folder(Location):
         if at.exists():
             return False
         try:
-            with at._written(new=True) as (file, _):
+            with at._written(new=True) as file:
                 file.write(data)
         except FileExistsError:
             return False
         return True
 
     @contextlib.contextmanager
-    def _written(
-        self, name: str = "", *, digests: bool = False, new: bool = False
-    ) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
-        at, entry = self.at(name), dict[str, Any]()
+    def _written(self, name: str = "", *, new: bool = False) -> Iterator[BinaryIO]:
+        at = self.at(name)
         with local.explained_writes(at, new=new):
             if at.is_local:
                 folder = os.path.dirname(at.inner)
                 local.make_folder(folder)
                 with temporary.written(at.inner, new=new) as file:
-                    yield file, entry
-                    entry |= _describe(file, digests=digests)
+                    yield file
                 local.sync_folder(folder)
                 return
             with temporary.scratch("clipdata-") as scratch:
                 part = os.path.join(scratch, "part")
                 with open(part, "x+b") as file:
-                    yield file, entry
-                    entry |= _describe(file, digests=digests)
+                    yield file
                 remote.invalidate(at)
                 remote_files.put(at, part)
 
@@ -278,10 +274,10 @@ class Folder(Location):
             temporary.sweep(self.inner)
 
 
-def _describe(file: BinaryIO, *, digests: bool) -> dict[str, Any]:
+def _describe(file: BinaryIO, *, digests: bool) -> Content:
     file.flush()
     size = file.seek(0, os.SEEK_END)
-    return {"bytes": size, "digest": _digest(file)} if digests else {"bytes": size}
+    return Content(size, _digest(file) if digests else None)
 
 
 def _digest(file: BinaryIO) -> str:

@@ -203,7 +203,7 @@ def test_a_name_is_flushed_with_its_folder(tmp_path, monkeypatch):
         local.os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}"))
     )
     entry = storage.Folder(str(tmp_path / "new/f")).write("", b"12345", digests=True)
-    assert entry == {"bytes": 5, "digest": storage.digest(str(tmp_path / "new/f"))}
+    assert entry == (5, storage.digest(str(tmp_path / "new/f")))
     assert synced[0] == str(tmp_path)
     assert synced[1].endswith(".tmp")
     assert synced[2] == str(tmp_path / "new")

@@ -222,7 +222,9 @@ def test_tars_are_found_in_few_requests(s3, pattern, requests):
         storage.write_bytes(f"s3://pool/tars/{number}.tar", bytes(number))
     s3.reset()
     found = sources.find_sources([f"s3://pool/{pattern}"], images_only=False)
-    assert [source.bytes for source in found.units.values()] == list(range(10))
+    assert [source.inputs for source in found.units.values()] == [
+        (f"s3://pool/tars/{number}.tar",) for number in range(10)
+    ]
     assert s3.seen.total() < requests
 
 
