@@ -14,8 +14,8 @@ from clipdata_jax import config, storage
 from clipdata_jax.commands import report_inputs
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import score_tables, tars, uids
-from clipdata_jax.report import captions, comparison, contents, page, text
-from clipdata_jax.report.telemetry import draw as draw_run
+from clipdata_jax.report import caption_statistics, comparison, contents, page, text
+from clipdata_jax.report.throughput import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
 from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runtime import console
@@ -70,7 +70,7 @@ def run(options: config.Report) -> None:
             described=compared.counted(),
             skipped=skipped if options.on_bad == "skip" else None,
         )
-        described = captions.describe(compared.samples, found)
+        described = caption_statistics.describe(compared.samples, found)
     if pairs and options.target:
         nearest = report_inputs.read_targets(table, options.targets(), pairs)
         pairs = {row: dataclasses.replace(pair, nearest=nearest[row]) for row, pair in pairs.items()}
@@ -206,14 +206,14 @@ def _rule_of(made_by: Mapping[str, Any]) -> str:
     return text.shorten(rule, _LONGEST_RULE) if isinstance(rule, str) else ""
 
 
-def _steps(made_by: Mapping[str, Any]) -> list[page.Step]:
+def _steps(made_by: Mapping[str, Any]) -> list[page.RuleStep]:
     """What each part of the rule kept; anything but what `select` writes is left out."""
     steps = made_by.get("steps")
     found = []
     for step in steps[:_MOST_FACTS] if isinstance(steps, list) else ():
         match step:
             case {"rule": str(part), "seen": int(seen), "kept": int(kept)}:
-                found.append(page.Step(text.shorten(part, _LONGEST_RULE), seen, kept))
+                found.append(page.RuleStep(text.shorten(part, _LONGEST_RULE), seen, kept))
     return found
 
 

@@ -14,7 +14,7 @@ from clipdata_jax.filters.languages import Languages
 from clipdata_jax.formats import score_tables, sources, tars, uids
 from clipdata_jax.formats.sample_uids import json_fields, sample_uid
 from clipdata_jax.report import page, thumbnails
-from clipdata_jax.report.captions import Caption
+from clipdata_jax.report.caption_statistics import Caption
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 

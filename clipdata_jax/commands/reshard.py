@@ -28,7 +28,7 @@ _TARS_PER_PROCESS = 4  # more are written in the time that a process takes to st
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class ReshardSummary:
     """A finished run, or with `dry_run` what it would write.
 
     Attributes:
@@ -62,7 +62,7 @@ class Summary:
     skipped_samples: tuple[dict[str, str], ...]
 
 
-def run(options: config.Reshard) -> Summary | None:
+def run(options: config.Reshard) -> ReshardSummary | None:
     """Writes, for every tar of the pool, a tar of the same name with the selected samples only.
 
     A tar of which nothing is kept is not written. Tars of one name from different folders are told apart by
@@ -95,7 +95,9 @@ def run(options: config.Reshard) -> Summary | None:
     content = output.finish(functools.partial(_facts, output, subset), share)
     if content is None:
         return None
-    summary = Summary(**{field.name: content.facts[field.name] for field in dataclasses.fields(Summary)})
+    summary = ReshardSummary(
+        **{field.name: content.facts[field.name] for field in dataclasses.fields(ReshardSummary)}
+    )
     if output.was_finished and not remaining:
         print(f"Already complete: {options.out}")
     else:
@@ -110,21 +112,21 @@ def run(options: config.Reshard) -> Summary | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class ReshardUnit:
     """A tar of the pool, or a few that are repacked together, under the name of what is written."""
 
     name: str
     paths: Sequence[str]
 
 
-def make_units(paths: Sequence[str], options: config.Reshard) -> dict[str, Unit]:
+def make_units(paths: Sequence[str], options: config.Reshard) -> dict[str, ReshardUnit]:
     """The units of a run, by name."""
     if options.samples_per_tar is None:
         names = tars.unit_names(paths)
-        return {name: Unit(name, [path]) for name, path in zip(names, paths, strict=True)}
+        return {name: ReshardUnit(name, [path]) for name, path in zip(names, paths, strict=True)}
     size = options.tars_per_unit
     groups = [paths[start : start + size] for start in range(0, len(paths), size)]
-    return {f"{i:05d}": Unit(f"{i:05d}", group) for i, group in enumerate(groups)}
+    return {f"{i:05d}": ReshardUnit(f"{i:05d}", group) for i, group in enumerate(groups)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Resharder:
     shared_names: Collection[str]
     process: int
 
-    def choose(self, unit: Unit) -> _Chosen:
+    def choose(self, unit: ReshardUnit) -> _Chosen:
         """Finds the selected samples from headers and `.json`s.
 
         Raises:
@@ -176,7 +178,7 @@ class Resharder:
             chosen.facts.append(facts)
         return chosen
 
-    def write(self, unit: Unit, output: Output) -> None:
+    def write(self, unit: ReshardUnit, output: Output) -> None:
         """Writes the unit's tars, the uids of each, and the receipt.
 
         Raises:
@@ -202,7 +204,7 @@ class Resharder:
                 times=watch.lap(seen, read=time.monotonic() - start),
             )
 
-    def tars_of(self, unit: Unit, count: int) -> list[tuple[str, slice]]:
+    def tars_of(self, unit: ReshardUnit, count: int) -> list[tuple[str, slice]]:
         """The tars to write of a unit with so many selected samples: name and rows."""
         most = self.options.samples_per_tar
         if most is None:
@@ -211,7 +213,7 @@ class Resharder:
         return [(f"{unit.name}_{i:05d}", slice(start, start + most)) for i, start in enumerate(starts)]
 
 
-def process_count(units: Sequence[Unit], options: config.Reshard) -> int:
+def process_count(units: Sequence[ReshardUnit], options: config.Reshard) -> int:
     """The number of processes: --processes, or one per core where there are enough tars.
 
     One for object stores: how a program configured fsspec is known in its own process only.
@@ -223,7 +225,9 @@ def process_count(units: Sequence[Unit], options: config.Reshard) -> int:
     return max(1, min(asked, len(units)))
 
 
-def _write_all(resharder: Resharder, units: Sequence[Unit], output: Output, count: int) -> Iterator[int]:
+def _write_all(
+    resharder: Resharder, units: Sequence[ReshardUnit], output: Output, count: int
+) -> Iterator[int]:
     """Writes units in this process and `count - 1` others; yields how many more are done.
 
     Raises:
@@ -271,13 +275,13 @@ def _write_all(resharder: Resharder, units: Sequence[Unit], output: Output, coun
             pool.shutdown(cancel_futures=True)
 
 
-def _unclaimed(units: Sequence[Unit], futures: Sequence[Future[None]]) -> Iterator[Unit]:
+def _unclaimed(units: Sequence[ReshardUnit], futures: Sequence[Future[None]]) -> Iterator[ReshardUnit]:
     """The units that no other process has begun, each taken from the others as it is asked for."""
     return (unit for unit, future in zip(units, futures, strict=True) if future.cancel())
 
 
 _NOTHING = Subset(np.empty(0, uids.DTYPE), np.empty(0, np.int64))
-_write_here: Callable[[Unit], None]
+_write_here: Callable[[ReshardUnit], None]
 
 
 def _start_process(scratch: str, bare: Resharder, output: Output) -> None:
@@ -286,11 +290,11 @@ def _start_process(scratch: str, bare: Resharder, output: Output) -> None:
     _write_here = functools.partial(resharder.write, output=output)
 
 
-def _write_unit(unit: Unit) -> None:
+def _write_unit(unit: ReshardUnit) -> None:
     _write_here(unit)
 
 
-def _count(units: Sequence[Unit], resharder: Resharder) -> Summary:
+def _count(units: Sequence[ReshardUnit], resharder: Resharder) -> ReshardSummary:
     """Counts what the units would keep."""
     subset = resharder.subset
     times, facts, written = np.zeros(len(subset.uids), np.int64), [], 0
@@ -332,7 +336,7 @@ def _read_uids(output: Output, name: str) -> np.ndarray:
         return np.asarray(np.load(file, allow_pickle=False))
 
 
-def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], written: int) -> Summary:
+def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], written: int) -> ReshardSummary:
     """Sums up.
 
     Args:
@@ -344,7 +348,7 @@ def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], wri
     good = [one for one in facts if "skipped" not in one]
     missing = np.flatnonzero(times == 0)
     in_pool = times // subset.times
-    return Summary(
+    return ReshardSummary(
         tars=len(good),
         written=written,
         samples=sum(one["samples"] for one in good),
@@ -361,7 +365,7 @@ def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], wri
     )
 
 
-def _text(summary: Summary, written: str) -> str:
+def _text(summary: ReshardSummary, written: str) -> str:
     lines = [
         f"kept {summary.kept:,} of {summary.samples:,} samples in {console.counted(summary.tars, 'tar')}; {written}"
     ]

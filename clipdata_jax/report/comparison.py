@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from clipdata_jax.report import captions, choice, columns
+from clipdata_jax.report import caption_statistics, choice, column_labels
 from clipdata_jax.selection.ranking import chunks
 
 OWN, POOL = "this selection", "whole pool"
@@ -79,7 +79,7 @@ class Comparison:
     overlaps: tuple[Overlap, ...]
     differences: tuple[Difference, ...]
     targets: Targets | None
-    samples: tuple[captions.Sample, ...]
+    samples: tuple[caption_statistics.CaptionSample, ...]
 
     def shown(self) -> set[int]:
         """The rows that are shown as cards."""
@@ -120,8 +120,9 @@ def plan(
         differences.append(Difference(other.name, here, there))
     everything = [Selection(POOL, np.broadcast_to(True, own.shape)), *selections]
     samples = [
-        captions.Sample(
-            one.name, _draw(one.kept, None, captions.MOST, seed=seed, salt=f"captions of {one.name}").rows
+        caption_statistics.CaptionSample(
+            one.name,
+            _draw(one.kept, None, caption_statistics.MOST, seed=seed, salt=f"captions of {one.name}").rows,
         )
         for one in (everything if images else ())
     ]
@@ -154,8 +155,8 @@ def _draw(kept: np.ndarray, but_not: np.ndarray | None, wanted: int, *, seed: in
 def _targets(
     selections: Sequence[Selection], scores: Mapping[str, np.ndarray], unions: Collection[str]
 ) -> Targets | None:
-    names = [name for name in columns.ordered(scores) if name.startswith(_TARGETS)]
-    names = [name for name in names if not columns.is_side_column(name)]
+    names = [name for name in column_labels.ordered(scores) if name.startswith(_TARGETS)]
+    names = [name for name in names if not column_labels.is_side_column(name)]
     rows = len(selections[0].kept)
     singles = [name for name in names if name not in unions]
     if len(singles) < 2:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from clipdata_jax.report import choice, columns, histogram, quadrants, text
+from clipdata_jax.report import choice, column_labels, histogram, quadrants, text
 from clipdata_jax.selection.ranking import Quantiles
 
 
@@ -42,7 +42,7 @@ class Figures:
     ranks: Quantiles
     kept: Side
     dropped: Side
-    drawing: histogram.Drawing
+    drawing: histogram.HistogramDrawing
     clipped: int
 
 
@@ -111,10 +111,10 @@ def plan(
     for name, values in scores.items():
         if values.shape != kept.shape:
             raise ValueError(f"column {name!r} has shape {values.shape}, expected {kept.shape}")
-    figures = tuple(_figures(name, scores[name], kept) for name in columns.ordered(scores))
+    figures = tuple(_figures(name, scores[name], kept) for name in column_labels.ordered(scores))
     ranks = {entry.name: entry.ranks for entry in figures}
-    rivals = _pick((columns.CLIP_SCORE, columns.NEG_CLIP_LOSS), scores, rule)
-    axes = _pick((columns.NORM_SIM, columns.NEG_CLIP_LOSS), scores, rule) or rivals
+    rivals = _pick((column_labels.CLIP_SCORE, column_labels.NEG_CLIP_LOSS), scores, rule)
+    axes = _pick((column_labels.NORM_SIM, column_labels.NEG_CLIP_LOSS), scores, rule) or rivals
     crossed = quadrants.split(scores, ranks, kept, x=axes[0], y=axes[1]) if axes else None
     contents = Contents(
         rows=len(kept),
@@ -176,8 +176,8 @@ def _figures(name: str, values: np.ndarray, kept: np.ndarray) -> Figures:
     places = text.decimals(ranks.value_at(0.999) - ranks.value_at(0.001))
     return Figures(
         name=name,
-        label=columns.label(name),
-        is_score=not columns.is_side_column(name),
+        label=column_labels.label(name),
+        is_score=not column_labels.is_side_column(name),
         places=places,
         ranks=ranks,
         kept=of_kept,
@@ -197,11 +197,11 @@ def _side(values: np.ndarray) -> Side:
 def _nulls(scores: Mapping[str, np.ndarray], rows: int) -> int:
     null = np.zeros(rows, bool)
     for name, values in scores.items():
-        if not columns.is_side_column(name):
+        if not column_labels.is_side_column(name):
             null |= ~np.isfinite(values)
     return int(null.sum())
 
 
 def _pick(families: tuple[str, str], scores: Mapping[str, np.ndarray], rule: str) -> tuple[str, str] | None:
-    x, y = (columns.first_of(family, scores, rule) for family in families)
+    x, y = (column_labels.first_of(family, scores, rule) for family in families)
     return (x, y) if x and y else None

@@ -34,7 +34,7 @@ class Histogram:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class HistogramDrawing:
     """A histogram as SVG in a box of 360 x 196.
 
     Attributes:
@@ -86,7 +86,7 @@ def _range(ranks: Quantiles) -> tuple[float, float]:
     return least if least > low - reach else low, most if most < high + reach else high
 
 
-def draw(histogram: Histogram, medians: dict[str, float]) -> Drawing:
+def draw(histogram: Histogram, medians: dict[str, float]) -> HistogramDrawing:
     """Lays a histogram out.
 
     Args:
@@ -100,7 +100,7 @@ def draw(histogram: Histogram, medians: dict[str, float]) -> Drawing:
     middle = _BASE - histogram.kept * scale
     ticks = ticks_between(float(edges[0]), float(edges[-1]), 5)
     places = max(text.decimals(ticks[1] - ticks[0]) - 2, 0) if len(ticks) > 1 else 3
-    return Drawing(
+    return HistogramDrawing(
         kept=_bars(x, middle, np.full(len(total), _BASE)),
         dropped=_bars(x, _BASE - total * scale, middle),
         strip=tuple(

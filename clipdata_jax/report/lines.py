@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from clipdata_jax.report.histogram import HEIGHT, WIDTH, ticks_between
 
-__all__ = ["HEIGHT", "WIDTH", "Drawing", "Line", "draw"]
+__all__ = ["HEIGHT", "WIDTH", "Line", "LineChart", "draw"]
 
 _LEFT, _RIGHT, _TOP, _BASE = 46.0, 342.0, 16.0, 158.0
 
@@ -23,7 +23,7 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class LineChart:
     """A line chart as SVG in a box of 360 x 196.
 
     Attributes:
@@ -45,7 +45,7 @@ def draw(
     show: Callable[[float], str],
     from_zero: bool,
     least_span: float,
-) -> Drawing:
+) -> LineChart:
     """Lays out lines over evenly spaced settings.
 
     Args:
@@ -78,7 +78,7 @@ def draw(
             if math.isfinite(value)
         )
         lines.append(Line(kind, "M" + "L".join(f"{a} {b}" for a, b, _ in dots) if dots else "", dots))
-    return Drawing(
+    return LineChart(
         tuple(lines),
         tuple((round(x[i], 1), label, i == base) for i, label in enumerate(labels)),
         tuple(zip(map(place, ticks), _shortened([show(tick) for tick in ticks]), strict=True)),

@@ -11,9 +11,17 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from clipdata_jax.report import captions as caption_facts
-from clipdata_jax.report import columns, comparison, histogram, lines, telemetry, text, trace
-from clipdata_jax.report.captions import Captions
+from clipdata_jax.report import (
+    caption_statistics,
+    column_labels,
+    comparison,
+    histogram,
+    lines,
+    text,
+    throughput,
+    trace,
+)
+from clipdata_jax.report.caption_statistics import Captions
 from clipdata_jax.report.comparison import Comparison
 from clipdata_jax.report.contents import Contents
 from clipdata_jax.report.thumbnails import Thumbnail
@@ -44,7 +52,7 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class RuleStep:
     """One part of the selection's rule: its text, how many pairs it looked at, how many of them it kept."""
 
     rule: str
@@ -69,10 +77,10 @@ class About:
 
     title: str
     rule: str = ""
-    steps: Sequence[Step] = ()
+    steps: Sequence[RuleStep] = ()
     replaced_share: float | None = None
     trace: Sequence[TraceStep] = ()
-    runs: Sequence[telemetry.Run] = ()
+    runs: Sequence[throughput.RunThroughput] = ()
     warnings: Sequence[str] = ()
     provenance: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
 
@@ -97,7 +105,7 @@ def render(
       pairs: shown row -> what was found of it; rows that are missing get a placeholder. None: the page has
         figures only, and says so.
       compared: what `comparison.plan` found; `contents` has the rows it shows.
-      captions: what `captions.describe` found, if captions were looked at.
+      captions: what `caption_statistics.describe` found, if captions were looked at.
 
     Returns:
       HTML, the same for the same arguments.
@@ -119,7 +127,7 @@ def render(
 
 def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
     own = contents.scores[row]
-    labels = columns.short_labels(own)
+    labels = column_labels.short_labels(own)
     scores = [
         {
             "name": name,
@@ -173,12 +181,12 @@ def environment() -> jinja2.Environment:
         value=text.value,
     )
     made.globals.update(
-        label=columns.label,
+        label=column_labels.label,
         nan=float("nan"),
         own=comparison.OWN,
         pool=comparison.POOL,
-        most_captions=caption_facts.MOST,
-        few_words=caption_facts.FEW_WORDS,
+        most_captions=caption_statistics.MOST,
+        few_words=caption_statistics.FEW_WORDS,
     )
     return made
 

@@ -27,7 +27,7 @@ class TraceStep:
     eigenvalues: tuple[float, ...]
 
 
-def charts(steps: Sequence[TraceStep]) -> list[tuple[str, lines.Drawing]]:
+def charts(steps: Sequence[TraceStep]) -> list[tuple[str, lines.LineChart]]:
     """Title and drawing of each chart.
 
     Args:
@@ -40,7 +40,7 @@ def charts(steps: Sequence[TraceStep]) -> list[tuple[str, lines.Drawing]]:
 
     def draw(
         series: dict[str, list[float]], show: Callable[[float], str], *, from_zero: bool, least_span: float
-    ) -> lines.Drawing:
+    ) -> lines.LineChart:
         return lines.draw(labels, -1, series, show=show, from_zero=from_zero, least_span=least_span)
 
     def eigenvalue(index: int) -> list[float]:

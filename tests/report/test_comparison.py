@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from clipdata_jax.report import captions, comparison, contents, page
+from clipdata_jax.report import comparison, contents, page
+from clipdata_jax.report.caption_statistics import Caption, CaptionSample, describe
 
 
 def made(rows: int = 900):
@@ -46,9 +47,17 @@ def test_nearest_targets_are_counted_and_a_union_named_is_left_out():
 
 
 def test_lengths_and_languages_are_of_the_captions_found():
-    samples = [captions.Sample("x", (1, 2, 3, 4)), captions.Sample("y", (9,)), captions.Sample("z", (3,))]
-    found = {1: captions.Caption(2, "en"), 2: captions.Caption(3, "de"), 3: captions.Caption(7, "en")}
-    told = captions.describe(samples, found)
+    samples = [
+        CaptionSample("x", (1, 2, 3, 4)),
+        CaptionSample("y", (9,)),
+        CaptionSample("z", (3,)),
+    ]
+    found = {
+        1: Caption(2, "en"),
+        2: Caption(3, "de"),
+        3: Caption(7, "en"),
+    }
+    told = describe(samples, found)
     x, y, z = told.facts
     assert (x.captions, x.median, x.mean) == (3, 3, 4)
     assert x.few == pytest.approx(1 / 3)
@@ -57,11 +66,11 @@ def test_lengths_and_languages_are_of_the_captions_found():
     assert x.languages == pytest.approx((2 / 3, 1 / 3, 0))
     assert y.captions == 0
     assert np.isnan([y.median, y.mean, y.few, *y.languages]).all()
-    many = {row: captions.Caption(1, f"l{min(row, 7)}") for row in range(9)}
-    told = captions.describe([captions.Sample("x", tuple(range(9)))], many)
+    many = {row: Caption(1, f"l{min(row, 7)}") for row in range(9)}
+    told = describe([CaptionSample("x", tuple(range(9)))], many)
     assert told.languages == ("l7", "l0", "l1", "l2", "l3", "l4")
     assert told.facts[0].languages[-1] == pytest.approx(2 / 9)
-    assert captions.describe(samples, {1: captions.Caption(2)}).languages is None
+    assert describe(samples, {1: Caption(2)}).languages is None
 
 
 @pytest.mark.parametrize("rows", [0, 1, 900])
@@ -71,7 +80,7 @@ def test_the_section_shows_names_as_text(rows):
     selections = [comparison.Selection("<script>\u202e", other[:rows])]
     found = comparison.plan(own[:rows], selections, scores, images=2)
     plan = contents.plan(scores, own[:rows], images=2, also=found.shown())
-    told = captions.describe(found.samples, {})
+    told = describe(found.samples, {})
     html = page.render(plan, page.About("t"), {}, compared=found, captions=told)
     assert "<script" not in html
     assert "&lt;script&gt;[U+202E]" in html

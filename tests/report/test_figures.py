@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipdata_jax.report import choice, columns, contents, histogram, quadrants
+from clipdata_jax.report import choice, column_labels, contents, histogram, quadrants
 from clipdata_jax.selection.ranking import Quantiles
 
 
@@ -208,8 +208,8 @@ def test_column_names_for_readers():
         "norm_sim_inf_in1k",
         "clip_score",
     ]
-    assert columns.ordered(names) == [names[4], names[2], names[3], names[0], names[1]]
-    labels = [columns.label(name) for name in columns.ordered([*names, "neg_clip_loss_se"])]
+    assert column_labels.ordered(names) == [names[4], names[2], names[3], names[0], names[1]]
+    labels = [column_labels.label(name) for name in column_labels.ordered([*names, "neg_clip_loss_se"])]
     assert labels == [
         "CLIPScore",
         "negCLIPLoss l14 t10 b1024",
@@ -218,7 +218,7 @@ def test_column_names_for_readers():
         "NormSim₂ c10",
         "other score",
     ]
-    assert columns.short_labels(names)["norm_sim_inf_in1k"] == "NormSim∞"
-    assert columns.short_labels(["norm_sim_2_a", "norm_sim_2_b"])["norm_sim_2_a"] == "₂ a"
-    assert columns.first_of("norm_sim", names) == "norm_sim_inf_in1k"
-    assert columns.first_of("norm_sim", names, "top(norm_sim_2_c10, 0.2)") == "norm_sim_2_c10"
+    assert column_labels.short_labels(names)["norm_sim_inf_in1k"] == "NormSim∞"
+    assert column_labels.short_labels(["norm_sim_2_a", "norm_sim_2_b"])["norm_sim_2_a"] == "₂ a"
+    assert column_labels.first_of("norm_sim", names) == "norm_sim_inf_in1k"
+    assert column_labels.first_of("norm_sim", names, "top(norm_sim_2_c10, 0.2)") == "norm_sim_2_c10"

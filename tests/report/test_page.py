@@ -80,7 +80,7 @@ def test_the_page_says_what_was_kept(plan, pairs):
     about = page.About(
         "A title",
         rule="top(neg_clip_loss, 0.3)",
-        steps=[page.Step("top(neg_clip_loss, 0.3)", 800, 240)],
+        steps=[page.RuleStep("top(neg_clip_loss, 0.3)", 800, 240)],
         replaced_share=0.0123,
     )
     html = page.render(plan, about, pairs)
@@ -121,7 +121,7 @@ def test_figures_on_the_page_are_the_plans(plan, pairs):
 
 def test_nothing_on_the_page_acts_or_leaves_it(plan, pairs):
     about = page.About(
-        HOSTILE[0], rule=HOSTILE[1], steps=[page.Step(HOSTILE[2], 1, 1)], warnings=[HOSTILE[0]],
+        HOSTILE[0], rule=HOSTILE[1], steps=[page.RuleStep(HOSTILE[2], 1, 1)], warnings=[HOSTILE[0]],
         provenance=[(HOSTILE[1], [(HOSTILE[0], HOSTILE[4])])],
     )  # fmt: skip
     html = page.render(plan, about, pairs)

@@ -15,7 +15,7 @@ _LEAST = 3  # fewer units make no line
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunThroughput:
     """What is drawn of a run.
 
     Attributes:
@@ -32,10 +32,10 @@ class Run:
     rows: int
     rows_per_second: float
     seconds: Mapping[str, tuple[float, float]]
-    charts: tuple[tuple[str, lines.Drawing], ...]
+    charts: tuple[tuple[str, lines.LineChart], ...]
 
 
-def draw(name: str, units: Sequence[UnitTimes]) -> Run:
+def draw(name: str, units: Sequence[UnitTimes]) -> RunThroughput:
     """Sums units up, and draws three or more of them in at most nine stretches of as many units each.
 
     Args:
@@ -49,10 +49,10 @@ def draw(name: str, units: Sequence[UnitTimes]) -> Run:
         for which in SECONDS
     }
     charts = _charts(units) if len(units) >= _LEAST else ()
-    return Run(name, len(units), int(rows), _rate(units), totals, charts)
+    return RunThroughput(name, len(units), int(rows), _rate(units), totals, charts)
 
 
-def _charts(units: Sequence[UnitTimes]) -> tuple[tuple[str, lines.Drawing], ...]:
+def _charts(units: Sequence[UnitTimes]) -> tuple[tuple[str, lines.LineChart], ...]:
     count = min(_POINTS, len(units))
     edges = [len(units) * i // count for i in range(count + 1)]
     stretches = [units[start:end] for start, end in itertools.pairwise(edges)]

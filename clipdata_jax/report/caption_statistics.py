@@ -22,7 +22,7 @@ class Caption:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class CaptionSample:
     """Rows drawn by seed from the pool or a selection, whose captions are wanted."""
 
     name: str
@@ -30,7 +30,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class CaptionStatistics:
     """The captions that were found of a sample; NaN where there is none.
 
     Attributes:
@@ -60,10 +60,10 @@ class Captions:
     """
 
     languages: tuple[str, ...] | None
-    facts: tuple[Facts, ...]
+    facts: tuple[CaptionStatistics, ...]
 
 
-def describe(samples: Sequence[Sample], found: Mapping[int, Caption]) -> Captions:
+def describe(samples: Sequence[CaptionSample], found: Mapping[int, Caption]) -> Captions:
     """Sums up the captions of each sample.
 
     Args:
@@ -80,11 +80,11 @@ def describe(samples: Sequence[Sample], found: Mapping[int, Caption]) -> Caption
     return Captions(None if None in told else tuple(most), facts)
 
 
-def _facts(name: str, captions: Sequence[Caption], languages: Sequence[str]) -> Facts:
+def _facts(name: str, captions: Sequence[Caption], languages: Sequence[str]) -> CaptionStatistics:
     if not captions:
-        return Facts(name, 0, np.nan, np.nan, np.nan, (np.nan,) * (len(languages) + 1))
+        return CaptionStatistics(name, 0, np.nan, np.nan, np.nan, (np.nan,) * (len(languages) + 1))
     words = np.array([one.words for one in captions], np.float64)
     few = float((words < FEW_WORDS).mean())
     counts = [sum(one.language == language for one in captions) for language in languages]
     shares = tuple(count / len(captions) for count in (*counts, len(captions) - sum(counts)))
-    return Facts(name, len(captions), float(np.median(words)), float(words.mean()), few, shares)
+    return CaptionStatistics(name, len(captions), float(np.median(words)), float(words.mean()), few, shares)

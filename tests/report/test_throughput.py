@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipdata_jax.report import telemetry
+from clipdata_jax.report import throughput
 from clipdata_jax.runs.records import UnitTimes
 
 
@@ -20,7 +20,7 @@ def units(count):
 
 @pytest.mark.parametrize(("count", "shown", "last"), [(3, 3, "0:40"), (9, 9, "2:40"), (1000, 9, "5h33")])
 def test_charts_show_the_whole_run_in_few_stretches(count, shown, last):
-    run = telemetry.draw("scores", units(count))
+    run = throughput.draw("scores", units(count))
     for title, drawing in run.charts:
         labels = [label for _, label, _ in drawing.x_ticks]
         assert (len(labels), labels[-1]) == (shown, last), title
@@ -29,7 +29,7 @@ def test_charts_show_the_whole_run_in_few_stretches(count, shown, last):
 
 
 def test_a_mean_of_rates_counts_the_time_and_lines_stand_where_they_belong():
-    run = telemetry.draw("scores", units(3)[::-1])
+    run = throughput.draw("scores", units(3)[::-1])
     assert run.rows_per_second == pytest.approx(300 / 22)
     (_, speed), (_, spent) = run.charts
     assert [shown for _, _, shown in speed.lines[0].dots] == ["10", "50", "10"]
@@ -39,6 +39,6 @@ def test_a_mean_of_rates_counts_the_time_and_lines_stand_where_they_belong():
 
 
 def test_two_units_make_no_line():
-    run = telemetry.draw("scores", units(2))
+    run = throughput.draw("scores", units(2))
     assert not run.charts
     assert run.seconds["read"] == pytest.approx((4, 20))
