@@ -1,9 +1,9 @@
-"""Arrays on disk: .npy files and members of .npz files; mapped where they lie plainly in a local file, else streamed.
+"""Arrays in .npy and .npz files: memory-mapped if they are stored uncompressed in a local file, else streamed.
 
-A mapped array takes no memory of its own, a streamed one is the only copy; the other members of a .npz are not read.
-Either way the header is held against the size first and a member's bytes against its checksum, so that no flipped bit
-becomes a number: one more read at some 5 GB/s, from the memory that the mapping shares. Who cuts a file short in place
-while it is mapped ends the process (SIGBUS); one that is replaced by renaming, as all here are, stays what it was.
+A mapped array takes no memory of its own, a streamed one is copied once; other members of a .npz are not read. The
+header is checked against the size, and a .npz member against its checksum, so that no flipped bit becomes a number:
+one more read, at about 5 GB/s, of pages that the mapping shares. Truncating a mapped file in place kills the process
+(SIGBUS); replacing it by renaming, as this package does, leaves the mapping intact.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clipdata_jax.errors import InputError
 
 _PIECE = 1 << 20
 _HEADER_BYTES = 10_000
-# float16 embeddings hardly shrink; what grows more than that, beyond the first bytes, is a bomb.
+# float16 embeddings hardly compress; members that grow more, beyond a harmless size, are decompression bombs.
 _TIMES, _UNSUSPECTED = 64, 1 << 28
 _LOCAL_HEADER = struct.Struct(
     "<4s22xHH"
@@ -40,7 +40,7 @@ _DAMAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class RowChunks:
-    """Rows to write, float16, in pieces that together have the shape."""
+    """Float16 rows to write, in pieces that together have the shape."""
 
     shape: tuple[int, int]
     pieces: Iterable[np.ndarray]
@@ -62,13 +62,13 @@ class _Header:
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """A .npy file: by itself, or in a .npz.
+    """A .npy file, by itself or in a .npz.
 
     Attributes:
-      file: read from its beginning.
-      size: in bytes, decompressed.
-      start: where it lies in the file on disk; None where it is compressed there.
-      checked: whether its checksum is compared when it was read to its end.
+      file: the open file, at its beginning.
+      size: its size in bytes, decompressed.
+      start: its offset in the file on disk; None if it is compressed.
+      checked: whether reading it to its end verifies a checksum.
     """
 
     file: IO[bytes]
@@ -78,12 +78,12 @@ class _Member:
 
 
 def array_shape(path: str, name: str) -> tuple[int, int]:
-    """The shape of an array in a npz or npy file, from its header.
+    """Reads the shape of a two-dimensional array in a .npz or .npy file from its header.
 
     Raises:
-      InputError: the file is damaged, lacks the array, or the array is not two-dimensional.
+      InputError: the file is damaged, lacks the array, or the array isn't two-dimensional.
     """
-    with storage.open_read(path) as file, _damage_told(path), _open_member(file, path, name) as member:
+    with storage.open_read(path) as file, _wrap_errors(path), _open_member(file, path, name) as member:
         shape = _read_header(member).shape
     if len(shape) != 2:
         raise InputError(f"{path}: {name} has shape {shape}, expected (rows, dim)")
@@ -91,22 +91,22 @@ def array_shape(path: str, name: str) -> tuple[int, int]:
 
 
 def read_array(path: str, name: str, *, rows: int | None = None) -> np.ndarray:
-    """The array of a .npy, or the named one of a .npz; no pickle is ever loaded.
+    """Reads the array of a .npy file, or the named one of a .npz; never loads pickles.
 
     Args:
-      path: the file; one whose name doesn't end in .npz is a .npy.
-      name: of the array in a .npz.
-      rows: how many it must have, where that is known; an array that claims others is not read.
+      path: the file; a .npy unless its name ends in .npz.
+      name: the array's name in a .npz.
+      rows: the expected number of rows, if known; an array of another is not read.
 
     Returns:
-      The array. One that is mapped may be written to: that changes its own pages, not the file.
+      The array. Writing to a mapped one changes private pages, not the file.
 
     Raises:
-      InputError: the file is damaged, lacks the array, or the array has other rows.
+      InputError: the file is damaged, lacks the array, or the array has another number of rows.
     """
-    with storage.open_read(path) as file, _damage_told(path), _open_member(file, path, name) as member:
+    with storage.open_read(path) as file, _wrap_errors(path), _open_member(file, path, name) as member:
         found = _read(file, path, member, rows)
-        # jax takes the machine's own order of bytes only.
+        # jax takes native byte order only.
         return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
 
 
@@ -127,22 +127,22 @@ def _read(file: IO[bytes], path: str, member: _Member, rows: int | None = None) 
 
 
 def read_npy(path: str, what: str, *, named: str | None = None) -> np.ndarray:
-    """The array of a .npy file, whatever it is called, mapped where that is possible.
+    """Reads the array of a .npy file, whatever its name, mapped where possible.
 
     Args:
       path: the file.
-      what: "of uids": what it should be, for the message.
-      named: the path to name in a message, if another.
+      what: its expected content for messages, such as "of uids".
+      named: the path to name in messages, if another.
 
     Raises:
-      InputError: it is no .npy file, or damaged.
+      InputError: the file is damaged or not a .npy file.
     """
-    with storage.open_read(path) as file, _damage_told(named or path, f"not a .npy file {what}"):
+    with storage.open_read(path) as file, _wrap_errors(named or path, f"not a .npy file {what}"):
         return _read(file, path, _Member(file, storage.size(path), 0, checked=False))
 
 
 @contextlib.contextmanager
-def _damage_told(path: str, what: str = "damaged or not a NumPy file") -> Iterator[None]:
+def _wrap_errors(path: str, what: str = "damaged or not a NumPy file") -> Iterator[None]:
     try:
         yield
     except InputError:
@@ -167,7 +167,7 @@ def _open_member(file: IO[bytes], path: str, name: str) -> Iterator[_Member]:
             raise ValueError(f"holds {name!r} twice")
         info = members.getinfo(f"{name}.npy")
         if info.file_size > max(_UNSUSPECTED, _TIMES * info.compress_size):
-            raise ValueError(f"{info.compress_size:,} bytes that say they become {info.file_size:,}")
+            raise ValueError(f"{info.compress_size:,} bytes that claim to decompress to {info.file_size:,}")
         start = None
         if info.compress_type == zipfile.ZIP_STORED:
             file.seek(info.header_offset)
@@ -179,10 +179,10 @@ def _open_member(file: IO[bytes], path: str, name: str) -> Iterator[_Member]:
 
 def _read_header(member: _Member) -> _Header:
     version = np.lib.format.read_magic(member.file)
-    # NumPy would first read whatever length a header claims.
+    # NumPy would read a header of any claimed length.
     length = member.file.read(2 if version == (1, 0) else 4)
     if (claimed := int.from_bytes(length, "little")) > _HEADER_BYTES:
-        raise ValueError(f"its header says that it is {claimed:,} bytes long")
+        raise ValueError(f"its header claims to be {claimed:,} bytes long")
     member.file.seek(-len(length), io.SEEK_CUR)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     header = _Header(*read(member.file))
@@ -194,7 +194,7 @@ def _read_header(member: _Member) -> _Header:
 
 
 def _read_data(member: _Member, header: _Header) -> np.ndarray:
-    """Reads to the end, where zipfile compares the checksum."""
+    """Reads to the end, where zipfile verifies the checksum."""
     data = np.empty(math.prod(header.shape), header.dtype)
     view, at = memoryview(data.view(np.uint8)), 0
     while at < len(view):
@@ -212,7 +212,7 @@ def write_npz(file: IO[bytes], arrays: Mapping[str, RowChunks]) -> None:
     """Writes named arrays as `np.savez` does, piece by piece; the same arrays give the same bytes."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as members:
         for name, rows in arrays.items():
-            # The time of a member made by name alone is the zip format's first, 1980.
+            # A ZipInfo made from a name alone has a constant time, 1980.
             with members.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 write_npy(member, rows)
 

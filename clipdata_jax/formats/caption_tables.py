@@ -1,4 +1,4 @@
-"""Tables of images and captions: a csv, tsv or parquet file whose rows name image files."""
+"""Tables of images and captions: csv, tsv or parquet files whose rows name image files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,20 +18,20 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import parquet, tars
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-# What other tools call them: open_clip filepath and title, Hugging Face's imagefolder file_name and text.
+# The names in open_clip (filepath, title), Hugging Face's imagefolder (file_name, text) and others.
 IMAGE_COLUMNS = ("file_name", "filepath", "filename", "image_path", "image", "path", "file")
 CAPTION_COLUMNS = ("caption", "text", "title")
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionTable:
-    """An open table; its columns of text are in memory, the images are not.
+    """An open table; its text columns are in memory, the images are not.
 
     Attributes:
       path: the file.
-      images: paths as the table has them, relative to its folder or whole.
+      images: image paths as stored, absolute or relative to the table's folder.
       captions: None where they aren't needed.
-      uids: the column "uid", None where the table has none.
+      uids: the column "uid", None if the table has none.
     """
 
     path: str
@@ -44,7 +44,7 @@ class CaptionTable:
 
     @functools.cached_property
     def times(self) -> np.ndarray:
-        """Of each row, for which time the table has its image: 1 the first."""
+        """For each row, how often its image occurs up to and including it."""
         codes = self.images.combine_chunks().dictionary_encode(null_encoding="encode").indices.to_numpy()
         order = np.argsort(codes, kind="stable")
         first = np.flatnonzero(np.diff(codes[order], prepend=-1))
@@ -52,15 +52,15 @@ class CaptionTable:
         times[order] = np.arange(len(codes)) - np.repeat(first, np.diff(first, append=len(codes))) + 1
         return times
 
-    def facts(self) -> dict[str, Any]:
-        """The table's name, size and digest, and the number of its rows."""
+    def facts(self) -> dict[str, str | int]:
+        """The table's name, size, digest and number of rows."""
         size, digest = storage.size(self.path), storage.digest(self.path)
         return {"name": self.path, "bytes": size, "digest": digest, "images": len(self)}
 
     def samples(self, start: int, stop: int) -> Iterator[tars.RawSample]:
-        """Rows as samples: the key is the image's path, or the row's number where the path is null.
+        """Yields rows as samples; the key is the image's path, or the row's number where the path is null.
 
-        An image's second row, with another caption, is another pair: its key is the path and "#2".
+        An image's second row, with another caption, is another pair, with the key "path#2".
         """
         folder = self.path.rpartition("/")[0]
         for row in range(start, stop):
@@ -74,9 +74,9 @@ class CaptionTable:
             if not image:
                 yield tars.RawSample(f"row {row}", members, {})
                 continue
-            whole = image.startswith("/") or "://" in image or not folder
+            absolute = image.startswith("/") or "://" in image or not folder
             key = image if self.times[row] == 1 else f"{image}#{self.times[row]}"
-            yield tars.ImageFileSample(key, members, {}, image if whole else storage.join(folder, image))
+            yield tars.ImageFileSample(key, members, {}, image if absolute else storage.join(folder, image))
 
 
 def open_table(
@@ -92,7 +92,7 @@ def open_table(
       need_caption: whether there must be captions.
 
     Raises:
-      InputError: not such a table, empty, or without these columns.
+      InputError: the table can't be read, is empty, or lacks a column.
     """
     table = _read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path)
     if not len(table):
@@ -104,10 +104,10 @@ def open_table(
 
 
 def _read_parquet(path: str) -> pa.Table:
-    # A column may hold the images themselves: only those of text are read.
+    # Another column may hold the images themselves: only text columns are read.
     texts = [name for name, kind in parquet.rows_and_types(path)[1].items() if _is_text(kind)]
     if not texts:
-        raise InputError(f"{path}: no column of it holds text, expected one of image files")
+        raise InputError(f"{path}: no column holds text; expected one with the paths of images")
     table = parquet.read(path, texts)
     return table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
 
@@ -115,7 +115,8 @@ def _read_parquet(path: str) -> pa.Table:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):  # a category of pandas
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(check(kind) for check in checks)
 
 
 def _read_csv(path: str) -> pa.Table:
@@ -137,7 +138,7 @@ def _parse_csv(file: BinaryIO) -> pa.Table:
     return pyarrow.csv.read_csv(
         file,
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        # Else a column of numbers would lose its leading zeros.
+        # Otherwise a column of numbers would lose leading zeros.
         convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
     )
 

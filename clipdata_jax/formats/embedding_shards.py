@@ -1,4 +1,4 @@
-"""A pool as embeddings: DataComp's metadata shards (parquet beside npz), or clip-retrieval's folders."""
+"""Embeddings of a pool or target: DataComp's metadata shards (parquet beside npz), or clip-retrieval's folders."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ import numpy as np
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import arrays, parquet, uids
-from clipdata_jax.formats.arrays import read_array
 from clipdata_jax.runtime import threads
+
+BAD_REASONS = {1: "not finite", 2: "zero", 3: "not of unit norm"}
+# The largest |norm - 1| that rounding to the format can cause.
+_NORM_TOLERANCE = {"float16": 2e-3, "bfloat16": 1e-2}
+_CHUNK = 1 << 9  # rows whose float32 form stays in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingShard:
-    """One file of pairs.
+    """The files of one shard.
 
     Attributes:
-      name: its base name, and that of the score table's part.
+      name: the shard's name, also that of its part of a score table.
       metadata: the parquet file.
-      images: the file of image embeddings: the npz, or a npy.
-      texts: the file of caption embeddings: the same npz, or a npy.
+      images: the file of image embeddings: a .npz or .npy.
+      texts: the file of caption embeddings: the same .npz, or a .npy.
       rows: pairs, from the parquet footer.
     """
 
@@ -38,9 +42,14 @@ class EmbeddingShard:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingPool:
-    """The shards of a pool in order of their names, and the models whose embeddings they hold.
+    """The shards of a pool.
 
-    Without uids of its own (clip-retrieval's metadata may have none) a pair is named by file name and row.
+    Attributes:
+      folder: the pool.
+      shards: its shards, sorted by name.
+      tags: the models whose embeddings it holds.
+      has_uids: whether the metadata hold uids; otherwise (clip-retrieval) they derive from file name and row.
+      unreadable: error messages of the shards that were left out.
     """
 
     folder: str
@@ -53,10 +62,10 @@ class EmbeddingPool:
         return sum(shard.rows for shard in self.shards)
 
     def tag(self, wanted: str | None) -> str:
-        """The model to use: the wanted one, or the only one.
+        """Returns the wanted model's tag, or the only one.
 
         Raises:
-          InputError: the pool lacks it, or has several and none is named.
+          InputError: the pool lacks it, or holds several and none is named.
         """
         if wanted is None and len(self.tags) == 1:
             return self.tags[0]
@@ -71,20 +80,34 @@ class EmbeddingPool:
         return wanted
 
 
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """The uids and embeddings of a shard.
+
+    Attributes:
+      uid: shape (n,), u8,u8.
+      images: shape (n, d), the dtype on disk, usually float16.
+      texts: shape (n, d).
+    """
+
+    uid: np.ndarray
+    images: np.ndarray
+    texts: np.ndarray
+
+
 def open_pool(
     folder: str, *, on_bad: OnBad = "stop", texts: bool = True, rows: Mapping[str, int] | None = None
 ) -> EmbeddingPool:
-    """Finds a pool's shards; reads the parquet footers and the names in the first npz, no embeddings.
+    """Opens a pool; reads parquet footers and the names in the first .npz, but no embeddings.
 
     Args:
-      folder: of metadata shards, or clip-retrieval's.
-      on_bad: "skip" leaves shards whose footer can't be read out of the pool, named in `EmbeddingPool.unreadable`.
-      texts: whether metadata shards must hold caption embeddings beside those of the images.
-      rows: shard -> its pairs, where they are known; other shards' footers are read.
+      folder: a folder of metadata shards, or of clip-retrieval's folders.
+      on_bad: "skip" leaves out shards whose footer can't be read and lists them in `EmbeddingPool.unreadable`.
+      texts: whether metadata shards must hold caption embeddings too.
+      rows: shard -> its pairs, where known; the footers of other shards are read.
 
     Raises:
-      InputError: no such folder, nothing in it, no pairs in it, a parquet file without its embeddings or the
-        reverse.
+      InputError: the folder is missing or holds no pairs, or a shard lacks its parquet or embedding file.
     """
     pool = _open(folder.rstrip("/") or folder, on_bad, texts, rows or {})
     if not len(pool):
@@ -101,18 +124,18 @@ def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> E
     if at.is_folder("img_emb"):
         return _open_clip_retrieval(folder, on_bad, rows)
     metadata = {_stem(path): path for path in at.files(".parquet")}
-    arrays = {_stem(path): path for path in at.files(".npz")}
-    if not arrays and at.files(".tar"):
+    embeddings = {_stem(path): path for path in at.files(".npz")}
+    if not embeddings and at.files(".tar"):
         raise InputError(f"{folder}: holds tars, not embeddings; run `clipdata embed {folder} ...` first")
-    if not metadata and not arrays:
+    if not metadata and not embeddings:
         raise InputError(
             f"{folder}: the pool is empty; expected metadata shards, name.parquet beside name.npz, or"
             " clip-retrieval's folders img_emb, text_emb and metadata"
         )
-    if alone := sorted(set(metadata) ^ set(arrays)):
+    if alone := sorted(set(metadata) ^ set(embeddings)):
         has, lacks = (".parquet", ".npz") if alone[0] in metadata else (".npz", ".parquet")
         raise InputError(f"{folder}: {alone[0]}{has} has no {alone[0]}{lacks} beside it; add or remove it")
-    found = [(name, metadata[name], arrays[name], arrays[name]) for name in sorted(metadata)]
+    found = [(name, metadata[name], embeddings[name], embeddings[name]) for name in sorted(metadata)]
     shards, unreadable = _read_footers(found, on_bad, rows)
     return EmbeddingPool(folder, shards, _first_tags(shards, texts), unreadable=unreadable)
 
@@ -120,7 +143,7 @@ def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> E
 def _read_footers(
     found: Sequence[tuple[str, str, str, str]], on_bad: OnBad, rows: Mapping[str, int]
 ) -> tuple[tuple[EmbeddingShard, ...], tuple[str, ...]]:
-    """Shards (name, metadata, images, texts) with their rows, and why some can't be read."""
+    """Adds their rows to shards (name, metadata, images, texts); returns the others' error messages."""
     shards: list[EmbeddingShard] = []
     unreadable: list[str] = []
     unknown = [one[1] for one in found if one[0] not in rows]
@@ -136,14 +159,38 @@ def _read_footers(
     return tuple(shards), tuple(unreadable)
 
 
+def _rows_or_error(path: str) -> int | InputError:
+    try:
+        return parquet.rows_and_types(path)[0]
+    except InputError as error:
+        return error
+
+
 def _first_tags(shards: tuple[EmbeddingShard, ...], texts: bool) -> tuple[str, ...]:
-    """The tags of the first shard that can be read; the others are looked at when it is their turn."""
+    """The tags of the first readable shard; the others are checked when they are read."""
     for shard in shards:
         try:
             return _tags(shard.images, texts)
         except InputError as error:
             last = error
     raise last
+
+
+def _tags(path: str, texts: bool) -> tuple[str, ...]:
+    with storage.open_read(path) as file:
+        try:
+            names = {name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()}
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(f"{path}: not a .npz file, or cut short ({error}); write it again") from error
+    tags = sorted(name.removesuffix("_img") for name in names if name.endswith("_img"))
+    if texts:
+        tags = [tag for tag in tags if f"{tag}_txt" in names]
+    if not tags:
+        expected = "<tag>_img and <tag>_txt" if texts else "<tag>_img"
+        raise InputError(
+            f"{path}: holds {', '.join(sorted(names)) or 'nothing'}; expected {expected}, e.g. b32_img"
+        )
+    return tuple(tags)
 
 
 def _stem(path: str) -> str:
@@ -167,73 +214,19 @@ def _open_clip_retrieval(folder: str, on_bad: OnBad, rows: Mapping[str, int]) ->
             )
     pairs = sorted((_stem(metadata[n]), metadata[n], images[n], texts[n]) for n in images)
     shards, unreadable = _read_footers(pairs, on_bad, rows)
-    has_uids = "uid" in _column_names(shards[0].metadata)
+    has_uids = "uid" in parquet.rows_and_types(shards[0].metadata)[1]
     return EmbeddingPool(folder, shards, ("clip",), has_uids=has_uids, unreadable=unreadable)
-
-
-def _rows_or_error(path: str) -> int | InputError:
-    try:
-        return _footer_rows(path)
-    except InputError as error:
-        return error
-
-
-def _footer_rows(path: str) -> int:
-    return parquet.rows_and_types(path)[0]
-
-
-def _column_names(path: str) -> list[str]:
-    return list(parquet.rows_and_types(path)[1])
-
-
-def _tags(path: str, texts: bool) -> tuple[str, ...]:
-    with storage.open_read(path) as file:
-        try:
-            names = {name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()}
-        except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(f"{path}: not a .npz file, or cut short ({error}); write it again") from error
-    tags = sorted(name.removesuffix("_img") for name in names if name.endswith("_img"))
-    if texts:
-        tags = [tag for tag in tags if f"{tag}_txt" in names]
-    if not tags:
-        expected = "<tag>_img and <tag>_txt" if texts else "<tag>_img"
-        raise InputError(
-            f"{path}: holds {', '.join(sorted(names)) or 'nothing'}; expected {expected}, e.g. b32_img"
-        )
-    return tuple(tags)
-
-
-# How far from 1 a row's norm may be: what rounding to the format can do.
-_NORM_TOLERANCE = {"float16": 2e-3, "bfloat16": 1e-2}
-_CHUNK = 1 << 9  # rows whose float32 form stays in a core's cache
-
-
-@dataclasses.dataclass(frozen=True)
-class Embeddings:
-    """The pairs of a shard.
-
-    Attributes:
-      uid: shape (n,), u8,u8.
-      images: shape (n, d), the dtype on disk, usually float16.
-      texts: shape (n, d).
-    """
-
-    uid: np.ndarray
-    images: np.ndarray
-    texts: np.ndarray
 
 
 def read_shard(shard: EmbeddingShard, tag: str) -> Embeddings:
     """Reads a shard's uids and one model's embeddings.
 
     Raises:
-      InputError: a file is damaged, lacks the tag or the uid column, or the rows don't agree.
+      InputError: a file is damaged or lacks the tag or the uid column, or the shapes differ.
     """
     uid = read_uids(shard)
-    images, texts = (
-        _read_rows(shard, shard.images, f"{tag}_img"),
-        _read_rows(shard, shard.texts, f"{tag}_txt"),
-    )
+    images = read_images(shard, tag)
+    texts = _read_rows(shard, shard.texts, f"{tag}_txt")
     if images.shape != texts.shape:
         raise InputError(
             f"{shard.images}: images are {images.shape}, captions {texts.shape}; write both again"
@@ -242,10 +235,10 @@ def read_shard(shard: EmbeddingShard, tag: str) -> Embeddings:
 
 
 def read_images(shard: EmbeddingShard, tag: str) -> np.ndarray:
-    """A shard's image embeddings of one model: shape (n, d), the dtype on disk.
+    """Reads a shard's image embeddings of one model: shape (n, d), the dtype on disk.
 
     Raises:
-      InputError: the file is damaged, lacks the tag, or has other rows than the metadata.
+      InputError: the file is damaged, lacks the tag, or has another number of rows than the metadata.
     """
     return _read_rows(shard, shard.images, f"{tag}_img")
 
@@ -258,14 +251,16 @@ def _read_rows(shard: EmbeddingShard, path: str, name: str) -> np.ndarray:
 
 
 def read_uids(shard: EmbeddingShard) -> np.ndarray:
-    """A shard's uids, u8,u8; clip-retrieval's metadata without a uid column gets them from file name and row.
+    """Reads a shard's uids, u8,u8; clip-retrieval's metadata may lack them: then they derive from file name and row.
 
     Raises:
-      InputError: the file is damaged, or a DataComp shard has no uid column or a bad uid.
+      InputError: the file is damaged, a uid is invalid, or a DataComp shard has no uid column.
     """
     rows, names = parquet.rows_and_types(shard.metadata)
     if rows != shard.rows:
-        raise InputError(f"{shard.metadata}: has {rows} rows, when the run began {shard.rows}; begin anew")
+        raise InputError(
+            f"{shard.metadata}: has {rows} rows, had {shard.rows} when the run began; start a new run"
+        )
     if "uid" in names:
         return uids.from_hex(parquet.read(shard.metadata, ["uid"])["uid"], shard.metadata)
     if shard.images == shard.texts:
@@ -276,11 +271,11 @@ def read_uids(shard: EmbeddingShard) -> np.ndarray:
 def find_bad_rows(
     embeddings: Sequence[np.ndarray], *, normalize: bool = False
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Finds the rows that are no unit vectors in any of several arrays of n rows.
+    """Finds rows that aren't unit vectors in any of several arrays of n rows.
 
     Args:
       embeddings: arrays of shape (n, d).
-      normalize: scale rows to unit norm rather than call them bad when their norm is not 1.
+      normalize: whether to scale rows of another norm to unit norm, rather than report them.
 
     Returns:
       The arrays (scaled if asked), and shape (n,) uint8: 0 good, 1 not finite, 2 zero, 3 not of unit norm
@@ -306,10 +301,10 @@ def find_bad_rows(
 
 
 def _norms(block: np.ndarray) -> np.ndarray:
-    """The rows' norms in float32, not finite where a number isn't.
+    """The rows' norms in float32; not finite where a number isn't.
 
-    NumPy widens float16 number by number. Three times as fast in whole arrays of integers: without its sign a float16
-    is, moved left by 13 bits, the float32 that is 2^112 times smaller, and what isn't finite comes out above 65,504.
+    NumPy widens float16 one number at a time. Integer arrays are three times as fast: shifted left by 13 bits, the
+    magnitude of a float16 is that of a float32 smaller by 2^112, and what isn't finite comes out above 65,504.
     """
     if block.dtype == np.float16 and block.dtype.isnative:
         bits = np.left_shift(block.view(np.uint16), 13, dtype=np.uint32)
@@ -318,13 +313,10 @@ def _norms(block: np.ndarray) -> np.ndarray:
         wide *= np.float32(2.0**112)
     else:
         wide = block.astype(np.float32)
-    norm = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    norm: np.ndarray = np.sqrt(np.einsum("nd,nd->n", wide, wide))
     large = np.flatnonzero(norm > 65_504)
     norm[large[~np.isfinite(block[large]).all(axis=1)]] = np.nan
     return norm
-
-
-BAD_REASONS = {1: "not finite", 2: "zero", 3: "not of unit norm"}
 
 
 def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
@@ -336,10 +328,10 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
       dim: the pool's dimension, None if not known yet.
 
     Returns:
-      shape (rows, dim), float16 or float32, unit rows.
+      Unit rows, shape (rows, dim), float16 or float32.
 
     Raises:
-      InputError: unreadable, empty, of another dimension than the pool's, or rows that are not unit.
+      InputError: it can't be read, is empty, has another dimension than the pool, or a row isn't of unit norm.
     """
     parts = [path]
     at = storage.Folder(path)
@@ -352,12 +344,12 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
                 f" --images-only --model {tag}=CHECKPOINT ..., and name that --out here"
             )
     try:
-        arrays = [read_array(part, f"{tag}_img") for part in parts]
+        found = [arrays.read_array(part, f"{tag}_img") for part in parts]
     except InputError as error:
         raise InputError(
             f"{error} (the target of a pool tagged {tag!r}: embed both with the same --model {tag}=CHECKPOINT)"
         ) from error
-    for part, array in zip(parts, arrays, strict=True):
+    for part, array in zip(parts, found, strict=True):
         if array.ndim != 2 or array.dtype.kind != "f":
             raise InputError(
                 f"{part}: the target is {array.dtype}{list(array.shape)}, expected floats (rows, dim)"
@@ -366,7 +358,7 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
             raise InputError(
                 f"{part}: the target has dimension {array.shape[1]}, the pool {dim}; embed both with the same model"
             )
-    target = np.concatenate(arrays)
+    target = np.concatenate(found)
     if not len(target):
         raise InputError(f"{path}: the target is empty, expected at least one row")
     _, bad = find_bad_rows([target])

@@ -1,4 +1,4 @@
-"""Columns that join a pool by uid: scores of others, in parquet or npy files, in any order."""
+"""Columns joined to a pool by uid: scores from elsewhere, in parquet or .npy files, in any order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
@@ -19,49 +18,49 @@ _HALVES = ("uid_hi", "uid_lo")
 
 
 class ExternalColumns:
-    """Columns by uid, held in memory: 16 bytes a row, and for each column 4, or 8 where its numbers need them.
+    """Columns by uid, in memory: 16 bytes a row, and 4 or 8 for each column.
 
     Attributes:
-      path: the file they came from.
+      path: the file.
       columns: name -> scores, float32 or float64, in the order of the sorted uids; NaN is null.
     """
 
     def __init__(self, path: str, uid: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
         order = np.lexsort((uid["f1"], uid["f0"]))
         self.path, self._uid = path, uid[order]
-        # float32 would make 0.28 of a double that is below it, and other rows of numbers above 2^24.
+        # float32 would round a double below 0.28 up to it, and merge row numbers above 2^24.
         kinds = {name: np.result_type(values.dtype, np.float32) for name, values in columns.items()}
         self.columns = {name: values.astype(kinds[name])[order] for name, values in columns.items()}
         twice = np.flatnonzero(self._uid[1:] == self._uid[:-1])
         if len(twice):
             text, row = uids.to_hex(self._uid[twice[:1]])[0], order[twice[0] + 1]
-            raise InputError(f"{path}: row {row}: uid {text} is there before; a uid may have one row only")
-        self._met = np.zeros(len(uid), bool)
+            raise InputError(f"{path}: row {row}: uid {text} occurs before; each uid may occur once")
+        self._found = np.zeros(len(uid), bool)
 
     def of(self, uid: np.ndarray, name: str) -> np.ndarray:
-        """The scores of some pairs; null where the file has no row for them."""
-        # In order, so that neighbours are looked for in the same place: several times faster than at random.
+        """Looks up the scores of some pairs; NaN where the file has no row for one."""
+        # Sorted lookups touch neighbouring memory: several times faster than random ones.
         order = np.argsort(uid["f0"])
         at = uids.find(self._uid, uid[order])
         there = at >= 0
-        self._met[at[there]] = True
+        self._found[at[there]] = True
         scores = np.full(len(uid), np.nan, self.columns[name].dtype)
         scores[order[there]] = self.columns[name][at[there]]
         return scores
 
     def facts(self) -> dict[str, int]:
-        """Rows of the file, and how many of them belong to no pair that was asked for."""
-        return {"rows": len(self._met), "not_in_the_pool": int((~self._met).sum())}
+        """Counts the file's rows, and those of no pair that was looked up."""
+        return {"rows": len(self._found), "not_in_the_pool": int((~self._found).sum())}
 
 
 @dataclasses.dataclass(frozen=True)
 class ColumnFile:
-    """A file of columns, of which only the names were read.
+    """A file of columns, of which only the names are in memory.
 
     Attributes:
-      path: a parquet file, a folder of them, or a npy file.
+      path: a parquet file, a folder of them, or a .npy file.
       parts: the files.
-      names: the columns: all of a parquet file that hold numbers; a npy file's one score has the file's name.
+      names: the numeric columns of a parquet file; the single column of a .npy file is named after it.
     """
 
     path: str
@@ -72,7 +71,7 @@ class ColumnFile:
         """Reads some of the columns.
 
         Raises:
-          InputError: the file can't be read, a uid is no uid, or there twice.
+          InputError: the file can't be read, or a uid is invalid or occurs twice.
         """
         read = _read_npy if self.path.endswith(".npy") else _read_parquet
         each = functools.partial(read, names=names)
@@ -84,16 +83,16 @@ class ColumnFile:
 
 
 def open_columns(paths: Sequence[str]) -> tuple[ColumnFile, ...]:
-    """Looks what columns some files hold.
+    """Opens files of columns; reads their columns' names.
 
-    A parquet file has a column `uid` of 32 hex digits, or `uid_hi` and `uid_lo`, and columns of numbers; a npy file
-    is structured: two uint64 fields, the uid's halves, and one of numbers.
+    A parquet file has a column `uid` of 32 hex digits, or `uid_hi` and `uid_lo`, and numeric columns; a .npy file is
+    structured: two uint64 fields, the uid's halves, and a numeric one.
 
     Args:
-      paths: parquet files, folders of them, npy files.
+      paths: parquet files, folders of them, .npy files.
 
     Raises:
-      InputError: a file is missing or no such file, or holds no column.
+      InputError: a file is missing or of another form, or holds no numeric column.
     """
     sources = []
     for path in paths:
@@ -106,15 +105,15 @@ def open_columns(paths: Sequence[str]) -> tuple[ColumnFile, ...]:
 
 
 def check_shared_names(sources: Sequence[ColumnFile], taken: Collection[str], names: Sequence[str]) -> None:
-    """Makes sure that each of some columns is in one place only: who names it could mean either.
+    """Checks that each name refers to one column only.
 
     Args:
       sources: files of columns.
       taken: the columns of the score tables.
-      names: the columns that are asked for.
+      names: the columns to check.
 
     Raises:
-      InputError: one is in several places.
+      InputError: a name is ambiguous.
     """
     for name in names:
         holders = ["the score tables"] if name in taken else []
@@ -130,23 +129,19 @@ def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     for path, (_, types) in zip(parts, footers, strict=True):
         if "uid" not in types and not set(_HALVES) <= set(types):
             raise InputError(
-                f"{path}: has no column uid, nor uid_hi and uid_lo, by which its rows could be joined; it has"
+                f"{path}: has no column uid, nor uid_hi and uid_lo, to join its rows by; it has"
                 f" {', '.join(types)}"
             )
-        numbers = [name for name, kind in types.items() if _is_number(kind) and name not in _HALVES]
+        numbers = [name for name, kind in types.items() if parquet.is_number(kind) and name not in _HALVES]
         here = tuple(name for name in numbers if name.isidentifier())
         if not here:
-            raise InputError(f"{path}: has no column of numbers beside the uid whose name is a plain word")
+            raise InputError(f"{path}: has no numeric column whose name is a plain word")
         if names and here != names:
             raise InputError(
-                f"{path}: its columns of numbers are {', '.join(here)}, before {', '.join(names)}"
+                f"{path}: its numeric columns are {', '.join(here)}, those of the files before it {', '.join(names)}"
             )
         names = here
     return names
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
 def _read_parquet(path: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""64-bit hashes that every random choice comes from: no generator state, nothing that depends on a version."""
+"""64-bit hashes that all random choices derive from: no generator state, the same in every version."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ def scatter(words: np.ndarray) -> np.ndarray:
         words = words + _STEP
         words = (words ^ (words >> np.uint64(30))) * _FIRST
         words = (words ^ (words >> np.uint64(27))) * _SECOND
-    return words ^ (words >> np.uint64(31))
+    scattered: np.ndarray = words ^ (words >> np.uint64(31))
+    return scattered
 
 
 def mix(*parts: int | np.ndarray) -> np.ndarray:
-    """A hash of several numbers.
+    """Hashes several numbers.
 
         h = scatter(... scatter(scatter(0 ^ a) ^ b) ...)
 

@@ -1,4 +1,4 @@
-"""A pool's metadata as columns: DataComp's parquet files, one at a time."""
+"""Columns of a pool's metadata: DataComp's parquet files, one at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Read = TypeVar("_Read")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One parquet file of metadata: its path, its size, its number of pairs and what its columns hold."""
+    """One parquet file of metadata: its path, size, number of pairs and column types."""
 
     path: str
     bytes: int
@@ -29,14 +29,14 @@ class Part:
     types: dict[str, pa.DataType]
 
 
-_TEXT_ROWS = 16  # a row with a caption takes as much memory as so many of scores
+_TEXT_ROWS = 16  # rows of scores that take as much memory as one with a caption
 
 
 class Skipped:
-    """What to do with files that can't be read: stop at the first, or leave them out and say why.
+    """The files that can't be read: the first is an error, or all are skipped and listed.
 
     Attributes:
-      reasons: file -> why it is left out.
+      reasons: file -> why it was skipped.
     """
 
     def __init__(self, on_bad: OnBad = "stop") -> None:
@@ -44,10 +44,10 @@ class Skipped:
         self.reasons: dict[str, str] = {}
 
     def attempt(self, path: str, read: Callable[[], _Read]) -> _Read | None:
-        """What `read` makes of a file; None if the file is left out.
+        """Returns the result of `read`; None if the file is skipped.
 
         Raises:
-          InputError: the file can't be read, and is not to be left out.
+          InputError: the file can't be read, and on_bad is "stop".
         """
         if path in self.reasons:
             return None
@@ -66,8 +66,8 @@ class Columns:
 
     Attributes:
       uid: shape (n,), u8,u8.
-      values: name -> shape (n,): str objects, or the numbers in the file's dtype; embeddings (n, d).
-      null: name -> shape (n,), bool: where there is no value, or none that is finite.
+      values: name -> shape (n,): str objects, or numbers in the file's dtype; embeddings have shape (n, d).
+      null: name -> shape (n,), bool: where the value is missing or not finite.
     """
 
     uid: np.ndarray
@@ -83,10 +83,11 @@ class Columns:
 
 
 def list_parts(folder: str, skipped: Skipped) -> tuple[Part, ...]:
-    """The metadata files of a folder by name, from their footers; those that can be read.
+    """Lists the metadata files of a folder, sorted by name; reads their footers.
 
     Raises:
-      InputError: no such folder, none in it, an unfinished run's, or a file that is no parquet and not to be skipped.
+      InputError: the folder is missing, holds no metadata or an unfinished run; or a file can't be read and isn't
+        skipped.
     """
     folder = folder.rstrip("/") or folder
     at = storage.Folder(folder)
@@ -112,16 +113,16 @@ def _read_footer(path: str) -> Part:
 
 
 def check_columns(parts: Sequence[Part], *, texts: Sequence[str], numbers: Sequence[str], what: str) -> None:
-    """Refuses files that lack a column, or hold something else in it.
+    """Checks that files have the columns that are needed, of the right types.
 
     Args:
       parts: the files.
-      texts: columns of text that are needed, besides uid.
-      numbers: columns of numbers that are needed.
-      what: needs them.
+      texts: text columns that are needed, besides uid.
+      numbers: numeric columns that are needed.
+      what: what needs them, for the message.
 
     Raises:
-      InputError: names the file, the column, what there is and what is needed.
+      InputError: a file lacks a column, or its type is wrong.
     """
     needed = ["uid", *texts, *numbers]
     for part in parts:
@@ -160,13 +161,13 @@ def read_columns(part: Part, names: Sequence[str]) -> Columns:
 def read_numbers(
     parts: Sequence[Part], name: str, skipped: Skipped, done: Callable[[int], object]
 ) -> np.ndarray:
-    """One column of numbers of all files, -inf where there is none: a float a row in the files' own dtype.
+    """Reads one numeric column of all files, in the files' dtype; -inf where a value is missing.
 
     Args:
       parts: the files.
       name: the column.
-      skipped: what to do with a file that can't be read; its rows have none.
-      done: is told the rows of every file that was read.
+      skipped: takes the files that can't be read; their values are missing.
+      done: called with the number of rows of each file, once it is read.
     """
     rows = sum(part.rows for part in parts)
     found = {part.types[name].to_pandas_dtype() for part in parts if part.types[name] != pa.null()}
@@ -193,5 +194,7 @@ def ahead(read: Callable[[Part], _Read], parts: Sequence[Part]) -> threads.PassP
 def _read(part: Part, names: list[str]) -> pa.Table:
     table = parquet.read(part.path, names)
     if len(table) != part.rows:
-        raise InputError(f"{part.path}: has {len(table)} rows, when the run began {part.rows}; begin anew")
+        raise InputError(
+            f"{part.path}: has {len(table)} rows, had {part.rows} when the run began; start a new run"
+        )
     return table

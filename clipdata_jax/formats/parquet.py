@@ -1,4 +1,4 @@
-"""Parquet files from anywhere: opened and read so that a damaged or hostile one is an error of one sentence."""
+"""Reading of parquet files that may be damaged or hostile: those raise an `InputError` of one sentence."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import pyarrow.parquet as pq
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
-# Honest uids take 16 bytes a row; a run of equal values takes next to none, whatever number of rows it claims.
+# Real uids take 16 bytes a row; a run of equal values takes next to none, however many rows it claims.
 _ROWS, _ROWS_PER_BYTE = 1 << 24, 16
-# Text may repeat one long value in every row: it is read in small steps, and added up.
+# Text may repeat one long value in every row: it is read in small steps, with its total checked.
 _STEP, _TEXT_BYTES, _TIMES = 512, 1 << 28, 64
 
 
 @contextlib.contextmanager
 def _opened(path: str, advice: str, *, at_once: bool = False) -> Iterator[pq.ParquetFile]:
-    with storage.open_read(path, at_once=at_once) as file, _damage_told(path, advice):
+    with storage.open_read(path, at_once=at_once) as file, _wrap_errors(path, advice):
         found = pq.ParquetFile(file, page_checksum_verification=True)
         _check_rows(path, found)
         yield found
 
 
 @contextlib.contextmanager
-def _damage_told(path: str, advice: str) -> Iterator[None]:
+def _wrap_errors(path: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
@@ -46,14 +46,14 @@ def _check_rows(path: str, found: pq.ParquetFile) -> None:
 
 
 def rows_and_types(path: str, advice: str = "write it again") -> tuple[int, dict[str, pa.DataType]]:
-    """The number of rows, and name -> type of the columns, from the footer.
+    """Reads the number of rows and the columns' types, by name, from the footer.
 
     Args:
       path: the file.
-      advice: what the message says to do.
+      advice: the end of error messages: what to do.
 
     Raises:
-      InputError: it can't be opened, is damaged or no parquet, or two columns have one name.
+      InputError: it can't be opened, is damaged or not a parquet file, or two columns have the same name.
     """
     with _opened(path, advice) as file:
         types = {field.name: field.type for field in file.schema_arrow}
@@ -63,17 +63,17 @@ def rows_and_types(path: str, advice: str = "write it again") -> tuple[int, dict
 
 
 def read(path: str, names: Sequence[str], advice: str = "write it again") -> pa.Table:
-    """Some columns of a file. Pages that carry a checksum are compared with it.
+    """Reads some columns of a file, and verifies page checksums where there are any.
 
     Raises:
-      InputError: as `rows_and_types`; a column is missing, its text is no UTF-8, or so much that it may be an attack.
+      InputError: as `rows_and_types`; or a column is missing, its text isn't UTF-8, or is implausibly large.
     """
     tables = list(iterate(path, names, 1 << 62, advice))
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
 
 def iterate(path: str, names: Sequence[str], rows: int, advice: str = "write it again") -> Iterator[pa.Table]:
-    """Some columns of a file, about so many rows at a time; at least one table.
+    """Yields some columns of a file, about `rows` rows at a time; at least one table.
 
     Raises:
       InputError: as `read`.
@@ -90,7 +90,9 @@ def iterate(path: str, names: Sequence[str], rows: int, advice: str = "write it 
             batch.validate(full=True)
             total += batch.nbytes
             if total > _TEXT_BYTES and total > _TIMES * storage.size(path):
-                raise ValueError(f"its text is more than {total:,} bytes as read: it may be an attack")
+                raise ValueError(
+                    f"its text takes more than {total:,} bytes when decompressed: it may be an attack"
+                )
             batches.append(batch)
             if len(batches) * _STEP >= rows or numbers:
                 yield pa.Table.from_batches(batches).select(list(names))
@@ -112,7 +114,7 @@ def _schema(path: str, file: pq.ParquetFile, names: Sequence[str]) -> pa.Schema:
 
 
 def check_halves(path: str, table: pa.Table) -> None:
-    """Makes sure that the columns uid_hi and uid_lo hold the halves of uids.
+    """Checks that the columns uid_hi and uid_lo hold the halves of uids.
 
     Raises:
       InputError: one is of another type, or has nulls.
@@ -125,12 +127,17 @@ def check_halves(path: str, table: pa.Table) -> None:
 
 
 def check_numbers(path: str, table: pa.Table, names: Sequence[str]) -> None:
-    """Makes sure that columns hold numbers.
+    """Checks that columns are numeric.
 
     Raises:
       InputError: one holds something else.
     """
     for name in names:
         kind = table[name].type
-        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        if not is_number(kind):
             raise InputError(f"{path}: column {name!r} holds {str(kind)[:60]}, expected numbers")
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column type is floating or integer."""
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))

@@ -1,4 +1,4 @@
-"""Score tables: a folder with one parquet part per metadata shard, one row per pair, in the shard's row order."""
+"""Score tables: folders with one parquet part per metadata shard, one row per pair, in the shard's row order."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from clipdata_jax.runtime import threads
 
 T = TypeVar("T")
 _UID_COLUMNS = ("uid_hi", "uid_lo")
-_ADVICE = "delete that file and give score's command again"
+_ADVICE = "delete that file and run `clipdata score` again"
 
 
 def part_bytes(uid: np.ndarray, columns: Mapping[str, np.ndarray], null: np.ndarray | None = None) -> bytes:
-    """One part of a score table as parquet bytes; the same values give the same bytes.
+    """Encodes one part of a score table as parquet; the same values give the same bytes.
 
     Args:
       uid: shape (n,), u8,u8.
       columns: name -> n scores; stored as float32 (integer columns as int32).
-      null: shape (n,), bool: rows whose scores are null (masked pairs); NaN is null in any row.
+      null: shape (n,), bool: rows whose scores are null (masked pairs). NaN is null in any row.
     """
     table = {"uid_hi": pa.array(uid["f0"], pa.uint64()), "uid_lo": pa.array(uid["f1"], pa.uint64())}
     for name, values in columns.items():
@@ -52,7 +52,7 @@ class ScoreTable:
       parts: part names (without .parquet), sorted.
       rows: row count of each part.
       columns: column name -> the first folder that holds it.
-      shared: column name -> the folders that hold it, of the columns that several tables have.
+      shared: column name -> the folders that hold it, for columns that several tables have.
     """
 
     folders: tuple[str, ...]
@@ -65,10 +65,10 @@ class ScoreTable:
         return sum(self.rows)
 
     def check_shared_names(self, names: Sequence[str]) -> None:
-        """Makes sure that each of some columns is in one table only: who names it could mean either.
+        """Checks that each name is a column of one table only.
 
         Raises:
-          InputError: one is in several tables.
+          InputError: a name is ambiguous.
         """
         for name in names:
             if name in self.shared:
@@ -77,7 +77,7 @@ class ScoreTable:
                 )
 
     def read_part(self, part: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """One part: its uids (u8,u8) and the named columns as `read_column` gives them.
+        """Reads one part: its uids (u8,u8) and the named columns as `read_column` returns them.
 
         Raises:
           InputError: an unknown column, or tables that disagree on the part's uids.
@@ -91,26 +91,27 @@ class ScoreTable:
         return self.read_uids(part), {name: self.read_column(part, name) for name in names}
 
     def read_uids(self, part: str) -> np.ndarray:
-        """One part's uids (u8,u8)."""
+        """Reads one part's uids (u8,u8)."""
         return self._uids(part, self.folders[0])
 
     def read_column(self, part: str, name: str) -> np.ndarray:
-        """One column of a part, null being NaN; that the tables agree on the uids is `check_uids`.
+        """Reads one column of a part, null as NaN, without `check_uids`.
 
-        Scores as float32, whole numbers (rows of targets) as float64, which tells all of them apart.
+        Scores are float32; integers (rows of targets) float64, which represents all of them exactly.
         """
         folder = self.columns[name]
         table = self._read(part, folder, [name])
         parquet.check_numbers(storage.join(folder, f"{part}.parquet"), table, [name])
         kind = np.float64 if pa.types.is_integer(table[name].type) else np.float32
-        # A copy: views would keep more of Arrow's memory than they show.
-        return table[name].to_numpy().astype(kind)
+        # A copy: a view would keep all of Arrow's memory.
+        column: np.ndarray = table[name].to_numpy().astype(kind)
+        return column
 
     def check_uids(self, part: str, names: Sequence[str]) -> None:
-        """Makes sure that the tables that hold some columns have the uids of the first table.
+        """Checks that the tables that hold some columns have the uids of the first table.
 
         Raises:
-          InputError: one hasn't.
+          InputError: the uids differ.
         """
         others = {self.columns[name] for name in names} - {self.folders[0]}
         for folder in sorted(others):
@@ -129,13 +130,13 @@ class ScoreTable:
         return parquet.read(storage.join(folder, f"{part}.parquet"), names, _ADVICE)
 
     def read(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The whole table in part order: uids (n,) and the named columns (n,), null being NaN."""
+        """Reads the whole table in part order: uids (n,) and the named columns (n,), null as NaN."""
         parts = list(self.ahead(functools.partial(self.read_part, names=names), self.parts))
         uid = np.concatenate([part[0] for part in parts])
         return uid, {name: np.concatenate([part[1][name] for part in parts]) for name in names}
 
     def iterate(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
-        """Part by part: name, uids, columns."""
+        """Yields the name, uids and columns of each part."""
         found = self.ahead(functools.partial(self.read_part, names=names), self.parts)
         for part, (uid, columns) in zip(self.parts, found, strict=True):
             yield part, uid, columns
@@ -156,7 +157,7 @@ def open_tables(folders: Sequence[str]) -> ScoreTable:
     """Opens one or several score tables of a pool; reads footers only.
 
     Raises:
-      InputError: a folder is missing or holds no parts, is unfinished, or the tables are not of one pool.
+      InputError: a folder is missing, empty or unfinished, or the tables are of different pools.
     """
     parts: dict[str, int] = {}
     holders: dict[str, list[str]] = {}
@@ -165,7 +166,7 @@ def open_tables(folders: Sequence[str]) -> ScoreTable:
         if index and here != parts:
             odd = sorted(set(here.items()) ^ set(parts.items()))[0][0]
             raise InputError(
-                f"{folder}: its parts differ from those of {folders[0]} (see {odd}): not of one pool"
+                f"{folder}: its parts differ from those of {folders[0]} (see {odd}): not scores of one pool"
             )
         parts = here
         for name in names:
@@ -183,7 +184,7 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
     at = storage.Folder(folder)
     paths = at.files(".parquet")
     if not paths:
-        missing = "is no folder" if at.exists() else "no such folder"
+        missing = "not a folder" if at.exists() else "no such folder"
         found = "is empty" if at.is_folder() else missing
         raise InputError(f"{folder}: {found}; expected a score table, a folder that `clipdata score` wrote")
     if at.exists(storage.PLAN) and not at.exists(storage.MANIFEST):
@@ -207,7 +208,7 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
 
 
 def _check_sizes(folder: storage.Folder) -> None:
-    """Refuses a table whose parts are not those that its manifest lists: one that is missing is no empty one."""
+    """Checks that the parts are those that the manifest lists: a missing one isn't an empty one."""
     found = {name: size for name, size in folder.sizes().items() if "/" not in name}
     for name, size in storage.recorded_sizes(folder).items():
         if name.endswith(".parquet") and found.get(name) != size:
@@ -224,6 +225,6 @@ def _footer(path: str) -> tuple[int, list[str]]:
     for name in _UID_COLUMNS:
         if name not in names:
             raise InputError(
-                f"{path}: column {name!r} is missing: this is no score table; run `clipdata score` first"
+                f"{path}: column {name!r} is missing: not a score table; run `clipdata score` first"
             )
     return rows, [name for name in names if name not in _UID_COLUMNS]

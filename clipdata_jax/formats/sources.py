@@ -1,6 +1,6 @@
-"""Where samples come from: webdataset tars, folders of images, tables of images and captions, TFDS datasets.
+"""Sources of samples: webdataset tars, folders of images, tables of images and captions, TFDS datasets.
 
-A source is one unit of work. What holds many images in no units of its own is cut into runs of 10,000.
+A source is one unit of work: a tar, or up to 10,000 images of anything else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
@@ -19,15 +19,15 @@ from clipdata_jax.formats.caption_tables import CaptionTable
 from clipdata_jax.formats.tfds_datasets import TfdsSplit
 
 ROWS = 10_000
-"""Images in a unit, where the source has no units of its own."""
+"""Images in a unit that isn't a tar."""
 
 
 class Source(Protocol):
-    """One unit of work: samples in an order of their own.
+    """One unit of work: samples in a fixed order.
 
     Attributes:
-      path: what messages call it; its last component is in the uids of samples that bring none.
-      inputs: the files whose change makes the unit's result stale; digested when the unit is done.
+      path: its name in messages; its last component is hashed into the uids of samples that have none.
+      inputs: files whose change makes the unit's result stale; digested when the unit is done.
     """
 
     @property
@@ -37,10 +37,10 @@ class Source(Protocol):
     def inputs(self) -> tuple[str, ...]: ...
 
     def image_files(self) -> tuple[str, ...]:
-        """The files that hold the images, in order; none where they aren't files that can be named."""
+        """The files that hold the images, in order; none if they have no paths."""
 
     def samples(self) -> Iterator[tars.RawSample]:
-        """The samples, in order, one in memory at a time."""
+        """Yields the samples, in order, one in memory at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TarSource:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """Some of the images of a folder and the folders in it, without captions; keys are the names."""
+    """Some images of a folder and its subfolders, without captions; the keys are their names."""
 
     path: str
     names: tuple[str, ...]
@@ -106,18 +106,18 @@ class RowRange:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """What a command reads: its units by name, and what it found.
+    """The sources that a command reads.
 
     Attributes:
-      units: a plain name for each source -> the source, in order.
-      facts: of what holds no files that the units' receipts could list: names, numbers and digests, JSON-able.
+      units: unit name -> source, in order.
+      facts: names, sizes and digests of everything but tars, which the units' receipts list; JSON-able.
     """
 
     units: dict[str, Source]
-    facts: list[dict[str, Any]]
+    facts: list[dict[str, str | int]]
 
     def shared_names(self) -> frozenset[str]:
-        """The names that several paths end in, where a uid made of name and key would mean two pairs."""
+        """The file names that several sources share, where a uid made of name and key would be ambiguous."""
         return tars.shared_names(sorted({source.path for source in self.units.values()}))
 
 
@@ -129,21 +129,20 @@ def find_sources(
     image_column: str | None = None,
     caption_column: str | None = None,
 ) -> Sources:
-    """Finds what patterns mean.
+    """Finds the sources that patterns match.
 
     Args:
       patterns: tars, `{000..099}.tar`, `*.tar`, folders of tars, `.csv`, `.tsv` or `.parquet` tables of images
-        and captions or a folder with one of them, `tfds:name/split`; and if only images are wanted, folders of
-        images.
+        and captions or a folder with one of them, `tfds:name/split`; folders of images if `images_only`.
       images_only: whether captions aren't needed.
-      image_column: the table's column with the images' paths; None finds it by its usual names.
-      caption_column: the same for the captions.
+      image_column: the table's column of image paths; None finds it by its usual names.
+      caption_column: the table's column of captions; None finds it by its usual names.
 
     Raises:
-      InputError: something is missing, empty, named twice, or can't be told.
+      InputError: a source is missing, empty, ambiguous or named twice.
     """
     found: list[tuple[str, Sequence[Source]]] = []
-    facts: list[dict[str, Any]] = []
+    facts: list[dict[str, str | int]] = []
     columns = (image_column, None if images_only else caption_column)
     for path in _expand(patterns):
         if path.startswith(tfds_datasets.PREFIX):
@@ -182,7 +181,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _table_of(path: str) -> str | None:
-    """The caption table that a path means: itself, or the only one in a folder without tars; else None."""
+    """The caption table at a path: the file, or the only one in a folder without tars; else None."""
     at = storage.Folder(path)
     if not at.is_folder():
         return path if path.lower().endswith(caption_tables.SUFFIXES) else None
@@ -197,7 +196,7 @@ def _table_of(path: str) -> str | None:
     return inside[0] if inside else None
 
 
-def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, Any]]:
+def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, str | int]]:
     at = storage.Folder(folder)
     storage.check_finished(at)
     sizes = at.sizes()
@@ -237,7 +236,7 @@ def _named(found: Sequence[tuple[str, Sequence[Source]]]) -> dict[str, Source]:
     for stem, (_, several) in zip(stems, found, strict=True):
         for number, source in enumerate(several):
             name = stem if len(several) == 1 else f"{stem}_{number:05}"
-            while name in units:  # a tar may be called as a run of a folder's images is
+            while name in units:  # a tar may have the name of a part of a folder
                 name += "_"
             units[name] = source
     return units

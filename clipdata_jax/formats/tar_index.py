@@ -183,11 +183,11 @@ def _groups(path: str, names: list[bytes]) -> _Groups:
     """Groups names to samples, name by name.
 
     Raises:
-      InputError: as `tars.grouped`.
+      InputError: as `tars.group_members`.
     """
     texts = [name.decode(tarfile.ENCODING, "surrogateescape") for name in names]
     found = _Groups([], [0], [])
-    for key, members, _ in tars.grouped(path, zip(texts, range(len(texts)), strict=True)):
+    for key, members, _ in tars.group_members(path, zip(texts, range(len(texts)), strict=True)):
         found.keys.append(key)
         found.first.append(found.first[-1] + len(members))
         found.jsons.append(members.get("json", -1))

@@ -1,4 +1,4 @@
-"""Webdataset tars: strict reading of samples, deterministic writing. Members never reach the file system."""
+"""Webdataset tars: strict reading of samples, deterministic writing. Members are never extracted to disk."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from clipdata_jax.errors import InputError
 T = TypeVar("T")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MEMBER_BYTES = 1 << 28
-"""The most bytes of a member that is read into memory."""
+"""The largest member that is read into memory."""
 _PIECE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class RawSample:
-    """One sample of a tar: the members that share a key.
+    """One sample as stored: the members of a tar that share a key.
 
     Attributes:
       key: the members' common name up to the first dot of the last path component.
@@ -34,54 +34,54 @@ class RawSample:
     names: dict[str, str]
 
     def image(self) -> bytes | None:
-        """The bytes of the image, whichever of jpg, jpeg, png, webp it is; None if there is none."""
+        """The encoded image, whichever of jpg, jpeg, png, webp it is; None if there is none."""
         return next((self.members[ext] for ext in IMAGE_EXTENSIONS if ext in self.members), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFileSample(RawSample):
-    """A sample whose image is a file of its own, read when it is asked for.
+    """A sample whose image is a separate file, read on demand.
 
     Attributes:
-      path: of the image.
+      path: the image.
     """
 
     path: str
 
     def image(self) -> bytes:
-        """The bytes of the image.
+        """The encoded image.
 
         Raises:
-          InputError: there is no such file, or it may not be read.
+          InputError: the file is missing or can't be read.
         """
         return storage.read_bytes(self.path)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A member's key and extension: webdataset splits at the first dot of the last path component."""
+    """Splits a member's name into key and extension, as webdataset does: at the first dot of the last component."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
 
 
 def read_tar(path: str) -> Iterator[RawSample]:
-    """The samples of a tar, in order, one in memory at a time.
+    """Yields the samples of a tar, in order, one in memory at a time.
 
     Raises:
-      InputError: the file is no tar or is cut short; a key comes back after another sample began
-        (webdataset readers would split such a sample in two); a member is repeated within a sample.
+      InputError: the file is damaged or not a tar, a sample's members are not adjacent (webdataset would split it in
+        two), or a sample has two members of the same extension.
     """
-    for key, members, names in grouped(path, read_members(path)):
+    for key, members, names in group_members(path, read_members(path)):
         yield RawSample(key, members, names)
 
 
-def grouped(
+def group_members(
     path: str, members: Iterable[tuple[str, T]]
 ) -> Iterator[tuple[str, dict[str, T], dict[str, str]]]:
-    """Puts the members of a tar, whatever stands for each, together to samples: (key, ext -> it, ext -> name).
+    """Groups (name, member) pairs to samples: (key, extension -> member, extension -> name).
 
     Raises:
-      InputError: a key comes back after another sample began, or a member is repeated within a sample.
+      InputError: a sample's members are not adjacent, or it has two of the same extension.
     """
     seen: set[str] = set()
     key = ""
@@ -97,7 +97,7 @@ def grouped(
                 yield key, found, names
             if member_key in seen:
                 raise InputError(
-                    f"{path}: the members of key {member_key!r} are not next to each other"
+                    f"{path}: the members of key {member_key!r} are not adjacent"
                     f" (found {name!r} after another sample); sort the tar by name"
                 )
             seen.add(member_key)
@@ -110,13 +110,13 @@ def grouped(
 
 
 def read_members(path: str) -> Iterator[tuple[str, bytes]]:
-    """The files of a tar in order, as (name, bytes); a link within the tar has the bytes it leads to.
+    """Yields the files of a tar in order, as (name, bytes); links within the tar are followed.
 
-    Files whose own name begins with "." are left out: they are nobody's samples, but notes of a file manager
-    (`._0.jpg`, `.DS_Store`), and webdataset has no key for them.
+    Hidden files are left out: file managers leave them behind (`._0.jpg`, `.DS_Store`), and webdataset has no key
+    for them.
 
     Raises:
-      InputError: the file is no tar, or is cut short, or a link leads out of it.
+      InputError: the file is damaged or not a tar, or a link's target is not in it.
     """
     with storage.open_read(path) as file:
         for info, data in walk(path, file):
@@ -128,21 +128,21 @@ def read_members(path: str) -> Iterator[tuple[str, bytes]]:
 
 
 def check_size(path: str, name: str, size: int) -> None:
-    """Makes sure that a member may be held in memory.
+    """Checks that a member is small enough to hold in memory.
 
     Raises:
-      InputError: it is too large.
+      InputError: it is larger.
     """
     if size > MEMBER_BYTES:
         raise InputError(
-            f"{path}: member {name!r} has {size:,} bytes, more than the {MEMBER_BYTES:,} that one may have; remove it"
+            f"{path}: member {name!r} has {size:,} bytes, more than the limit of {MEMBER_BYTES:,}; remove it"
         )
 
 
 def walk(path: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """The files of an open tar in order; a link within the tar with the bytes it leads to. `read_members` has more."""
+    """Yields the files of an open tar, as `read_members`; the bytes of links, None for those of other files."""
     try:
-        # Streaming mode ("r|") would take the zeros of a cut-off header for the end of the tar.
+        # Streaming mode ("r|") would take a truncated header's zeros for the end of the tar.
         with tarfile.open(fileobj=file, mode="r:") as tar:
             end = file.seek(0, io.SEEK_END)
             for info in tar:
@@ -165,25 +165,27 @@ def walk(path: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes | N
     except InputError:
         raise
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"{path}: damaged or not a tar ({error}); download or write it again") from error
+        raise InputError(
+            f"{path}: damaged or not a tar file ({error}); download or write it again"
+        ) from error
 
 
 def check_rest(path: str, pieces: Iterable[bytes]) -> None:
-    """Makes sure that nothing but zeros comes after the end of a tar: a block of zeros ends it, a lost one too.
+    """Checks that only zeros follow the end of a tar: a block lost in the middle reads as an end, too.
 
     Raises:
-      InputError: there is more.
+      InputError: data follow it.
     """
     if any(piece.count(0) < len(piece) for piece in pieces):
         raise InputError(
-            f"{path}: damaged (there is more after the zeros that end a tar); download or write it again"
+            f"{path}: damaged (data follow the zeros that end a tar); download or write it again"
         )
 
 
 def _read_link(
     path: str, tar: tarfile.TarFile, info: tarfile.TarInfo
 ) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """A link and its bytes; nothing for one to a folder. Only the tar itself is ever looked into."""
+    """Yields a link and its target's bytes, unless it is a folder. Only targets in the tar itself are read."""
     try:
         target = tar.extractfile(info)
     except (KeyError, RecursionError) as error:
@@ -198,19 +200,19 @@ def _read_link(
 
 
 def _lacks_end(file: BinaryIO, offset: int) -> bool:
-    """Whether the block of zeros that ends every tar is missing, as it is in one cut between members."""
+    """Whether the zeros that end every tar are missing, as in one cut off between members."""
     file.seek(max(0, offset - tarfile.BLOCKSIZE))
     return not file.read(2 * tarfile.BLOCKSIZE).endswith(bytes(tarfile.BLOCKSIZE))
 
 
 def write_tar(path: str, members: Iterable[tuple[str, bytes]]) -> None:
-    """Writes members in order to a tar that appears whole or not at all; the same members give the same bytes."""
+    """Writes members in order to a tar, atomically; the same members give the same bytes."""
     with storage.open_write(path) as file:
         write_members(file, members)
 
 
 def write_members(file: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
-    """Writes members in order as a tar to an open file, one in memory at a time."""
+    """Writes members in order to an open file, as a tar."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:
             tar.addfile(_info(name, len(data)), io.BytesIO(data))
@@ -229,10 +231,10 @@ def _info(name: str, size: int) -> tarfile.TarInfo:
 
 @storage.stat_cache()
 def find_tars(patterns: Sequence[str]) -> list[str]:
-    """The tars that patterns mean, in order: files, `{000..099}.tar`, `*.tar`, and folders (their tars by name).
+    """Finds the tars that patterns match: files, `{000..099}.tar`, `*.tar`, and folders (their tars by name).
 
     Raises:
-      InputError: something is missing, or a folder holds no tar.
+      InputError: a file is missing or named twice, or a folder holds no tar.
     """
     found: list[str] = []
     for path in storage.expand(tuple(patterns)):
@@ -254,7 +256,7 @@ def find_tars(patterns: Sequence[str]) -> list[str]:
 
 
 def _is_hidden(path: str) -> bool:
-    # macOS leaves a note `._0.tar` beside each file on foreign disks.
+    # macOS writes a file `._0.tar` beside each file on foreign disks.
     return path.rpartition("/")[2].startswith(".")
 
 
@@ -266,23 +268,24 @@ def check_repeats(paths: Sequence[str]) -> None:
 
 
 def uid_name(path: str) -> str:
-    """What stands for a tar, or what else samples are from, in the uids of those that bring none: its file name.
+    """The name of a source that is hashed into the uids of samples that have none: its file name.
 
-    For tfds:name/split, all of it: many datasets have a split "train", and nobody can rename one.
+    For tfds:name/split, all of it: many datasets have a split "train", which can't be renamed.
     """
     return path if path.startswith("tfds:") else path.rpartition("/")[2]
 
 
 def shared_names(paths: Sequence[str]) -> frozenset[str]:
-    """The file names that several of the tars have: there, a uid made of tar name and key would mean two pairs."""
+    """The file names that several tars share, where a uid made of tar name and key would be ambiguous."""
     count = Counter(map(uid_name, paths))
     return frozenset(name for name, times in count.items() if times > 1)
 
 
 def unit_names(paths: Sequence[str]) -> list[str]:
-    """A plain name for each tar: its own without .tar, after as many folders' names as tell it from the others.
+    """Names each tar after its file, preceded by as many of its folders as make it unique.
 
-    `a/0.tar` and `b/0.tar` become `a_0` and `b_0`, in whatever order they come.
+    >>> unit_names(["a/0.tar", "b/0.tar", "b/1.tar"])
+    ['a_0', 'b_0', '1']
     """
     parts = [[part for part in path.removesuffix(".tar").split("/") if part] for path in paths]
     names: dict[int, str] = {}
@@ -292,5 +295,5 @@ def unit_names(paths: Sequence[str]) -> list[str]:
         names = {i: name for i, name in enumerate(joined) if count[name] == 1} | names
     if len(set(names.values())) == len(paths):
         return [names[i] for i in range(len(paths))]
-    # Folders themselves can be named so that "a_0" is two tars.
+    # Even so a/b_0.tar and a_b/0.tar are both "a_b_0".
     return [f"{i:05d}_{part[-1]}" for i, part in enumerate(parts)]

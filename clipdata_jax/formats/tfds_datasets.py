@@ -17,7 +17,7 @@ _CAPTIONS = ("caption", "captions", "text")
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSplit:
-    """A split that is prepared on this machine; images are handed on as they are stored, not decoded.
+    """A split that is prepared on this machine; images are not decoded.
 
     Attributes:
       path: "tfds:name/split", as given.
@@ -38,12 +38,12 @@ class TfdsSplit:
     def __len__(self) -> int:
         return len(self.source)
 
-    def facts(self) -> dict[str, Any]:
-        """The dataset's name and version, and the number of its images."""
+    def facts(self) -> dict[str, str | int]:
+        """The dataset's name, version and number of images."""
         return {"name": self.path, "version": self.version, "images": len(self)}
 
     def samples(self, start: int, stop: int) -> Iterator[tars.RawSample]:
-        """Rows as samples; the key is the row's number, which stays as long as the dataset's version does."""
+        """Yields rows as samples; the key is the row's number, fixed for a version of the dataset."""
         for row in range(start, stop):
             try:
                 features = self.source[row]
@@ -56,7 +56,7 @@ class TfdsSplit:
                 members["cls"] = str(int(features[self.label])).encode()
             if self.caption is not None:
                 found = features[self.caption]
-                if isinstance(found, dict):  # coco_captions has {"id": ..., "text": ...} of all captions
+                if isinstance(found, dict):  # coco_captions: {"id": ..., "text": ...} of all captions
                     found = found[_text_in(found)]
                 if isinstance(found, bytes):
                     members["txt"] = found
@@ -67,16 +67,16 @@ class TfdsSplit:
 
 
 def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
-    """Opens a split, preparing the dataset first if it isn't there: TFDS downloads it then.
+    """Opens a split; TFDS downloads and prepares the dataset if needed.
 
     Args:
       path: "tfds:name/split"; the name may have a config and a version ("tfds:coco_captions/2014:1.1.0/val"), the
-        split may be cut ("train[:1000]"). TFDS_DATA_DIR says where datasets lie, `~/tensorflow_datasets` if unset.
+        split may be sliced ("train[:1000]"). Datasets are in TFDS_DATA_DIR, by default `~/tensorflow_datasets`.
       need_caption: whether images must have captions: a feature called caption, captions or text.
 
     Raises:
-      InputError: TFDS is not installed, has no such dataset or split, can't prepare it, or the dataset has no
-        images or captions where they are needed.
+      InputError: TFDS is not installed, has no such dataset or split or can't prepare it, or the dataset lacks
+        images or needed captions.
     """
     try:
         import tensorflow_datasets as tfds
@@ -93,7 +93,7 @@ def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
         image, label, caption = _features(tfds, features, path, need_caption)
         if not builder.info.splits[split].num_examples:
             raise InputError(f"{path}: the split is empty")
-        # Masks too: they would be decoded for nothing.
+        # Masks too: decoding them would be wasted.
         images = [n for n, feature in features.items() if isinstance(feature, tfds.features.Image)]
         decoders = {name: tfds.decode.SkipDecoding() for name in images}
         source = builder.as_data_source(split=split, decoders=decoders)
@@ -101,9 +101,8 @@ def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
         raise
     except Exception as error:  # TFDS raises its own, its file systems' and its formats' errors
         raise InputError(
-            f"{path}: TFDS can't give it in array_record form ({_reason(error)}); prepare it"
-            f" where there is a network, tfds build {name} --file_format=array_record, and set TFDS_DATA_DIR to its"
-            " folder"
+            f"{path}: TFDS can't open it in array_record form ({_reason(error)}); prepare it on a machine with"
+            f" network access, tfds build {name} --file_format=array_record, and set TFDS_DATA_DIR to its folder"
         ) from error
     return TfdsSplit(path, builder.info.full_name, source, image, label, caption)
 
@@ -119,7 +118,7 @@ def _prepared(tfds: Any, name: str) -> Any:
 
 
 def _features(tfds: Any, features: Any, path: str, need_caption: bool) -> tuple[str, str | None, str | None]:
-    """The names of the features that are image, class and caption."""
+    """Finds the features that are image, class and caption."""
     images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
     if not images:
         raise InputError(f"{path}: has no image among its features ({', '.join(features)})")
@@ -136,7 +135,7 @@ def _features(tfds: Any, features: Any, path: str, need_caption: bool) -> tuple[
 
 
 def _is_text(tfds: Any, feature: Any) -> bool:
-    """Whether a feature is a text, some texts, or records that have one."""
+    """Whether a feature is a text, a sequence of texts, or of records with one."""
     if isinstance(feature, tfds.features.Sequence):
         feature = feature.feature
     if isinstance(feature, tfds.features.FeaturesDict):

@@ -1,4 +1,4 @@
-"""uids: 128-bit names of pairs. As text 32 hex digits; as numbers two uint64; on disk DataComp's `u8,u8`."""
+"""Uids: 128-bit names of pairs; as text 32 hex digits, as numbers two uint64 (DataComp's dtype `u8,u8`)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ _HEX = re.compile(r"[0-9a-fA-F]{32}")
 
 
 def uid_of(tar_name: str, key: str) -> str:
-    """The uid of a sample that brings none: the first 128 bits of SHA-256 over tar name, a zero byte and key.
+    """The uid of a sample that has none: the first 128 bits of SHA-256 over tar name, a zero byte and key.
 
     Args:
-      tar_name: the tar's file name without its folders, so that a pool can move.
+      tar_name: the tar's file name without its folders, so that a pool can be moved.
       key: the sample's key.
+
+    >>> uid_of("00000.tar", "000000007")
+    '4172f8c3d93da03d015b8c099e28d9ac'
     """
-    # A tar may hold names that are no UTF-8; tarfile hands their bytes on as surrogates.
+    # Names in a tar may not be UTF-8; tarfile decodes such bytes as surrogates.
     parts = [name.encode(errors="surrogateescape") for name in (tar_name, key)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
@@ -38,18 +41,18 @@ def is_uid(text: object) -> bool:
 def from_hex(
     column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str = "uid", first_row: int = 0
 ) -> np.ndarray:
-    """Turns uids written as 32 hex digits into a `u8,u8` array.
+    """Parses uids of 32 hex digits.
 
     Args:
       column: n uids.
-      source: what to name in an error, usually the file.
+      source: the file, for messages.
       first_row: the number of the column's first row in that file.
 
     Returns:
-      shape (n,), dtype u8,u8: field f0 holds the first 16 digits, f1 the last 16.
+      Shape (n,), dtype u8,u8: field f0 holds the first 16 digits, f1 the last 16.
 
     Raises:
-      InputError: the column is no text, or a uid is null or not 32 hex digits.
+      InputError: the column isn't text, or a uid is null or not 32 hex digits.
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
@@ -79,7 +82,7 @@ def from_hex(
 
 
 def packed_hex(text: bytes) -> bytes | None:
-    """The bytes that hex digits stand for, white space left out; None where there is anything else."""
+    """Decodes hex digits, ignoring white space; None if there is anything else."""
     try:
         return bytes.fromhex(text.decode("ascii"))
     except ValueError:
@@ -87,36 +90,36 @@ def packed_hex(text: bytes) -> bytes | None:
 
 
 def to_hex(uids: np.ndarray) -> list[str]:
-    """The uids of a `u8,u8` array as 32 hex digits each."""
+    """Formats a `u8,u8` array as 32 hex digits each."""
     return to_bytes(uids).hex("\n", 16).split("\n") if len(uids) else []
 
 
 def from_bytes(packed: bytes) -> np.ndarray:
-    """uids of 16 bytes each, the most significant first, as a `u8,u8` array."""
+    """Decodes big-endian uids of 16 bytes each to a `u8,u8` array."""
     return np.frombuffer(packed, ">u8").astype(np.uint64).view(DTYPE)
 
 
 def to_bytes(uids: np.ndarray) -> bytes:
-    """The uids of a `u8,u8` array as 16 bytes each, the most significant first."""
+    """Encodes a `u8,u8` array as big-endian uids of 16 bytes each."""
     return np.ascontiguousarray(uids).view(np.uint64).astype(">u8").tobytes()
 
 
 def join_halves(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Two uint64 arrays as one `u8,u8` array."""
+    """Joins two uint64 arrays to one `u8,u8` array."""
     joined = np.empty(len(high), DTYPE)
     joined["f0"], joined["f1"] = high, low
     return joined
 
 
 def sort(uids: np.ndarray) -> np.ndarray:
-    """The uids in lexicographic order, repeats and all.
+    """Sorts uids lexicographically, keeping repeats.
 
-    Whole rows are slow to compare, and an argsort is several times slower than a sort of plain numbers. So what is
-    sorted are the top bits of the first halves, with each row's number in place of the low bits; rows that agree in
-    those top bits, hardly any among hashes, are put in order afterwards.
+    Comparing whole rows is slow, and an argsort is several times slower than a sort of plain numbers. So it sorts the
+    top bits of the first halves, with each row's number in place of the low bits; rows that agree in those top bits,
+    hardly any among hashes, are sorted afterwards.
     """
     low = np.uint64(max(len(uids) - 1, 0).bit_length())
-    # In place and in steps: fresh memory for every step of millions of rows costs more than the sorting.
+    # In place and in steps: allocating temporaries of millions of rows costs more than sorting.
     keys = uids["f0"].copy()
     keys >>= low
     keys <<= low
@@ -136,7 +139,7 @@ def sort(uids: np.ndarray) -> np.ndarray:
 
 
 def first_of_each(ordered: np.ndarray) -> np.ndarray:
-    """For sorted uids, shape (n,), bool: whether a row is the first that holds its uid."""
+    """Marks, in sorted uids, the first row of each uid: shape (n,), bool."""
     first = np.ones(len(ordered), bool)
     high, low = ordered["f0"], ordered["f1"]
     np.not_equal(high[1:], high[:-1], out=first[1:])
@@ -145,40 +148,40 @@ def first_of_each(ordered: np.ndarray) -> np.ndarray:
 
 
 def unique(ordered: np.ndarray) -> np.ndarray:
-    """Sorted uids, each once."""
+    """Removes repeats from sorted uids."""
     first = first_of_each(ordered)
     return ordered if first.all() else ordered[first]
 
 
 def sort_unique(uids: np.ndarray) -> np.ndarray:
-    """The uids in lexicographic order, each once."""
+    """Sorts uids lexicographically and removes repeats."""
     return unique(sort(uids))
 
 
 class UidIndex:
-    """Where uids are in a sorted unique array.
+    """Lookup of uids in a sorted unique array.
 
     Args:
       sorted_uids: shape (n,), u8,u8, sorted and unique.
-      high: their first halves next to each other, if they are at hand.
+      high: their first halves, contiguous; None copies them.
 
     Attributes:
-      high: these.
+      high: the first halves.
     """
 
     def __init__(self, sorted_uids: np.ndarray, high: np.ndarray | None = None) -> None:
         self._uids = sorted_uids
-        # A search in every second word would copy them each time.
+        # np.searchsorted in a field would copy it on every call.
         self.high = np.ascontiguousarray(sorted_uids["f0"]) if high is None else high
 
     def find(self, wanted: np.ndarray) -> np.ndarray:
-        """The position of every wanted uid, -1 where it is not there.
+        """Finds the position of each wanted uid, -1 where it is missing.
 
         Args:
           wanted: shape (m,), u8,u8, in any order.
 
         Returns:
-          shape (m,), int64.
+          Shape (m,), int64.
         """
         if not len(self._uids) or not len(wanted):
             return np.full(len(wanted), -1, np.int64)
@@ -192,18 +195,18 @@ class UidIndex:
 
 
 def find(sorted_uids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The position of every wanted uid in a sorted unique array, -1 where it is not there (`UidIndex.find`)."""
+    """Finds the position of each wanted uid in a sorted unique array, -1 where it is missing (`UidIndex.find`)."""
     return UidIndex(sorted_uids).find(wanted)
 
 
 def write_subset(path: str, uids: np.ndarray) -> None:
-    """Writes a subset file: `.npy` of dtype u8,u8, sorted, unique; what DataComp's resharder takes."""
+    """Writes a subset file, as DataComp's resharder reads: .npy of dtype u8,u8, sorted and unique."""
     with storage.open_write(path) as file:
         np.save(file, sort_unique(uids), allow_pickle=False)
 
 
 def read_subset(path: str) -> np.ndarray:
-    """Reads a subset file; unsorted and repeated uids are put in order.
+    """Reads a subset file; sorts it and removes repeats.
 
     Raises:
       InputError: not a .npy file, or not of dtype u8,u8.
@@ -212,7 +215,7 @@ def read_subset(path: str) -> np.ndarray:
 
 
 def read_multiset(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a subset file whose repeats mean something: the uids, sorted and unique, and how often each is there.
+    """Reads a subset file as a multiset: the uids, sorted and unique, and how often each occurs.
 
     Raises:
       InputError: not a .npy file, or not of dtype u8,u8.
@@ -224,7 +227,7 @@ def read_multiset(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _read(path: str) -> np.ndarray:
     if path.endswith((".parquet", ".txt")):
-        storage.size(path)  # a missing file is told as such
+        storage.size(path)  # raises if the file is missing
         npy = f"{path.rpartition('.')[0]}.npy"
         raise InputError(
             f"{path}: expected a .npy file of uids; `clipdata uids convert {path} --out {npy}` makes one"

@@ -164,7 +164,7 @@ def test_a_part_that_is_damaged_resized_or_missing_comes_back_as_the_message_say
     good, names = part.read_bytes(), ["neg_clip_loss"]
     flipped = bytearray(good)
     flipped[len(good) // 3] ^= 1
-    advice = "delete that file and give score's command again"
+    advice = "delete that file and run `clipdata score` again"
     for bad, said in ((bytes(flipped), "damaged"), (good + b"x", f"says {len(good):,} bytes; {advice}")):
         part.write_bytes(bad)
         with pytest.raises(InputError, match=said) as raised:
@@ -172,7 +172,7 @@ def test_a_part_that_is_damaged_resized_or_missing_comes_back_as_the_message_say
         assert str(raised.value).endswith(advice)
         part.unlink()
         with pytest.raises(
-            InputError, match=r"is missing, manifest\.json says .* bytes; give score's command"
+            InputError, match=r"is missing, manifest\.json says .* bytes; run `clipdata score`"
         ):
             score_tables.open_tables([str(tmp_path / "out")])
         assert clipdata(*flags).returncode == 0

@@ -288,9 +288,9 @@ def test_wrong_inputs_and_outputs(tmp_path, clipdata):
     tail = ("--rule", RULE, "--out", "s.npy")
     assert refused(clipdata("select", "missing", *tail), "missing: no such folder")
     assert refused(clipdata("select", "empty", *tail), "empty: is empty")
-    assert refused(clipdata("select", "none/00000000.parquet", *tail), "is no folder")
+    assert refused(clipdata("select", "none/00000000.parquet", *tail), "not a folder")
     assert refused(clipdata("select", "none", *tail), "none: the score table holds no pairs")
-    assert refused(clipdata("select", "scores", "other", *tail), "not of one pool")
+    assert refused(clipdata("select", "scores", "other", *tail), "not scores of one pool")
     assert refused(clipdata("select", "scores", "--rule", RULE, "--out", "s.txt"), "ends in .npy")
     assert refused(
         clipdata("select", "scores", "--rule", RULE, "--out", "scores/00000000.parquet/s.npy"), "can't be"

@@ -52,11 +52,11 @@ def test_what_can_not_join_is_refused(tmp_path):
         external_columns.check_shared_names(external_columns.open_columns([x, x]), [], ["x"])
     external_columns.check_shared_names(external_columns.open_columns([x, x]), ["x"], ["y"])
     twice = write(tmp_path / "t.parquet", uid=[*names[:2], names[0]], x=[1.0] * 3)
-    with pytest.raises(InputError, match=rf"t\.parquet: row 2: uid {names[0]} is there before"):
+    with pytest.raises(InputError, match=rf"t\.parquet: row 2: uid {names[0]} occurs before"):
         external_columns.open_columns([twice])[0].read(["x"])
     for columns, words in (
         ({"name": names, "x": [1.0] * 4}, "has no column uid, nor uid_hi and uid_lo, .* it has name, x"),
-        ({"uid": names, "text": names}, "has no column of numbers"),
+        ({"uid": names, "text": names}, "has no numeric column"),
     ):
         with pytest.raises(InputError, match=words):
             external_columns.open_columns([write(tmp_path / "w.parquet", **columns)])

@@ -83,7 +83,7 @@ def test_what_is_no_score_table_is_refused(tmp_path):
     other_sizes = make(tmp_path / "b", [5], ["y"])
     with pytest.raises(InputError, match=r"missing: no such folder"):
         score_tables.open_tables([str(tmp_path / "missing")])
-    with pytest.raises(InputError, match="not of one pool"):
+    with pytest.raises(InputError, match="not scores of one pool"):
         score_tables.open_tables([a, other_sizes])
     (tmp_path / "c").mkdir()
     with pytest.raises(InputError, match="c: is empty"):

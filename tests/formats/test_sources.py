@@ -141,9 +141,9 @@ def found_order(samples):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("tfds:nonsense/train", "TFDS can't give it in array_record form .* set TFDS_DATA_DIR"),
+        ("tfds:nonsense/train", "TFDS can't open it in array_record form .* set TFDS_DATA_DIR"),
         ("tfds:train", "expected tfds:name/split"),
-        ("tfds:tiny_images/test", "TFDS can't give it"),
+        ("tfds:tiny_images/test", "TFDS can't open it"),
         ("tfds:tiny_images/train[:0]", "the split is empty"),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_tar_that_becomes_shorter_is_not_copied_half(tmp_path):
 def test_a_sparse_member_is_refused(tmp_path):
     path = write(tmp_path / "t.tar", [special("0.jpg", tarfile.GNUTYPE_SPARSE)], tarfile.GNU_FORMAT)
     with pytest.raises(
-        InputError, match=r"t\.tar: damaged or not a tar \('0\.jpg' is stored as a sparse file"
+        InputError, match=r"t\.tar: damaged or not a tar file \('0\.jpg' is stored as a sparse file"
     ):
         found(path)
 

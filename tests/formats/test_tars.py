@@ -89,7 +89,7 @@ def test_every_cut_is_noticed(tmp_path):
     data = path.read_bytes()
     for end in range(0, len(data.rstrip(b"\0")), 61):
         path.write_bytes(data[:end])
-        with pytest.raises(InputError, match=r"t\.tar: damaged or not a tar"):
+        with pytest.raises(InputError, match=r"t\.tar: damaged or not a tar file"):
             list(tars.read_tar(str(path)))
 
 
@@ -100,14 +100,14 @@ def test_a_damaged_header_is_noticed(tmp_path, at):
     data = bytearray(path.read_bytes())
     data[at : at + 4] = b"\xff?\xff?"
     path.write_bytes(data)
-    with pytest.raises(InputError, match="damaged or not a tar"):
+    with pytest.raises(InputError, match="damaged or not a tar file"):
         list(tars.read_tar(str(path)))
 
 
 def test_samples_that_readers_would_split_or_lose_are_refused(tmp_path):
     path = str(tmp_path / "t.tar")
     tars.write_tar(path, [("0.jpg", b""), ("1.jpg", b""), ("0.txt", b"")])
-    with pytest.raises(InputError, match="members of key '0' are not next to each other"):
+    with pytest.raises(InputError, match="members of key '0' are not adjacent"):
         list(tars.read_tar(path))
     tars.write_tar(path, [("0.jpg", b""), ("0.JPG", b"")])
     with pytest.raises(InputError, match=r"key '0' has two members \.jpg"):
