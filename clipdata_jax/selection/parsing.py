@@ -195,15 +195,9 @@ class _Parser:
         self.fail_at(node, f"not a rule: expected {example}")
 
     def call(self, node: ast.Call) -> Rule:
-        match self.function(node):
-            case "uids":
-                return self.uids(node)
-            case "at_most":
-                return self.at_most(node)
-            case "sample":
-                return self.sample(node)
-            case name:
-                return self.top(node, name)
+        name = self.function(node)
+        make = {"uids": self.uids, "at_most": self.at_most, "sample": self.sample}.get(name)
+        return self.top(node, name) if make is None else make(node)
 
     def function(self, node: ast.Call) -> str:
         name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)

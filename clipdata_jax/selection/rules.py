@@ -90,7 +90,13 @@ class Rule:
     def trace(
         self, columns: Mapping[str, np.ndarray], uid: np.ndarray, rows: int | None = None
     ) -> tuple[np.ndarray, list[StepCounts]]:
-        """Returns the mask of `keep`, and the counts of every step in the order of evaluation."""
+        """Returns the mask of `keep`, and the counts of every step in the order of evaluation.
+
+        >>> from clipdata_jax.selection import top
+        >>> uid = np.array([(0, row) for row in range(4)], "u8,u8")
+        >>> top("a", 0.5).trace({"a": np.array([1.0, np.nan, 2, 3])}, uid)[1]
+        [StepCounts(rule='top(a, 0.5)', seen=4, kept=2, asked=2)]
+        """
         rows = len(uid) if rows is None else rows
         if uid.dtype != uids.DTYPE or uid.ndim != 1:
             raise ValueError(f"uid is {uid.dtype} of shape {uid.shape}, expected u8,u8 in one dimension")

@@ -25,14 +25,7 @@ _AT_MOST, _SAMPLE = 0x61746D6F7374, 0x73616D706C65
 
 @dataclasses.dataclass(frozen=True)
 class Top(First):
-    """Keeps the pairs with the highest (`top`) or lowest (`bottom`) scores; ties go to the smaller uid.
-
-    Attributes:
-      by: the score.
-      fraction: in (0, 1], as the decimal it was written as: 0.29 of 100 pairs is 29.
-      of: "pool" takes the fraction of all pairs, scored or not; "kept" of the pairs left of `>>` in the rule.
-      highest: True for `top`, False for `bottom`.
-    """
+    """The rule of `top`, or of `bottom` where not `highest`."""
 
     by: Value
     fraction: Decimal
@@ -64,10 +57,7 @@ class Top(First):
 
 @dataclasses.dataclass(frozen=True)
 class AtMost(First):
-    """Keeps a uniform sample of at most `number` pairs, chosen by hashes of their uids.
-
-    The sample depends on neither files nor order, and a smaller sample is a subset of a larger one.
-    """
+    """The rule of `at_most`."""
 
     number: int
     counts_asked: ClassVar[bool] = False
@@ -89,19 +79,7 @@ class AtMost(First):
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSample(First):
-    """Draws pairs without replacement, each next one with probability proportional to exp(score / temperature).
-
-    By the Gumbel-top-k trick (Kool et al. 2019, arXiv:1903.06059): keeps the highest
-    score / temperature - log(-log u), with u in (0, 1) a hash of seed and uid, so that the draw depends on neither
-    files, order nor processes.
-
-    Attributes:
-      by: the score; a constant draws uniformly from all pairs.
-      amount: a fraction in (0, 1] as in `Top`, or a number of pairs, at least 2.
-      temperature: above 0; a low one comes close to `top`, a high one to a uniform draw.
-      seed: of the draw.
-      of: what the fraction is taken of, as in `Top`.
-    """
+    """The rule of `sample`."""
 
     by: Value
     amount: Decimal
@@ -146,7 +124,7 @@ class WeightedSample(First):
 
 @dataclasses.dataclass(frozen=True)
 class ListedUids(Predicate):
-    """Keeps the pairs whose uids a subset file holds, whatever their scores."""
+    """The rule of `uids`."""
 
     path: str
 
@@ -173,7 +151,7 @@ def top(by: str | Value, fraction: Number, *, of: Of = "pool") -> Rule:
     Args:
       by: a column, its name, or an expression such as `rank("a") + rank("b")`.
       fraction: in (0, 1], of the N pairs of the pool; taken as the decimal it is written as, so 0.29 of 100 is 29.
-      of: "kept" takes the fraction of the pairs that are left of `>>` in the rule.
+      of: "kept" takes the fraction of the pairs that the left of `>>` keeps.
 
     Raises:
       InputError: the fraction is not a number in (0, 1], or the name is not a plain word.
@@ -200,6 +178,8 @@ def bottom(by: str | Value, fraction: Number, *, of: Of = "pool") -> Rule:
 def at_most(number: int) -> Rule:
     """Keeps a uniform sample of at most `number` pairs, chosen by hashes of their uids.
 
+    The sample depends on neither files nor order, and a smaller one is a subset of a larger one.
+
     Args:
       number: at least 1.
 
@@ -217,12 +197,16 @@ def sample(
 ) -> Rule:
     """Draws pairs without replacement with weights exp(score / temperature).
 
+    By the Gumbel-top-k trick (Kool et al. 2019, arXiv:1903.06059): keeps the highest
+    score / temperature - log(-log u), with u in (0, 1) a hash of seed and uid, so that the draw depends on neither
+    files, order nor processes.
+
     Args:
       by: a column, its name, or an expression; a number draws uniformly.
       amount: a fraction in (0, 1], or a whole number of pairs, at least 2.
-      temperature: above 0, in the score's units.
+      temperature: above 0, in the score's units; low comes close to `top`, high to a uniform draw.
       seed: of the draw, which also depends on the uids.
-      of: "kept" takes the fraction of the pairs that are left of `>>` in the rule.
+      of: "kept" takes the fraction of the pairs that the left of `>>` keeps.
 
     Raises:
       InputError: the amount is neither, or the temperature isn't above 0.
@@ -236,7 +220,7 @@ def sample(
 
 
 def uids(path: str) -> Rule:
-    """Keeps the pairs whose uids a subset file holds; the file is read when the rule is applied.
+    """Keeps the pairs whose uids a subset file holds, whatever their scores; it is read when the rule is applied.
 
     >>> print(top("a", 0.3) - uids("seen.npy"))
     top(a, 0.3) - uids('seen.npy')

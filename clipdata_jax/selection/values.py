@@ -33,6 +33,20 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+def _arithmetic(
+    sign: str,
+) -> tuple[Callable[[Value, Value | Number], Value], Callable[[Value, Number], Value]]:
+    """The methods for `self sign other` and `other sign self`."""
+    return (
+        lambda self, other: Arithmetic(self, sign, value(other)),
+        lambda self, other: Arithmetic(value(other), sign, self),
+    )
+
+
+def _comparison(sign: str) -> Callable[[Value, Value | Number], Rule]:
+    return lambda self, other: Compare(self, sign, value(other))
+
+
 class Value:
     """A score of every pair. Arithmetic with numbers and other values gives a value, a comparison gives a rule.
 
@@ -52,44 +66,14 @@ class Value:
     """Precedence of the outermost operator in the text; operands of a lower one get parentheses."""
     __array_ufunc__ = None  # so that arithmetic with NumPy's numbers calls this class's operators
 
-    def __add__(self, other: Value | Number) -> Value:
-        return Arithmetic(self, "+", value(other))
-
-    def __radd__(self, other: Number) -> Value:
-        return Arithmetic(value(other), "+", self)
-
-    def __sub__(self, other: Value | Number) -> Value:
-        return Arithmetic(self, "-", value(other))
-
-    def __rsub__(self, other: Number) -> Value:
-        return Arithmetic(value(other), "-", self)
-
-    def __mul__(self, other: Value | Number) -> Value:
-        return Arithmetic(self, "*", value(other))
-
-    def __rmul__(self, other: Number) -> Value:
-        return Arithmetic(value(other), "*", self)
-
-    def __truediv__(self, other: Value | Number) -> Value:
-        return Arithmetic(self, "/", value(other))
-
-    def __rtruediv__(self, other: Number) -> Value:
-        return Arithmetic(value(other), "/", self)
+    __add__, __radd__ = _arithmetic("+")
+    __sub__, __rsub__ = _arithmetic("-")
+    __mul__, __rmul__ = _arithmetic("*")
+    __truediv__, __rtruediv__ = _arithmetic("/")
+    __ge__, __gt__, __le__, __lt__ = map(_comparison, (">=", ">", "<=", "<"))
 
     def __neg__(self) -> Value:
         return Negative(self)
-
-    def __ge__(self, other: Value | Number) -> Rule:
-        return Compare(self, ">=", value(other))
-
-    def __gt__(self, other: Value | Number) -> Rule:
-        return Compare(self, ">", value(other))
-
-    def __le__(self, other: Value | Number) -> Rule:
-        return Compare(self, "<=", value(other))
-
-    def __lt__(self, other: Value | Number) -> Rule:
-        return Compare(self, "<", value(other))
 
     def equals(self, other: Value | Number) -> Rule:
         """Returns the rule `(value == other)`."""
