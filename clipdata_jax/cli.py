@@ -69,6 +69,7 @@ COMMANDS = {
         "Evaluate",
         "clipdata evaluate run/model --classification cifar10.tar --classnames cifar10.json --out figures.json",
     ),
+    "plan": Command("Plan", "clipdata plan configs/datacomp_small.py --processes 8"),
     "verify": Command("Verify", "clipdata verify metadata scores subset.npy selected"),
     "demo": Command("Demo", "clipdata demo --out demo-output"),
 }
@@ -107,10 +108,16 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         return _failed("clipdata", f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
     try:
+        given: tuple[Any, ...] = ()
+        if name == "plan" and "--" in rest:
+            at = rest.index("--")
+            rest, given = rest[:at], (_planned(rest[at + 1 :]),)
         options = _with_share(name, _parse(name, rest))
         if options is not None:
             with console.all_printable():
-                importlib.import_module(f"clipdata_jax.commands.{name.replace('-', '_')}").run(options)
+                importlib.import_module(f"clipdata_jax.commands.{name.replace('-', '_')}").run(
+                    options, *given
+                )
     except (InputError, StorageError) as error:
         with_config = not str(error).startswith("--config") and any(
             word.startswith("--config") for word in rest
@@ -130,6 +137,16 @@ def _run(arguments: list[str]) -> int:
             raise
         return _failed(f"clipdata {name}", reason)
     return 0
+
+
+def _planned(words: list[str]) -> Any:
+    """A `config.Run` of the command that `plan ... -- COMMAND ...` names."""
+    from clipdata_jax import config
+    from clipdata_jax.config.planning import require_planned
+
+    name = words[0] if words else ""
+    require_planned(name, "the command after --")
+    return config.Run(**{name.replace("-", "_"): _parse(name, words[1:])})
 
 
 def _failed(program: str, reason: str) -> int:
@@ -256,6 +273,8 @@ def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
             rest.append(word)
         elif (path := value if sign else next(words, None)) is None:
             raise InputError("--config needs a file: --config configs/datacomp_small.py")
+    if name == "plan":  # it takes all that the file sets
+        return None, rest if path is None else [path, *rest]
     return (None if path is None else _options_in(path, name)), rest
 
 
