@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from support.checkpoints import make_checkpoint
-from support.verifying import check_verify
+from support.processes import check_verify
 
 from clipdata_jax import cli, models, storage
 from clipdata_jax.commands import evaluate

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.processes import check_verify
 from support.report_pools import RULE, image, make_pool, options, page_of
-from support.verifying import check_verify
 
 from clipdata_jax.commands import report
 from clipdata_jax.errors import InputError

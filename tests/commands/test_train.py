@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from support.checkpoints import CAPTIONS
-from support.verifying import check_verify
+from support.processes import check_verify
 
 from clipdata_jax import cli, models
 from clipdata_jax.commands import train

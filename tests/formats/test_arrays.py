@@ -1,4 +1,4 @@
-"""Arrays in .npz and .npy files: mapped or streamed, whole or refused."""
+"""Arrays in .npz and .npy files: mapped, streamed or refused."""
 
 import io
 import mmap
@@ -28,7 +28,7 @@ def saved(save, *args, **named):
 
 
 @pytest.mark.parametrize("array", [IMAGES, np.asfortranarray(IMAGES), IMAGES[:, :3].astype(np.float32)])
-def test_what_lies_plainly_in_a_local_file_is_mapped_and_written_to_in_memory_only(tmp_path, array):
+def test_local_files_are_mapped_copy_on_write(tmp_path, array):
     for name, save in (
         ("a.npy", lambda path: np.save(path, array)),
         ("a.npz", lambda path: np.savez(path, z=TEXTS, x=array)),
@@ -45,7 +45,7 @@ def test_what_lies_plainly_in_a_local_file_is_mapped_and_written_to_in_memory_on
         assert array_shape(str(path), "x") == array.shape
 
 
-def test_compressed_members_and_files_elsewhere_are_streamed_and_other_members_left_alone(tmp_path):
+def test_other_files_are_streamed(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", x=IMAGES, z=TEXTS)
     np.testing.assert_array_equal(read_array(str(tmp_path / "a.npz"), "x"), IMAGES, strict=True)
     plain = bytearray(saved(np.savez, x=IMAGES, z=TEXTS))
@@ -61,7 +61,7 @@ def test_compressed_members_and_files_elsewhere_are_streamed_and_other_members_l
 
 
 @pytest.mark.parametrize("rows", [0, 5])
-def test_an_array_of_no_rows_and_rows_that_are_known(tmp_path, rows):
+def test_rows_are_checked(tmp_path, rows):
     path = tmp_path / "a.npz"
     np.savez(path, x=IMAGES[:rows])
     assert read_array(str(path), "x", rows=rows).shape == (rows, 4)
@@ -70,7 +70,7 @@ def test_an_array_of_no_rows_and_rows_that_are_known(tmp_path, rows):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path, save):
+def test_flipped_bits_are_refused_or_harmless(tmp_path, save):
     whole, path = saved(save, x=IMAGES), tmp_path / "a.npz"
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
@@ -99,7 +99,7 @@ def claim(shape):
         (b"", "magic"),
     ],
 )
-def test_a_header_that_lies_is_refused_before_memory_is_taken(tmp_path, data, words):
+def test_false_headers_are_refused(tmp_path, data, words):
     (tmp_path / "a.npy").write_bytes(data)
     for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(tmp_path / "a.npz", "w", kind) as file:
@@ -109,7 +109,7 @@ def test_a_header_that_lies_is_refused_before_memory_is_taken(tmp_path, data, wo
                 read_array(str(tmp_path / name), "x")
 
 
-def test_a_name_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_missing_names_list_the_others(tmp_path):
     np.savez(tmp_path / "a.npz", x=IMAGES, z=TEXTS)
     for read in (read_array, array_shape):
         with pytest.raises(InputError, match="has no 'y'; it has x, z"):

@@ -1,4 +1,4 @@
-"""Which rows are no unit vectors."""
+"""Rows that aren't unit vectors."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from clipdata_jax.formats.embedding_shards import find_bad_rows
 
 
-def test_every_float16_has_the_norm_that_its_float32_has():
+def test_float16_norms_equal_float32_norms():
     bits = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     rows = np.zeros((1 << 16, 2), np.float16)
     rows[:, 0], rows[:, 1] = bits, 0.5
@@ -20,7 +20,7 @@ def test_every_float16_has_the_norm_that_its_float32_has():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f2"])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_what_is_wrong_with_a_row_is_told_at_its_place(dtype, normalize):
+def test_bad_rows_are_found(dtype, normalize):
     rows = np.zeros((1030, 4), dtype)  # more than are looked at at once
     rows[:, 1] = 1
     rows[3] = 0

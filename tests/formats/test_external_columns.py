@@ -43,7 +43,7 @@ def test_pairs_find_their_scores(tmp_path, form):
     assert found.facts() == {"rows": 4, "not_in_the_pool": 1}
 
 
-def test_what_can_not_join_is_refused(tmp_path):
+def test_bad_parquet_columns_are_refused(tmp_path):
     names = uids.to_hex(UID)
     x = write(tmp_path / "x.parquet", uid=names, x=[1.0] * 4)
     with pytest.raises(InputError, match=r"column 'x' is in the score tables and in .*x\.parquet; rename it"):
@@ -73,7 +73,7 @@ def test_what_can_not_join_is_refused(tmp_path):
         external_columns.open_columns([str(tmp_path / "empty")])
 
 
-def test_npy_files_that_can_not_join_are_refused(tmp_path):
+def test_bad_npy_columns_are_refused(tmp_path):
     for name, array, words in (
         ("x", np.zeros(3, "u8,u8"), "expected uids and scores of dtype u8,u8,f4"),
         ("x", np.zeros(3), "holds float64"),

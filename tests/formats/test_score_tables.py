@@ -21,7 +21,7 @@ def make(folder, sizes, names, seed=0):
     return str(folder)
 
 
-def test_a_part_is_float32_with_two_uint64_and_deterministic(tmp_path):
+def test_parts_are_deterministic(tmp_path):
     uid = np.array([(1, 2), (3, 4)], uids.DTYPE)
     columns = {"score": np.array([0.5, 0.25]), "count": np.array([3, 4])}
     data = score_tables.part_bytes(uid, columns, np.array([False, True]))
@@ -56,7 +56,7 @@ def test_tables_of_one_pool_join(tmp_path):
     np.testing.assert_array_equal(np.concatenate([part[2]["y"] for part in parts]), columns["y"])
 
 
-def test_a_column_of_two_tables_is_nobodys(tmp_path):
+def test_shared_columns_are_ambiguous(tmp_path):
     a, b = make(tmp_path / "a", [4], ["x", "y"]), make(tmp_path / "b", [4], ["x", "z"], seed=1)
     table = score_tables.open_tables([a, b])
     table.check_shared_names(["y", "z"])
@@ -78,7 +78,7 @@ def test_no_columns_give_the_uids(tmp_path):
     assert columns == {}
 
 
-def test_what_is_no_score_table_is_refused(tmp_path):
+def test_other_folders_are_refused(tmp_path):
     a = make(tmp_path / "a", [4], ["x"])
     other_sizes = make(tmp_path / "b", [5], ["y"])
     with pytest.raises(InputError, match=r"missing: no such folder"):

@@ -1,4 +1,4 @@
-"""Finding what patterns mean, and reading samples of tables, folders and TFDS splits."""
+"""Sources found by patterns, and samples of tables, folders and TFDS splits."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def test_rows_of_a_table_are_samples(tmp_path, suffix):
     assert read(find(path)) == samples
 
 
-def test_columns_go_by_their_usual_names_or_those_given(tmp_path):
+def test_columns_have_usual_or_given_names(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("filepath,title,uid,alt\na.png,one,AB,first\nb.png,two,,second\n")
     samples = read(find(path))
@@ -83,7 +83,7 @@ def test_columns_go_by_their_usual_names_or_those_given(tmp_path):
         ("", {}, "can't be read as a table"),
     ],
 )
-def test_what_is_no_such_table_is_said(tmp_path, content, columns, words):
+def test_bad_tables_are_refused(tmp_path, content, columns, words):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(InputError, match=words):
         find(tmp_path / "t.csv", **columns)
@@ -106,7 +106,7 @@ def test_a_folder_of_images_is_cut_into_units(tmp_path, monkeypatch):
         find(tmp_path / "p")
 
 
-def test_units_of_different_kinds_never_share_a_name(tmp_path, monkeypatch):
+def test_unit_names_are_unique(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROWS", 1)
     (tmp_path / "p").mkdir()
     for name in ("a.png", "b.png"):
@@ -147,7 +147,7 @@ def found_order(samples):
         ("tfds:tiny_images/train[:0]", "the split is empty"),
     ],
 )
-def test_a_tfds_split_that_is_not_there_is_said(tmp_path, monkeypatch, name, words):
+def test_missing_tfds_splits_are_refused(tmp_path, monkeypatch, name, words):
     prepare(tmp_path, [(png(), "an image", 0)])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(InputError, match=words):

@@ -1,4 +1,4 @@
-"""Where samples lie in tars of every form, and tars copied from them block by block."""
+"""Indexes of tars of every form, and tars copied from them block by block."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def found(path) -> list[tar_index.IndexedSample]:
     return [index.sample(i) for i in range(len(index.keys))]
 
 
-def test_samples_are_those_that_reading_gives(form):
+def test_index_equals_reading(form):
     path, plain = form
     with open_tar(path) as tar:
         assert (tar_index.read_headers(tar) is not None) == plain
@@ -96,7 +96,7 @@ def test_samples_are_those_that_reading_gives(form):
     assert jsons == [sample.members.get("json") for sample in read]
 
 
-def test_what_is_written_reads_the_same(form, tmp_path):
+def test_copies_read_the_same(form, tmp_path):
     path, _ = form
     storage.write_bytes(f"memory://{tmp_path}/t.tar", storage.read_bytes(path))
     for source in (path, f"memory://{tmp_path}/t.tar"):
@@ -106,7 +106,7 @@ def test_what_is_written_reads_the_same(form, tmp_path):
         assert (tmp_path / "out.tar").stat().st_size % tarfile.RECORDSIZE == 0
 
 
-def test_headers_travel_as_they_are(tmp_path):
+def test_headers_are_copied(tmp_path):
     path = write(tmp_path / "t.tar", MEMBERS, mtime=1.5, mode=0o600, uname="me")
     with open(tmp_path / "out.tar", "wb") as out:
         tar_copy.write_samples(out, found(path)[1:])
@@ -116,7 +116,7 @@ def test_headers_travel_as_they_are(tmp_path):
         ]
 
 
-def test_a_key_that_comes_again_is_numbered(tmp_path):
+def test_repeated_keys_are_numbered(tmp_path):
     first = found(write(tmp_path / "1.tar", [("a/0.jpg", b"1"), ("a/0.seg.png", b"2"), ("a/0-1.jpg", b"3")]))
     second = found(write(tmp_path / "2.tar", [("a/0.jpg", b"4"), ("b.jpg", b"5")]))
     with open(tmp_path / "out.tar", "wb") as out:
@@ -151,7 +151,7 @@ def small(tmp_path_factory):
     place=524, value=0, cut=None
 )  # the end of a pax record, and what is behind it: newer Pythons refuse these
 @example(place=525, value=ord(" "), cut=None)
-def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused(small, place, value, cut):
+def test_damage_reads_as_in_tarfile(small, place, value, cut):
     damaged = bytearray(small.read_bytes())
     damaged[place] = value
     path = small.with_name("damaged.tar")
@@ -163,7 +163,7 @@ def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused(small, place, valu
     assert got == want
 
 
-def test_a_tar_that_becomes_shorter_is_not_copied_half(tmp_path):
+def test_truncation_while_copying_is_refused(tmp_path):
     path = write(tmp_path / "t.tar", MEMBERS)
     chosen = found(path)
     (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:2000])
@@ -188,7 +188,7 @@ names = st.text("aA.j/é", min_size=1, max_size=5) | st.sampled_from(
 @example(["a", "a."], tarfile.PAX_FORMAT)
 @example([f"a.{i}" for i in range(99)], tarfile.PAX_FORMAT)
 @given(st.lists(names, min_size=1, max_size=5), st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
-def test_samples_of_any_names_are_those_that_tarfile_and_reading_give(tmp_path_factory, members, kind):
+def test_any_names_group_as_in_reading(tmp_path_factory, members, kind):
     path = tmp_path_factory.getbasetemp() / "names.tar"
     write(path, [(name, b"x") for name in members], kind)
     with pytest.MonkeyPatch.context() as patch:

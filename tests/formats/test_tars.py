@@ -64,7 +64,7 @@ def test_links_within_a_tar_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd", "passwd.txt"])
-def test_links_that_lead_out_of_a_tar_or_round_in_circles_are_refused(tmp_path, target):
+def test_outside_and_cyclic_links_are_refused(tmp_path, target):
     path = str(tmp_path / "t.tar")
     with tarfile.open(path, "w") as tar:
         write_link(tar, tarfile.SYMTYPE, "d/passwd.txt", target)
@@ -72,7 +72,7 @@ def test_links_that_lead_out_of_a_tar_or_round_in_circles_are_refused(tmp_path, 
         list(tars.read_members(path))
 
 
-def test_what_file_managers_leave_behind_is_no_sample(tmp_path):
+def test_hidden_files_are_skipped(tmp_path):
     hidden = [("a/._0.jpg", b"notes"), (".DS_Store", b"notes")]
     tars.write_tar(str(tmp_path / "t.tar"), [hidden[0], *MEMBERS, hidden[1]])
     assert list(tars.read_members(str(tmp_path / "t.tar"))) == MEMBERS
@@ -83,7 +83,7 @@ def test_an_empty_tar_has_no_samples(tmp_path):
     assert list(tars.read_tar(str(tmp_path / "t.tar"))) == []
 
 
-def test_every_cut_is_noticed(tmp_path):
+def test_truncation_is_refused(tmp_path):
     path = tmp_path / "t.tar"
     tars.write_tar(str(path), MEMBERS)
     data = path.read_bytes()
@@ -94,7 +94,7 @@ def test_every_cut_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("at", [0, 3, 148, 512 * 2, 512 * 2 + 124])
-def test_a_damaged_header_is_noticed(tmp_path, at):
+def test_damaged_headers_are_refused(tmp_path, at):
     path = tmp_path / "t.tar"
     tars.write_tar(str(path), MEMBERS)
     data = bytearray(path.read_bytes())
@@ -104,7 +104,7 @@ def test_a_damaged_header_is_noticed(tmp_path, at):
         list(tars.read_tar(str(path)))
 
 
-def test_samples_that_readers_would_split_or_lose_are_refused(tmp_path):
+def test_ambiguous_samples_are_refused(tmp_path):
     path = str(tmp_path / "t.tar")
     tars.write_tar(path, [("0.jpg", b""), ("1.jpg", b""), ("0.txt", b"")])
     with pytest.raises(InputError, match="members of key '0' are not adjacent"):
@@ -146,14 +146,14 @@ def test_units_are_named_after_their_tars():
     assert tars.unit_names(["s3://x/p/0.tar", "s3://y/p/0.tar"]) == ["x_p_0", "y_p_0"]
 
 
-def test_names_that_several_tars_have():
+def test_shared_names():
     assert tars.shared_names(["p/0.tar", "q/0.tar", "q/1.tar", "1.tar", "2.tar"]) == {"0.tar", "1.tar"}
     assert tars.shared_names([]) == frozenset()
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text("ab_/", max_size=6), max_size=8, unique=True))
-def test_unit_names_are_never_shared(stems):
+def test_unit_names_are_unique(stems):
     paths = sorted({"/".join(part for part in f"{stem}0.tar".split("/") if part) for stem in stems})
     names = tars.unit_names(paths)
     assert len(set(names)) == len(paths)

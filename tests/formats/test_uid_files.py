@@ -27,7 +27,7 @@ def opened(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=30), st.sampled_from(NAMES), st.integers(1, 9))
-def test_what_is_written_is_read(tmp_path_factory, words, name, rows):
+def test_files_round_trip(tmp_path_factory, words, name, rows):
     folder = tmp_path_factory.mktemp("uids")
     values = uids.sort(uids.join_halves(np.array(words, np.uint64), np.array(words[::-1], np.uint64)))
     blocks = [values[start : start + rows] for start in range(0, len(values), rows)]
@@ -40,7 +40,7 @@ def test_what_is_written_is_read(tmp_path_factory, words, name, rows):
         assert source.form == ""
 
 
-def test_a_npy_file_is_numpys_byte_for_byte(tmp_path):
+def test_npy_bytes_equal_numpys(tmp_path):
     uid_files.write(str(tmp_path / "u.npy"), [ROWS[:20], ROWS[20:]])
     np.save(tmp_path / "numpys.npy", ROWS)
     assert (tmp_path / "u.npy").read_bytes() == (tmp_path / "numpys.npy").read_bytes()
@@ -58,7 +58,7 @@ def test_object_stores_are_read_and_written(opened):
     ["\n".join(HEX), "\n".join(HEX).upper() + "\n", "\r\n".join(HEX), "\n\n".join(HEX), "  \n".join(HEX)],
     ids=["no last end", "upper case", "carriage returns", "blank lines", "blanks"],
 )
-def test_text_is_read_as_people_write_it(tmp_path, opened, monkeypatch, text):
+def test_text_variants_are_read(tmp_path, opened, monkeypatch, text):
     monkeypatch.setattr(uid_files, "_ROWS", 4)
     (tmp_path / "u.txt").write_bytes(text.encode())
     assert opened(tmp_path / "u.txt").rows.tolist() == sorted(ROWS.tolist())
@@ -83,7 +83,7 @@ def test_a_folder_of_parquet_files_is_one_list(tmp_path, opened):
     ],
     ids=["big-endian", "two columns", "two columns, Fortran's order", "named"],
 )
-def test_other_pairs_of_words_are_taken_and_their_form_is_told(tmp_path, opened, rows):
+def test_other_npy_forms_are_read(tmp_path, opened, rows):
     np.save(tmp_path / "u.npy", rows)
     source = opened(tmp_path / "u.npy")
     assert source.rows.tolist() == sorted(ROWS.tolist())
@@ -131,7 +131,7 @@ def test_other_files_are_refused(tmp_path, opened, name, content, words):
     assert str(path) in str(error.value)
 
 
-def test_a_file_without_ends_of_lines_is_not_read_into_memory(tmp_path, opened, monkeypatch):
+def test_endless_lines_are_refused(tmp_path, opened, monkeypatch):
     monkeypatch.setattr(uid_files, "_ROWS", 2)
     (tmp_path / "u.txt").write_bytes(b"0" * 1000)
     with pytest.raises(InputError, match=r"u\.txt: 132 bytes without an end of line"):

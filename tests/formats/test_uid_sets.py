@@ -1,4 +1,4 @@
-"""Sets and multisets of uids against Python's own, and how arrays of them are cut, looked through and sorted."""
+"""Sets and multisets of uids against Python's own; cutting, checking and sorting of arrays."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_overlaps_are_pythons(lists, multiset, rows):
 
 @settings(max_examples=100, deadline=None)
 @given(several, st.integers(1, 9))
-def test_parts_hold_every_row_once_and_cut_no_uid_apart(lists, rows):
+def test_parts_hold_every_uid_once(lists, rows):
     arrays = [as_sorted(values) for values in lists]
     parts = list(uid_sets.parts(arrays, rows))
     for i, array in enumerate(arrays):
@@ -109,7 +109,7 @@ def test_external_sort_of_nothing_is_empty():
 
 @settings(max_examples=100, deadline=None)
 @given(uid_lists, st.booleans())
-def test_order_is_looked_at_across_blocks(values, in_order):
+def test_order_is_checked_across_blocks(values, in_order):
     values = sorted(values) if in_order else values
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uid_sets, "_BLOCK", 4)

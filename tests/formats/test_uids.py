@@ -71,7 +71,7 @@ def test_what_a_uid_is():
     assert not any(map(uids.is_uid, (17, None, GOOD.encode(), "\ud800" * 32, "０" * 32)))
 
 
-def test_the_uid_of_a_sample_is_a_documented_hash():
+def test_derived_uids_are_sha256():
     assert uids.uid_of("00000.tar", "a/7") == hashlib.sha256(b"00000.tar\0a/7").hexdigest()[:32]
     assert uids.uid_of("00000.tar", "\udcff") == hashlib.sha256(b"00000.tar\0\xff").hexdigest()[:32]
     assert uids.uid_of("ab", "c") != uids.uid_of("a", "bc")
@@ -111,7 +111,7 @@ def test_a_subset_file_is_sorted_unique_and_datacomps(tmp_path):
     ],
     ids=["floats", "two dimensions", "pickled", "other fields", "empty", "cut", "noise", "cut zip"],
 )
-def test_other_files_are_no_subsets(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "s.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -121,7 +121,7 @@ def test_other_files_are_no_subsets(tmp_path, content):
         uids.read_subset(str(path))
 
 
-def test_a_npz_is_no_subset(tmp_path):
+def test_npz_is_refused(tmp_path):
     np.savez(tmp_path / "s.npz", a=np.zeros(3))
     with pytest.raises(InputError, match=r"not a \.npy file of uids"):
         uids.read_subset(str(tmp_path / "s.npz"))

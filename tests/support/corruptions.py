@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from support import damage, damaged_tars
+from support import damage
 from support.pools import unit_rows
 
 from clipdata_jax.formats import tars, uids
@@ -228,13 +228,13 @@ def _made(
             "extra.parquet",
             damage.parquet_damages(pq.read_table(good / "extra.parquet"), "extra"),
         ),
-        ("reshard", tar, damaged_tars.tar_damages(_members(1))),
-        ("report", tar, damaged_tars.tar_damages(_members(1))),
-        ("embed", tar, damaged_tars.tar_damages(_members(1))),
+        ("reshard", tar, damage.tar_damages(_members(1))),
+        ("report", tar, damage.tar_damages(_members(1))),
+        ("embed", tar, damage.tar_damages(_members(1))),
         (
             "embed",
             "model/model.safetensors",
-            damaged_tars.safetensors_damages((good / "model/model.safetensors").read_bytes()),
+            damage.safetensors_damages((good / "model/model.safetensors").read_bytes()),
         ),
         (
             "table",
@@ -246,7 +246,7 @@ def _made(
             "target.npz",
             damage.npz_damages({"b32_img": np.load(good / "target.npz")["b32_img"]}),
         ),
-        ("embed", tar, _with_images(damaged_tars.image_bombs(png(5)))),
+        ("embed", tar, _with_images(damage.image_bombs(png(5)))),
     ]
     bomb = functools.partial(damage.parquet_bomb, pq.read_table(good / parquet), "uid")
     yield "score", parquet, "bomb", bomb
@@ -267,7 +267,7 @@ def _with_images(bombs: dict[str, damage.Made]) -> dict[str, damage.Made]:
 
     def tar(image: damage.Made) -> bytes:
         data = image() if callable(image) else image
-        return damaged_tars.tar_bytes(list({**members, key: data}.items()))
+        return damage.tar_bytes(list({**members, key: data}.items()))
 
     return {f"image-{name}": functools.partial(tar, data) for name, data in bombs.items()}
 

@@ -1,4 +1,4 @@
-"""Processes that tests start: none outlives its test, and none can make a test wait for ever."""
+"""Processes with a time limit, and a check of the outputs of commands by `clipdata verify`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -33,3 +34,18 @@ def started(command: Sequence[str], *, seconds: float = 60, **options: Any) -> I
 def _kill(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def check_verify(clipdata: Any, output: Path, file: Path) -> None:
+    """An output is called good, and a file of it is named when one bit is another."""
+    done = clipdata("verify", output)
+    assert done.returncode == 0, done.stdout
+    assert "all good" in done.stdout, done.stdout
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    file.write_bytes(damaged)
+    done = clipdata("verify", output)
+    assert done.returncode == 2
+    assert f"damaged: {file}: its digest is not the recorded one" in done.stdout
+    file.write_bytes(whole)
