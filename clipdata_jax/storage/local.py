@@ -28,7 +28,7 @@ def info(at: Location) -> dict[str, Any] | None:
 
 
 def entries(at: Location) -> list[dict[str, Any]]:
-    """The metadata of all directly in a folder; [] if there is no folder."""
+    """The metadata of the files and folders directly in a folder; [] if there is no folder."""
     return list(at.fs.ls(at.inner, detail=True)) if at.fs.isdir(at.inner) else []
 
 

@@ -1,4 +1,4 @@
-"""What object stores and web servers say of their files: metadata, listings, and a cache of both."""
+"""Metadata and listings of files in object stores and web servers, with a cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def info(at: Location) -> dict[str, Any] | None:
 
 
 def entries(at: Location) -> list[dict[str, Any]]:
-    """The metadata of all directly in a folder; [] if there is no folder."""
+    """The metadata of the files and folders directly in a folder; [] if there is no folder."""
     try:
         listed = call(at, at.fs.ls, at.inner, detail=True, seconds=_LISTING_SECONDS)
     except FileNotFoundError:

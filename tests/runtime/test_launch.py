@@ -1,4 +1,4 @@
-"""What a process takes itself for, by the variables that launchers set."""
+"""Detection of launchers by the variables that they set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def on_tpu(monkeypatch):
     monkeypatch.setattr(launch, "_is_tpu_host", lambda environment: True)
 
 
-def test_a_task_of_a_slurm_step_takes_its_share_and_joins_only_where_processes_work_together():
+def test_a_slurm_task_takes_its_share_and_joins_only_to_work_together():
     assert detect(dict(STEP)) == Workers(worker="1/3")
     assert detect(dict(STEP), together=True) == Workers(coordinator="auto")
     assert launch.share_of(dict(STEP)) == Share(1, 3)
@@ -36,32 +36,32 @@ def test_a_task_of_a_slurm_step_takes_its_share_and_joins_only_where_processes_w
     [
         {},
         {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
-        # What sbatch itself runs is no step; tasks of an array are often a sweep.
+        # The script of sbatch is not a step; tasks of an array are often a sweep.
         {"SLURM_JOB_ID": "12", "SLURM_NTASKS": "3", "SLURM_PROCID": "0", "SLURM_ARRAY_TASK_ID": "4"},
         {**STEP, "CLIPDATA_COORDINATOR": "none"},
         GKE,  # no TPU here
     ],
-    ids=["nothing", "one task", "batch script", "told to stay alone", "no TPU"],
+    ids=["nothing", "one task", "batch script", "coordinator none", "no TPU"],
 )
-def test_otherwise_a_process_works_alone(environment):
+def test_other_processes_work_alone(environment):
     for together in (False, True):
         assert detect(dict(environment), together=together) == Workers()
 
 
-def test_what_the_command_line_says_stands():
+def test_the_command_line_overrides_the_environment():
     none = Workers(coordinator="none")
     assert detect(dict(STEP), workers=none) == none
     assert detect(dict(STEP), workers=Workers(worker="0/2")) == Workers(worker="0/2")
     by_hand = Workers(coordinator="host:1", num_processes=4, process_id=3)
     assert detect({}, workers=by_hand, together=True) == by_hand
-    assert detect({}, workers=by_hand) == Workers(worker="3/4")  # which needs nobody to join
+    assert detect({}, workers=by_hand) == Workers(worker="3/4")  # which joins no run
     with pytest.raises(
         InputError, match="CLIPDATA_COORDINATOR is 'host:1' in the environment, expected none"
     ):
         detect({"CLIPDATA_COORDINATOR": "host:1"})
 
 
-def test_hosts_of_a_tpu_slice_join_since_their_chips_open_together(on_tpu):
+def test_hosts_of_a_tpu_slice_join(on_tpu):
     joined = Workers(coordinator="auto")
     assert detect(dict(GKE)) == joined
     assert detect({}) == joined  # a TPU VM, whose metadata jax asks
@@ -73,7 +73,7 @@ def test_hosts_of_a_tpu_slice_join_since_their_chips_open_together(on_tpu):
     assert launch.share_of({**GKE, "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}) == Share(6, 8)
 
 
-def test_a_tpu_host_is_one_with_libtpu_where_jax_sees_chips(monkeypatch):
+def test_a_tpu_host_has_libtpu_and_chips(monkeypatch):
     seen = {"TPU_ML_PLATFORM": "JAX"}
     assert not launch._is_tpu_host(seen)  # libtpu isn't installed here
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name == "libtpu")
@@ -91,14 +91,14 @@ def test_a_tpu_host_is_one_with_libtpu_where_jax_sees_chips(monkeypatch):
         ({"CUDA_VISIBLE_DEVICES": "4,5", "SLURM_NODEID": "1", "SLURM_LOCALID": "0"}, "4,5", "0,1"),  # alone
     ],
 )
-def test_tasks_on_one_machine_share_its_gpus_out(said, visible, devices):
+def test_each_task_on_a_machine_takes_a_gpu(said, visible, devices):
     environment = {**STEP, **said}
     detect(environment)
     assert environment["CUDA_VISIBLE_DEVICES"] == visible
     assert environment["JAX_LOCAL_DEVICE_IDS"] == devices
 
 
-def test_a_command_for_one_process_is_done_by_the_first(tmp_path, clipdata, monkeypatch):
+def test_the_first_process_runs_a_command_for_one(tmp_path, clipdata, monkeypatch):
     (tmp_path / "a.txt").write_text("0" * 32)
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)

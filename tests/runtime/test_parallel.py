@@ -117,7 +117,7 @@ main()
 """
 
 
-def test_when_one_of_two_processes_is_stopped_both_say_run_me_again(tmp_path, clipdata):
+def test_a_stop_of_one_of_two_processes_stops_both(tmp_path, clipdata):
     make_pool(tmp_path / "pool", [900, 200], dim=8)
     (tmp_path / "program.py").write_text(STOPPED)
     flags = ["norm-sim-d", "pool", "--fraction", "0.2", "--steps", "5", "--out"]

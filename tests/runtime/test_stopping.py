@@ -22,7 +22,7 @@ from clipdata_jax.formats.sample_uids import json_fields, sample_uid
 from clipdata_jax.runtime import stopping
 
 ROOT = Path(__file__).parents[2]
-# Runs the command, something in it replaced: `pause()` says so and goes on for very long.
+# Runs the command with something in it replaced; `pause()` prints a line and sleeps.
 PROGRAM = """
 import os, signal, sys, time
 def pause(*_):
@@ -114,14 +114,12 @@ def check_stopped_and_goes_on(process, folder, flags, clipdata):
     [IN_ITS_LAST_FILE, AS_IT_IMPORTS, IN_VAIN, IN_JAX],
     ids=["last file", "import", "swallowed", "jax"],
 )
-def test_sigterm_at_any_moment_says_run_me_again(tmp_path, flags, clipdata, change):
+def test_sigterm_at_any_moment_ends_with_75(tmp_path, flags, clipdata, change):
     with start(tmp_path, change, flags) as process:
         check_stopped_and_goes_on(process, tmp_path, flags, clipdata)
 
 
-def test_a_unit_that_takes_long_is_given_up_after_some_seconds_or_at_the_second_signal(
-    tmp_path, flags, clipdata
-):
+def test_a_long_unit_is_abandoned_after_seconds_or_at_a_second_signal(tmp_path, flags, clipdata):
     short = IN_A_THREAD + "from clipdata_jax.runtime import stopping\nstopping._SECONDS = 0.1\n"
     patient = IN_A_THREAD + "from clipdata_jax.runtime import stopping\nstopping._SECONDS = 1000.0\n"
     for change, signals in ((short, [signal.SIGINT]), (patient, [signal.SIGTERM, signal.SIGINT])):
@@ -148,7 +146,7 @@ if __name__ == "__main__":
 """
 
 
-def test_processes_that_tell_languages_end_with_a_killed_parent(tmp_path):
+def test_pool_processes_end_with_a_killed_parent(tmp_path):
     pytest.importorskip("fasttext")
     (tmp_path / "program.py").write_text(POOL)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -201,17 +199,17 @@ output.Output.complete = complete_or_die
 """
 
 
-def test_what_killed_processes_began_is_finished_by_any_other_number(tmp_path, flags, clipdata):
+def test_any_number_of_processes_finishes_what_killed_ones_began(tmp_path, flags, clipdata):
     assert clipdata(*flags[:-1], "whole").returncode == 0
     for lives, worker in ((1, "0/2"), (0, "1/2"), (0, "0/1")):
         with start(tmp_path, DIES.format(lives=lives), [*flags, "--worker", worker]) as process:
-            told = process.communicate()
-        assert process.returncode == -signal.SIGKILL, told
+            printed = process.communicate()
+        assert process.returncode == -signal.SIGKILL, printed
     assert list(tmp_path.rglob(".half.npy.*.tmp"))
-    told = [clipdata(*flags, "--worker", f"{index}/3").stdout for index in (2, 1, 0)]
-    assert [len(text.splitlines()) for text in told].count(1) == 2
+    printed = [clipdata(*flags, "--worker", f"{index}/3").stdout for index in (2, 1, 0)]
+    assert [len(text.splitlines()) for text in printed].count(1) == 2
     assert not list(tmp_path.rglob(".*.tmp"))
-    assert sum("kept 12 of 12 samples" in text for text in told) == 1, told
+    assert sum("kept 12 of 12 samples" in text for text in printed) == 1, printed
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*")]
     assert files
     assert sorted(files) == sorted(
@@ -223,7 +221,7 @@ def test_what_killed_processes_began_is_finished_by_any_other_number(tmp_path, f
 
 
 @pytest.mark.parametrize(("ends", "status"), [(0, 0), (2, 2), (RuntimeError("ours"), 1)])
-def test_who_fails_does_not_wait_long_for_processes_that_wait_for_it(monkeypatch, capsys, ends, status):
+def test_a_failed_process_does_not_wait_long_for_its_peers(monkeypatch, capsys, ends, status):
     def command():
         if isinstance(ends, Exception):
             raise ends

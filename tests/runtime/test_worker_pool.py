@@ -1,4 +1,4 @@
-"""Processes that help a command, whatever program called it."""
+"""Pools of processes, whatever program starts them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ with worker_pool.SpawnPool(2) as pool:
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["file", "standard input"])
-def test_helpers_do_not_run_the_program_again(tmp_path, named):
+def test_workers_do_not_run_the_program_again(tmp_path, named):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "program.py"] if named else [sys.executable, "-"]
     done = subprocess.run(

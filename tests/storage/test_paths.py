@@ -36,7 +36,7 @@ def test_folders_are_listed_by_name(folder):
     assert not storage.is_folder(f"{folder}/a/2.tar")
 
 
-def test_links_are_what_they_lead_to(folder, tmp_path):
+def test_symlinks_are_followed(folder, tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links/0.tar").symlink_to(tmp_path / "a/2.tar")
     (tmp_path / "links/1.tar").symlink_to(tmp_path / "a")
@@ -83,13 +83,13 @@ def test_ranges_keep_their_zeros():
     ]
 
 
-def test_what_is_remembered_ends_with_the_last_block_that_remembers():
+def test_the_stat_cache_ends_with_its_last_block():
     """Blocks of two threads end in any order."""
     one, other = storage.stat_cache(), storage.stat_cache()
     one.__enter__()
     other.__enter__()
     assert not storage.exists("memory://remembered/f")
-    storage.Folder("memory://remembered").fs.pipe_file("/remembered/f", b"1")  # as somebody else does
+    storage.Folder("memory://remembered").fs.pipe_file("/remembered/f", b"1")  # as another process does
     one.__exit__(None, None, None)
     assert not storage.exists("memory://remembered/f")
     other.__exit__(None, None, None)
@@ -113,27 +113,27 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     "replace", [lambda path: storage.open_write(str(path)), lambda path: checkpoint_files.replace_file(path)]
 )
-def test_two_writers_of_one_process_id_keep_apart(tmp_path, replace):
+def test_two_writers_with_one_process_id_do_not_collide(tmp_path, replace):
     with replace(tmp_path / "f"), replace(tmp_path / "f"):
-        aside = [path.name for path in tmp_path.iterdir()]
-        assert len(aside) == 2
-        assert all(name.startswith(".f.") and name.endswith(".tmp") for name in aside)
+        temporary = [path.name for path in tmp_path.iterdir()]
+        assert len(temporary) == 2
+        assert all(name.startswith(".f.") and name.endswith(".tmp") for name in temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_writer_that_hides_its_file_is_overruled(tmp_path):
+def test_a_replaced_file_obeys_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        with checkpoint_files.replace_file(tmp_path / "f") as aside:
-            aside.unlink()
-            os.close(os.open(aside, os.O_CREAT, 0o600))
+        with checkpoint_files.replace_file(tmp_path / "f") as temporary:
+            temporary.unlink()
+            os.close(os.open(temporary, os.O_CREAT, 0o600))
     finally:
         os.umask(before)
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("form", ["~/checkpoints", "file://{home}/checkpoints", "{home}/checkpoints"])
-def test_checkpoints_go_where_all_other_files_of_a_path_go(tmp_path, monkeypatch, form):
+def test_checkpoints_take_the_same_paths(tmp_path, monkeypatch, form):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = form.format(home=tmp_path)
     with loop.open_checkpoints(folder) as manager:
@@ -148,7 +148,7 @@ def test_sizes_and_digests(tmp_path):
     assert storage.digest(path) == "sha256:" + hashlib.sha256(b"x" * (3 << 20)).hexdigest()
 
 
-def test_what_cannot_be_read_or_written(tmp_path):
+def test_unreadable_and_unwritable_files(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         storage.read_bytes(str(tmp_path / "none"))
     with pytest.raises(InputError, match="is a folder"):
@@ -160,15 +160,15 @@ def test_what_cannot_be_read_or_written(tmp_path):
         storage.Folder("nosuch://bucket/x")
 
 
-def test_object_stores_work_alike():
-    storage.write_bytes("memory://pool/a/1.tar", b"one")
-    assert storage.read_bytes("memory://pool/a/1.tar") == b"one"
-    assert [storage.read_bytes(path) for path in storage.expand("memory://pool/a/*.tar")] == [b"one"]
-    assert storage.Folder("memory://pool/a").files(".tar") == ["memory://pool/a/1.tar"]
-    with pytest.raises(RuntimeError), storage.open_write("memory://pool/a/2.tar") as file:
+def test_an_object_store_behaves_like_a_disk():
+    storage.write_bytes("memory://alike/a/1.tar", b"one")
+    assert storage.read_bytes("memory://alike/a/1.tar") == b"one"
+    assert [storage.read_bytes(path) for path in storage.expand("memory://alike/a/*.tar")] == [b"one"]
+    assert storage.Folder("memory://alike/a").files(".tar") == ["memory://alike/a/1.tar"]
+    with pytest.raises(RuntimeError), storage.open_write("memory://alike/a/2.tar") as file:
         file.write(b"half")
         raise RuntimeError
-    assert not storage.exists("memory://pool/a/2.tar")
+    assert not storage.exists("memory://alike/a/2.tar")
 
 
 @contextlib.contextmanager
@@ -182,7 +182,7 @@ def small_files(limit=1 << 14):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half(tmp_path):
+def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path):
     path = str(tmp_path / "f.npy")
     storage.write_bytes(path, b"before")
     for write in (lambda file: np.save(file, np.zeros(1 << 14)), lambda file: file.write(bytes(1 << 17))):
@@ -197,7 +197,7 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half(tmp_path):
         assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_name_is_flushed_with_its_folder(tmp_path, monkeypatch):
+def test_a_new_name_is_synced_with_its_folder(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(
         local.os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}"))
@@ -210,13 +210,13 @@ def test_a_name_is_flushed_with_its_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, StorageError), (errno.EIO, InputError)])
-def test_a_lost_mount_is_no_corrupt_file(tmp_path, number, kind):
+def test_a_lost_mount_is_a_storage_error(tmp_path, number, kind):
     storage.write_bytes(str(tmp_path / "f"), b"1")
     with pytest.raises(kind, match="can't be read"), storage.open_read(str(tmp_path / "f")):
         raise OSError(number, os.strerror(number))
 
 
-def test_a_folder_that_fails_is_no_empty_one(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "part").write_bytes(b"123")
     assert storage.Folder(str(tmp_path)).sizes() == {"a/b/part": 3}

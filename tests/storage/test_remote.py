@@ -150,7 +150,7 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(s3, size):
         assert storage.size("s3://pool/listed/f") == 64
         assert storage.read_bytes("s3://pool/listed/f") == bytes(64)
         assert s3.seen == {"GET": 1}
-        storage.Folder("s3://pool").fs.pipe_file("pool/listed/f", b"\1" * size)  # as somebody else does
+        storage.Folder("s3://pool").fs.pipe_file("pool/listed/f", b"\1" * size)  # as another process does
         with (
             pytest.raises(StorageError, match="was changed while it was read"),
             storage.open_read("s3://pool/listed/f") as file,
@@ -162,7 +162,7 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(s3, size):
         assert storage.read_bytes("s3://pool/listed/f") == b"2"
 
 
-def test_what_stays_broken_ends_in_one_sentence(s3):
+def test_a_permanent_failure_is_one_sentence(s3):
     storage.write_bytes("s3://pool/f", b"1")
     for kind in ("GET", "HEAD", "PUT"):
         s3.always = stores.re.compile(kind)
@@ -177,7 +177,7 @@ def test_what_stays_broken_ends_in_one_sentence(s3):
     assert not storage.exists("s3://pool/g")
 
 
-def test_what_no_attempt_would_mend_is_told_at_once(s3, monkeypatch):
+def test_permanent_errors_are_not_retried(s3, monkeypatch):
     with pytest.raises(InputError, match="no such file"):
         storage.read_bytes("s3://pool/none")
     with pytest.raises(InputError, match=r"s3://none/f: no such bucket"):
@@ -188,7 +188,7 @@ def test_what_no_attempt_would_mend_is_told_at_once(s3, monkeypatch):
     assert max(s3._attempts.values()) == 1
 
 
-def test_a_failed_block_puts_nothing_and_threads_don_t_meet(s3):
+def test_a_failed_block_uploads_nothing(s3):
     with pytest.raises(RuntimeError), storage.open_write("s3://pool/half") as file:
         file.write(b"half")
         with storage.open_write("s3://pool/other") as other:
@@ -198,7 +198,7 @@ def test_a_failed_block_puts_nothing_and_threads_don_t_meet(s3):
     assert storage.read_bytes("s3://pool/other") == b"whole"
 
 
-def test_files_are_kept_for_a_while(s3):
+def test_downloaded_files_are_read_from_the_copy(s3):
     storage.write_bytes("s3://pool/k", b"12345")
     s3.reset()
     with storage.downloaded(["s3://pool/k", "s3://pool/none", __file__]):
@@ -229,7 +229,7 @@ def test_tars_are_found_in_few_requests(s3, pattern, requests):
 
 
 @pytest.mark.parametrize(("path", "extra"), [("s3://b/f", "s3"), ("gs://b/f", "gs"), ("https://h/f", "http")])
-def test_a_missing_package_is_told_by_the_extra_that_has_it(monkeypatch, path, extra):
+def test_a_missing_package_names_its_extra(monkeypatch, path, extra):
     def missing(*_, **__):
         raise ImportError("Install it")
 
@@ -238,7 +238,7 @@ def test_a_missing_package_is_told_by_the_extra_that_has_it(monkeypatch, path, e
         storage.read_bytes(path)
 
 
-def test_the_user_s_own_configuration_has_the_last_word(monkeypatch):
+def test_fsspecs_configuration_overrides_ours(monkeypatch):
     seen = {}
     monkeypatch.setattr(
         location.fsspec.core, "url_to_fs", lambda path, **options: (seen.update(options), path)
@@ -250,7 +250,7 @@ def test_the_user_s_own_configuration_has_the_last_word(monkeypatch):
 
 @pytest.mark.parametrize("place", ["s3://pool", "memory://pool"])
 @pytest.mark.parametrize("conditions", [True, False])
-def test_a_file_is_new_once(s3, monkeypatch, place, conditions):
+def test_a_new_file_is_written_once(s3, monkeypatch, place, conditions):
     s3.conditions = conditions
     path = f"{place}/new-{conditions}"
     assert storage.Folder(path).write_new("", b"first")
@@ -262,7 +262,7 @@ def test_a_file_is_new_once(s3, monkeypatch, place, conditions):
     assert storage.read_bytes(path) == b"first"
 
 
-def test_a_store_without_the_option_is_looked_at_first(s3, monkeypatch):
+def test_a_store_without_conditional_puts_is_checked_first(s3, monkeypatch):
     fs = storage.Folder("s3://pool").fs
     put = fs._pipe_file
 

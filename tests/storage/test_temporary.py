@@ -1,4 +1,4 @@
-"""Files written aside: what a killed writer leaves is removed, what a living one writes is not."""
+"""Temporary files and folders: those of killed processes are removed, those of living ones are not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hidden(folder):
     return sorted(path.name for path in folder.rglob(".*"))
 
 
-def test_what_a_killed_writer_leaves_goes_and_what_a_living_one_writes_stays(tmp_path):
+def test_only_a_killed_writers_file_is_removed(tmp_path):
     out = tmp_path / "out" / "parts" / "1.npz"
     killed = subprocess.run([sys.executable, "-c", WRITER, str(out)], timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -43,7 +43,7 @@ def test_what_a_killed_writer_leaves_goes_and_what_a_living_one_writes_stays(tmp
     assert not hidden(tmp_path)
 
 
-def test_another_machines_file_is_left_behind_when_nothing_was_written_for_long(tmp_path):
+def test_another_machines_file_is_removed_after_a_silent_hour(tmp_path):
     name = f".a.npy.{'0' * 8}-{'1' * 32}.tmp"  # the mark of no kernel here
     (tmp_path / name).write_bytes(b"half")
     storage.Folder(str(tmp_path)).sweep()
@@ -55,7 +55,7 @@ def test_another_machines_file_is_left_behind_when_nothing_was_written_for_long(
     assert not hidden(tmp_path)
 
 
-def test_files_that_only_look_alike_stay(tmp_path):
+def test_files_with_similar_names_stay(tmp_path):
     names = [".a.npy.tmp", ".a.npy.0123.tmp", "a.npy.tmp"]
     for name in names:
         (tmp_path / name).touch()
@@ -64,7 +64,7 @@ def test_files_that_only_look_alike_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(names)
 
 
-def test_of_several_writers_of_a_new_file_one_succeeds(tmp_path, monkeypatch):
+def test_one_of_several_writers_of_a_new_file_succeeds(tmp_path, monkeypatch):
     path = str(tmp_path / "out" / "manifest.json")
     assert storage.Folder(path).write_new("", b"first")
     assert not storage.Folder(path).write_new("", b"second")
@@ -84,7 +84,7 @@ def test_of_several_writers_of_a_new_file_one_succeeds(tmp_path, monkeypatch):
     assert not hidden(tmp_path)
 
 
-def test_a_writer_whose_file_was_taken_for_left_behind_begins_anew(tmp_path, monkeypatch):
+def test_a_file_removed_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
     lock, swept = temporary.fcntl.flock, []
 
     def first_swept(number, how):
@@ -110,7 +110,7 @@ with storage.scratch("clipdata-select-") as folder:
 """
 
 
-def test_scratch_folders_of_killed_processes_go_at_the_next_start(tmp_path, monkeypatch):
+def test_scratch_folders_of_killed_processes_are_removed_at_the_next_start(tmp_path, monkeypatch):
     others = ["clipdata-pool", f"clipdata-{'0' * 8}-mine", "else"]
     for name in others:
         (tmp_path / name).mkdir()
@@ -130,9 +130,7 @@ def test_scratch_folders_of_killed_processes_go_at_the_next_start(tmp_path, monk
 
 
 @pytest.mark.parametrize(("module", "name"), [(os, "open"), (temporary.fcntl, "flock")])
-def test_a_scratch_folder_that_was_swept_before_it_was_locked_is_made_anew(
-    tmp_path, monkeypatch, module, name
-):
+def test_a_scratch_folder_removed_before_it_was_locked_is_made_again(tmp_path, monkeypatch, module, name):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     whole, swept = getattr(module, name), []
 
