@@ -7,7 +7,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before jax is imported anywhere: the tests run on eight CPU devices.
@@ -18,7 +18,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import jaxtyping
 import pytest
+
+# The shapes and types that these modules state are checked at every call that the tests make in this process.
+jaxtyping.install_import_hook(
+    [f"clipdata_jax.{name}" for name in ("scores", "models", "evaluation", "training", "embedding.encoder")],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +41,14 @@ def shared() -> Callable[[str], Path]:
         return folder / name
 
     return find
+
+
+@pytest.fixture
+def types_unchecked() -> Iterator[None]:
+    """Turns the checks of types off, for tests of the errors that users get: their calls are not checked."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

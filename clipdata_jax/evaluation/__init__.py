@@ -1,4 +1,4 @@
-"""What a CLIP model can do: zero-shot classification and retrieval, as pure functions of embeddings."""
+"""Zero-shot classification and retrieval, as pure functions of embeddings."""
 
 from clipdata_jax.evaluation.retrieval import RetrievalRanks as RetrievalRanks
 from clipdata_jax.evaluation.retrieval import recall as recall

@@ -1,4 +1,4 @@
-"""Image-text retrieval: whether an image finds one of its captions, and a caption its image."""
+"""Image-text retrieval: ranks of an image's captions and of a caption's image, and recall at k."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _KS = (1, 5, 10)
 
 
 class RetrievalRanks(NamedTuple):
-    """Where the right answers stand; 0 is first.
+    """Ranks of the right answers; 0 is first.
 
     Attributes:
-      image_to_text: int32 (n,), candidates before the image's best caption.
-      text_to_image: int32 (m,), candidates before the caption's image.
+      image_to_text: int32 (n,), the number of candidates before the image's best caption.
+      text_to_image: int32 (m,), the number of candidates before the caption's image.
     """
 
     image_to_text: Int[Array, " n"]
@@ -35,19 +35,27 @@ def retrieval_ranks(
         r_i = #{j : p_j != i, g_j.f_i >= max_(k : p_k = i) g_k.f_i}
         q_j = #{i != p_j : f_i.g_j >= f_(p_j).g_j}
 
-    So an image is found at k if any of its captions is among its first k; each caption is a query of its own the
-    other way. A tie with a wrong answer counts against the model, and so does a NaN.
+    An image is found at k if any of its captions is among the first k; in the other direction each caption is a
+    query. A tie with a wrong answer counts against the model, and so does a NaN. The protocol of Karpathy and
+    Fei-Fei 2015, arXiv:1412.2306, with CLIP's cosines.
 
     Args:
-      image_emb: f, any float dtype; computed in float32.
-      text_emb: g, one or several rows for an image, in any order.
-      image_of: p, the row in `image_emb` that a caption belongs to; each image must have a caption.
+      image_emb: f, unit rows, shape (n, d), any float dtype; computed in float32.
+      text_emb: g, unit rows, shape (m, d), one or several for an image, in any order.
+      image_of: p, shape (m,), int: the row in `image_emb` that a caption belongs to; each image must have one.
 
     Returns:
-      r and q. No more than 256 queries' cosines are kept at a time.
+      r and q, int32. At most 256 queries' cosines are in memory at a time.
 
     Raises:
       ValueError: the shapes don't fit.
+
+    >>> import numpy as np
+    >>> from clipdata_jax.evaluation import retrieval_ranks
+    >>> images, texts = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.9, 0.4], [0.9, 0.5]])
+    >>> ranks = retrieval_ranks(images, texts, np.array([0, 1, 1]))
+    >>> print(ranks.image_to_text, ranks.text_to_image)
+    [2 1] [0 1 1]
     """
     if image_emb.shape[1:] != text_emb.shape[1:] or text_emb.shape[:1] != image_of.shape:
         raise ValueError(
@@ -75,15 +83,23 @@ def _rank(query_d: Float[Array, " d"], candidates: Float[Array, "c d"], right_c:
 
 
 def recall(ranks: Int[Array | np.ndarray, " n"], candidates: int) -> dict[str, float | None]:
-    """The share of queries that find a right answer among their first 1, 5 and 10.
+    """Computes recall at 1, 5 and 10: the share of queries with a right answer among the first k.
 
     Args:
-      ranks: of at least one query, 0 being first.
-      candidates: how many there were; beyond that many a recall says nothing and is None.
+      ranks: of at least one query, shape (n,), int; 0 is first.
+      candidates: number of candidates of a query; recall at that k and above is None.
+
+    Returns:
+      Shares in [0, 1], by "r1", "r5" and "r10".
 
     Raises:
       ValueError: no query.
+
+    >>> import numpy as np
+    >>> from clipdata_jax.evaluation import recall
+    >>> recall(np.array([0, 3, 1, 0]), candidates=6)
+    {'r1': 0.5, 'r5': 1.0, 'r10': None}
     """
     if not len(ranks):
-        raise ValueError("ranks is empty: recall needs a query")
+        raise ValueError("ranks is empty, expected at least one query")
     return {f"r{k}": float(np.mean(np.asarray(ranks) < k)) if candidates > k else None for k in _KS}

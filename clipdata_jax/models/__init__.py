@@ -1,4 +1,4 @@
-"""CLIP's and SigLIP's towers, and all that lies in a checkpoint: weights, tokenizer, image preprocessing."""
+"""CLIP's and SigLIP's towers, and what a checkpoint holds: weights, tokenizer, image preprocessing."""
 
 from clipdata_jax.models.clip import CLIP as CLIP
 from clipdata_jax.models.clip_config import CLIPConfig as CLIPConfig

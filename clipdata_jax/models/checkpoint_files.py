@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder: their names, finding the folder, reading and replacing them."""
+"""The files of a checkpoint folder: their names, downloads, reading JSON and replacing files."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """The folder of a checkpoint: `path` itself, or a download if it reads "owner/name" and is no folder.
+    """Returns the folder of a checkpoint: `path` itself, or a download if it is not a folder but "owner/name".
 
     Args:
       path: a folder, or the name of a repository on the Hugging Face hub; a cached copy needs no network.
 
     Raises:
-      InputError: there is no such folder, and nothing to download.
+      InputError: neither a folder nor a repository that can be downloaded.
     """
     folder = Path(path)
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise InputError(f"{path} is a file, expected a folder with {CONFIG} and {WEIGHTS}: give its folder")
+        raise InputError(f"{path} is a file, expected a folder with {CONFIG} and {WEIGHTS}; give its folder")
     if isinstance(path, str) and _HUB_NAME.fullmatch(path):
         return _download(path)
-    raise InputError(f"there is no folder {path}; put {CONFIG}, {WEIGHTS} and the tokenizer's files there")
+    raise InputError(f"{path}: no such folder; expected a folder of {CONFIG}, {WEIGHTS} and a tokenizer")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A file that holds one JSON object.
+    """Reads a JSON file that holds one object.
 
     Raises:
-      InputError: it can't be read, or holds something else.
+      InputError: the file can't be read, or holds something else.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -68,24 +68,24 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes JSON as transformers does (sorted, indented by two), whole or not at all."""
-    with replace_file(file) as aside:
-        aside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with replace_file(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
-    """Gives a path beside `file` to write to, which replaces it if the block ends well, else is removed."""
-    # Containers that share a volume may share a process id too.
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    """Yields a temporary file to write, renamed to `file` if the block succeeds, else removed."""
+    # Not named by the process id, which containers that share a volume may share too.
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
-        aside.touch()
-        mode = aside.stat().st_mode
-        yield aside
-        # Some writers put a file in its place that only its owner may read; the one made here obeys the umask.
-        aside.chmod(mode)
-        os.replace(aside, file)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        # Some writers replace it by a file that only its owner may read; the one created here obeys the umask.
+        temporary.chmod(mode)
+        os.replace(temporary, file)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _download(name: str) -> Path:
@@ -104,13 +104,13 @@ def _download(name: str) -> Path:
     except Exception as error:  # the hub's client raises its own, its transport's and the system's errors
         reason = textwrap.shorten(str(error), 120, placeholder=" ...")
         raise InputError(
-            f"{name} is no folder here and can't be fetched from the Hugging Face hub "
+            f"{name} is not a folder and can't be downloaded from the Hugging Face hub "
             f"({type(error).__name__}: {reason}); check the name and the network, or "
-            f"make a folder of {CONFIG}, {WEIGHTS} and the tokenizer's files, and give its path"
+            f"give the path of a folder of {CONFIG}, {WEIGHTS} and a tokenizer"
         ) from error
     if not any((folder / config).is_file() for config in (CONFIG, OPEN_CLIP_CONFIG)):
-        return folder  # a tokenizer alone, perhaps
+        return folder  # perhaps only a tokenizer
     raise InputError(
-        f"{name} has no weights in safetensors' format on the Hugging Face hub, and pickles are never loaded: where you"
-        f" trust them, hf download {name} --local-dir FOLDER, then give FOLDER, which says how to convert them"
+        f"{name} has no safetensors weights on the Hugging Face hub, and pickles are never loaded; if you trust them,"
+        f" run hf download {name} --local-dir FOLDER, then give FOLDER: the error explains how to convert them"
     )

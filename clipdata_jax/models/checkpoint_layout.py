@@ -1,4 +1,4 @@
-"""Which of the two layouts a checkpoint folder has, and where its shape and weights lie."""
+"""The two layouts of a checkpoint folder, transformers' and open_clip's: config file, weights and weight table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clipdata_jax.models.weight_tables import CLIP_TABLE, SIGLIP_TABLE, WeightTa
 
 Convention = Literal["transformers", "open_clip"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# What the shape is read from and what the weights are called, by layout.
+# The names of the config file and of the weights.
 _NAMES: dict[Convention, tuple[str, str]] = {
     "transformers": (CONFIG, WEIGHTS),
     "open_clip": (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS),
@@ -30,7 +30,7 @@ _NAMES: dict[Convention, tuple[str, str]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A checkpoint folder, its layout ("transformers" or "open_clip") and the content of its config file."""
+    """A checkpoint folder, the kind of its layout, and the content of its config file."""
 
     folder: Path
     kind: Convention
@@ -38,11 +38,11 @@ class Layout:
 
     @property
     def config_file(self) -> Path:
-        """The file that says the shape."""
+        """The file with the model's shape."""
         return self.folder / _NAMES[self.kind][0]
 
     def config(self) -> CLIPConfig:
-        """The shape of the model.
+        """Reads the shape of the model.
 
         Raises:
           InputError: the file is broken, or of another kind of model.
@@ -54,13 +54,13 @@ class Layout:
             raise InputError(f"{self.config_file}: {error}") from error
 
     def table(self) -> WeightTable:
-        """Which tensor is which parameter."""
+        """The table of tensors and parameters."""
         if self.kind == "open_clip":
             return open_clip_table(text_prefix=open_clip_text_prefix(self.content))
         return SIGLIP_TABLE if is_siglip(self.config()) else CLIP_TABLE
 
     def weights(self) -> list[Path]:
-        """The weights: one file, or the index and the files that it names.
+        """Finds the weights: one file, or an index and the files that it names.
 
         Raises:
           InputError: a file is missing, or there are only pickles.
@@ -74,13 +74,13 @@ class Layout:
         if pickles := sorted(found.name for pattern in _PICKLES for found in self.folder.glob(pattern)):
             raise InputError(
                 f"{self.folder} has no {file.name}, only {', '.join(pickles)}: pickles can run any code and are "
-                f"never loaded; convert them once where you trust them, with {self._rewrite(pickles[0])}"
+                f"never loaded; if you trust them, convert them with {self._conversion(pickles[0])}"
             )
         raise InputError(
-            f"{self.folder} has no {file.name}: put the model's weights there, in safetensors' format"
+            f"{self.folder} has no {file.name}; put the model's weights there in safetensors format"
         )
 
-    def _rewrite(self, pickle: str) -> str:
+    def _conversion(self, pickle: str) -> str:
         if self.kind == "transformers":
             return (
                 'python -c "from transformers import AutoModel as M; '
@@ -96,9 +96,9 @@ class Layout:
 
 
 def find_layout(folder: Path) -> Layout | None:
-    """The layout of a folder, None if it holds no model's config.
+    """Finds the layout of a folder; None if it has no model's config.
 
-    Of a folder with both, that whose weights are there in safetensors' format, transformers' before open_clip's.
+    In a folder with both layouts, the one with safetensors weights; transformers' if both have them.
 
     Raises:
       InputError: a config file can't be read.
@@ -110,7 +110,7 @@ def find_layout(folder: Path) -> Layout | None:
     ]
     if len(found) < 2:
         return found[0] if found else None
-    # open_clip's folders may also hold a config.json of some other library.
+    # open_clip's folders may also hold a config.json of another library.
     theirs, open_clip = found
     if theirs.content.get("model_type") not in ("clip", "siglip"):
         return open_clip
@@ -119,18 +119,18 @@ def find_layout(folder: Path) -> Layout | None:
 
 
 def read_layout(folder: Path) -> Layout:
-    """The layout of a folder that must hold a model.
+    """Reads the layout of a folder that must hold a model.
 
     Raises:
-      InputError: there is no config file, or it can't be read.
+      InputError: the config file is missing or can't be read.
     """
     layout = find_layout(folder)
     if layout is None:
         within = folder / "model"  # where `train` puts it
-        there = f"; {within} is a model: give that" if find_layout(within) else ""
+        hint = f"; give {within} instead" if find_layout(within) else ""
         raise InputError(
             f"{folder} has no {CONFIG} and no {OPEN_CLIP_CONFIG}: expected transformers' layout, {CONFIG} "
-            f"beside {WEIGHTS}, or open_clip's, {OPEN_CLIP_CONFIG} beside {OPEN_CLIP_WEIGHTS}{there}"
+            f"and {WEIGHTS}, or open_clip's, {OPEN_CLIP_CONFIG} and {OPEN_CLIP_WEIGHTS}{hint}"
         )
     return layout
 
@@ -138,14 +138,12 @@ def read_layout(folder: Path) -> Layout:
 def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise InputError(f"{index} has no weight_map: copy it again")
+        raise InputError(f"{index} has no weight_map; copy it again")
     shards = []
     for name in sorted(set(map(str, names.values()))):
         if Path(name).name != name:
-            raise InputError(f"{index} names {name!r}, expected a file beside it")
+            raise InputError(f"{index} names {name!r}, expected a file in the same folder")
         shards.append(index.with_name(name))
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise InputError(
-            f"{index.parent} lacks {', '.join(missing)}, which {index.name} names: copy them too"
-        )
+        raise InputError(f"{index.parent} lacks {', '.join(missing)}, named by {index.name}; copy them too")
     return shards

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP in Flax NNX: images and captions to unit vectors of one space.
+"""CLIP and SigLIP in Flax NNX: images and captions as unit vectors in one space.
 
 Radford et al. 2021, arXiv:2103.00020; Zhai et al. 2023, arXiv:2303.15343.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -20,7 +21,7 @@ _SMALLEST = 1.2e-38  # just above the least normal float32
 
 
 class VisionTower(nnx.Module):
-    """Patches through the transformer; a class token, their mean or an attention over them is the image."""
+    """Patches through the transformer, then pooled: by a class token, their mean or an attention over them."""
 
     def __init__(self, config: VisionConfig, build: Builder, *, embed_dim: int) -> None:
         width, patch, std = config.width, config.patch_size, config.width**-0.5
@@ -75,7 +76,7 @@ class VisionTower(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """Tokens through a transformer; one of them, the end token of CLIP, is the caption."""
+    """Tokens through a transformer, pooled at one of them: the end token in CLIP."""
 
     def __init__(self, config: TextConfig, build: Builder, *, embed_dim: int) -> None:
         self.config, self.dtype = config, build.dtype
@@ -90,13 +91,13 @@ class TextTower(nnx.Module):
             # An id outside the vocabulary gives NaN, not some other token: jit can't raise on it.
             x_bld = jnp.take(self.token[...].astype(self.dtype), ids, axis=0, mode="fill")
             x_bld = x_bld + self.position[: ids.shape[1]].astype(self.dtype)
-            # A norm acts on each position alone, so only the one that is read needs it.
+            # A norm acts on each position alone, so only the pooled one needs it.
             pooled_bd = self.post_norm(apply_layers(self.layers, x_bld, only_b=self._read_at(ids))[:, 0])
         with matmul_precision(jnp.float32):
             return self.projection(pooled_bd)
 
     def _read_at(self, ids: Int[Array, "b l"]) -> Int[Array, " b"]:
-        """The position that a caption is read at."""
+        """The position that a caption is pooled at."""
         if self.config.pool != "end":
             return jnp.full_like(ids[:, 0], 0 if self.config.pool == "first" else ids.shape[1] - 1)
         end = self.config.eos_token_id
@@ -106,15 +107,28 @@ class TextTower(nnx.Module):
 class CLIP(nnx.Module):
     """Two towers and a learnt temperature; for SigLIP a learnt `logit_bias` too, else that is None.
 
-    Made from a config and random numbers it is ready to train (weights start as CLIP's do); `load_clip`
-    reads a trained one. It is a pytree of parameters, usable under `jax.jit`, `nnx.split` and `nnx.grad`.
+    The constructor initialises the weights as CLIP does, ready to train; `load_clip` reads a trained model.
+    It is a pytree of parameters, usable under `jax.jit`, `nnx.split` and `nnx.grad`. The towers are those of
+    Radford et al. 2021, arXiv:2103.00020, section 2.4, and of Zhai et al. 2023, arXiv:2303.15343.
 
     Args:
       config: the shape of the towers.
       rngs: randomness of the initial weights, e.g. `nnx.Rngs(0)`.
-      dtype: what the towers compute in; float32 is multiplied at full precision on every device. The last
-        projection and the norm are always float32.
-      param_dtype: what the parameters are kept in; the logit scale and bias are always float32.
+      dtype: compute dtype of the towers; float32 is multiplied at full precision on every device. The last
+        projection and the normalisation are always float32.
+      param_dtype: dtype of the parameters; the logit scale and bias are always float32.
+
+    >>> import numpy as np
+    >>> from flax import nnx
+    >>> from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
+    >>> tower = dict(width=8, layers=1, heads=2, mlp_width=16)
+    >>> text = TextConfig(**tower, vocab_size=16, context_length=4, eos_token_id=15)
+    >>> config = CLIPConfig(vision=VisionConfig(**tower, image_size=8, patch_size=4), text=text, embed_dim=6)
+    >>> model = CLIP(config, rngs=nnx.Rngs(0))
+    >>> model.encode_image(np.zeros((3, 8, 8, 3), np.uint8)).shape
+    (3, 6)
+    >>> model.encode_text(np.array([[14, 2, 15, 15]])).shape
+    (1, 6)
     """
 
     def __init__(
@@ -135,21 +149,21 @@ class CLIP(nnx.Module):
 
     @property
     def temperature(self) -> Float[Array, ""]:
-        """What cosines are divided by in the contrastive loss: 1 / exp(logit_scale), float32."""
+        """The divisor of the cosines in the contrastive loss: 1 / exp(logit_scale), float32."""
         return jnp.exp(-self.logit_scale[...])
 
     def encode_image(
-        self, pixels: Shaped[Array, "b height width 3"], *, normalize: bool = True
+        self, pixels: Shaped[Array | np.ndarray, "b height width 3"], *, normalize: bool = True
     ) -> Float[Array, "b embed_dim"]:
         """Embeds images.
 
         Args:
-          pixels: NHWC, `image_size` a side. uint8 in [0, 255] is scaled to [0, 1] and normalised with the
-            model's mean and std; float is taken as normalised already.
-          normalize: whether rows get unit length; False gives the projection as it is.
+          pixels: NHWC, shape (b, image_size, image_size, 3). uint8 in [0, 255] is scaled to [0, 1] and normalised
+            with the model's mean and std; floats are taken as normalised.
+          normalize: whether to scale rows to unit length.
 
         Returns:
-          Embeddings, float32.
+          Embeddings, shape (b, embed_dim), float32.
 
         Raises:
           ValueError: another shape or dtype.
@@ -163,17 +177,19 @@ class CLIP(nnx.Module):
             raise ValueError(f"pixels are {pixels.dtype}, expected uint8 or an already normalised float")
         return _finish(_encode(self.vision, pixels), normalize)
 
-    def encode_text(self, ids: Int[Array, "b l"], *, normalize: bool = True) -> Float[Array, "b embed_dim"]:
+    def encode_text(
+        self, ids: Int[Array | np.ndarray, "b l"], *, normalize: bool = True
+    ) -> Float[Array, "b embed_dim"]:
         """Embeds captions.
 
         Args:
-          ids: int32 tokens as `load_tokenizer` makes them, at most `context_length` a row. An id outside the
-            vocabulary makes its row NaN. A model that is not causal (SigLIP) reads the padding too: give it
-            whole rows.
-          normalize: whether rows get unit length; False gives the projection as it is.
+          ids: tokens as a tokenizer of `load_tokenizer` returns them, integers of shape (b, l), l at most
+            `context_length`. An id outside the vocabulary makes its row NaN. A model that is not causal
+            (SigLIP) reads the padding too and needs full rows.
+          normalize: whether to scale rows to unit length.
 
         Returns:
-          Embeddings, float32.
+          Embeddings, shape (b, embed_dim), float32.
 
         Raises:
           ValueError: another shape or dtype.
@@ -189,12 +205,12 @@ class CLIP(nnx.Module):
 def normalized(
     pixels: UInt8[Array, "... 3"], *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "... 3"]:
-    """Pixels in [0, 255] as the towers take them: scaled to [0, 1], less the mean, over the standard deviation."""
+    """Normalises pixels in [0, 255]: scaled to [0, 1], less the mean, over the standard deviation."""
     return (pixels.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def _encode(tower: VisionTower | TextTower, rows: Shaped[Array, ...]) -> Float[Array, "b d"]:
-    """The tower on rows that may be sharded over a mesh of explicit axes, whose rules its reshapes don't meet."""
+    """Applies the tower under Auto axes, since its reshapes break the rules of Explicit ones."""
     sharding = jax.typeof(rows).sharding
     if not sharding.mesh.explicit_axes:
         return tower(rows)

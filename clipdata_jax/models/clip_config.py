@@ -14,18 +14,18 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
-# In older config.json files eos_token_id is 2, which no CLIP vocabulary means: those models are read at the
-# highest id.
+# Older config.json files have eos_token_id 2, which is not the end token of any CLIP vocabulary: those models pool
+# at the highest id.
 LEGACY_EOS = 2
-# A checkpoint is made layer by layer before it is compared with its file.
+# Bounds what a bad config.json allocates before its weights are compared with it.
 _MOST_LAYERS, _MOST = 1_000, 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowerConfig:
-    """What the two transformers have in common; `heads` must divide `width`.
+    """Options that both transformers share; `heads` must divide `width`.
 
-    `layer_scale_init`: where the learnt scales of what each layer adds start; None: there are none.
+    `layer_scale_init`: initial value of the learnt scale of each residual branch; None for no scales.
     """
 
     width: int
@@ -41,20 +41,20 @@ class TowerConfig:
         if self.layers > _MOST_LAYERS:
             raise ValueError(f"layers is {self.layers}, expected at most {_MOST_LAYERS}")
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         _require_choice("activation", self.activation, get_args(Activation))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig(TowerConfig):
-    """The vision transformer: square images, cut into square patches (both in pixels).
+    """Options of the vision transformer: square images cut into square patches (both in pixels).
 
-    `pool`: what the image is read from:
+    `pool`: the kind of pooling:
 
     - "class": a class token (CLIP);
-    - "mean": the patches' mean, with a class token beside them all the same (open_clip's "avg");
+    - "mean": the mean of the patches, not of the class token, which the tower has too (open_clip's "avg");
     - "attention": a learnt query that attends to the patches (SigLIP). Such a tower has no class token and no
-      projection, and leaves out the pixels at the right and the bottom that fill no patch.
+      projection, and ignores pixels at the right and the bottom that fill no patch.
 
     `pre_norm`: whether a norm stands before the layers, in a tower with a class token. `norm_after_pool`:
     whether the mean is taken before the last norm instead of after it.
@@ -71,7 +71,9 @@ class VisionConfig(TowerConfig):
         _require_counts(self, "image_size", "patch_size")
         _require_choice("pool", self.pool, get_args(VisionPool))
         if self.image_size < self.patch_size or (self.has_class_token and self.image_size % self.patch_size):
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
 
     @property
     def has_class_token(self) -> bool:
@@ -80,17 +82,18 @@ class VisionConfig(TowerConfig):
 
     @property
     def patches(self) -> int:
-        """Patches in an image."""
+        """Number of patches in an image."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(TowerConfig):
-    """The text transformer; `causal`: whether a token sees only those before it.
+    """Options of the text transformer; `causal`: whether a token attends only to those before it.
 
-    `pool`: the token that a caption is read at: the "end" token, the "first" or the "last" of the row.
-    `eos_token_id`: the end token is the first of this id; None: the highest id (the older rule, the same
-    thing when the end token is the last of the vocabulary). `projection_bias`: as in SigLIP's head.
+    `pool`: the token that is pooled: the "end" token, the "first" or the "last" of the row.
+    `eos_token_id`: the end token is the first with this id; None: the highest id (the older rule, equivalent
+    when the end token is the last of the vocabulary). `projection_bias`: whether the projection has a bias, as
+    SigLIP's has.
     """
 
     vocab_size: int = 49408
@@ -107,17 +110,15 @@ class TextConfig(TowerConfig):
         if self.pool != "end" or self.eos_token_id is None:
             return
         if not 0 <= self.eos_token_id < self.vocab_size:
-            raise ValueError(
-                f"eos_token_id {self.eos_token_id} lies outside a vocabulary of {self.vocab_size}"
-            )
+            raise ValueError(f"eos_token_id {self.eos_token_id} is outside a vocabulary of {self.vocab_size}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """A CLIP or SigLIP model: two towers that meet in `embed_dim` dimensions.
+    """The shape of a CLIP or SigLIP model: two towers that embed into `embed_dim` dimensions.
 
-    `logit_bias_init`: where the learnt bias of SigLIP's loss starts; None: there is none. `image_mean` and
-    `image_std` normalise the images.
+    `logit_bias_init`: initial value of the learnt bias of SigLIP's loss; None for no bias. `image_mean` and
+    `image_std` normalise the images, whose values are in [0, 1].
     """
 
     vision: VisionConfig

@@ -1,4 +1,4 @@
-"""The image processor's settings in a checkpoint folder, read and written."""
+"""Reading and writing the image processor's settings of a checkpoint."""
 
 from __future__ import annotations
 
@@ -40,16 +40,25 @@ _OPEN_CLIP: dict[str, tuple[Any, ...] | None] = {
 
 
 def load_image_transform(path: str | Path, *, convention: Convention | None = None) -> ImageTransform:
-    """The transform that belongs to a checkpoint.
+    """Reads the image transform of a checkpoint.
 
     Args:
-      path: as for `load_clip`. `preprocessor_config.json` says the sizes, in open_clip's layout
-        `preprocess_cfg` of `open_clip_config.json`; without one they are the model's.
-      convention: whose treatment of transparency and palettes, see `ImageTransform`; default that of the
-        checkpoint's layout.
+      path: as for `load_clip`. The sizes are those of `preprocessor_config.json` or, in open_clip's layout, of
+        `preprocess_cfg` in `open_clip_config.json`; without these, the model's.
+      convention: "transformers" or "open_clip": how transparency and palettes are treated, see
+        `ImageTransform`. Default: the checkpoint's layout.
+
+    Returns:
+      A callable from the bytes of an image to uint8 pixels of shape (size, size, 3).
 
     Raises:
-      InputError: a file is missing or broken, or asks for another kind of scaling or size than the model's.
+      InputError: a file is missing or broken, or its settings are not supported or don't fit the model.
+
+    >>> from importlib.resources import files
+    >>> from clipdata_jax import load_image_transform
+    >>> folder = files("clipdata_jax") / "demo" / "model"
+    >>> load_image_transform(folder).size
+    64
     """
     folder = checkpoint_folder(path)
     layout = find_layout(folder)
@@ -60,9 +69,7 @@ def load_image_transform(path: str | Path, *, convention: Convention | None = No
     siglip = is_siglip(config) if config else "Siglip" in str((content or {}).get("image_processor_type"))
     if content is None:
         if config is None:
-            raise InputError(
-                f"{folder} has neither {PREPROCESSOR} nor {CONFIG}: expected at least the latter"
-            )
+            raise InputError(f"{folder} has neither {PREPROCESSOR} nor {CONFIG}; expected at least {CONFIG}")
         content = {"size": config.vision.image_size, "crop_size": config.vision.image_size}
     size, resize = _sizes(folder, content, siglip=siglip)
     if config is not None and size != config.vision.image_size:
@@ -81,7 +88,7 @@ def load_image_transform(path: str | Path, *, convention: Convention | None = No
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any] | None:
-    """The image processor's settings in a checkpoint folder, None if it has none.
+    """Reads the image processor's settings of a checkpoint folder; None without such a file.
 
     Raises:
       InputError: the file is broken.
@@ -106,15 +113,22 @@ def write_preprocessor_config(
 
     Args:
       folder: an existing folder.
-      transform: what to write; the file can't say a convention, it is always transformers'.
-      image_mean: of the three colours, on a scale of 0 to 1.
-      image_std: likewise, above 0.
+      transform: of the convention "transformers", since the file has no field for another.
+      image_mean: of the three colours, in [0, 1].
+      image_std: of the three colours, above 0.
 
     Raises:
-      ValueError: the transform has open_clip's convention.
+      ValueError: the transform's convention is "open_clip".
+
+    >>> from clipdata_jax.models import ImageTransform, load_image_transform, write_preprocessor_config
+    >>> write_preprocessor_config(".", ImageTransform(size=224, resize=256))
+    >>> load_image_transform(".").shorter_side
+    256
     """
     if transform.convention != "transformers":
-        raise ValueError(f"{PREPROCESSOR} can't say convention {transform.convention!r}, only 'transformers'")
+        raise ValueError(
+            f"convention is {transform.convention!r}, expected 'transformers' for {PREPROCESSOR}"
+        )
     side = {"height": transform.size, "width": transform.size}
     kind, shape = "Siglip", dict[str, Any](size=side)
     if transform.fit == "crop":
@@ -144,7 +158,7 @@ def _from_open_clip(layout: Layout, convention: Convention) -> ImageTransform:
         if (allowed := _OPEN_CLIP.get(name, ())) is not None and value not in allowed
     ]
     if refused:
-        raise InputError(f"{where} has {', '.join(refused)}: images can't be prepared so here")
+        raise InputError(f"{where} has unsupported settings: {', '.join(refused)}")
     model_size = layout.config().vision.image_size
     size = content.get("size", model_size)
     if (size[0] if isinstance(size, list) and size == size[:1] * 2 else size) != model_size:
@@ -158,7 +172,7 @@ def _from_open_clip(layout: Layout, convention: Convention) -> ImageTransform:
 
 
 def _sizes(folder: Path, content: dict[str, Any], *, siglip: bool) -> tuple[int, int]:
-    """(side of the result, shorter side once scaled) as the processor's settings say them."""
+    """The side of the result and the length of the shorter side after scaling, from the processor's settings."""
     where = f"the image processor's file in {folder}"
     for name in _SWITCHES:
         cuts = name == "do_center_crop"
@@ -171,13 +185,13 @@ def _sizes(folder: Path, content: dict[str, Any], *, siglip: bool) -> tuple[int,
         raise InputError(f"{where} has rescale_factor {factor!r}, expected {1 / 255}: 1 / 255")
     if siglip:
         if content.get("do_center_crop"):
-            raise InputError(f"{where} has do_center_crop true, expected false: SigLIP's images are not cut")
+            raise InputError(f"{where} has do_center_crop true, expected false for SigLIP")
         side = _side(where, content, "size", "height", "width")
         return side, side
     shorter = _side(where, content, "size", "shortest_edge")
     side = _side(where, content, "crop_size", "height", "width")
     if shorter < side:
-        raise InputError(f"{where} has size {shorter} below crop_size {side}, expected no less")
+        raise InputError(f"{where} has size {shorter} below crop_size {side}, expected at least that")
     return side, shorter
 
 
@@ -192,7 +206,7 @@ def _interpolation(folder: Path, content: dict[str, Any]) -> Interpolation:
 
 
 def _side(where: str, content: dict[str, Any], name: str, *keys: str) -> int:
-    """One number of pixels: all the keys' values, or, in older files, a plain number."""
+    """A number of pixels: the value of all keys or, in older files, a plain number."""
     found = content.get(name, 224)
     values = [found.get(key) for key in keys] if isinstance(found, dict) else [found]
     if not isinstance(values[0], int) or values[0] < 1 or values != values[:1] * len(values):

@@ -1,4 +1,4 @@
-"""From the bytes of an image to the square of pixels that CLIP was trained on, with Pillow on the host."""
+"""Image preprocessing on the host with Pillow: from the bytes of a file to the square of pixels that CLIP takes."""
 
 from __future__ import annotations
 
@@ -22,26 +22,39 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
-# What the web holds. Pillow reads more, some of it through outside programs, which no file should start.
+# The formats of the web. Pillow reads more, some through external programs, which no input should start.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# Pillow warns of images that it opens all the same: of large ones, which `max_pixels` refuses here, and of
-# odd metadata, which is not read. A filter per call would not be safe in the threads that decode.
+# Pillow warns about large images, which `max_pixels` refuses here, and about odd metadata, which is not read. A
+# filter per call would not be safe in the threads that decode.
 for _category in (Image.DecompressionBombWarning, UserWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Opens an image without decoding it: its size is known, its pixels are decoded when first used, once.
+    """Opens an image without decoding it; its pixels are decoded once, when first used.
 
     Several `ImageTransform`s can then share the decoding, which takes most of the time.
 
     Args:
       data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
 
+    Returns:
+      The image, of known size; `ImageTransform` takes it in place of bytes.
+
     Raises:
-      InputError: not an image, a broken header, or so many pixels that it may be an attack. One sentence
-        without a file name, which only the caller knows.
+      InputError: not an image, a broken header, or so many pixels that it may be an attack. The message is a
+        sentence without a file name, which only the caller knows.
+
+    >>> import io
+    >>> from PIL import Image
+    >>> from clipdata_jax.models import ImageTransform, open_image
+    >>> Image.new("RGB", (80, 60), "red").save(file := io.BytesIO(), "png")
+    >>> image = open_image(file.getvalue())
+    >>> image.size
+    (80, 60)
+    >>> ImageTransform(size=32)(image).shape
+    (32, 32, 3)
     """
     if not data:
         raise InputError("the image's file is empty (0 bytes)")
@@ -57,30 +70,30 @@ def open_image(data: bytes) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # a broken header raises nearly anything
-        raise InputError(f"the image's header can't be read ({_reason(error)}): it is broken") from error
+        raise InputError(f"the image's header is broken ({_reason(error)})") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """Decodes an image and makes a square of it; safe to call from many threads.
+    """Decodes an image and resizes it to a square; safe to call from many threads.
 
     The two conventions agree on opaque images without a palette:
 
-    - "transformers": transparency is laid on white and colours become RGB first, then scaling (as the
+    - "transformers": transparency is composed onto white and colours are converted to RGB, then scaled (as by the
       Pillow-based processors of transformers 5);
-    - "open_clip": scaling and cutting in the file's own colours (a palette: nearest neighbour), then
+    - "open_clip": scaled and cropped in the file's own colours (a palette: nearest neighbour), then converted to
       RGB, with transparency dropped.
 
-    Neither turns an image as its EXIF tag says, since the published models were not trained that way.
+    Neither applies the EXIF orientation, since the published models were not trained that way.
     """
 
     size: int
-    """Pixels a side of the result."""
+    """Side of the result in pixels."""
     resize: int | None = None
-    """Pixels of the shorter side after scaling, at least `size`; default `size`."""
+    """Length of the shorter side after scaling in pixels, at least `size`; default `size`."""
     convention: Convention = "transformers"
     fit: Fit = "crop"
-    """"crop": the shorter side is scaled and the centre cut out; "squash": both sides are scaled to `size`."""
+    """"crop": the shorter side is scaled and the centre cropped; "squash": both sides are scaled to `size`."""
     interpolation: Interpolation = "bicubic"
     max_pixels: int = 64_000_000
     """Images of more pixels, as stored or as scaled, are refused before they are decoded."""
@@ -99,22 +112,22 @@ class ImageTransform:
 
     @property
     def shorter_side(self) -> int:
-        """Pixels of the shorter side after scaling."""
+        """Length of the shorter side after scaling in pixels."""
         return self.size if self.resize is None else self.resize
 
     def __call__(self, source: bytes | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
-        """Makes the model's input of an image.
+        """Converts an image to the model's input.
 
         Args:
-          source: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file (of an animation the first frame), or
-            an open image, which is left as it is; a broken one is closed.
+          source: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file (the first frame of an animation), or an
+            open image, which is not modified; a broken one is closed.
 
         Returns:
-          RGB, uint8, not normalised: `CLIP.encode_image` does that.
+          RGB, shape (size, size, 3), uint8, not normalised: `CLIP.encode_image` does that.
 
         Raises:
-          InputError: not an image, cut short or broken, or of more than `max_pixels`. One sentence without a
-            file name, which only the caller knows.
+          InputError: not an image, truncated or broken, or of more than `max_pixels`. The message is a sentence
+            without a file name, which only the caller knows.
         """
         if isinstance(source, Image.Image):
             return self._pixels(source)
@@ -128,25 +141,25 @@ class ImageTransform:
             if self.convention == "transformers":
                 image = _flat_rgb(image)
             image = _scaled_centre(image, scaled, self._centre(*scaled), _FILTERS[self.interpolation])
-            image.info.pop("transparency", None)  # dropped below either way, with a warning for a palette's
+            image.info.pop("transparency", None)  # dropped below anyway, a palette's with a warning
             return np.asarray(_rgb(image))
         except MemoryError:
             raise
         except Exception as error:  # decoders raise nearly anything on a broken file
             raise InputError(
-                f"the image can't be decoded ({_reason(error)}): it is cut short or broken"
+                f"the image can't be decoded ({_reason(error)}): it is truncated or broken"
             ) from error
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
         if width < 1 or height < 1:
-            raise InputError(f"the image is {width} x {height} pixels: there is nothing to see")
+            raise InputError(f"the image is {width} x {height} pixels, expected at least 1 x 1")
         if self.fit == "squash":
             self._check_pixels(width, height, width * height, "")
             self._check_pixels(width, height, self.size**2, f" and {self.size**2:,} pixels when scaled")
             return self.size, self.size
         side, shorter, longer = self.shorter_side, min(width, height), max(width, height)
         other = int(side * longer / shorter)
-        # A long thin line is small as stored and huge once its shorter side has grown.
+        # A long thin image is small as stored and huge once its shorter side is scaled up.
         self._check_pixels(width, height, width * height, "")
         self._check_pixels(width, height, side * other, f" and {side * other:,} pixels when scaled")
         return (side, other) if width <= height else (other, side)
@@ -159,7 +172,7 @@ class ImageTransform:
 
     def _centre(self, width: int, height: int) -> tuple[int, int, int, int]:
         spare = width - self.size, height - self.size
-        # The two libraries cut an odd remainder differently: down, or to the even side.
+        # The two libraries round an odd remainder differently: down, or half to even.
         left, top = (s // 2 if self.convention == "transformers" else round(s / 2) for s in spare)
         return left, top, left + self.size, top + self.size
 
@@ -170,14 +183,13 @@ def _scaled_centre(
     centre: tuple[int, int, int, int],
     kernel: Image.Resampling,
 ) -> Image.Image:
-    """What `image.resize(scaled, kernel).crop(centre)` gives, with less work where much of it is cut off.
+    """Computes `image.resize(scaled, kernel).crop(centre)` with less work where much is cropped.
 
-    Pillow scales across, rounds to bytes, then scales down. One after the other, what is cut off at the sides is
-    not scaled down, and what is cut off above and below not across.
+    Pillow resizes horizontally, rounds to bytes, then resizes vertically. In two calls, rows that are cropped are not
+    resized horizontally, nor columns vertically.
     """
     left, top, right, bottom = centre
-    # Transparent images Pillow converts first, those of palettes it doesn't interpolate, and tall ones it scales
-    # down first.
+    # Pillow converts transparent images first, doesn't interpolate palettes, and resizes tall images vertically first.
     if image.mode != "RGB" or scaled == (right - left, bottom - top) or image.height > 2 * image.width:
         return image.resize(scaled, kernel).crop(centre)
     first, last = _rows_read(top, bottom, image.height / scaled[1], image.height)
@@ -191,7 +203,7 @@ def _scaled_centre(
 
 
 def _rows_read(top: int, bottom: int, scale: float, height: int) -> tuple[int, int]:
-    """The rows of an image that some rows of it scaled are made of, and a few more: (first, behind the last)."""
+    """The range of an image's rows that some rows of the scaled image depend on, with a small margin."""
     reach = 2 * max(scale, 1) + 2  # a bicubic kernel is two of the coarser pixels wide, either way
     return max(0, math.floor(top * scale - reach)), min(height, math.ceil(bottom * scale + reach))
 
@@ -200,7 +212,7 @@ def _load(image: Image.Image) -> None:
     try:
         image.load()
     except Exception:
-        image.close()  # else the next to load it gets what was decoded up to the break, and no error
+        image.close()  # else a second load returns what was decoded so far, without an error
         raise
 
 

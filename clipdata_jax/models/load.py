@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a model."""
+"""Loading a checkpoint, and its digest."""
 
 from __future__ import annotations
 
@@ -35,17 +35,23 @@ def load_clip(
         transformers' (`config.json`, `model.safetensors` or several files with an index, and
         `preprocessor_config.json` where mean and std are not the published models') or open_clip's
         (`open_clip_config.json`, `open_clip_model.safetensors`); in a folder with both, the former.
-      dtype: what the towers compute in.
-      param_dtype: what the parameters are kept in; default `dtype`. Embeddings are float32 in any case.
-      sharding: where the parameters go, all of them: `NamedSharding(mesh, PartitionSpec())` puts a copy on
-        every device of a mesh. None: the default device.
+      dtype: compute dtype of the towers.
+      param_dtype: dtype of the parameters; default `dtype`. Embeddings are float32 in any case.
+      sharding: of all parameters: `NamedSharding(mesh, PartitionSpec())` puts a copy on every device of a mesh.
+        Default: one device.
 
     Returns:
       The model.
 
     Raises:
-      InputError: a file is missing, broken, a pickle, of another kind of model, has settings that no tower
-        here has, or does not fit the others.
+      InputError: a file is missing, broken, a pickle, of another kind of model, has unsupported settings, or does
+        not fit the others.
+
+    >>> from importlib.resources import files
+    >>> from clipdata_jax import load_clip
+    >>> folder = files("clipdata_jax") / "demo" / "model"
+    >>> load_clip(folder).config.embed_dim
+    128
     """
     layout = read_layout(checkpoint_folder(path))
     config = _with_image_moments(layout)
@@ -61,7 +67,7 @@ def load_clip(
 
 
 def checkpoint_digest(path: str | Path) -> str:
-    """What tells two checkpoints apart: a digest of the bytes of the config file and the weights.
+    """Computes a digest of a checkpoint: of the bytes of its config file and its weights.
 
     Args:
       path: as for `load_clip`.
@@ -71,11 +77,17 @@ def checkpoint_digest(path: str | Path) -> str:
 
     Raises:
       InputError: a file is missing.
+
+    >>> from importlib.resources import files
+    >>> from clipdata_jax import models
+    >>> folder = files("clipdata_jax") / "demo" / "model"
+    >>> models.checkpoint_digest(folder)[:7]
+    'sha256:'
     """
     layout = read_layout(checkpoint_folder(path))
     digest = hashlib.sha256()
     for file in (layout.config_file, *layout.weights()):
-        # Name and size go first, so that bytes moved from one file to the next give another digest.
+        # Name and size come first, so that moving bytes from one file to the next changes the digest.
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
@@ -84,10 +96,10 @@ def checkpoint_digest(path: str | Path) -> str:
 
 
 def _with_image_moments(layout: Layout) -> CLIPConfig:
-    """The config with the mean and std that the image processor's file says, if there is one."""
+    """The config with the mean and std of the image processor's file, if it exists."""
     config = layout.config()
     if layout.kind == "open_clip":
-        return config  # which says them itself
+        return config  # which has them
     given = read_preprocessor(layout.folder) or {}
     try:
         moments = {

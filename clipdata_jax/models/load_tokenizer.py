@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, from the files beside its weights."""
+"""Loading a checkpoint's tokenizer."""
 
 from __future__ import annotations
 
@@ -35,26 +35,36 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: str | Path, *, convention: Convention | None = None) -> Tokenizer:
-    """Reads a tokenizer's files, in SigLIP's case by transformers' AutoTokenizer.
+    """Reads the tokenizer of a checkpoint.
 
-    CLIP's are `tokenizer.json`, or the older `vocab.json` and `merges.txt`.
+    CLIP's files are `tokenizer.json`, or the older `vocab.json` and `merges.txt`; SigLIP's are read by
+    transformers' AutoTokenizer.
 
     Args:
-      path: as for `load_clip`. The context length is the model's, or, in a folder without a model, that of
+      path: as for `load_clip`. The context length is the model's or, in a folder without a model, that of
         `tokenizer_config.json`.
-      convention: whose reading of captions: transformers', or open_clip's, which first repairs mojibake and
-        resolves html entities, reads CLIP's own special tokens as plain text, and pads with 0. Default that
-        of the checkpoint's layout. SigLIP's tokenizer has one alone.
+      convention: "transformers", or "open_clip", which repairs mojibake and resolves HTML entities first, reads
+        CLIP's own special tokens as plain text, and pads with 0. Default: the checkpoint's layout. SigLIP's
+        tokenizer has only one.
+
+    Returns:
+      A callable from n captions to int32 tokens of shape (n, context_length).
 
     Raises:
       InputError: a file or a package is missing, a file is broken, or the tokens are not the model's.
+
+    >>> from importlib.resources import files
+    >>> from clipdata_jax import load_tokenizer
+    >>> folder = files("clipdata_jax") / "demo" / "model"
+    >>> load_tokenizer(folder)(["a red circle", ""]).shape
+    (2, 32)
     """
     folder = checkpoint_folder(path)
     layout = find_layout(folder)
     text = layout.config().text if layout else None
     if layout is not None and (options := open_clip_tokenizer_options(layout.content)):
         raise InputError(
-            f"{layout.config_file} asks for {', '.join(options)}: only CLIP's own tokenizer is here"
+            f"{layout.config_file} has unsupported {', '.join(options)}: only CLIP's own tokenizer is supported"
         )
     tokenizer: Tokenizer
     if layout is not None and text is not None and is_siglip(layout.config()):
@@ -94,7 +104,7 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer:
             f"the tokenizer's files in {folder} can't be read ({error}); copy them again"
         ) from error
     raise InputError(
-        f"{folder} has no tokenizer: put {TOKENIZER}, or {VOCABULARY} and {MERGES}, of the model there"
+        f"{folder} has no tokenizer; put the model's {TOKENIZER} there, or its {VOCABULARY} and {MERGES}"
     )
 
 
@@ -109,19 +119,19 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
 
 
 def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's vocabulary and merges, whichever files hold them."""
+    """Reads CLIP's vocabulary and merges, whichever files hold them."""
     try:
         if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
             vocabulary, merges = read_json(folder / VOCABULARY), _read_merges(folder / MERGES)
         else:
-            _read_backend(folder)  # refuses what is missing or broken
+            _read_backend(folder)  # raises where a file is missing or broken
             model = read_json(folder / TOKENIZER)["model"]
             vocabulary = model["vocab"]
             pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
             merges = [(left, right) for left, right in pairs]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"the tokenizer's files in {folder} hold no byte-pair vocabulary ({error}): copy the model's"
+            f"the tokenizer's files in {folder} have no byte-pair vocabulary ({error}); copy the model's"
         ) from error
     _check_clips(folder, vocabulary)
     return vocabulary, merges
@@ -131,7 +141,7 @@ def _check_clips(folder: Path, vocabulary: Mapping[str, int | None]) -> None:
     for token in (START, END):
         if vocabulary.get(token) is None:
             raise InputError(
-                f"the tokenizer in {folder} is not CLIP's, it has no token {token!r}: copy the model's"
+                f"the tokenizer in {folder} is not CLIP's: it has no token {token!r}; copy the model's"
             )
 
 
@@ -146,9 +156,7 @@ def _context_length(folder: Path, text: TextConfig | None, settings: dict[str, A
     # transformers writes 1e30 for "unknown".
     if isinstance(longest, int) and 2 <= longest <= 1 << 20:
         return longest
-    raise InputError(
-        f"{folder} says no context length: put the model's {CONFIG} beside the tokenizer's files"
-    )
+    raise InputError(f"{folder} has no context length; put the model's {CONFIG} there too")
 
 
 def _pad_token(folder: Path, settings: dict[str, Any], backend: tokenizers.Tokenizer) -> str:
@@ -157,7 +165,7 @@ def _pad_token(folder: Path, settings: dict[str, Any], backend: tokenizers.Token
     token = settings.get("pad_token", END)
     token = token.get("content") if isinstance(token, dict) else token
     if not isinstance(token, str) or backend.token_to_id(token) is None:
-        raise InputError(f"the tokenizer in {folder} has pad_token {token!r}, which is none of its tokens")
+        raise InputError(f"the tokenizer in {folder} has pad_token {token!r}, which is not one of its tokens")
     return token
 
 
@@ -165,10 +173,10 @@ def _check_same_model(folder: Path, tokenizer: Tokenizer, text: TextConfig) -> N
     if tokenizer.vocab_size > text.vocab_size:
         raise InputError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model's vocab_size is "
-            f"{text.vocab_size}: copy the model's own tokenizer files"
+            f"{text.vocab_size}; copy the model's own tokenizer files"
         )
     if text.pool == "end" and text.eos_token_id not in (None, tokenizer.eos_token_id):
         raise InputError(
             f"the tokenizer in {folder} ends captions with id {tokenizer.eos_token_id}, but the model's "
-            f"eos_token_id is {text.eos_token_id}: copy the model's own tokenizer files"
+            f"eos_token_id is {text.eos_token_id}; copy the model's own tokenizer files"
         )

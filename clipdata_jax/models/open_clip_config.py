@@ -1,4 +1,4 @@
-"""How open_clip's `open_clip_config.json` says the shape of a model and its treatment of images."""
+"""The shape of a model from open_clip's `open_clip_config.json`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD, CLIPConfig, TextConfig, VisionConfig
 
 _ANY = object()
-# Every option of open_clip 3.3, by section: the values that leave a tower as it is here, or _ANY where the
-# option is read below, or changes training or the form of outputs alone.
+# Every option of open_clip 3.3 by section: the supported values, or _ANY for an option that is read below or that
+# changes only training or the form of outputs.
 _MODEL = {
     "embed_dim": _ANY,
     "vision_cfg": _ANY,
@@ -83,7 +83,7 @@ _TEXT = {
     "hf_model_pretrained": _ANY,
     "hf_proj_type": _ANY,
     "hf_pooler_type": _ANY,
-    "hf_tokenizer_name": _ANY,  # these three are the tokenizer's, see open_clip_tokenizer_options
+    "hf_tokenizer_name": _ANY,  # these three: see open_clip_tokenizer_options
     "tokenizer_kwargs": _ANY,
     "tokenizer_mode": _ANY,
 }
@@ -92,7 +92,7 @@ _NORM = {"eps": _ANY}
 
 
 def config_from_open_clip(content: Mapping[str, Any]) -> CLIPConfig:
-    """Reads the content of an `open_clip_config.json`; what it leaves out has open_clip's default.
+    """Reads the content of an `open_clip_config.json`; omitted options have open_clip's defaults.
 
     Args:
       content: the parsed file, with `model_cfg` and, for mean and std, `preprocess_cfg`.
@@ -101,7 +101,7 @@ def config_from_open_clip(content: Mapping[str, Any]) -> CLIPConfig:
       The model's shape.
 
     Raises:
-      InputError: a setting missing, or (one error that lists all) settings that no tower here has.
+      InputError: a setting is missing, or settings are not supported (one error lists all).
     """
     model = _section(content, "model_cfg")
     vision, text = _section(model, "vision_cfg"), _section(model, "text_cfg")
@@ -119,16 +119,16 @@ def config_from_open_clip(content: Mapping[str, Any]) -> CLIPConfig:
     except KeyError as error:
         raise InputError(f"model_cfg has no {error}") from error
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"no CLIP model has these settings: {error}") from error
+        raise InputError(f"these settings don't make a CLIP model: {error}") from error
 
 
 def open_clip_text_prefix(content: Mapping[str, Any]) -> str:
-    """What stands before the names of the text tower's tensors: "text." or nothing."""
+    """The prefix of the names of the text tower's tensors: "text." or empty."""
     return "text." if _section(content, "model_cfg").get("custom_text") else ""
 
 
 def open_clip_tokenizer_options(content: Mapping[str, Any]) -> list[str]:
-    """The settings that ask for another tokenizer than CLIP's, "name value" each; none for most models."""
+    """The settings that ask for another tokenizer than CLIP's, each as "name value"; none for most models."""
     text = _section(_section(content, "model_cfg"), "text_cfg")
     names = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
     return [f"text_cfg.{name} {text[name]!r}" for name in names if text.get(name)]
@@ -157,8 +157,8 @@ def _check_known(model: Mapping[str, Any], vision: Mapping[str, Any], text: Mapp
     refused += [f"vision_cfg.layers {found!r}" for found in [vision.get("layers")] if isinstance(found, list)]
     if refused:
         raise InputError(
-            f"the towers here have no {', '.join(refused)}: take a ViT-based CLIP model of open_clip, or, for "
-            "SigLIP, the folder in transformers' layout"
+            f"unsupported settings: {', '.join(refused)}; take a ViT-based CLIP model of open_clip or, for SigLIP, a "
+            "folder in transformers' layout"
         )
 
 
@@ -191,7 +191,9 @@ def _vision(section: Mapping[str, Any], quick: bool) -> VisionConfig:
 def _text(section: Mapping[str, Any], quick: bool) -> TextConfig:
     pool = section.get("pool_type", "argmax")
     if pool == "eos" and section.get("eos_id") is None:
-        raise InputError("text_cfg has pool_type 'eos' but no eos_id: which token ends a caption is unsaid")
+        raise InputError(
+            "text_cfg has pool_type 'eos' but no eos_id, the id of the token that ends a caption"
+        )
     return TextConfig(
         **_tower(section, quick, width=section.get("width", 512), heads=section.get("heads", 8)),
         vocab_size=section.get("vocab_size", 49408),
@@ -210,7 +212,7 @@ def _square(section: Mapping[str, Any], name: str, default: int) -> Any:
 
 
 def _moments(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean and std; a single number is that of all three colours."""
+    """Mean and std; a single number stands for all three colours."""
     found = {"image_mean": section.get("mean", OPENAI_MEAN), "image_std": section.get("std", OPENAI_STD)}
     return {
         name: tuple(map(float, [value] * 3 if isinstance(value, int | float) else value))

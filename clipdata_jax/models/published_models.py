@@ -1,4 +1,4 @@
-"""The shapes of the published models that data selection uses; nothing is allocated by naming them."""
+"""The shapes of the published models that data selection uses."""
 
 from __future__ import annotations
 

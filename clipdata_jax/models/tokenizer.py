@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 START, END = "<|startoftext|>", "<|endoftext|>"
 # CLIP's words: the parts of English contractions, letters, single digits, what is left but white space.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-# What open_clip calls the two special tokens, and so reads as them where they stand in a caption.
+# open_clip's names of the two special tokens, which it also recognises in captions.
 _SPECIAL = {"<start_of_text>": START, "<end_of_text>": END}
 
 
 class Tokenizer:
-    """Captions to rows of tokens: start token, lower-case byte-pair tokens, end token, padding.
+    """Converts captions to rows of tokens: start token, lower-case byte-pair tokens, end token, padding.
 
-    Made by `load_tokenizer`. These rows are those of transformers' CLIP tokenizer: a caption that is too long
-    is cut and keeps its end token, and a special token that stands in a caption is read as that token.
+    Returned by `load_tokenizer`. Rows equal those of transformers' CLIP tokenizer: a caption that is too long is cut
+    and keeps its end token, and a special token in a caption is read as that token.
     """
 
     _backend: Any
 
     def __init__(self, backend: tokenizers.Tokenizer, *, context_length: int, pad_token: str = END) -> None:
         self.context_length = context_length
-        """Tokens in a row, the start and the end token included."""
+        """Length of a row, the start and the end token included."""
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         """Number of ids."""
         self.eos_token_id = _id(backend, END)
@@ -44,20 +44,20 @@ class Tokenizer:
         backend.enable_padding(length=context_length, pad_id=_id(backend, pad_token), pad_token=pad_token)
 
     def __call__(self, captions: Iterable[str]) -> Int32[np.ndarray, "n context_length"]:
-        """Makes the model's input of captions.
+        """Converts captions to the model's input.
 
         Args:
-          captions: n strings, any of them may be empty.
+          captions: n strings; they may be empty.
 
         Returns:
-          Tokens, int32, on the host.
+          Tokens, shape (n, context_length), int32, on the host.
 
         Raises:
-          InputError: one of them, named by its place, is no string or holds half a surrogate pair.
+          InputError: a caption, named by its index, is not a string or holds half a surrogate pair.
           ValueError: a single string instead of several.
         """
         if isinstance(captions, str):
-            raise ValueError("captions is one string, expected a list of strings: give [caption]")
+            raise ValueError("captions is one string, expected a list of strings; give [caption]")
         captions = list(captions)
         for row, caption in enumerate(captions):
             if not isinstance(caption, str):
@@ -66,7 +66,7 @@ class Tokenizer:
                 caption.encode()
             except UnicodeEncodeError as error:
                 raise InputError(
-                    f"caption {row} is no Unicode text ({error.reason} at {error.start})"
+                    f"caption {row} is not valid Unicode ({error.reason} at {error.start})"
                 ) from error
         return np.asarray(self._rows(captions), np.int32).reshape(len(captions), self.context_length)
 
@@ -75,12 +75,12 @@ class Tokenizer:
 
 
 class OpenClipTokenizer(Tokenizer):
-    """CLIP's tokens by open_clip's convention: captions are repaired and unescaped first, padding is 0.
+    """Converts captions to CLIP's tokens as open_clip does: repaired and unescaped first, padded with 0.
 
     Args:
       vocabulary: token to id, CLIP's start and end tokens included.
-      merges: pairs of tokens, the first to be joined first.
-      context_length: tokens in a row, the start and the end token included.
+      merges: pairs of tokens, in the order of joining.
+      context_length: length of a row, the start and the end token included.
 
     Raises:
       InputError: the package ftfy is missing.
@@ -96,13 +96,12 @@ class OpenClipTokenizer(Tokenizer):
             import ftfy
         except ImportError as error:
             raise InputError(
-                "captions of open_clip's models are repaired by the package ftfy, which is missing: "
-                "pip install ftfy"
+                "open_clip's models need the package ftfy to repair captions: pip install ftfy"
             ) from error
         self.context_length, self.vocab_size = context_length, len(vocabulary)
         self._start, self.eos_token_id = vocabulary[START], vocabulary[END]
         self._special = {text: vocabulary[token] for text, token in _SPECIAL.items()}
-        # Contractions are matched without regard to case, in which the long s is an s; the rest is lower-case.
+        # Contractions are matched ignoring case, where the long s is an s; all else is lower-case already.
         pattern = "|".join([*_SPECIAL, WORDS.replace("'s", "'[sſ]", 1)])
         self._words = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
         self._repair = ftfy.fix_text
@@ -137,11 +136,11 @@ class OpenClipTokenizer(Tokenizer):
 
 
 class TransformersTokenizer(Tokenizer):
-    """The tokenizer of a folder as transformers' AutoTokenizer reads it, rows padded to the context length.
+    """A tokenizer read by transformers' AutoTokenizer, such as SigLIP's; rows are padded to the context length.
 
     Args:
       folder: the checkpoint.
-      context_length: tokens in a row.
+      context_length: length of a row.
 
     Raises:
       InputError: transformers, a package that the tokenizer needs, or the tokenizer's files are missing.
@@ -151,15 +150,13 @@ class TransformersTokenizer(Tokenizer):
         files = (TOKENIZER, SENTENCES, TOKENIZER_CONFIG)
         if not any((folder / name).is_file() for name in files):
             raise InputError(
-                f"{folder} has no tokenizer: put {TOKENIZER_CONFIG}, with {TOKENIZER} or {SENTENCES}, of the "
-                "model there"
+                f"{folder} has no tokenizer; put the model's {TOKENIZER_CONFIG} there, and {TOKENIZER} or {SENTENCES}"
             )
         try:
             import transformers
         except ImportError as error:
             raise InputError(
-                f"the tokenizer in {folder} is not CLIP's and is read by the package transformers, which is "
-                "missing: pip install transformers sentencepiece"
+                f"the tokenizer in {folder} needs the package transformers: pip install transformers sentencepiece"
             ) from error
         try:
             self._backend = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -167,7 +164,7 @@ class TransformersTokenizer(Tokenizer):
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"the tokenizer in {folder} can't be read: {reason}") from error
         if self._backend.pad_token_id is None:
-            raise InputError(f"the tokenizer in {folder} has no pad_token: copy the model's own files")
+            raise InputError(f"the tokenizer in {folder} has no pad_token; copy the model's own files")
         self.context_length, self.vocab_size = context_length, len(self._backend)
         self.eos_token_id = self._backend.eos_token_id
 
@@ -180,11 +177,11 @@ class TransformersTokenizer(Tokenizer):
 
 
 def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    """CLIP's byte-level BPE over a vocabulary, with its way of cutting captions into words.
+    """Builds CLIP's byte-level BPE over a vocabulary, with its splitting of captions into words.
 
     Args:
       vocabulary: token to id, the start and end tokens included.
-      merges: pairs of tokens, the first to be joined first.
+      merges: pairs of tokens, in the order of joining.
     """
     import tokenizers
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors

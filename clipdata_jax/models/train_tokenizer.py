@@ -1,4 +1,4 @@
-"""A byte-level BPE vocabulary of one's own, in CLIP's form."""
+"""Training a byte-level BPE vocabulary of CLIP's kind."""
 
 from __future__ import annotations
 
@@ -23,23 +23,28 @@ _BASE = 2 * 256 + 2
 def train_tokenizer(
     captions: Iterable[str], folder: str | Path, *, vocab_size: int, context_length: int
 ) -> Tokenizer:
-    """Learns a vocabulary from captions and writes it in the form of CLIP's tokenizer files.
+    """Learns a vocabulary from captions and writes it as CLIP's tokenizer files.
 
-    The order is CLIP's: 256 bytes, 256 bytes that end a word, the merges, the start and the end token. The
-    same captions in any order give the same files.
+    Ids are in CLIP's order: 256 bytes, 256 bytes that end a word, the merges, the start and the end token. The
+    same captions in any order give the same files. Byte-pair encoding of Sennrich et al. 2016, arXiv:1508.07909.
 
     Args:
       captions: strings, read once.
-      folder: made if missing; gets `tokenizer.json`, `vocab.json`, `merges.txt` and `tokenizer_config.json`.
-      vocab_size: ids wanted, at least 514. A small corpus gives fewer: see `Tokenizer.vocab_size`.
-      context_length: tokens in a row, the start and the end token included.
+      folder: created if missing; gets `tokenizer.json`, `vocab.json`, `merges.txt` and `tokenizer_config.json`.
+      vocab_size: number of ids, at least 514. A small corpus gives fewer: see `Tokenizer.vocab_size`.
+      context_length: length of a row, at least 3, the start and the end token included.
 
     Returns:
-      What `load_tokenizer(folder)` reads.
+      The tokenizer, as `load_tokenizer(folder)` reads it.
 
     Raises:
       ValueError: `vocab_size` below 514 or `context_length` below 3.
       InputError: the folder holds a model that these tokens don't fit.
+
+    >>> from clipdata_jax.models import train_tokenizer
+    >>> tokenizer = train_tokenizer(["a red circle", "a blue circle"], "tokenizer", vocab_size=520, context_length=6)
+    >>> tokenizer(["red"])
+    array([[518,  81,  68, 323, 519, 519]], dtype=int32)
     """
     if vocab_size < _BASE:
         raise ValueError(
@@ -56,11 +61,11 @@ def _write(
     folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], context_length: int
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with replace_file(folder / TOKENIZER) as aside:
-        clip_backend(vocabulary, merges).save(str(aside))
-    with replace_file(folder / MERGES) as aside:
+    with replace_file(folder / TOKENIZER) as temporary:
+        clip_backend(vocabulary, merges).save(str(temporary))
+    with replace_file(folder / MERGES) as temporary:
         lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_json(folder / VOCABULARY, vocabulary)
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, "bos_token": START}
     ends = dict.fromkeys(("eos_token", "pad_token", "unk_token"), END)

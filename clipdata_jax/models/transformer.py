@@ -1,10 +1,10 @@
-"""The pre-norm transformer that all towers are made of, in Flax NNX."""
+"""The pre-norm transformer of all towers, in Flax NNX."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,29 +22,29 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def matmul_precision(dtype: DTypeLike) -> contextlib.AbstractContextManager[object]:
-    """Float32 means float32: by default a TPU would multiply in bfloat16 and a GPU in TensorFloat-32."""
+    """A context in which float32 is multiplied as float32: a TPU's default is bfloat16, a GPU's TensorFloat-32."""
     full = jnp.dtype(dtype) == jnp.float32
     return jax.default_matmul_precision("highest") if full else contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Builder:
-    """Makes the parts of a tower, all of one compute dtype, parameter dtype and source of randomness."""
+    """Creates the parts of a tower with one compute dtype, parameter dtype and source of randomness."""
 
     rngs: nnx.Rngs
     dtype: DTypeLike
     param_dtype: DTypeLike
 
     def normal(self, std: float, *shape: int) -> nnx.Param[Array]:
-        """A parameter that starts normal."""
+        """A parameter initialised from a normal distribution."""
         return nnx.Param(nnx.initializers.normal(std)(self.rngs.params(), shape, self.param_dtype))
 
     def constant(self, value: float, *shape: int) -> nnx.Param[Array]:
-        """A parameter that starts at one value."""
+        """A parameter initialised to one value."""
         return nnx.Param(jnp.full(shape, value, self.param_dtype))
 
     def linear(self, inputs: int, outputs: int, *, std: float) -> nnx.Linear:
-        """A dense layer whose weights start normal."""
+        """A dense layer with normal initial weights."""
         return nnx.Linear(
             inputs,
             outputs,
@@ -55,7 +55,7 @@ class Builder:
         )
 
     def projection(self, inputs: int, outputs: int, *, bias: bool = False) -> nnx.Linear:
-        """The last step to the embedding: float32 whatever the tower computes in."""
+        """The projection to the embedding: float32 for any compute dtype."""
         return nnx.Linear(
             inputs,
             outputs,
@@ -78,7 +78,7 @@ class Builder:
             rngs=self.rngs,
         )
 
-    def blocks(self, config: TowerConfig, *, causal: bool) -> nnx.List[TransformerBlock]:
+    def blocks(self, config: TowerConfig, *, causal: bool) -> Sequence[TransformerBlock]:
         """The tower's layers, in order."""
         return nnx.List([TransformerBlock(config, self, causal=causal) for _ in range(config.layers)])
 
@@ -101,9 +101,9 @@ class Attention(nnx.Module):
         query_bmd: Float[Array, "b m d"] | None = None,
         seen_b: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b m d"]:
-        """Mixes x for each of its own positions or, if given, for each query.
+        """Attends to x from each of its own positions or, if given, from each query.
 
-        A query sees the first `seen_b` positions of its row, all where that is None: `causal` is about x's own.
+        A query attends to the first `seen_b` positions of its row, all if None; `causal` applies to x's own.
         """
         asked_bmd = x_bld if query_bmd is None else query_bmd
         q_bmhk, k_blhk, v_blhk = (
@@ -130,7 +130,7 @@ class MLP(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """One layer: attention, then the MLP, each on a normed input and added back, scaled if the config says so."""
+    """A layer: attention, then the MLP, each on a normed input and added back, scaled if configured."""
 
     def __init__(self, config: TowerConfig, build: Builder, *, causal: bool) -> None:
         scale = config.layer_scale_init
@@ -144,7 +144,7 @@ class TransformerBlock(nnx.Module):
     def __call__(
         self, x_bld: Float[Array, "b l d"], *, only_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b m d"]:
-        """The layer's output at every position or, if given, at one position of each row alone: (b, 1, d)."""
+        """The layer's output at every position or, with `only_b`, at one position of each row: (b, 1, d)."""
         normed_bld = self.norm1(x_bld)
         if only_b is None:
             mixed_bmd = self.attention(normed_bld)
@@ -157,15 +157,15 @@ class TransformerBlock(nnx.Module):
 
 
 def apply_layers(
-    layers: nnx.List[TransformerBlock],
+    layers: Sequence[TransformerBlock],
     x_bld: Float[Array, "b l d"],
     *,
     only_b: Int[Array, " b"] | None = None,
 ) -> Float[Array, "b m d"]:
-    """x through the layers; with `only_b`, only that position of each row comes out: (b, 1, d).
+    """Applies the layers; with `only_b`, returns only that position of each row: (b, 1, d).
 
-    Nothing reads what the last layer makes of the other positions, and only its keys and values need them: at
-    CLIP's widths that leaves out five sixths of its products.
+    The last layer needs the other positions only for its keys and values: at CLIP's widths this saves five sixths
+    of its products.
     """
     *early, last = layers
     for layer in early:

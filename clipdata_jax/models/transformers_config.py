@@ -1,4 +1,4 @@
-"""How transformers' `config.json` says the shape of a CLIP or SigLIP model."""
+"""The shape of a CLIP or SigLIP model from and to transformers' `config.json`."""
 
 from __future__ import annotations
 
@@ -30,50 +30,46 @@ _SIGLIP = {**_CLIP_VISION, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 
 
 
 def config_from_transformers(content: Mapping[str, Any]) -> CLIPConfig:
-    """Reads the content of a transformers `config.json`; what it leaves out has transformers' default.
+    """Reads the content of a transformers `config.json`; omitted fields have transformers' defaults.
 
     Args:
       content: the parsed file, `model_type` "clip" or "siglip".
 
     Returns:
-      The model's shape; mean and std are those of the models as published, since `config.json` doesn't hold
-      them.
+      The model's shape; mean and std are the published models', since `config.json` doesn't hold them.
 
     Raises:
-      InputError: another model type, a field missing or of a value this code doesn't know.
+      InputError: another model type, or a field is missing or has an unsupported value.
     """
     read = {"clip": _read_clip, "siglip": _read_siglip}.get(str(content.get("model_type")))
     if read is None:
-        raise InputError(
-            f"model_type is {content.get('model_type')!r}, expected 'clip' or 'siglip': "
-            "other models can't be read"
-        )
+        raise InputError(f"model_type is {content.get('model_type')!r}, expected 'clip' or 'siglip'")
     try:
         return read(content, _section(content, "vision"), _section(content, "text"))
     except InputError:
         raise
     except (ValueError, TypeError) as error:
-        raise InputError(f"no CLIP model has these settings: {error}") from error
+        raise InputError(f"these settings don't make a CLIP model: {error}") from error
 
 
 def config_to_transformers(config: CLIPConfig) -> dict[str, Any]:
-    """The content of a transformers `config.json` for a model, ready for `json.dump`.
+    """Converts a model's shape to the content of a transformers `config.json`.
 
     Raises:
       ValueError: transformers' CLIP and SigLIP have no such model; names the settings that differ.
     """
     content = _write_siglip(config) if is_siglip(config) else _write_clip(config)
-    # What that file can't say would come back as something else.
+    # A setting without a field would be read back as something else.
     again = dataclasses.replace(
         config_from_transformers(content), image_mean=config.image_mean, image_std=config.image_std
     )
     if lost := [*_differences(config, again)]:
-        raise ValueError(f"transformers' config.json can't say {', '.join(lost)}")
+        raise ValueError(f"transformers' config.json has no field for {', '.join(lost)}")
     return content
 
 
 def is_siglip(config: CLIPConfig) -> bool:
-    """Whether a model is SigLIP's kind, by its attention pooling; else it is CLIP's."""
+    """Returns whether a model is of SigLIP's kind, by its attention pooling, rather than CLIP's."""
     return config.vision.pool == "attention"
 
 
@@ -102,9 +98,7 @@ def _read_clip(content: Mapping[str, Any], vision: dict[str, Any], text: dict[st
 
 def _read_siglip(content: Mapping[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> CLIPConfig:
     if not vision.get("vision_use_head", True):
-        raise InputError(
-            "vision_use_head is false, expected true: without its head the tower has no embedding"
-        )
+        raise InputError("vision_use_head is false, expected true: the embedding comes from the head")
     tower = _read_tower({**_SIGLIP, **text})
     return CLIPConfig(
         vision=_read_vision({**_SIGLIP, **vision}, patch=16, pool="attention"),
@@ -112,13 +106,13 @@ def _read_siglip(content: Mapping[str, Any], vision: dict[str, Any], text: dict[
             **tower,
             vocab_size=text.get("vocab_size", 32000),
             context_length=text.get("max_position_embeddings", 64),
-            eos_token_id=None,  # never looked for: see pool
+            eos_token_id=None,  # not used, see pool
             causal=False,
             pool="last",
             projection_bias=True,
         ),
         embed_dim=text.get("projection_size") or tower["width"],
-        # Where SigLIP's training starts, arXiv:2303.15343; its config.json doesn't say them.
+        # SigLIP's initial values, arXiv:2303.15343; not in its config.json.
         logit_scale_init=2.302585092994046,
         logit_bias_init=-10.0,
         image_mean=SIGLIP_MEAN,
@@ -128,7 +122,7 @@ def _read_siglip(content: Mapping[str, Any], vision: dict[str, Any], text: dict[
 
 def _read_vision(section: dict[str, Any], *, patch: int, **kind: Any) -> VisionConfig:
     if (channels := section.get("num_channels", 3)) != 3:
-        raise InputError(f"num_channels is {channels!r} but the vision tower takes 3 (RGB)")
+        raise InputError(f"num_channels is {channels!r} but the vision tower expects 3 (RGB)")
     return VisionConfig(
         **_read_tower(section),
         image_size=section.get("image_size", 224),
@@ -139,7 +133,7 @@ def _read_vision(section: dict[str, Any], *, patch: int, **kind: Any) -> VisionC
 
 def _read_tower(section: dict[str, Any]) -> dict[str, Any]:
     if (activation := section["hidden_act"]) not in _ACTIVATIONS:
-        raise InputError(f"hidden_act is {activation!r} but the towers know {', '.join(_ACTIVATIONS)}")
+        raise InputError(f"hidden_act is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
     return {
         "width": section["hidden_size"],
         "layers": section["num_hidden_layers"],
@@ -210,7 +204,7 @@ def _write_tower(tower: VisionConfig | TextConfig) -> dict[str, Any]:
 
 
 def _differences(config: CLIPConfig, again: CLIPConfig) -> list[str]:
-    """Settings that differ, but for where training starts, which a trained model has left behind."""
+    """The settings that differ, except initial values, which don't matter to a trained model."""
     found = []
     for part in ("vision", "text"):
         ours, theirs = (dataclasses.asdict(getattr(model, part)) for model in (config, again))

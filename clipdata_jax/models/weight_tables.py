@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint file is which of our parameters: one table a format."""
+"""Tables of the tensors in a checkpoint file and our parameters, one a format."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 
 class TensorRule(NamedTuple):
-    """One row of a table: a regex on tensors' names, our path (None: unread), the transpose on loading.
+    """A row of a table: a regex on tensors' names, our path (None: not read), the transpose on loading.
 
-    `part`: the tensor holds three of our parameters, one after the other along its first axis; this is which
-    of them the row is about: 0, 1 or 2.
+    `part`: 0, 1 or 2 where the tensor holds three of our parameters, concatenated along its first axis.
     """
 
     source: str
@@ -42,7 +41,7 @@ def _fused(source: str, target: str) -> Iterator[TensorRule]:
         yield TensorRule(source + r"in_proj_bias", f"{target}{name}.bias", None, part)
 
 
-# Groups must not be nested: `source_name` turns a table round by swapping groups and back references.
+# Groups must not be nested: `source_name` inverts a table by swapping groups and back references.
 _LAYER, _OUR_LAYER = r"(text|vision)_model\.encoder\.layers\.(\d+)\.", r"\1.layers.\2."
 _TRANSFORMERS = (
     *_dense(_LAYER + r"self_attn\.(q|k|v|out)_proj", _OUR_LAYER + r"attention.\3"),
@@ -61,7 +60,7 @@ _TRANSFORMERS = (
 CLIP_TABLE: WeightTable = (
     *_TRANSFORMERS,
     TensorRule(r"vision_model\.embeddings\.class_embedding", "vision.class_embedding"),
-    *_norm(r"vision_model\.pre_layrnorm", "vision.pre_norm"),  # their spelling
+    *_norm(r"vision_model\.pre_layrnorm", "vision.pre_norm"),  # sic
     TensorRule(r"visual_projection\.weight", "vision.projection.kernel", _DENSE),
     TensorRule(r"text_projection\.weight", "text.projection.kernel", _DENSE),
 )
@@ -110,11 +109,11 @@ def open_clip_table(*, text_prefix: str = "") -> WeightTable:
 
 
 def source_name(target: str, table: WeightTable = CLIP_TABLE) -> tuple[str, TensorRule]:
-    """The file's name of one of our parameters, and its row of the table.
+    """Finds the name in the file of one of our parameters, and its row of the table.
 
     Args:
       target: our path, e.g. "text.layers.0.mlp.fc1.kernel".
-      table: which tensor goes where.
+      table: the format's table.
 
     Raises:
       ValueError: the table has no such parameter.

@@ -1,4 +1,4 @@
-"""Parameters from safetensors files and to transformers' `model.safetensors`, by one table read both ways."""
+"""Reading parameters from safetensors files and writing `model.safetensors`, by one table for both."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def load_weights(
     config_name: str,
     sharding: jax.sharding.Sharding | None = None,
 ) -> CLIP:
-    """Makes a model of safetensors files, tensor by tensor: they are mapped, never read as a whole.
+    """Loads a model from memory-mapped safetensors files, tensor by tensor.
 
-    The host holds one tensor at a time, beside what the devices hold where they are the host.
+    The host holds one tensor at a time, besides the parameters if the devices are the host's.
 
     Args:
-      files: the files of the weights; what is no safetensors file (an index) is passed over.
-      config: the shape the tensors must have.
-      dtype: what the towers compute in.
-      param_dtype: what the parameters are kept in.
-      table: which tensor goes where.
-      config_name: where the shape is from, for messages.
-      sharding: where each parameter goes; None: the default device.
+      files: the files of the weights; files with another suffix (an index) are ignored.
+      config: the model's shape.
+      dtype: compute dtype of the towers.
+      param_dtype: dtype of the parameters.
+      table: the format's table.
+      config_name: the file of the shape, for messages.
+      sharding: of each parameter; default: one device.
 
     Returns:
       The model, its parameters where `sharding` puts them.
 
     Raises:
-      InputError: a file is no safetensors file, a tensor has another shape, or (one error that lists all)
-        tensors are left over or parameters not filled.
+      InputError: a file is not a safetensors file, a tensor has another shape, or tensors are left over or
+        missing (one error lists all).
     """
     model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype))
     structure, empty = nnx.split(model)
@@ -71,19 +71,26 @@ def load_weights(
 
 
 def save_clip(model: CLIP, folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32") -> None:
-    """Writes a model in transformers' layout, so that `load_clip` and transformers read it.
+    """Writes a model in transformers' layout, which `load_clip` and transformers read.
 
-    Writes `model.safetensors`, `preprocessor_config.json` and, last, `config.json`, each whole or not at all.
-    The tokenizer is not the model's to write: put its files into the same folder.
+    Writes `model.safetensors`, `preprocessor_config.json` and, last, `config.json`, each atomically. The
+    tokenizer is not part of the model: copy its files into the same folder.
 
     Args:
       model: the model to write.
-      folder: made if missing; files of these names are replaced.
-      dtype: what the file holds; float32 keeps float32 and bfloat16 parameters exactly.
+      folder: created if missing; files of these names are replaced.
+      dtype: of the tensors in the file; float32 keeps float32 and bfloat16 parameters exactly.
 
     Raises:
       ValueError: another dtype, a parameter that is not finite in it, or a model that transformers' CLIP and
         SigLIP don't have (some of open_clip's).
+
+    >>> from importlib.resources import files
+    >>> from clipdata_jax import load_clip, save_clip
+    >>> folder = files("clipdata_jax") / "demo" / "model"
+    >>> save_clip(load_clip(folder), "copy", dtype="float16")
+    >>> load_clip("copy").config == load_clip(folder).config
+    True
     """
     from safetensors.numpy import save_file
 
@@ -94,8 +101,8 @@ def save_clip(model: CLIP, folder: str | Path, *, dtype: Literal["float32", "flo
     tensors = dict(_tensors(model, np.dtype(dtype), SIGLIP_TABLE if siglip else CLIP_TABLE))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with replace_file(folder / WEIGHTS) as aside:
-        save_file(tensors, aside, metadata={"format": "pt"})  # transformers asks for this key
+    with replace_file(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})  # transformers requires this key
     write_preprocessor_config(
         folder,
         ImageTransform(size=config.vision.image_size, fit="squash" if siglip else "crop"),
@@ -116,13 +123,13 @@ def _open(file: Path, stack: contextlib.ExitStack) -> Any:
     try:
         return stack.enter_context(safe_open(file, framework="numpy"))
     except SafetensorError as error:
-        raise InputError(f"{file} is no readable safetensors file ({error}); copy it again") from error
+        raise InputError(f"{file} is not a readable safetensors file ({error}); copy it again") from error
 
 
 def _match(
     misfit: str, names: Iterable[str], targets: set[str], table: WeightTable
 ) -> dict[str, tuple[str, TensorRule]]:
-    """Our path -> (tensor, row) for all targets, or one error listing what is left over and missing."""
+    """Maps our paths to (tensor, row of the table), or raises one error that lists what is left over and missing."""
     sources: dict[str, tuple[str, TensorRule]] = {}
     left_over = []
     for name in names:
@@ -144,9 +151,9 @@ def _match(
 def _read(
     file: Path, tensors: Any, name: str, rule: TensorRule, shape: tuple[int, ...], config_name: str
 ) -> np.ndarray:
-    """A tensor, or the part of it that the rule is about, with our axes, after checking shape and kind."""
+    """Reads a tensor, or the rule's part of it, with our axes, and checks shape and dtype."""
     about = f"tensor {name} of {file}"
-    # The model's shape in the file's order of axes, for the message too.
+    # In the file's order of axes, also for the message.
     wanted = (
         tuple(shape[rule.transpose.index(axis)] for axis in range(len(shape))) if rule.transpose else shape
     )
@@ -154,11 +161,10 @@ def _read(
         wanted = (3 * wanted[0], *wanted[1:])
     stored = tensors.get_slice(name)
     found = tuple(stored.get_shape())
-    # SigLIP's and some of open_clip's scales are vectors of one number.
+    # SigLIP's and some of open_clip's logit scales are vectors of length 1.
     if found != wanted and not (wanted == () and found == (1,)):
         raise InputError(
-            f"{about} has shape {found}, but {config_name} asks for {wanted}: "
-            f"check that both files are of the same model"
+            f"{about} has shape {found}, but {config_name} needs {wanted}; check that both files are of the same model"
         )
     if rule.part is None:
         array = tensors.get_tensor(name)
@@ -166,19 +172,19 @@ def _read(
         rows = wanted[0] // 3
         array = stored[rule.part * rows : (rule.part + 1) * rows]
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise InputError(f"{about} holds {array.dtype}, expected floats: take the unquantised file")
+        raise InputError(f"{about} has dtype {array.dtype}, expected floats; take the unquantised file")
     return array.reshape(shape) if rule.transpose is None else array.transpose(rule.transpose)
 
 
 def _tensors(model: CLIP, dtype: np.dtype, table: WeightTable) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor as transformers names and orients it."""
+    """Yields all tensors with transformers' names and orientations."""
     thirds: dict[str, dict[int, np.ndarray]] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         name, rule = source_name(_dotted(path), table)
-        with np.errstate(over="ignore"):  # what overflows is refused below
+        with np.errstate(over="ignore"):  # raised below
             array = np.asarray(jax.device_get(variable[...])).astype(dtype)
         if not np.isfinite(array).all():
-            raise ValueError(f"{_dotted(path)} is not finite in {dtype}: train again, or take float32")
+            raise ValueError(f"{_dotted(path)} is not finite in {dtype}; train again, or take float32")
         if rule.transpose is not None:
             array = array.transpose(np.argsort(rule.transpose))
         if array.ndim == 0 and table is SIGLIP_TABLE:
@@ -189,7 +195,7 @@ def _tensors(model: CLIP, dtype: np.dtype, table: WeightTable) -> Iterator[tuple
             if len(parts) < 3:
                 continue
             array = np.concatenate([parts[part] for part in range(3)])
-        # safetensors writes the buffer as it lies, whatever the strides.
+        # safetensors writes the buffer and ignores strides.
         yield name, np.array(array, order="C")
 
 

@@ -1,4 +1,4 @@
-"""Scores: pure, jitted functions of arrays, one float32 a row out. They know no files and no models."""
+"""Scores: pure, jitted functions of arrays, one float32 a row out; no files, no models."""
 
 from clipdata_jax.scores.clip_score import clip_score as clip_score
 from clipdata_jax.scores.divisions import cell_log_sums as cell_log_sums

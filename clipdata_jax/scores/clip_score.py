@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Float
 
-from clipdata_jax.scores.products import check_pairs, paired_cosines
+from clipdata_jax.scores.products import AnyArray, check_pairs, paired_cosines
 
 
-def clip_score(image_emb: Float[Array, "b d"], text_emb: Float[Array, "b d"]) -> Float[Array, " b"]:
+def clip_score(image_emb: Float[AnyArray, "b d"], text_emb: Float[AnyArray, "b d"]) -> Float[Array, " b"]:
     """Scores each pair by the cosine of image and caption.
 
         s_i = f_i . g_i
@@ -25,6 +25,12 @@ def clip_score(image_emb: Float[Array, "b d"], text_emb: Float[Array, "b d"]) ->
 
     Raises:
       ValueError: the shapes differ or are not (b, d) floats.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import clip_score
+    >>> images, texts = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.8, -0.6]])
+    >>> print(np.asarray(clip_score(images, texts)).round(3))
+    [ 0.8 -0.6]
     """
     check_pairs(image_emb, text_emb)
     return _clip_score(image_emb, text_emb)

@@ -12,12 +12,12 @@ from clipdata_jax.scores.log_sums import SMALLEST, log_sum_exp
 
 
 class DivisionSums(NamedTuple):
-    """What K divisions say of each row.
+    """Log-sums of each row over K divisions, in nats.
 
     Attributes:
       row: mean over divisions of log sum_{j in B_k(i)} exp(f_i.g_j / t), nats.
       col: the same of exp(f_j.g_i / t).
-      variance: of the mean of row + col, nats^2; NaN where the divisions can't tell.
+      variance: of the mean of row + col, nats^2; NaN where it is not defined.
     """
 
     row: Float[Array, " b"]
@@ -56,7 +56,7 @@ def _sum_cells(table_sc: Array, together_kc: Array) -> Array:
         return jax.lax.map(lambda c: log_sum_exp(jnp.where(c, table_sc, -jnp.inf), axis=1), together_kc).T
 
     def quick(_: None) -> Array:
-        positive = sum_sk > 0  # what never was a number must not reach a derivative
+        positive = sum_sk > 0  # log 0 must not reach a derivative
         return jnp.where(positive, jnp.log(jnp.where(positive, sum_sk, 1)) + most_s[:, None], -jnp.inf)
 
     return jax.lax.cond(fits, quick, careful, None)
@@ -72,7 +72,7 @@ def _variance(sum_sk: Array, together_kc: Array) -> Array:
     """
     divisions, cells = together_kc.shape
     spread_s = jnp.var(sum_sk, axis=1) * divisions / max(divisions - 1, 1)
-    met = together_kc.sum() - divisions  # an int, so that none and all are told exactly
+    met = together_kc.sum() - divisions  # an int, so that none and all compare exactly
     known = (divisions > 1) & (met > 0) & (met < divisions * (cells - 1))
     others = met / divisions
     q = others / max(cells - 1, 1)

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from clipdata_jax.scores.division_sums import division_sums
 from clipdata_jax.scores.log_sums import log_sum_tables
 from clipdata_jax.scores.products import (
+    AnyArray,
     check_mask,
     check_pairs,
     check_temperature,
@@ -22,13 +23,13 @@ from clipdata_jax.scores.products import (
 
 
 class NegClipLossStatistics(NamedTuple):
-    """What K divisions say of each pair; all float32, of shape (*temperatures, *sizes, b).
+    """Statistics of each pair over K divisions; all float32, of shape (*temperatures, *sizes, b).
 
     Attributes:
       score: negCLIPLoss averaged over the divisions, in cosine units, at most 0; -inf for masked rows.
       standard_error: of `score` as an estimate of its mean over all batches of an unlimited pool, in cosine
-        units. NaN for masked rows, and where the divisions can't tell: one division, one batch, or cells
-        that are batches.
+        units. NaN for masked rows, and where it is not defined: one division, one batch, or cells that are
+        batches.
       log_sum_text: the mean over divisions of log sum_j exp(f_i.g_j / t), how well the image matches the
         texts of its batch, in nats; -inf for masked rows.
       log_sum_image: the same of exp(f_j.g_i / t), how well the text matches the images.
@@ -41,12 +42,12 @@ class NegClipLossStatistics(NamedTuple):
 
 
 def cell_log_sums(
-    image_emb: Float[Array, "b d"],
-    text_emb: Float[Array, "b d"],
+    image_emb: Float[AnyArray, "b d"],
+    text_emb: Float[AnyArray, "b d"],
     *,
     cells: int,
-    temperature: float | Float[Array, ""] = 0.01,
-    mask: Bool[Array, " b"] | None = None,
+    temperature: float | Float[AnyArray, ""] = 0.01,
+    mask: Bool[AnyArray, " b"] | None = None,
 ) -> tuple[Float[Array, "b cells"], Float[Array, "b cells"]]:
     """Sums the exponentials of each pair's similarities over every cell of the rows.
 
@@ -58,7 +59,7 @@ def cell_log_sums(
     Args:
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
       text_emb: g, unit-norm rows, shape (b, d).
-      cells: how many cells; it must divide b (pad the rows of a cell and mask them).
+      cells: number of cells; it must divide b (pad the rows of a cell and mask them).
       temperature: t > 0, traced.
       mask: shape (b,), False for rows that count nowhere.
 
@@ -68,6 +69,14 @@ def cell_log_sums(
 
     Raises:
       ValueError: wrong shapes, `cells` does not divide b, or a Python temperature is not above 0.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import cell_log_sums
+    >>> images, texts = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.0, 1.0]])
+    >>> row, col = cell_log_sums(images, texts, cells=2, temperature=0.1)
+    >>> print(np.asarray(row).round(3))
+    [[ 8.  0.]
+     [ 6. 10.]]
     """
     check_pairs(image_emb, text_emb)
     check_mask(mask, image_emb.shape[0])
@@ -91,12 +100,12 @@ def _cell_log_sums(
 
 
 def neg_clip_loss_divisions(
-    image_emb: Float[Array, "b d"],
-    text_emb: Float[Array, "b d"],
-    batch_of_cell: Int[Array, "*sizes k cells"] | Sequence[Int[Array, "_ cells"]],
+    image_emb: Float[AnyArray, "b d"],
+    text_emb: Float[AnyArray, "b d"],
+    batch_of_cell: Integer[AnyArray, "*sizes k cells"] | Sequence[Integer[AnyArray, "_ cells"]],
     *,
-    temperature: float | Float[Array, "*temperatures"] = 0.01,
-    mask: Bool[Array, " b"] | None = None,
+    temperature: float | Float[AnyArray, "*temperatures"] = 0.01,
+    mask: Bool[AnyArray, " b"] | None = None,
 ) -> Float[Array, "*temperatures *sizes b"]:
     """Averages negCLIPLoss over K divisions of the rows into batches, in one pass for any K.
 
@@ -120,20 +129,27 @@ def neg_clip_loss_divisions(
 
     Raises:
       ValueError: wrong shapes, the cells do not divide b, or a Python temperature is not above 0.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import neg_clip_loss_divisions
+    >>> images = texts = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.8, 0.6]])
+    >>> divisions = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])  # four cells of a row, two batches, twice
+    >>> print(np.asarray(neg_clip_loss_divisions(images, texts, divisions, temperature=0.5)).round(3))
+    [-0.125 -0.125 -0.125 -0.125]
     """
     _check_divisions(image_emb, text_emb, batch_of_cell, temperature, mask)
     return _score(image_emb, text_emb, _as_arrays(batch_of_cell), temperature, mask)
 
 
 def neg_clip_loss_statistics(
-    image_emb: Float[Array, "b d"],
-    text_emb: Float[Array, "b d"],
-    batch_of_cell: Int[Array, "*sizes k cells"] | Sequence[Int[Array, "_ cells"]],
+    image_emb: Float[AnyArray, "b d"],
+    text_emb: Float[AnyArray, "b d"],
+    batch_of_cell: Integer[AnyArray, "*sizes k cells"] | Sequence[Integer[AnyArray, "_ cells"]],
     *,
-    temperature: float | Float[Array, "*temperatures"] = 0.01,
-    mask: Bool[Array, " b"] | None = None,
+    temperature: float | Float[AnyArray, "*temperatures"] = 0.01,
+    mask: Bool[AnyArray, " b"] | None = None,
 ) -> NegClipLossStatistics:
-    """`neg_clip_loss_divisions` with its standard error and its two log-sums, in the same pass.
+    """Scores as `neg_clip_loss_divisions` does, with the standard error and the two log-sums, in the same pass.
 
         SE_i^2 = sigma_i^2 (1/K + (1 - 1/K) / m),   sigma_i^2 = spread_i / (1 - 1/m)
 
@@ -146,24 +162,32 @@ def neg_clip_loss_statistics(
     Args:
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
       text_emb: g, unit-norm rows, shape (b, d); row i is the caption of image i.
-      batch_of_cell: as in `neg_clip_loss_divisions`; the standard error assumes that a division deals
-        the cells at random to batches of equally many.
+      batch_of_cell: as in `neg_clip_loss_divisions`; the standard error assumes that a division assigns the
+        cells at random to batches of equal size.
       temperature: t > 0, traced; or shape (temperatures,), each > 0.
       mask: shape (b,), False for rows that count nowhere.
 
     Returns:
-      A NamedTuple of arrays of shape (b,), or (temperatures, sizes, b) without the axes not given.
+      Four float32 arrays of shape (b,), or (temperatures, sizes, b) without the axes not given.
 
     Raises:
       ValueError: wrong shapes, the cells do not divide b, or a Python temperature is not above 0.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import neg_clip_loss_statistics
+    >>> images = texts = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.8, 0.6]])
+    >>> divisions = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
+    >>> found = neg_clip_loss_statistics(images, texts, divisions, temperature=0.5)
+    >>> print(np.asarray(found.standard_error).round(3))
+    [0.136 0.136 0.136 0.136]
     """
     _check_divisions(image_emb, text_emb, batch_of_cell, temperature, mask)
     return _statistics(image_emb, text_emb, _as_arrays(batch_of_cell), temperature, mask)
 
 
 @jax.jit
-def _score(*args: Array) -> Array:
-    return _statistics(*args).score  # what is not returned is not computed
+def _score(*arguments: Any) -> Array:
+    return _statistics(*arguments).score  # what is not returned is not computed
 
 
 @jax.jit
@@ -217,17 +241,17 @@ def _of_group(
     return NegClipLossStatistics(*(array.reshape(shape) for array in statistics))
 
 
-def _as_arrays(batch_of_cell: Array | Sequence[Array]) -> Array | tuple[Array, ...]:
+def _as_arrays(batch_of_cell: AnyArray | Sequence[AnyArray]) -> Array | tuple[Array, ...]:
     listed = isinstance(batch_of_cell, Sequence)
     return tuple(map(jnp.asarray, batch_of_cell)) if listed else jnp.asarray(batch_of_cell)
 
 
 def _check_divisions(
-    image_emb: Array,
-    text_emb: Array,
-    batch_of_cell: Array | Sequence[Array],
-    temperature: float | Array,
-    mask: Array | None,
+    image_emb: AnyArray,
+    text_emb: AnyArray,
+    batch_of_cell: AnyArray | Sequence[AnyArray],
+    temperature: float | AnyArray,
+    mask: AnyArray | None,
 ) -> None:
     check_pairs(image_emb, text_emb)
     check_mask(mask, image_emb.shape[0])
@@ -252,6 +276,6 @@ def _check_divisions(
     _check_cells(image_emb, several[0].shape[-1])
 
 
-def _check_cells(image_emb: Array, cells: int) -> None:
+def _check_cells(image_emb: AnyArray, cells: int) -> None:
     if cells < 1 or image_emb.shape[0] % cells:
         raise ValueError(f"{image_emb.shape[0]} rows don't divide into {cells} cells: pad each cell and mask")

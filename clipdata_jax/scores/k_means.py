@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from clipdata_jax.scores.norm_sim import NearestTarget, check_norm, reduce_targets
-from clipdata_jax.scores.products import zero_like
+from clipdata_jax.scores.products import AnyArray, zero_like
 from clipdata_jax.scores.row_blocks import Blocks
 
 # A coordinate x is summed as the whole number round(2^20 x) = 2^10 high + low, in two int32 sums that hold 2^21 rows
@@ -23,7 +23,7 @@ MOST_ROWS = 1 << 21
 
 
 class LloydStep(NamedTuple):
-    """What a step of k-means finds.
+    """The result of a step of k-means.
 
     Attributes:
       score: shape (n,), float32: each row's inner product with its nearest centroid before the step; 0 where masked.
@@ -39,11 +39,13 @@ class LloydStep(NamedTuple):
 
 
 def assign_clusters(
-    image_emb: Float[Array, "n d"], centroids: Float[Array, "k d"], *, mesh: Mesh | None = None
+    image_emb: Float[AnyArray, "n d"], centroids: Float[AnyArray, "k d"], *, mesh: Mesh | None = None
 ) -> NearestTarget:
-    """The centroid nearest to each row: the one with the largest inner product, which for unit rows is the cosine.
+    """Finds the centroid nearest to each row, by the largest inner product: for unit rows, the cosine.
 
         row = argmax_j f . c_j
+
+    The assignment of spherical k-means, Dhillon and Modha 2001.
 
     Centroids are streamed in blocks and nothing of size n x k is kept. A row's result doesn't depend on the others;
     its last bits may depend on the shape of its block, which is 2,048 rows where every device has a multiple of them.
@@ -59,6 +61,12 @@ def assign_clusters(
 
     Raises:
       ValueError: wrong shapes, no centroids, or rows that don't divide over the devices.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import assign_clusters
+    >>> images = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+    >>> print(assign_clusters(images, np.array([[1.0, 0.0], [0.0, 1.0]])).row)
+    [0 0 1 1]
     """
     _check(image_emb, centroids, mesh)
     if mesh is None:
@@ -67,9 +75,13 @@ def assign_clusters(
 
 
 def lloyd_step(
-    image_emb: Float[Array, "n d"], mask: Bool[Array, " n"], centroids: Float[Array, "k d"], *, mesh: Mesh
+    image_emb: Float[AnyArray, "n d"],
+    mask: Bool[AnyArray, " n"],
+    centroids: Float[AnyArray, "k d"],
+    *,
+    mesh: Mesh,
 ) -> LloydStep:
-    """One step of spherical k-means: assigns all rows, then moves every centroid to the direction of its rows' sum.
+    """Takes a step of spherical k-means: assigns all rows, then moves each centroid to the direction of its rows' sum.
 
         c_j <- s_j / ||s_j||,   s_j = sum over {i : argmax_l f_i . c_l = j} of f_i
 
@@ -85,10 +97,18 @@ def lloyd_step(
       mesh: a mesh with an axis "data", Auto or Explicit.
 
     Returns:
-      see `LloydStep`. A cluster of more than 2^21 rows may overflow its sum: look at `size`.
+      A `LloydStep`. The sum of a cluster of more than 2^21 rows may overflow: check `size`.
 
     Raises:
       ValueError: wrong shapes, no centroids, or rows that don't divide over the devices.
+
+    >>> import jax, numpy as np
+    >>> from clipdata_jax import lloyd_step
+    >>> images = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+    >>> start, mesh = np.array([[1.0, 0.0], [0.0, 1.0]]), jax.make_mesh((1,), ("data",))
+    >>> print(np.asarray(lloyd_step(images, np.ones(4, bool), start, mesh=mesh).centroids).round(3))
+    [[ 0.949  0.316]
+     [-0.316  0.949]]
     """
     _check(image_emb, centroids, mesh)
     if mask.shape != image_emb.shape[:1] or mask.dtype != jnp.bool_:
@@ -98,14 +118,14 @@ def lloyd_step(
     return _lloyd_step(*_place(image_emb, centroids, mask, mesh=mesh), mesh=mesh)
 
 
-def _check(image_emb: Array, centroids: Array, mesh: Mesh | None) -> None:
+def _check(image_emb: AnyArray, centroids: AnyArray, mesh: Mesh | None) -> None:
     check_norm(image_emb, centroids, float("inf"), True)
     devices = 1 if mesh is None else mesh.shape["data"]
     if len(image_emb) % devices:
         raise ValueError(f"{len(image_emb)} rows don't divide over {devices} devices: pad them")
 
 
-def _place(image_emb: Array, centroids: Array, *more: Array, mesh: Mesh) -> tuple[Array, ...]:
+def _place(image_emb: AnyArray, centroids: AnyArray, *more: AnyArray, mesh: Mesh) -> tuple[Array, ...]:
     rows, everywhere = jax.NamedSharding(mesh, P("data")), jax.NamedSharding(mesh, P())
     return (
         jax.device_put(image_emb, rows),

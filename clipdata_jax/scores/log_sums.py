@@ -167,7 +167,9 @@ def _in_range(sums_tk: Array, mask_t: Array, cells_ks: Array) -> Array:
 
 
 @_tile_log_sums.defjvp
-def _tile_log_sums_jvp(k: int, primals: tuple, tangents: tuple) -> tuple:
+def _tile_log_sums_jvp(
+    k: int, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The derivative of a log-sum is the softmax: written out, it never meets an exponential out of range."""
     logits_tt, _, row_mask_t, col_mask_t = primals
     rows, cols = _tile_log_sums(k, *primals)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from clipdata_jax.scores.log_sums import log_sum_exp, log_sum_tables
 from clipdata_jax.scores.products import (
+    AnyArray,
     check_mask,
     check_pairs,
     check_temperature,
@@ -19,13 +20,16 @@ from clipdata_jax.scores.products import (
     under_auto_axes,
 )
 
+# A row's sums so far; the visiting texts, their mask and their columns' sums so far.
+_Carry = tuple[Array, tuple[Array, Array, Array]]
+
 
 def neg_clip_loss(
-    image_emb: Float[Array, "b d"],
-    text_emb: Float[Array, "b d"],
+    image_emb: Float[AnyArray, "b d"],
+    text_emb: Float[AnyArray, "b d"],
     *,
-    temperature: float | Float[Array, ""] = 0.01,
-    mask: Bool[Array, " b"] | None = None,
+    temperature: float | Float[AnyArray, ""] = 0.01,
+    mask: Bool[AnyArray, " b"] | None = None,
 ) -> Float[Array, " b"]:
     """Scores each pair by its cosine, less how well it matches the rest of the batch.
 
@@ -38,13 +42,19 @@ def neg_clip_loss(
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; computed in float32.
       text_emb: g, unit-norm rows, shape (b, d); row i is the caption of image i.
       temperature: t > 0, the teacher's 1/exp(logit_scale); traced, so it may be learnt.
-      mask: shape (b,), False for rows that are padding: they count nowhere and score -inf.
+      mask: shape (b,), False for padding: rows that count nowhere and score -inf.
 
     Returns:
       s, shape (b,), float32, in cosine units (not nats), at most 0. Higher is a better match.
 
     Raises:
       ValueError: the shapes differ or are not (b, d), or a Python temperature is not above 0.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import neg_clip_loss
+    >>> images, texts = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.0, 1.0]])
+    >>> print(np.asarray(neg_clip_loss(images, texts, temperature=0.1)).round(3))
+    [-0.006 -0.001]
     """
     check_pairs(image_emb, text_emb)
     check_mask(mask, image_emb.shape[0])
@@ -71,14 +81,14 @@ def _finish(cos_b: Array, sum_b: Array, temperature: Array, mask: Array | None) 
 
 
 def neg_clip_loss_sharded(
-    image_emb: Float[Array, "b d"],
-    text_emb: Float[Array, "b d"],
+    image_emb: Float[AnyArray, "b d"],
+    text_emb: Float[AnyArray, "b d"],
     *,
     mesh: Mesh,
-    temperature: float | Float[Array, ""] = 0.01,
-    mask: Bool[Array, " b"] | None = None,
+    temperature: float | Float[AnyArray, ""] = 0.01,
+    mask: Bool[AnyArray, " b"] | None = None,
 ) -> Float[Array, " b"]:
-    """`neg_clip_loss` of one batch whose rows are sharded over the mesh axis "data".
+    """Scores as `neg_clip_loss` does, one batch whose rows are sharded over the mesh axis "data".
 
     Blocks of texts travel once round the ring of devices with their column sums. A device keeps two blocks of
     rows and some tiles of 2,048 x 2,048 float32, however large b is.
@@ -88,13 +98,21 @@ def neg_clip_loss_sharded(
       text_emb: g, unit-norm rows, shape (b, d); row i is the caption of image i.
       mesh: a mesh with an axis "data", Auto or Explicit, whose size divides b.
       temperature: t > 0, traced.
-      mask: shape (b,), False for rows that are padding: they count nowhere and score -inf.
+      mask: shape (b,), False for padding: rows that count nowhere and score -inf.
 
     Returns:
       s, shape (b,), float32, sharded over "data".
 
     Raises:
-      ValueError: the shapes differ, the rows don't divide over the devices, or a bad Python temperature.
+      ValueError: the shapes differ, the rows don't divide over the devices, or a Python temperature is not
+        above 0.
+
+    >>> import jax, numpy as np
+    >>> from clipdata_jax import neg_clip_loss_sharded
+    >>> images, texts = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.0, 1.0]])
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> print(np.asarray(neg_clip_loss_sharded(images, texts, mesh=mesh, temperature=0.1)).round(3))
+    [-0.006 -0.001]
     """
     check_pairs(image_emb, text_emb)
     check_mask(mask, image_emb.shape[0])
@@ -124,7 +142,7 @@ def _neg_clip_loss_sharded(
 
         hop = [(i, (i + 1) % n) for i in range(n)]
 
-        def step(carry: tuple, _: None) -> tuple[tuple, None]:
+        def step(carry: _Carry, _: None) -> tuple[_Carry, None]:
             row_b, (h_bd, m_b, col_b) = carry
             row_tbc, col_tbc = log_sum_tables(f_bd, h_bd, mask_b, m_b, cells=1, temperatures=t[None])
             row_b = log_sum_exp(jnp.stack([row_b, row_tbc[0, :, 0]]), axis=0)

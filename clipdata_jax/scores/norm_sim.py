@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from clipdata_jax.scores.products import cosines, under_auto_axes, zero_like
+from clipdata_jax.scores.products import AnyArray, cosines, under_auto_axes, zero_like
 from clipdata_jax.scores.row_blocks import Blocks
 from clipdata_jax.scores.second_moment import norm_sim_moment, second_moment
 
@@ -28,7 +28,7 @@ class NearestTarget(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """What a stream of targets leaves of each image: the largest |c|, sum_j (|c_j| / largest)^p, its row."""
+    """Running reduction over the targets, per image: the largest |c|, sum_j (|c_j| / largest)^p, its row."""
 
     most: Float[Array, " b"]
     total: Float[Array, " b"]
@@ -36,8 +36,8 @@ class Reduced(NamedTuple):
 
 
 def norm_sim(
-    image_emb: Float[Array, "b d"],
-    target_emb: Float[Array, "n d"],
+    image_emb: Float[AnyArray, "b d"],
+    target_emb: Float[AnyArray, "n d"],
     *,
     p: float = math.inf,
     signed: bool = False,
@@ -61,6 +61,14 @@ def norm_sim(
 
     Raises:
       ValueError: wrong shapes, an empty target, p < 1, or `signed` with a finite p.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import norm_sim
+    >>> images, targets = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.6, 0.8], [-1.0, 0.0]])
+    >>> print(norm_sim(images, targets))
+    [1.  0.8]
+    >>> print(np.asarray(norm_sim(images, targets, p=2)).round(3))
+    [1.414 1.   ]
     """
     check_norm(image_emb, target_emb, p, signed)
     if p == 2:
@@ -69,9 +77,9 @@ def norm_sim(
 
 
 def nearest_target(
-    image_emb: Float[Array, "b d"], target_emb: Float[Array, "n d"], *, signed: bool = False
+    image_emb: Float[AnyArray, "b d"], target_emb: Float[AnyArray, "n d"], *, signed: bool = False
 ) -> NearestTarget:
-    """NormSim with p = inf, and the target that it is taken from.
+    """Finds the target nearest to each image, and its NormSim with p = inf.
 
         score = max_j |t_j . f|,   row = the lowest j that attains it
 
@@ -85,6 +93,13 @@ def nearest_target(
 
     Raises:
       ValueError: wrong shapes or an empty target.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import nearest_target
+    >>> images, targets = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.6, 0.8], [-1.0, 0.0]])
+    >>> score, row = nearest_target(images, targets)
+    >>> print(score, row)
+    [1.  0.8] [2 1]
     """
     check_norm(image_emb, target_emb, math.inf, signed)
     return _nearest_target(image_emb, target_emb, signed=signed)
@@ -162,11 +177,11 @@ def _first_equal(size_rc: Array, most_r: Array) -> Array:
 
 
 def finish(found: Reduced, p: float) -> Array:
-    """The p-norm of what was found."""
+    """The p-norm from a finished reduction."""
     return found.most if p == math.inf else found.most * found.total ** (1 / p)
 
 
-def check_norm(image_emb: Array, target_emb: Array, p: float, signed: bool) -> None:
+def check_norm(image_emb: AnyArray, target_emb: AnyArray, p: float, signed: bool) -> None:
     """Raises ValueError unless the shapes fit and p is a norm."""
     for name, emb in (("image_emb", image_emb), ("target_emb", target_emb)):
         if emb.ndim != 2 or not jnp.issubdtype(emb.dtype, jnp.floating):

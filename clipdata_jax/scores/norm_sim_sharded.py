@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +14,19 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from clipdata_jax.scores.norm_sim import NearestTarget, Reduced, check_norm, finish, reduce_targets
+from clipdata_jax.scores.products import AnyArray
 from clipdata_jax.scores.second_moment import norm_sim_moment, sum_products
 
 
 def norm_sim_sharded(
-    image_emb: Float[Array, "b d"],
-    target_emb: Float[Array, "n d"],
+    image_emb: Float[AnyArray, "b d"],
+    target_emb: Float[AnyArray, "n d"],
     *,
     mesh: Mesh,
     p: float = math.inf,
     signed: bool = False,
 ) -> Float[Array, " b"]:
-    """`norm_sim` to targets whose rows are sharded over the mesh axis "data", for those no device can hold.
+    """Scores as `norm_sim` does, the targets sharded over the mesh axis "data": for more than a device holds.
 
     Every device takes all images and its own targets; a maximum and a sum of b floats over the devices
     follow (for p = 2 a sum of d x d).
@@ -43,6 +45,12 @@ def norm_sim_sharded(
 
     Raises:
       ValueError: wrong shapes, an empty target, p < 1, or `signed` with a finite p.
+
+    >>> import jax, numpy as np
+    >>> from clipdata_jax import norm_sim_sharded
+    >>> images, targets = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.6, 0.8], [-1.0, 0.0]])
+    >>> print(norm_sim_sharded(images, targets, mesh=jax.make_mesh((1,), ("data",))))
+    [1.  0.8]
     """
     check_norm(image_emb, target_emb, p, signed)
     image_emb, target_emb = _place(image_emb, target_emb, mesh, p)
@@ -50,9 +58,9 @@ def norm_sim_sharded(
 
 
 def nearest_target_sharded(
-    image_emb: Float[Array, "b d"], target_emb: Float[Array, "n d"], *, mesh: Mesh, signed: bool = False
+    image_emb: Float[AnyArray, "b d"], target_emb: Float[AnyArray, "n d"], *, mesh: Mesh, signed: bool = False
 ) -> NearestTarget:
-    """`nearest_target` among targets whose rows are sharded over the mesh axis "data".
+    """Finds the nearest target as `nearest_target` does, the targets sharded over the mesh axis "data".
 
     Args:
       image_emb: f, unit-norm rows, shape (b, d), any float dtype; replicated over the mesh.
@@ -65,6 +73,12 @@ def nearest_target_sharded(
 
     Raises:
       ValueError: wrong shapes or an empty target.
+
+    >>> import jax, numpy as np
+    >>> from clipdata_jax import nearest_target_sharded
+    >>> images, targets = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.6, 0.8], [-1.0, 0.0]])
+    >>> print(nearest_target_sharded(images, targets, mesh=jax.make_mesh((1,), ("data",))).row)
+    [2 1]
     """
     check_norm(image_emb, target_emb, math.inf, signed)
     last = len(target_emb) - 1
@@ -72,12 +86,12 @@ def nearest_target_sharded(
     return _nearest_target_sharded(image_emb, target_emb, mesh=mesh, signed=signed, last=last)
 
 
-def _place(image_emb: Array, target_emb: Array, mesh: Mesh, p: float) -> tuple[Array, Array]:
+def _place(image_emb: AnyArray, target_emb: AnyArray, mesh: Mesh, p: float) -> tuple[Array, Array]:
     missing = -len(target_emb) % mesh.shape["data"]
     if missing:
         pad = np.pad if isinstance(target_emb, np.ndarray) else jnp.pad
-        # What is added must not count: its cosine is 0 where they are summed, the last target's for a maximum.
-        mode = "edge" if p == math.inf else "constant"
+        # Padding must not count: zeros add nothing to a sum, the last row repeated nothing to a maximum.
+        mode: Literal["edge", "constant"] = "edge" if p == math.inf else "constant"
         target_emb = pad(target_emb, ((0, missing), (0, 0)), mode=mode)
     everywhere, rows = jax.NamedSharding(mesh, P()), jax.NamedSharding(mesh, P("data"))
     return jax.device_put(image_emb, everywhere), jax.device_put(target_emb, rows)

@@ -8,9 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
+
+# Arrays of the host are accepted and moved to the device.
+AnyArray = Array | np.ndarray
 
 
 def cosines(f_rd: Float[Array, "r d"], g_cd: Float[Array, "c d"]) -> Float[Array, "r c"]:
@@ -44,14 +48,16 @@ def paired_cosines(
 def under_auto_axes(
     function: Callable[..., Any], emb_bd: Float[Array, "b d"], *others: Any, rows_axis: int | None = 0
 ) -> Any:
-    """Calls function(emb_bd, *others), on an Explicit mesh under Auto axes: blocks of sharded rows have no sharding
-    that could be told beforehand. The results are sharded as the rows are; XLA finds how to get there.
+    """Calls function(emb_bd, *others) under Auto axes, also where the rows lie on an Explicit mesh.
+
+    The sharding of a block of sharded rows can't be stated beforehand. The results are sharded as the rows are,
+    and XLA finds how to get there.
 
     Args:
-      function: its results have the rows as an axis, or none.
-      emb_bd: rows, on a mesh or on none.
+      function: returns arrays of which `rows_axis` is the axis of the rows.
+      emb_bd: rows, with or without a mesh.
       others: any arrays.
-      rows_axis: the results' axis of the rows; None if they have none, and are replicated.
+      rows_axis: None where the results have no such axis; they are then replicated.
     """
     sharding = jax.typeof(emb_bd).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
@@ -62,14 +68,14 @@ def under_auto_axes(
 
 
 def zero_like(*arrays: Array) -> Float[Array, ""]:
-    """A float32 zero that varies over the mesh axes that any of the arrays does.
+    """A float32 zero that varies over the mesh axes that any of the arrays varies over.
 
-    In someone's `shard_map` the start of a scan must vary over the axes that its result varies over.
+    Inside a caller's `shard_map` the start of a scan must vary over the axes that its result varies over.
     """
     return functools.reduce(jnp.add, [jnp.zeros_like(array, jnp.float32, shape=()) for array in arrays])
 
 
-def check_pairs(image_emb: Array, text_emb: Array) -> None:
+def check_pairs(image_emb: AnyArray, text_emb: AnyArray) -> None:
     """Raises ValueError unless both are (b, d) floats of one shape."""
     for name, emb in (("image_emb", image_emb), ("text_emb", text_emb)):
         if emb.ndim != 2 or not jnp.issubdtype(emb.dtype, jnp.floating):
@@ -78,13 +84,13 @@ def check_pairs(image_emb: Array, text_emb: Array) -> None:
         raise ValueError(f"shapes differ: images {image_emb.shape}, texts {text_emb.shape}")
 
 
-def check_mask(mask: Array | None, rows: int) -> None:
-    """Raises ValueError unless the mask is None or has a bool a row."""
+def check_mask(mask: AnyArray | None, rows: int) -> None:
+    """Raises ValueError unless the mask is None or bool of shape (rows,)."""
     if mask is not None and (mask.shape != (rows,) or mask.dtype != jnp.bool_):
         raise ValueError(f"mask is {mask.dtype}{list(mask.shape)}, expected bool of shape ({rows},)")
 
 
 def check_temperature(temperature: object) -> None:
-    """Raises ValueError for a Python number that is no temperature; an array's value is not looked at."""
+    """Raises ValueError for a Python number that is not above 0; an array's value is not read."""
     if isinstance(temperature, (int, float)) and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}, expected a number above 0")

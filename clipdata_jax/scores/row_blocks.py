@@ -1,4 +1,4 @@
-"""Blocks of the rows of an array, cut where they lie: nothing of the array's size is copied or padded."""
+"""Blocks of an array's rows, cut in place: nothing of the array's size is copied or padded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 _BLOCK = 2048  # rows a side of a tile: 16 MiB of float32
 
@@ -21,7 +21,7 @@ class Blocks:
 
     @classmethod
     def of(cls, rows: int) -> Blocks:
-        """The blocks of n rows: as few and as equal as can be; one empty block of none."""
+        """The blocks of n rows, as few and as equal as possible; one empty block if n is 0."""
         count = max(1, -(-rows // _BLOCK))
         return cls(rows, count, -(-rows // count))
 
@@ -32,12 +32,12 @@ class Blocks:
     def cut(
         self, emb: Float[Array, "n d"], index: Array
     ) -> tuple[Float[Array, "side d"], Bool[Array, " side"]]:
-        """A block, and which of its rows no earlier block holds."""
+        """A block, and a mask of its rows that no earlier block holds."""
         start = self.start(index)
         fresh = start + jnp.arange(self.side) >= index * self.side
         return jax.lax.dynamic_slice_in_dim(emb, start, self.side), fresh
 
-    def join(self, parts: Float[Array, "count side"]) -> Float[Array, " n"]:
-        """What was made of each row of each block, in the order of the rows."""
+    def join(self, parts: Num[Array, "count side"]) -> Num[Array, " n"]:
+        """Joins the results of all blocks, one a row, in the order of the rows."""
         repeated = self.count * self.side - self.rows
         return jnp.concatenate([parts[:-1].reshape(-1), parts[-1, repeated:]])

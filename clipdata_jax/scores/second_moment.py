@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from clipdata_jax.scores.products import under_auto_axes, zero_like
+from clipdata_jax.scores.products import AnyArray, under_auto_axes, zero_like
 from clipdata_jax.scores.row_blocks import Blocks
 
 
-def second_moment(target_emb: Float[Array, "n d"]) -> Float[Array, "d d"]:
-    """The second moment of target embeddings, uncentred: all that NormSim_2 needs of them.
+def second_moment(target_emb: Float[AnyArray, "n d"]) -> Float[Array, "d d"]:
+    """Sums the outer products of the target embeddings: their uncentred second moment, all that NormSim_2 needs.
 
         S = T'T = sum_j t_j t_j'
 
@@ -23,6 +23,12 @@ def second_moment(target_emb: Float[Array, "n d"]) -> Float[Array, "d d"]:
 
     Raises:
       ValueError: not (n, d) floats.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import second_moment
+    >>> print(second_moment(np.array([[0.0, 1.0], [0.0, 1.0], [-1.0, 0.0]])))
+    [[1. 0.]
+     [0. 2.]]
     """
     if target_emb.ndim != 2 or not jnp.issubdtype(target_emb.dtype, jnp.floating):
         raise ValueError(
@@ -50,8 +56,8 @@ def _sum_products(target_emb: Array) -> Array:
     return jax.lax.scan(add, empty, jnp.arange(blocks.count))[0]
 
 
-def norm_sim_moment(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"]) -> Float[Array, " b"]:
-    """NormSim_2 from the target's second moment.
+def norm_sim_moment(image_emb: Float[AnyArray, "b d"], moment: Float[AnyArray, "d d"]) -> Float[Array, " b"]:
+    """Scores each image by NormSim_2, from the target's second moment.
 
         NormSim_2(x) = sqrt(f' S f),   S = T'T
 
@@ -66,13 +72,18 @@ def norm_sim_moment(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"])
 
     Raises:
       ValueError: the shapes don't fit.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import norm_sim_moment
+    >>> print(norm_sim_moment(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 4.0]])))
+    [1. 2.]
     """
     # Rounding can leave a tiny negative number where an image is orthogonal to every target.
     return jnp.sqrt(jnp.maximum(vas(image_emb, moment), 0))
 
 
-def vas(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"]) -> Float[Array, " b"]:
-    """The variance alignment score: NormSim_2 squared, over the number of targets.
+def vas(image_emb: Float[AnyArray, "b d"], moment: Float[AnyArray, "d d"]) -> Float[Array, " b"]:
+    """Scores each image by its variance alignment: NormSim_2 squared, over the number of targets.
 
         VAS(x) = f' S f,   S = T'T / n
 
@@ -87,10 +98,15 @@ def vas(image_emb: Float[Array, "b d"], moment: Float[Array, "d d"]) -> Float[Ar
 
     Raises:
       ValueError: the shapes don't fit.
+
+    >>> import numpy as np
+    >>> from clipdata_jax import vas
+    >>> print(vas(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.25, 0.0], [0.0, 0.5]])))
+    [0.25 0.5 ]
     """
     if image_emb.ndim != 2 or moment.shape != (image_emb.shape[-1],) * 2:
         raise ValueError(
-            f"shapes don't fit: images {image_emb.shape}, moment {moment.shape}, expected (b, d), (d, d)"
+            f"shapes don't fit: images {image_emb.shape}, moment {moment.shape}, expected (b, d) and (d, d)"
         )
     return _vas(image_emb, moment)
 

@@ -1,4 +1,4 @@
-"""Contrastive training of a CLIP model: the step, the order of the pairs, the loop."""
+"""Contrastive training of a CLIP model: the order of the pairs, the step, the loop."""
 
 from clipdata_jax.training.loop import TrainingPairs as TrainingPairs
 from clipdata_jax.training.loop import last_checkpoint as last_checkpoint

@@ -1,4 +1,4 @@
-"""The training loop: batches in a fixed order, checkpoints, and exactly where it was after a stop."""
+"""The training loop: batches in a fixed order, checkpoints, and bit-exact resumption."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from clipdata_jax.training.step import TrainState, init_state, make_step, split_
 
 KEPT_CHECKPOINTS = 2
 _UNFINISHED = ".orbax-checkpoint-tmp"
-# Steps handed to the devices before the first one's loss is read: keeps them busy, and bounds what piles up.
+# Steps dispatched before the first one's loss is read: keeps the devices busy, and bounds what is in flight.
 _IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPairs:
-    """Decoded images and their captions' tokens, in memory.
+    """Decoded images and tokenised captions, in memory.
 
     Attributes:
       pixels: n arrays, or one array, of uint8 (size, size, 3): 12 kB each at 64 pixels a side.
-      ids: n rows of tokens.
+      ids: tokens, shape (n, context), int32.
     """
 
     pixels: Sequence[np.ndarray] | np.ndarray
@@ -44,7 +44,7 @@ class TrainingPairs:
         return len(self.ids)
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels and tokens of some rows."""
+        """Gathers the pixels and tokens of some rows."""
         return np.stack([self.pixels[row] for row in rows]), self.ids[rows]
 
 
@@ -61,23 +61,23 @@ def train(
     checkpoint_every: int = 200,
     report: Callable[[int, float | None], None] = lambda step, loss: None,
 ) -> CLIP:
-    """Trains a model, going on from the last checkpoint if there is one.
+    """Trains a model with the contrastive loss, resuming from the last checkpoint if there is one.
 
-    The parameters after `steps` steps have the same bits whether or not the run was stopped in between, on the
-    same devices. Every process of a run calls this with the same arguments and pairs.
+    On the same devices the parameters after `steps` steps are the same bits whether or not the run was stopped
+    in between. Every process of a run calls this with the same arguments and pairs.
 
     Args:
-      model: the model to start from; it is left as it is.
-      pairs: what to train on.
+      model: the initial model; it is not modified.
+      pairs: the training set.
       optimizer: e.g. `adamw(...)` for as many steps.
-      steps: steps to have done in the end.
-      batch_size: pairs in a batch, over all devices and processes.
+      steps: total number of steps.
+      batch_size: pairs in a batch, over all devices and processes; the number of devices must divide it.
       seed: of the order of the pairs.
-      mesh: the run's devices.
-      checkpoints: folder for them; None writes none. The last two are kept.
+      mesh: a mesh of the run's devices with an Auto axis "data".
+      checkpoints: a folder; None writes no checkpoints. The last two are kept.
       checkpoint_every: steps between checkpoints; the last step has one too.
-      report: called after each step, a little late, with its number from 1 and its loss; where the
-        run goes on from a checkpoint, first with that one's step and None.
+      report: called after each step, with a delay of some steps, with its number from 1 and its loss; in a resumed
+        run first with the checkpoint's step and None.
 
     Returns:
       The trained model.
@@ -85,6 +85,21 @@ def train(
     Raises:
       InputError: fewer pairs than a batch, a batch that doesn't divide over the devices, or a loss that is not
         finite.
+
+    >>> import jax, numpy as np
+    >>> from flax import nnx
+    >>> from clipdata_jax import training
+    >>> from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
+    >>> tower = dict(width=8, layers=1, heads=2, mlp_width=16)
+    >>> text = TextConfig(**tower, vocab_size=16, context_length=4, eos_token_id=15)
+    >>> config = CLIPConfig(vision=VisionConfig(**tower, image_size=8, patch_size=4), text=text, embed_dim=6)
+    >>> model, auto = CLIP(config, rngs=nnx.Rngs(0)), jax.sharding.AxisType.Auto
+    >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(auto,))
+    >>> optimizer = training.adamw(learning_rate=1e-3, warmup=0, steps=1, weight_decay=0.1)
+    >>> pairs = training.TrainingPairs(np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 4), 15, np.int32))
+    >>> setting = dict(optimizer=optimizer, steps=1, batch_size=4, seed=0, mesh=mesh)
+    >>> trained = training.train(model, pairs, **setting, report=lambda step, loss: print(step, round(loss, 3)))
+    1 1.386
     """
     _check_batch(len(pairs), batch_size, mesh)
     params, merge = split_model(model)
@@ -101,7 +116,7 @@ def train(
             state, loss = step_function(state, *batch)
             pending.append((step + 1, loss))
             due = manager is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps)
-            # A checkpoint must not hold what a bad loss made of the parameters.
+            # A checkpoint must not hold the parameters after a loss that is not finite.
             _settle(pending, report, 0 if due or step + 1 == steps else _IN_FLIGHT)
             if due:
                 save(manager, step + 1, state)
@@ -116,13 +131,13 @@ def _check_batch(pairs: int, batch_size: int, mesh: Mesh) -> None:
         )
     if pairs < batch_size:
         raise InputError(
-            f"there are {pairs} pairs to train on, fewer than one batch of {batch_size}; give more, or a smaller"
+            f"found {pairs} pairs to train on, expected at least a batch of {batch_size}; give more pairs, or a smaller"
             " --batch-size"
         )
 
 
 def _own(rows: np.ndarray) -> np.ndarray:
-    """The process's share of a batch; which has which doesn't matter, since the loss is the batch's."""
+    """The process's share of a batch; the division is arbitrary, since the loss is of the whole batch."""
     each = len(rows) // jax.process_count()
     return rows[jax.process_index() * each :][:each]
 
@@ -139,7 +154,7 @@ def _settle(
 
 @contextlib.contextmanager
 def open_checkpoints(folder: str | None) -> Iterator[Any]:
-    """What `save` writes with into a folder, the last two kept; None where there is no folder."""
+    """Opens a folder of checkpoints, of which the last two are kept; yields None for None."""
     if folder is None:
         yield None
         return
@@ -150,7 +165,7 @@ def open_checkpoints(folder: str | None) -> Iterator[Any]:
         cleanup_tmp_directories=True,
         enable_async_checkpointing=False,
     )
-    # Orbax takes neither "~" nor "file://", which all other paths may have.
+    # Orbax accepts neither "~" nor "file://".
     at = storage.Folder(folder)
     path = at.inner if at.is_local else folder
     with ocp.CheckpointManager(path, options=options) as manager:
@@ -158,25 +173,30 @@ def open_checkpoints(folder: str | None) -> Iterator[Any]:
 
 
 def last_checkpoint(folder: str) -> int:
-    """The step of the newest checkpoint in a folder; 0 if there is none."""
+    """Returns the step of the newest checkpoint in a folder; 0 if there is none.
+
+    >>> from clipdata_jax.training import last_checkpoint
+    >>> last_checkpoint("checkpoints")
+    0
+    """
     with open_checkpoints(folder) as manager:
         return int(manager.latest_step() or 0)
 
 
 def save(manager: Any, step: int, state: TrainState) -> None:
-    """Writes a checkpoint, whole when this returns."""
+    """Writes a checkpoint, synchronously."""
     import orbax.checkpoint as ocp
 
-    # Where a stop cuts it short, what it has written goes with the process; Orbax would remove it at the next start.
-    aside = f"{manager.directory}/{step}{_UNFINISHED}"
+    # Removed when the process is stopped; Orbax would remove it at the next start.
+    temporary = f"{manager.directory}/{step}{_UNFINISHED}"
     if jax.process_index() == 0:
-        stopping.temporary_files.add(aside)
+        stopping.temporary_files.add(temporary)
     manager.save(step, args=ocp.args.StandardSave(state))
-    stopping.temporary_files.discard(aside)
+    stopping.temporary_files.discard(temporary)
 
 
 def _restore(manager: Any, state: TrainState) -> tuple[TrainState, int]:
-    """The newest checkpoint's state, sharded as `state` is, and its step; `state` and 0 if there is none."""
+    """Restores the newest checkpoint's state, sharded as `state` is, and its step; else returns `state` and 0."""
     if manager is None or manager.latest_step() is None:
         return state, 0
     import orbax.checkpoint as ocp

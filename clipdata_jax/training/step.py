@@ -1,4 +1,4 @@
-"""The contrastive step: symmetric InfoNCE over the global batch, AdamW, and the state that it moves.
+"""The contrastive step: symmetric InfoNCE over the global batch, AdamW, and the training state.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020.
 """
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -20,20 +21,20 @@ from jaxtyping import Array, Float, Int, UInt8
 from clipdata_jax.models import CLIP
 from clipdata_jax.runtime import parallel
 
-Params = dict[str, Array]
+Params = dict[str, Array | np.ndarray]
 
 LOGIT_SCALE = "logit_scale"
-# A temperature below 0.01 makes training unstable; CLIP clips there.
+# A temperature below 0.01 makes training unstable; CLIP clips it there.
 _MAX_LOGIT_SCALE = math.log(100)
 
 
 class TrainState(NamedTuple):
-    """All that training changes: what a checkpoint holds.
+    """The state of training, as in a checkpoint.
 
     Attributes:
-      params: a parameter's dotted path in the model -> float32 array.
+      params: float32 arrays by the parameters' dotted paths in the model.
       opt_state: the optimiser's moments and counts.
-      step: int32, steps done.
+      step: number of steps done, int32.
     """
 
     params: Params
@@ -42,32 +43,40 @@ class TrainState(NamedTuple):
 
 
 def contrastive_loss(
-    image_emb: Float[Array, "b d"], text_emb: Float[Array, "b d"], logit_scale: Float[Array, ""]
+    image_emb: Float[Array | np.ndarray, "b d"],
+    text_emb: Float[Array | np.ndarray, "b d"],
+    logit_scale: float | Float[Array | np.ndarray, ""],
 ) -> Float[Array, ""]:
-    """How badly a batch's images and captions find each other.
+    """Computes the symmetric cross-entropy of matching a batch's images and captions.
 
         L = -1/2b sum_i [ log softmax_j(e^s f_i.g_j)_i + log softmax_j(e^s f_j.g_i)_i ]
 
     The loss of CLIP, Radford et al. 2021, figure 3.
 
     Args:
-      image_emb: f, unit rows, any float dtype; computed in float32.
-      text_emb: g, unit rows; row i is the caption of image i.
+      image_emb: f, unit rows, shape (b, d), any float dtype; computed in float32.
+      text_emb: g, unit rows, shape (b, d); row i is the caption of image i.
       logit_scale: s, the logarithm of the inverse temperature.
 
     Returns:
-      L, float32, in nats; log(b) for embeddings that tell nothing apart.
+      L, float32 scalar, in nats, at least 0; log(b) if all embeddings are equal.
 
     Raises:
       ValueError: the shapes differ.
+
+    >>> import numpy as np
+    >>> from clipdata_jax.training import contrastive_loss
+    >>> images, texts = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.0, 1.0]])
+    >>> round(float(contrastive_loss(images, texts, 0.0)), 3)
+    0.449
     """
     if image_emb.shape != text_emb.shape:
         raise ValueError(f"shapes differ: images {image_emb.shape}, texts {text_emb.shape}")
     f_bd, g_bd = image_emb.astype(jnp.float32), text_emb.astype(jnp.float32)
     logits = jnp.einsum("id,jd->ij", f_bd, g_bd, precision="highest") * jnp.exp(logit_scale)
     sums_b = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
-    # Not the diagonal of the logits, which are split over processes by rows: to cut it out of them takes collectives
-    # in a branch, where XLA on CPUs lets them overtake others; gloo then aborts the process.
+    # Not the diagonal of the logits, whose rows are sharded over processes: extracting it takes collectives in a
+    # branch, which XLA on CPUs may reorder with others, and gloo then aborts the process.
     pair_b = jnp.einsum("id,id->i", f_bd, g_bd, precision="highest") * jnp.exp(logit_scale)
     return jnp.mean(sums_b / 2 - pair_b)
 
@@ -75,16 +84,28 @@ def contrastive_loss(
 def adamw(
     *, learning_rate: float, warmup: int, steps: int, weight_decay: float
 ) -> optax.GradientTransformation:
-    """AdamW as CLIP trains with it: linear warm-up, a cosine to zero, gradients of global norm at most 1.
+    """Creates CLIP's optimiser: AdamW, linear warm-up, cosine decay to zero, gradients clipped to global norm 1.
 
-    Decayed are arrays of two or more dimensions: matrices and embedding tables, not gains, biases, the class
-    embedding and the logit scale.
+    Radford et al. 2021, arXiv:2103.00020, table 18, for b2 = 0.98 and eps = 1e-6. Weight decay applies to arrays
+    of two or more dimensions: matrices and embedding tables, not gains, biases, the class embedding or the logit
+    scale.
 
     Args:
-      learning_rate: the peak.
-      warmup: steps until the peak.
+      learning_rate: the peak of the schedule, above 0.
+      warmup: steps until the peak; 0 for none.
       steps: all steps, the warm-up included.
-      weight_decay: share of a weight that a step at learning rate 1 would take away.
+      weight_decay: the decoupled weight decay, multiplied by the learning rate.
+
+    Returns:
+      The optimiser, for parameters by dotted path as `split_model` returns them.
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> from clipdata_jax.training import adamw
+    >>> optimizer = adamw(learning_rate=0.1, warmup=0, steps=10, weight_decay=0.0)
+    >>> params = {"scale": jnp.ones(2)}
+    >>> updates, _ = optimizer.update({"scale": jnp.array([1.0, -2.0])}, optimizer.init(params), params)
+    >>> print(np.asarray(updates["scale"]).round(3))
+    [-0.1  0.1]
     """
     rate = optax.cosine_decay_schedule(learning_rate, steps)
     if warmup:
@@ -100,7 +121,22 @@ def _is_decayed(params: Params) -> dict[str, bool]:
 
 
 def split_model(model: CLIP) -> tuple[Params, Callable[[Params], CLIP]]:
-    """A model's parameters as arrays by dotted path, and the function that makes a model of such arrays."""
+    """Splits a model into its parameters and a function that rebuilds the model from them.
+
+    Args:
+      model: the model; it is not modified.
+
+    Returns:
+      The parameters as arrays by dotted path, and the function from such parameters to a model.
+
+    >>> from importlib.resources import files
+    >>> from clipdata_jax import load_clip, training
+    >>> params, merge = training.split_model(load_clip(files("clipdata_jax") / "demo" / "model"))
+    >>> params["text.projection.kernel"].shape
+    (128, 128)
+    >>> merge(params).config.embed_dim
+    128
+    """
     structure, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
     names = {path: ".".join(map(str, path)) for path, _ in flat}
@@ -114,29 +150,63 @@ def split_model(model: CLIP) -> tuple[Params, Callable[[Params], CLIP]]:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, on every device of the mesh. The parameters' buffers are not shared with it."""
+    """Creates the state before the first step, replicated over a mesh.
+
+    Args:
+      params: from `split_model`; their buffers are copied.
+      optimizer: initialises its state from them.
+      mesh: the run's devices.
+
+    Returns:
+      The state, of step 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from clipdata_jax import training
+    >>> optimizer = training.adamw(learning_rate=0.1, warmup=0, steps=10, weight_decay=0.0)
+    >>> state = training.init_state({"scale": jnp.ones(2)}, optimizer, jax.make_mesh((1,), ("data",)))
+    >>> int(state.step)
+    0
+    """
     replicated = NamedSharding(mesh, P())
 
     def start(params: Params) -> TrainState:
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    # Through the host: every process has the same parameters, and donating the state leaves the caller's alone.
+    # Via the host: all processes have the same parameters, and donating the state must not free the caller's.
     return jax.jit(start, out_shardings=replicated)(jax.device_get(params))
 
 
 def make_step(
     merge: Callable[[Params], CLIP], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Array]]:
-    """Compiles a step of training.
+    """Creates a jitted training step on `contrastive_loss`.
 
     Args:
-      merge: parameters -> model, from `split_model`.
-      optimizer: what turns gradients into updates.
-      mesh: devices along the axis "data".
+      merge: from parameters to a model, from `split_model`.
+      optimizer: from gradients to updates.
+      mesh: a mesh with an Auto axis "data".
 
     Returns:
-      (state, pixels uint8 (b, size, size, 3), ids int32 (b, context)) -> (state after it, loss before it). Rows
-      are sharded over "data", the state is replicated; its buffers are given up (donated).
+      A function of the state, pixels, uint8 (b, size, size, 3), and ids, int32 (b, context), that returns the next
+      state and the loss before the step. Rows are sharded over "data"; the state is replicated and donated. The
+      temperature is clipped to at least 0.01.
+
+    >>> import jax, numpy as np
+    >>> from flax import nnx
+    >>> from clipdata_jax import training
+    >>> from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
+    >>> tower = dict(width=8, layers=1, heads=2, mlp_width=16)
+    >>> text = TextConfig(**tower, vocab_size=16, context_length=4, eos_token_id=15)
+    >>> config = CLIPConfig(vision=VisionConfig(**tower, image_size=8, patch_size=4), text=text, embed_dim=6)
+    >>> model, auto = CLIP(config, rngs=nnx.Rngs(0)), jax.sharding.AxisType.Auto
+    >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(auto,))
+    >>> optimizer = training.adamw(learning_rate=1e-3, warmup=0, steps=1, weight_decay=0.1)
+    >>> params, merge = training.split_model(model)
+    >>> step = training.make_step(merge, optimizer, mesh)
+    >>> pixels, ids = np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 4), 15, np.int32)
+    >>> _, loss = jax.eval_shape(step, training.init_state(params, optimizer, mesh), pixels, ids)
+    >>> loss.shape
+    ()
     """
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(parallel.AXIS))
 

@@ -43,7 +43,7 @@ GOOD = {  # image, and what else there is
     "inner/folder/key": (jpeg(5), {"json": json.dumps({"caption": "in a folder"}).encode()}),
 }
 BAD = {
-    "truncated": (jpeg(6, size=(99, 99))[:-900], {"txt": b"cut"}, "cut short or broken"),
+    "truncated": (jpeg(6, size=(99, 99))[:-900], {"txt": b"cut"}, "truncated or broken"),
     "bomb": (bomb(), {"txt": b"boom"}, "0 pixels"),
     "zero": (b"", {"txt": b"nothing"}, "empty (0 bytes)"),
     "html": (b"<html>404</html>", {"txt": b"not found"}, "not an image"),

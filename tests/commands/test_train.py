@@ -181,7 +181,7 @@ BAD = {
     "fewer pairs than a batch": (
         good_tar,
         ("--batch-size", "64"),
-        "20 pairs to train on, fewer than one batch of 64",
+        "20 pairs to train on, expected at least a batch of 64",
     ),
     "batch of odd size": (
         good_tar,

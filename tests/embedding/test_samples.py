@@ -75,7 +75,7 @@ def test_captions_uid_and_label_come_from_where_the_formats_put_them(tmp_path):
 BAD = {
     "no image": ({"txt": b"x"}, "no image among its members (.txt)"),
     "not an image": ({"jpg": b"<html>", "txt": b"x"}, "not an image"),
-    "cut image": ({"jpg": jpeg(size=(99, 99))[:900], "txt": b"x"}, "cut short or broken"),
+    "cut image": ({"jpg": jpeg(size=(99, 99))[:900], "txt": b"x"}, "truncated or broken"),
     "no caption": ({"jpg": jpeg()}, "no caption"),
     "empty caption": ({"jpg": jpeg(), "txt": b" \n"}, "its caption is empty"),
     "not UTF-8": ({"jpg": jpeg(), "txt": b"caf\xe9"}, "its .txt is not UTF-8 (byte 3)"),

@@ -125,7 +125,8 @@ def test_the_two_end_token_rules_read_different_tokens(filled: Callable[[CLIPCon
 def test_a_layer_gives_the_same_at_one_position_alone(causal: bool):
     build = Builder(rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
     block = TransformerBlock(dataclasses.replace(SMALL.text, layer_scale_init=0.5), build, causal=causal)
-    x_bld, at_b = np.random.default_rng(0).normal(size=(3, 8, 24)).astype(np.float32), np.array([0, 3, 7])
+    x_bld = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 24)), jnp.float32)
+    at_b = np.array([0, 3, 7])
     alone_b1d = block(x_bld, only_b=jnp.asarray(at_b, jnp.int32))
     np.testing.assert_allclose(alone_b1d[:, 0], block(x_bld)[np.arange(3), at_b], atol=1e-6)
 
@@ -213,6 +214,7 @@ def test_towers_lower_for_other_hardware(config: CLIPConfig, platform: str, dtyp
     assert (exported.mlir_module().count(full) > 2) == (dtype == jnp.float32)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
@@ -227,6 +229,7 @@ def test_wrong_pixels_are_named(small: CLIP, pixels: np.ndarray, message: str):
         small.encode_image(pixels)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
@@ -241,14 +244,15 @@ def test_wrong_ids_are_named(small: CLIP, ids: np.ndarray, message: str):
         small.encode_text(ids)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("tower", "change", "message"),
     [
-        ("vision", {"heads": 3}, "width 32 is no multiple of heads 3"),
-        ("vision", {"patch_size": 5}, "image_size 16 is no multiple of patch_size 5"),
+        ("vision", {"heads": 3}, "width 32 is not a multiple of heads 3"),
+        ("vision", {"patch_size": 5}, "image_size 16 is not a multiple of patch_size 5"),
         ("vision", {"layers": 0}, "layers is 0, expected a whole number"),
         ("text", {"activation": "relu"}, "activation is 'relu', expected one of"),
-        ("text", {"eos_token_id": 40}, "eos_token_id 40 lies outside a vocabulary of 40"),
+        ("text", {"eos_token_id": 40}, "eos_token_id 40 is outside a vocabulary of 40"),
         ("text", {"pool": "mean"}, "pool is 'mean', expected one of"),
     ],
 )

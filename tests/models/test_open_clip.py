@@ -181,7 +181,7 @@ def test_layer_scales_of_open_clip_are_read(folder: Path):
     save_file({**tensors, **scales}, weights)
     model = load_clip(folder)
     assert [float(layer.scale2[0]) for layer in model.vision.layers] == [2, 12, 22]
-    with pytest.raises(ValueError, match=r"can't say vision\.layer_scale_init"):
+    with pytest.raises(ValueError, match=r"has no field for vision\.layer_scale_init"):
         save_clip(model, folder / "new")
     assert not (folder / "new").exists()
 
@@ -209,7 +209,5 @@ def test_the_folder_of_a_training_run_points_to_its_model(folder: Path):
     run = folder.with_name("run")
     run.mkdir()
     folder.rename(run / "model")
-    with pytest.raises(
-        InputError, match=r"run has no config\.json and .*; .*run/model is a model: give that$"
-    ):
+    with pytest.raises(InputError, match=r"run has no config\.json and .*; .*give .*run/model instead$"):
         load_clip(run)

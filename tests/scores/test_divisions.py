@@ -80,7 +80,7 @@ def test_several_temperatures_and_sizes_are_those_one_by_one():
     score = jax.eval_shape(lambda: cj.neg_clip_loss_divisions(f, g, dealt[0], temperature=temperatures))
     assert score.shape == (3, 96)
     assert jax.eval_shape(lambda: cj.neg_clip_loss_divisions(f, g, dealt)).shape == (2, 96)
-    for i, t in enumerate(temperatures):
+    for i, t in enumerate(temperatures.tolist()):
         for j in range(2):
             alone = neg_clip_loss_statistics(f, g, dealt[j], temperature=t)
             for one, many in zip(alone, together, strict=True):
@@ -161,6 +161,7 @@ def test_several_groups_under_vmap():
     np.testing.assert_allclose(got, want, atol=5e-6)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("dealt", "temperature", "words"),
     [

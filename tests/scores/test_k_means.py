@@ -108,6 +108,7 @@ def test_sums_of_whole_numbers_are_near_the_exact_sum_in_any_order(seed, tiny):
     assert size.tolist() == [(cluster == j).sum() for j in range(3)]
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("call", "words"),
     [

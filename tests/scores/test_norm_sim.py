@@ -139,6 +139,7 @@ def test_a_target_that_lies_sharded_stays_where_it_is():
     np.testing.assert_allclose(got, formula(f, target, math.inf), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -219,6 +219,7 @@ def test_temperature_may_be_learnt():
     np.testing.assert_allclose(slope, finite, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -111,7 +111,7 @@ def test_what_a_stop_leaves_of_a_checkpoint_goes_with_the_process(tmp_path, monk
 
 
 def test_fewer_pairs_than_a_batch_and_batches_that_do_not_divide_are_refused():
-    with pytest.raises(InputError, match=r"there are 37 pairs to train on, fewer than one batch of 38"):
+    with pytest.raises(InputError, match=r"found 37 pairs to train on, expected at least a batch of 38"):
         run(None, batch_size=38)
     with pytest.raises(InputError, match=r"--batch-size is 15, expected a multiple of the 2 devices"):
         run(None, batch_size=15)

@@ -64,6 +64,7 @@ def test_gradient_is_that_of_the_formula_by_finite_differences():
     np.testing.assert_allclose(gradient[2], want, atol=1e-5)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_loss_names_shapes_that_differ():
     with pytest.raises(ValueError, match=r"images \(4, 2\), texts \(3, 2\)"):
         contrastive_loss(jnp.ones((4, 2)), jnp.ones((3, 2)), jnp.float32(0))
