@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-# What must have been shown, so that a notebook whose cells do nothing fails.
+# Text that the outputs must contain: a notebook whose cells do nothing fails.
 SHOWN = {
     "quickstart": ["of the subset", "<iframe"],
     "embed_images": ["400 images", "largest difference:", "(400, 128) float16 stored within"],
+    "sensitivity": ["72 settings", "other seed  expected  finest", "in CLIPScore"],
     "own_kernels": ["in what was kept", "largest difference:", "temperature 0.200 ->"],
 }
 
