@@ -14,8 +14,6 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, parquet, uids
 from clipdata_jax.runtime import threads
 
-_HALVES = ("uid_hi", "uid_lo")
-
 
 class ExternalColumns:
     """Columns by uid, in memory: 16 bytes a row, and 4 or 8 for each column.
@@ -127,12 +125,14 @@ def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     footer = functools.partial(parquet.rows_and_types, advice="--columns takes parquet and npy")
     footers = threads.prefetch(footer, parts, threads=storage.Folder(parts[0]).threads)
     for path, (_, types) in zip(parts, footers, strict=True):
-        if "uid" not in types and not set(_HALVES) <= set(types):
+        if "uid" not in types and not set(uids.HALVES) <= set(types):
             raise InputError(
                 f"{path}: has no column uid, nor uid_hi and uid_lo, to join its rows by; it has"
                 f" {', '.join(types)}"
             )
-        numbers = [name for name, kind in types.items() if parquet.is_number(kind) and name not in _HALVES]
+        numbers = [
+            name for name, kind in types.items() if parquet.is_number(kind) and name not in uids.HALVES
+        ]
         here = tuple(name for name in numbers if name.isidentifier())
         if not here:
             raise InputError(f"{path}: has no numeric column whose name is a plain word")
@@ -146,15 +146,10 @@ def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
 
 def _read_parquet(path: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     there = parquet.rows_and_types(path)[1]
-    uid_columns = list(_HALVES) if set(_HALVES) <= set(there) else ["uid"]
+    uid_columns = uids.HALVES if set(uids.HALVES) <= set(there) else ("uid",)
     table = parquet.read(path, [*uid_columns, *names])
     parquet.check_numbers(path, table, names)
-    if uid_columns == ["uid"]:
-        uid = uids.from_hex(table["uid"], path)
-    else:
-        parquet.check_halves(path, table)
-        uid = uids.join_halves(*(table[name].to_numpy() for name in _HALVES))
-    return uid, {name: table[name].to_numpy() for name in names}
+    return uids.from_table(table, path), {name: table[name].to_numpy() for name in names}
 
 
 def _npy_names(path: str) -> tuple[str, ...]:

@@ -113,19 +113,6 @@ def _schema(path: str, file: pq.ParquetFile, names: Sequence[str]) -> pa.Schema:
     return pa.schema([file.schema_arrow.field(name) for name in names])
 
 
-def check_halves(path: str, table: pa.Table) -> None:
-    """Checks that the columns uid_hi and uid_lo hold the halves of uids.
-
-    Raises:
-      InputError: one is of another type, or has nulls.
-    """
-    for name in ("uid_hi", "uid_lo"):
-        nulls, kind = table[name].null_count, table[name].type
-        if kind != pa.uint64() or nulls:
-            what = f"has {nulls} nulls" if kind == pa.uint64() else f"is {str(kind)[:60]}"
-            raise InputError(f"{path}: column {name!r} {what}, expected uint64")
-
-
 def check_numbers(path: str, table: pa.Table, names: Sequence[str]) -> None:
     """Checks that columns are numeric.
 

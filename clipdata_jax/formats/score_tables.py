@@ -19,7 +19,6 @@ from clipdata_jax.formats import parquet, uids
 from clipdata_jax.runtime import threads
 
 T = TypeVar("T")
-_UID_COLUMNS = ("uid_hi", "uid_lo")
 _ADVICE = "delete that file and run `clipdata score` again"
 
 
@@ -122,9 +121,8 @@ class ScoreTable:
                 )
 
     def _uids(self, part: str, folder: str) -> np.ndarray:
-        table = self._read(part, folder, list(_UID_COLUMNS))
-        parquet.check_halves(storage.join(folder, f"{part}.parquet"), table)
-        return uids.join_halves(*(table[name].to_numpy() for name in _UID_COLUMNS))
+        table = self._read(part, folder, list(uids.HALVES))
+        return uids.from_table(table, storage.join(folder, f"{part}.parquet"))
 
     def _read(self, part: str, folder: str, names: list[str]) -> pa.Table:
         return parquet.read(storage.join(folder, f"{part}.parquet"), names, _ADVICE)
@@ -222,9 +220,9 @@ def _check_sizes(folder: storage.Folder) -> None:
 def _footer(path: str) -> tuple[int, list[str]]:
     """The number of rows and the names of the score columns."""
     rows, names = parquet.rows_and_types(path, _ADVICE)
-    for name in _UID_COLUMNS:
+    for name in uids.HALVES:
         if name not in names:
             raise InputError(
                 f"{path}: column {name!r} is missing: not a score table; run `clipdata score` first"
             )
-    return rows, [name for name in names if name not in _UID_COLUMNS]
+    return rows, [name for name in names if name not in uids.HALVES]

@@ -21,7 +21,6 @@ SUFFIXES = (".npy", ".txt", ".parquet")
 _ROWS = 1 << 18
 _GROUP = 1 << 20  # rows of a row group in parquet
 _LINE = 33  # 32 hex digits and the end of the line
-_HALVES = ("uid_hi", "uid_lo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,15 +154,11 @@ def _parse_lines(text: bytes, path: str, done: int) -> np.ndarray:
 def _parquet_blocks(path: str) -> Iterator[np.ndarray]:
     done = 0
     names = parquet.rows_and_types(path)[1]
-    columns = ["uid"] if "uid" in names else list(_HALVES)
+    columns = ["uid"] if "uid" in names else list(uids.HALVES)
     if not set(columns) <= set(names):
         raise InputError(f"{path}: no column 'uid', nor 'uid_hi' and 'uid_lo'; it has {', '.join(names)}")
     for table in parquet.iterate(path, columns, _ROWS):
-        if columns == ["uid"]:
-            yield uids.from_hex(table["uid"], path, done)
-        else:
-            parquet.check_halves(path, table)
-            yield uids.join_halves(*(table[name].to_numpy() for name in _HALVES))
+        yield uids.from_table(table, path, done)
         done += len(table)
 
 
@@ -216,7 +211,7 @@ def _write_text(file: BinaryIO, blocks: Iterable[np.ndarray]) -> int:
 
 
 def _write_parquet(file: BinaryIO, blocks: Iterable[np.ndarray], halves: bool) -> int:
-    schema = pa.schema([(name, pa.uint64()) for name in _HALVES] if halves else [("uid", pa.string())])
+    schema = pa.schema([(name, pa.uint64()) for name in uids.HALVES] if halves else [("uid", pa.string())])
     count = 0
     options = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
     with pq.ParquetWriter(file, schema, **options) as writer:

@@ -14,6 +14,8 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays
 
 DTYPE = np.dtype("u8,u8")
+HALVES = ("uid_hi", "uid_lo")
+"""The uint64 columns that hold uids where no column `uid` holds their text."""
 _STEP = 1 << 16
 _HEX = re.compile(r"[0-9a-fA-F]{32}")
 
@@ -79,6 +81,22 @@ def from_hex(
         found = column[row].as_py()[:60].decode("utf-8", "replace")
         raise InputError(f"{source}: row {first_row + row}: the uid is {found!r}, expected 32 hex digits")
     return from_bytes(packed)
+
+
+def from_table(table: pa.Table, path: str, first_row: int = 0) -> np.ndarray:
+    """Reads the uids of a table: its columns uid_hi and uid_lo if it has them, else its column uid.
+
+    Raises:
+      InputError: as `from_hex`; or a half isn't uint64, or has nulls.
+    """
+    if not set(HALVES) <= set(table.column_names):
+        return from_hex(table["uid"], path, first_row)
+    for name in HALVES:
+        nulls, kind = table[name].null_count, table[name].type
+        if kind != pa.uint64() or nulls:
+            what = f"has {nulls} nulls" if kind == pa.uint64() else f"is {str(kind)[:60]}"
+            raise InputError(f"{path}: column {name!r} {what}, expected uint64")
+    return join_halves(*(table[name].to_numpy() for name in HALVES))
 
 
 def packed_hex(text: bytes) -> bytes | None:
