@@ -17,7 +17,7 @@ _Runs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUNS...", help_behavio
 class Verify:
     """Checks that outputs are complete and undamaged, and that inputs are those that were recorded.
 
-    Lists what is missing, repeated, damaged, changed or unknown (files without a receipt), one per line, and then exits
+    Lists files that are missing, damaged, changed, foreign (without a receipt) or refused, one per line, and then exits
     with status 2. An unfinished run is checked as far as it went.
 
     Records may come from someone else: local inputs that they name are read, those in buckets and on web servers only

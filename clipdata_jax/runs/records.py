@@ -43,11 +43,7 @@ class FileEntry:
 
     @classmethod
     def from_json(cls, held: object, name: str = "") -> Self:
-        """Reads an entry, or the name alone.
-
-        Raises:
-          InputError: it is something else.
-        """
+        """Reads an entry, or the name alone; raises InputError if it is something else."""
         if isinstance(held, str):
             return cls(held)
         entry = _mapping(held, "a file's entry")
@@ -100,11 +96,7 @@ class UnitTimes:
 
     @classmethod
     def from_json(cls, content: object) -> Self:
-        """Reads a line.
-
-        Raises:
-          InputError: it is no such line, or one of its numbers is out of any range.
-        """
+        """Reads a line; raises InputError if it is something else."""
         line = _mapping(content, "a line of times")
         seconds = {name: float(_number(line, f"{name}_seconds", 0)) for name in SECONDS}
         rates: dict[str, Any] = {
@@ -149,11 +141,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, content: object) -> Self:
-        """Reads a plan.
-
-        Raises:
-          InputError: a field is missing, or is not what it should be.
-        """
+        """Reads a plan; raises InputError if it is something else."""
         return cls(**cls._fields(dict(_mapping(content, "the record"))))
 
     @classmethod
@@ -218,11 +206,7 @@ class Manifest(Plan):
         return {**super().to_json(), "outputs": dict(self.outputs)}
 
     def read_files(self) -> tuple[FileEntry, ...]:
-        """All files that the run read.
-
-        Raises:
-          InputError: they are not recorded as they should be.
-        """
+        """All files that the run read; raises InputError if they are not recorded so."""
         return (*self.inputs, *self.pool, *_entries(self.facts, "pool_files"))
 
 
@@ -249,11 +233,7 @@ class Receipt:
 
     @classmethod
     def from_json(cls, content: object) -> Self:
-        """Reads a receipt.
-
-        Raises:
-          InputError: a field is missing, or is not what it should be.
-        """
+        """Reads a receipt; raises InputError if it is something else."""
         held = _mapping(content, "the receipt")
         return cls(
             unit=_field(held, "unit", str),

@@ -94,9 +94,13 @@ class CheckedRun:
     problems: list[Problem] = dataclasses.field(default_factory=list)
     _named: set[str] = dataclasses.field(default_factory=set)
 
-    def add(self, kind: str, name: str, text: str) -> None:
-        """Notes a problem of a file of a folder."""
-        self.problems.append(Problem(kind, storage.join(self.path, name), text))
+    def add(self, kind: str, path: str, text: str) -> None:
+        """Notes a problem."""
+        self.problems.append(Problem(kind, path, text))
+
+    def add_inside(self, kind: str, name: str, text: str) -> None:
+        """Notes a problem of a file of the folder."""
+        self.add(kind, storage.join(self.path, name), text)
 
     def add_inputs(self, entries: Iterable[FileEntry]) -> None:
         """Adds the checks of inputs, each once."""
@@ -114,10 +118,10 @@ class CheckedRun:
         """
         store = _store(name)
         if not store:
-            if is_file := _is_file_name(name):
-                return is_file
+            if _is_file_name(name):
+                return True
             text = f"a record names {name[:200]!r}, which is not a file; not opened"
-            self.problems.append(Problem("refused", self.path, text))
+            self.add("refused", self.path, text)
         elif store in {_store(self.path), *map(_store, self.stores)} and "::" not in name:
             return True
         elif self._is_new(store):
@@ -125,7 +129,7 @@ class CheckedRun:
                 f"the records, which may not be your own, name inputs there ({name[:200]!r} for one); not asked:"
                 f" allow it with --stores {store}, or leave inputs out with --pool no"
             )
-            self.problems.append(Problem("refused", store, text))
+            self.add("refused", store, text)
         return False
 
     def _is_new(self, name: str) -> bool:
@@ -158,11 +162,11 @@ def open_folder(folder: str, *, pool: str, stores: tuple[str, ...] = ()) -> Chec
     for name, entry in parts.items():
         if not is_inside(name):
             text = f"a record names {name[:200]!r}, which is outside; not opened"
-            run.problems.append(Problem("refused", folder, text))
+            run.add("refused", folder, text)
         elif name not in listed:
-            run.add("missing", name, "a record says it was written")
+            run.add_inside("missing", name, "a record says it was written")
         elif _leaves(folder, name):
-            run.add("refused", name, "is a link that leads out of the folder; not opened")
+            run.add_inside("refused", name, "is a link that leads out of the folder; not opened")
         else:
             run.checks.append(Check(storage.join(folder, name), entry))
     _find_foreign(run, plan, {*parts, *_OWN, *map(_receipt_name, units)}, undone, listed)
@@ -189,9 +193,9 @@ def _read_receipts(run: CheckedRun, units: list[str], listed: dict[str, int]) ->
     for unit, receipt in zip(there, threads.prefetch(read, there), strict=True):
         name = _receipt_name(unit)
         if isinstance(receipt, InputError):
-            run.add("damaged", name, str(receipt).removeprefix(f"{storage.join(run.path, name)}: "))
+            run.add_inside("damaged", name, str(receipt).removeprefix(f"{storage.join(run.path, name)}: "))
         elif receipt.unit != unit:
-            run.add("damaged", name, f"is the receipt of unit {receipt.unit[:60]!r}")
+            run.add_inside("damaged", name, f"is the receipt of unit {receipt.unit[:60]!r}")
         else:
             found[unit] = receipt
     return found
@@ -207,18 +211,18 @@ def _check_manifest(
     try:
         found = records.read(Manifest, path)
     except InputError as error:
-        run.add("damaged", manifest.NAME, str(error).removeprefix(f"{path}: "))
+        run.add_inside("damaged", manifest.NAME, str(error).removeprefix(f"{path}: "))
         return {}
     held, planned = found.to_json(), plan.to_json()
     # What was read of the pool has taken the place of the plan's names.
     for key in (key for key in planned if key != "pool" and held.get(key) != planned[key]):
-        run.add("damaged", manifest.NAME, f"its {key!r} is not that of {storage.PLAN}")
+        run.add_inside("damaged", manifest.NAME, f"its {key!r} is not that of {storage.PLAN}")
     for unit in undone:
         if _receipt_name(unit) not in listed:
-            run.add("missing", _receipt_name(unit), "the run is finished, but lacks this receipt")
+            run.add_inside("missing", _receipt_name(unit), "the run is finished, but lacks this receipt")
     names = {*found.outputs} & {*parts} if undone else {*found.outputs} | {*parts}
     for name in sorted(name for name in names if found.outputs.get(name) != parts.get(name)):
-        run.add("damaged", manifest.NAME, f"its entry of {name} is not that of the receipt")
+        run.add_inside("damaged", manifest.NAME, f"its entry of {name} is not that of the receipt")
     return {name: entry for name, entry in found.outputs.items() if name not in parts}
 
 
@@ -240,7 +244,7 @@ def _find_foreign(
         ):
             continue
         text = "was left by a process that was killed; delete it" if temporary else "no receipt knows it"
-        run.add("foreign", name, text)
+        run.add_inside("foreign", name, text)
 
 
 def _find_added(run: CheckedRun, plan: Plan) -> None:
@@ -253,9 +257,7 @@ def _find_added(run: CheckedRun, plan: Plan) -> None:
     with contextlib.suppress(InputError):  # what can't be listed is missing
         for path in storage.Folder(folder).files((".parquet", ".npz")):
             if path not in known and not any(reason.startswith(path) for reason in reasons):
-                run.problems.append(
-                    Problem("foreign", path, "is in the pool, but was not when the run began")
-                )
+                run.add("foreign", path, "is in the pool, but was not when the run began")
 
 
 def open_file(path: str, *, pool: str, stores: tuple[str, ...] = ()) -> CheckedRun:
@@ -277,11 +279,11 @@ def open_file(path: str, *, pool: str, stores: tuple[str, ...] = ()) -> CheckedR
         raise InputError(f"{beside}: names {len(made.outputs)} outputs, expected the file beside it")
     [(name, entry)] = made.outputs.items()
     if name.rpartition("/")[2] != path.rpartition("/")[2]:
-        run.problems.append(Problem("damaged", beside, f"is the manifest of {name[:200]!r}"))
+        run.add("damaged", beside, f"is the manifest of {name[:200]!r}")
     if storage.exists(path):
         run.checks.append(Check(path, entry))
     else:
-        run.problems.append(Problem("missing", path, "its manifest is there, the file is not"))
+        run.add("missing", path, "its manifest is there, the file is not")
     run.add_inputs(made.read_files())
     return run
 
