@@ -1,4 +1,4 @@
-"""`clipdata demo`: draws a pool whose every fault is known, runs the real commands on it, and tells what they kept."""
+"""`clipdata demo`: draws a pool with known faults, runs the real commands on it, and prints what they kept."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _TEST_PAIRS = 1_000
 
 
 def run(options: config.Demo) -> dict[str, Any]:
-    """Runs the demo; everything it makes is below `options.out`, and running it again only does what is missing.
+    """Runs the demo, with all output below `options.out`; run again, it only does what is missing.
 
     Returns:
-      The table: method -> {"kept": pairs, "sound": share, and each kind of fault: share}.
+      method -> {"kept": pairs, "sound": share, and each kind of fault: share}.
     """
     start = time.monotonic()
     place = {name: storage.join(options.out, name) for name in _PLACES}
     print(
-        f"Drawing {options.pairs:,} pairs, about half of them spoiled, and 300 target images: {options.out}"
+        f"Drawing {options.pairs:,} image-text pairs, about half of them bad, and 300 target images: {options.out}"
     )
     _draw(options, place)
     _score(options, place)
@@ -52,7 +52,7 @@ def run(options: config.Demo) -> dict[str, Any]:
     )
     _call("report", page)
     table = _judge(subsets, place["pool"])
-    print(f"\n{_table(table)}\n\nDone in {time.monotonic() - start:.0f} s. The page of images: {page.out}")
+    print(f"\n{_table(table)}\n\nDone in {time.monotonic() - start:.0f} s. Open the report: {page.out}")
     if options.train:
         _train_and_compare(options, subsets, place)
     return table
@@ -74,7 +74,7 @@ def _score(options: config.Demo, place: dict[str, str]) -> None:
 
 
 def _select(options: config.Demo, place: dict[str, str]) -> dict[str, str]:
-    """Method -> subset file, all of the same size."""
+    """Selects by each method; returns method -> subset file, all of the same size."""
     keep, first = options.keep, min(1.0, round(1.2 * options.keep, 6))
     rules = {
         "CLIPScore": f"top(clip_score, {keep:g})",
@@ -92,7 +92,7 @@ _PLACES = ("pool", "target", "metadata", "target_emb", "scores", "selected", "te
 
 
 def _draw(options: config.Demo, place: dict[str, str]) -> None:
-    """Draws what is not there yet: the manifest comes last, so a folder with the same one is whole."""
+    """Draws what is missing: the manifest comes last, so a folder that has it is complete."""
     jobs: dict[str, Callable[[str], Any]] = {
         "pool": lambda folder: drawn.make_pool(folder, pairs=options.pairs, seed=options.seed),
         "target": lambda folder: drawn.make_target(folder, seed=options.seed),
@@ -114,13 +114,13 @@ def _draw(options: config.Demo, place: dict[str, str]) -> None:
 
 
 def _call(command: str, options: Any) -> Any:
-    """Runs a command as the terminal would, after showing how one would type it."""
+    """Prints a command line, and runs that command."""
     print(f"\n$ clipdata {command} {_as_typed(options)}", flush=True)
     return importlib.import_module(f"clipdata_jax.commands.{command}").run(options)
 
 
 def _as_typed(options: Any) -> str:
-    """The flags that would give these options; those at their defaults are left out."""
+    """The flags that give these options, without defaults."""
     positional, flags = [], []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -142,7 +142,7 @@ def _as_typed(options: Any) -> str:
 
 
 def _truth(pool: str) -> tuple[np.ndarray, np.ndarray]:
-    """uids (u8,u8, sorted) and kinds of the pool's pairs, as recorded when it was drawn."""
+    """The uids (u8,u8, sorted) and kinds of the pool's pairs, as recorded when they were drawn."""
     with storage.open_read(storage.join(pool, "truth.parquet")) as file:
         table = pq.read_table(file)
     uid, kind = uids.from_hex(table["uid"]), np.asarray(table["kind"].to_pylist())
@@ -159,7 +159,7 @@ def _random_subset(options: config.Demo, place: dict[str, str]) -> str:
 
 
 def _judge(subsets: dict[str, str], pool: str) -> dict[str, Any]:
-    """What each subset is made of."""
+    """Counts the pairs of each subset, and the share of each kind."""
     uid, kind = _truth(pool)
     table = {}
     for name, path in subsets.items():
@@ -173,11 +173,11 @@ def _table(table: dict[str, Any]) -> str:
     rows = [head] + [
         [name, f"{row['kept']:,}", *(f"{row[kind]:.1%}" for kind in _KINDS)] for name, row in table.items()
     ]
-    return "What the kept pairs are, by the truth recorded when they were drawn:\n" + console.table(rows)
+    return "Composition of the kept pairs, by the recorded truth:\n" + console.table(rows)
 
 
 def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dict[str, str]) -> None:
-    """Trains small models for equal steps on random and on selected pairs, and prints how good they are."""
+    """Trains small models for equal steps on random and on selected pairs, and prints their accuracy."""
     figures: dict[str, list[dict[str, float]]] = {}
     for number, name in enumerate(("random", "negCLIPLoss, then NormSim")):
         for seed in _TRAIN_SEEDS:
@@ -226,7 +226,7 @@ def _train_and_evaluate(
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, float]:
-    """The shares among an evaluation's figures, by their names."""
+    """The shares among an evaluation's figures, by name."""
     found: dict[str, float] = {}
     for name, value in figures.items():
         if isinstance(value, dict):

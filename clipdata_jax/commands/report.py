@@ -20,7 +20,7 @@ from clipdata_jax.report.trace import TraceStep
 from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runtime import console
 
-# Of what a manifest says, these are told elsewhere on the page or too long for it.
+# Parts of a manifest that are shown elsewhere on the page or are too long for it.
 _LEFT_OUT = (
     "inputs",
     "outputs",
@@ -37,7 +37,7 @@ _MOST_FACTS, _LONGEST_FACT, _LONGEST_RULE, _LONGEST_NAME = 80, 300, 2_000, 60
 
 
 def run(options: config.Report) -> None:
-    """Writes the page and, beside it, `<out>.manifest.json`.
+    """Writes the page and `<out>.manifest.json`.
 
     Memory: one float32 a pair for every score column, a bool a pair for every selection, and copies of one column at
     a time; the uids are read part by part, once for every selection. The page's size is bounded by the number of
@@ -133,7 +133,7 @@ def _write_manifest(
 
 
 def _trace(subset: str) -> list[TraceStep]:
-    """What `norm-sim-d` wrote beside its subset; nothing where the subset is another command's."""
+    """Reads the trace that `norm-sim-d` wrote with its subset; [] for subsets of other commands."""
     path = f"{subset}.{storage.TRACE}"
     if not storage.exists(path):
         return []
@@ -145,7 +145,7 @@ def _trace(subset: str) -> list[TraceStep]:
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{path}: no trace of norm-sim-d ({error}); remove it, or run norm-sim-d again"
+            f"{path}: not a trace of norm-sim-d ({error}); remove it, or run norm-sim-d again"
         ) from error
 
 
@@ -161,7 +161,7 @@ def _read_selections(table: score_tables.ScoreTable, options: config.Report) -> 
     """The page's own selection and those it is compared with."""
     named = [(comparison.OWN, options.subset), *options.compared()]
     for _, path in named:
-        storage.size(path)  # a missing file is told of before the first pass over the uids
+        storage.size(path)  # so that a missing file is reported before the first pass over the uids
     return [_read_selection(table, text.shorten(name, _LONGEST_NAME), path) for name, path in named]
 
 
@@ -177,7 +177,7 @@ def _read_selection(table: score_tables.ScoreTable, name: str, path: str) -> _Se
         start += len(at)
     if len(subset) and not met.any():
         raise InputError(
-            f"{path}: none of its {len(subset):,} uids is in {table.folders[0]}; is it of another pool?"
+            f"{path}: none of its {len(subset):,} uids is in {table.folders[0]}; does it belong to another pool?"
         )
     return _Selection(name, kept, len(subset), len(subset) - int(met.sum()))
 
@@ -207,7 +207,7 @@ def _rule_of(made_by: Mapping[str, Any]) -> str:
 
 
 def _steps(made_by: Mapping[str, Any]) -> list[page.RuleStep]:
-    """What each part of the rule kept; anything but what `select` writes is left out."""
+    """The steps of the rule as `select` wrote them; anything else is ignored."""
     steps = made_by.get("steps")
     found = []
     for step in steps[:_MOST_FACTS] if isinstance(steps, list) else ():
@@ -232,16 +232,16 @@ def _warnings(own: _Selection, others: list[_Selection]) -> list[str]:
 
 
 def _absent(plan: contents.Contents, pairs: Mapping[int, page.Pair] | None) -> list[str]:
-    """Some images of a pool are always gone; that most are means rather that not all its tars were named."""
+    """Some images of a pool are always missing; if most are, probably not all of its tars were given."""
     if pairs is None or 2 * len(pairs) >= len(plan.scores):
         return []
-    return ["Most of the pairs shown here are not in the tars that were given: name all tars of the pool."]
+    return ["Most of the pairs shown are not in the given tars: pass all tars of the pool."]
 
 
 def _provenance(
     options: config.Report, made_by: Mapping[str, Any]
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What each input says of itself, flattened; strangers' manifests are cut to a bearable length."""
+    """The facts of each input's manifest, flattened and cut: manifests are untrusted."""
     asked = manifest.describe("report", options)
     told = [("This page", {**asked.options, **asked.facts["versions"]})]
     if made_by:

@@ -1,4 +1,4 @@
-"""What a report takes from the pool's tars: images and captions of pairs, lengths and languages of captions."""
+"""Inputs of `clipdata report` from the pool's tars: images and captions of pairs, caption statistics, targets."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def read_pairs(
       table: names the rows' uids.
       paths: of the tars.
       shown: rows whose images and captions are wanted.
-      described: rows of whose captions length and language are wanted; rows may be in both.
+      described: rows whose caption length and language are wanted; rows may be in both.
       skipped: takes the reasons why tars could not be read; None: the first such is an error.
 
     Returns:
-      row -> caption and image, and row -> what its caption is like, of those rows that the tars hold.
+      row -> its pair, and row -> its caption's length and language, for rows that the tars hold.
 
     Raises:
       InputError: a tar is damaged.
@@ -65,7 +65,7 @@ def read_pairs(
 
 
 def _languages() -> Languages | None:
-    """The model in fastText's small form; None where the extra that brings it isn't installed."""
+    """The small model of fastText; None if its extra isn't installed."""
     try:
         return Languages()
     except InputError:
@@ -86,7 +86,7 @@ def _samples(path: str, skipped: list[str] | None) -> Iterator[tars.RawSample]:
 
 
 def _uids_of(table: score_tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
-    """The uids of some rows of the whole table, reading no part that holds none of them."""
+    """The uids of some rows of the whole table; reads only the parts that hold them."""
     ends = np.cumsum(table.rows)
     order = np.asarray(rows, np.int64)
     part_of = np.searchsorted(ends, order, side="right")
@@ -112,7 +112,7 @@ def _pair(sample: tars.RawSample) -> page.Pair:
 
 
 def _caption(sample: tars.RawSample) -> str:
-    """The caption that `embed` takes, in whatever state it is."""
+    """The caption that `embed` uses, valid or not."""
     if "txt" in sample.members:
         return sample.members["txt"].decode("utf-8", "replace")
     fields = object_of(sample.members.get("json", b""))
@@ -124,7 +124,7 @@ def _caption(sample: tars.RawSample) -> str:
 
 
 def object_of(data: bytes) -> dict[str, Any]:
-    """The JSON object that strangers' bytes hold; {} if they hold anything else."""
+    """Parses untrusted bytes as a JSON object; {} if they are anything else."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
@@ -136,7 +136,7 @@ _SIDE = 80  # pixels of a target's image, half of those of a pair's
 
 
 def row_columns(table: score_tables.ScoreTable) -> dict[str, str]:
-    """Target -> the column with the number of its nearest row, which is no score."""
+    """Target -> the column of its nearest rows, which is not a score."""
     found = (re.fullmatch(r"(norm_sim_inf_(\w+))_row", name) for name in sorted(table.columns))
     return {match[2]: match[0] for match in found if match and match[1] in table.columns}
 
@@ -175,8 +175,8 @@ def read_targets(
         if name not in columns:
             has = ", ".join(columns) or "none"
             raise InputError(
-                f"--target {name}={path}: the score tables don't say which image of it is nearest (targets with"
-                f" such a column: {has}); score it with --nearest"
+                f"--target {name}={path}: the score tables have no nearest images of it (targets that have:"
+                f" {has}); score it with --nearest"
             )
         numbers = _numbers(table, columns[name], rows)
         images, count = _images(path, set(numbers.values()))
@@ -185,8 +185,8 @@ def read_targets(
         least = max(numbers.values(), default=-1) + 1
         if count != (scored or max(count, least)):
             raise InputError(
-                f"--target {name}={path}: holds {console.counted(count, 'image')}, but when it was scored it had"
-                f" {scored or f'at least {least}'}; name the images that were embedded, none left out"
+                f"--target {name}={path}: holds {console.counted(count, 'image')}, but it was scored with"
+                f" {scored or f'at least {least}'}; pass exactly the images that were embedded"
             )
         for row, number in numbers.items():
             nearest[row].append(page.Nearest(name, images[number]))
@@ -208,7 +208,7 @@ def _numbers(table: score_tables.ScoreTable, column: str, rows: Collection[int])
 
 
 def _images(path: str, wanted: Collection[int]) -> tuple[dict[int, thumbnails.Thumbnail | str], int]:
-    """Thumbnails of some images by their number, in the order in which `embed` takes them, and how many there are."""
+    """Thumbnails of some images by their number, in the order of `embed`, and the number of all images."""
     units = sources.find_sources([path], images_only=True).units.values()
     found: dict[int, thumbnails.Thumbnail | str] = {}
     start = 0

@@ -1,4 +1,4 @@
-"""What the captions of selections are like: how long they are, and in which languages."""
+"""Lengths and languages of the captions of selections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LANGUAGES = 6
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A caption's words between white space, and its language's ISO code; None where nothing tells languages."""
+    """The number of words of a caption, and the ISO code of its language, None if unknown."""
 
     words: int
     language: str | None = None
@@ -23,7 +23,7 @@ class Caption:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionSample:
-    """Rows drawn by seed from the pool or a selection, whose captions are wanted."""
+    """Rows drawn by seed from the pool or a selection, whose captions are to be described."""
 
     name: str
     rows: tuple[int, ...]
@@ -31,7 +31,7 @@ class CaptionSample:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionStatistics:
-    """The captions that were found of a sample; NaN where there is none.
+    """Statistics of the captions found of a sample; NaN without captions.
 
     Attributes:
       name: the selection.
@@ -52,10 +52,10 @@ class CaptionStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """The captions of all samples.
+    """Caption statistics of all samples.
 
     Attributes:
-      languages: the most frequent, ISO codes; None where nothing tells languages.
+      languages: the most frequent, ISO codes; None if languages are unknown.
       facts: of each sample.
     """
 
@@ -64,7 +64,7 @@ class Captions:
 
 
 def describe(samples: Sequence[CaptionSample], found: Mapping[int, Caption]) -> Captions:
-    """Sums up the captions of each sample.
+    """Computes statistics of the captions of each sample.
 
     Args:
       samples: of the pool and of selections; the languages most frequent in all of them together have a share each.

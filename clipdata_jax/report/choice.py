@@ -1,4 +1,4 @@
-"""Which pairs a page shows: drawn by a seed from bands of a score, quadrants and disagreements."""
+"""Drawing the pairs that a page shows, by seed: from bands of a score, quadrants and disagreements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """The pairs about a quantile of a score.
+    """The pairs around a quantile of a score.
 
     Attributes:
       quantile: 1 is the best score.
@@ -51,7 +51,7 @@ class Band:
 
 @dataclasses.dataclass(frozen=True)
 class Disagreement:
-    """Where two scores rank the same pairs most differently.
+    """The pairs that two scores rank most differently.
 
     Attributes:
       correlation: of the two ranks over all pairs that have both scores.
@@ -89,10 +89,10 @@ def draw(rows: np.ndarray, wanted: int, *, seed: int, salt: str) -> np.ndarray:
 def draw_both(
     belongs: Callable[[slice], np.ndarray], kept: np.ndarray, wanted: int, *, seed: int, salt: str
 ) -> Drawn:
-    """Draws kept and dropped pairs in their own proportion, at least one of each where there are both.
+    """Draws kept and dropped pairs in proportion, at least one of each if both exist.
 
     Args:
-      belongs: tells of each pair in a slice of the pool whether it may be drawn.
+      belongs: a slice of the pool -> bool for each of its pairs, whether it may be drawn.
       kept: bool, (n,).
       wanted: at most how many.
       seed: of the page.
@@ -118,7 +118,7 @@ def draw_both(
 def bands(
     name: str, values: np.ndarray, kept: np.ndarray, ranks: Quantiles, *, wanted: int, seed: int
 ) -> list[Band]:
-    """Draws pairs within 1 % of the pool about fixed quantiles of a score; [] if no pair has one.
+    """Draws pairs within 1 % of the pool around fixed quantiles of a score; [] if no pair has one.
 
     Args:
       name: the column, which salts the draw.

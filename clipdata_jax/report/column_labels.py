@@ -1,4 +1,4 @@
-"""Which score columns a page shows, in which order and under which names."""
+"""Order and labels of the score columns on a page."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _SIDE_COLUMNS = {
 
 
 def is_side_column(name: str) -> bool:
-    """Whether a column accompanies a score (its standard error, its log-sums) rather than being one."""
+    """Returns whether a column belongs to a score (its standard error, its log-sums) instead of being one."""
     return name.endswith(tuple(_SIDE_COLUMNS))
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """The columns as a page shows them: CLIPScore, negCLIPLoss, NormSim (∞ first), others; by name within each."""
+    """Sorts columns as a page shows them: CLIPScore, negCLIPLoss, NormSim (∞ first), others; by name within each."""
     return sorted(names, key=lambda name: (_family_index(name), not name.startswith(f"{NORM_SIM}_inf"), name))
 
 
 def first_of(family: str, names: Iterable[str], rule: str = "") -> str | None:
-    """The column that stands for a family of scores: one that the rule names, else the first in the page's order.
+    """Finds the column that represents a family of scores: one that the rule names, else the first in the page's order.
 
     Args:
       family: start of the columns' names, e.g. `norm_sim`.
-      names: the columns there are.
+      names: all columns.
       rule: text of the selection's rule; "" if unknown.
     """
     members = [name for name in ordered(names) if _is_of(name, family) and not is_side_column(name)]
@@ -39,7 +39,7 @@ def first_of(family: str, names: Iterable[str], rule: str = "") -> str | None:
 
 
 def label(name: str) -> str:
-    """A column's name for readers: `norm_sim_inf_in1k` is "NormSim∞ in1k"."""
+    """Returns a column's label: `norm_sim_inf_in1k` is "NormSim∞ in1k"."""
     for suffix, meaning in _SIDE_COLUMNS.items():
         if name.endswith(suffix):
             return f"{label(name.removesuffix(suffix))}: {meaning}"
@@ -48,7 +48,7 @@ def label(name: str) -> str:
 
 
 def short_labels(names: Iterable[str]) -> dict[str, str]:
-    """Column -> the shortest name that tells the columns apart: "NormSim∞" where there is one target, else "∞ in1k"."""
+    """Returns column -> its shortest unambiguous label: "NormSim∞" with one target, else "∞ in1k"."""
     names = list(names)
     titles = [_title(name)[0] for name in names]
     return {

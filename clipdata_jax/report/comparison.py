@@ -1,4 +1,4 @@
-"""Selections of one pool side by side: what they share, what only one keeps, which targets and captions they favour."""
+"""Comparing selections of one pool: overlaps, differences, nearest targets and captions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TargetCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """Which target's NormSim-infinity is a pair's largest; of equal ones the first.
+    """Counts of pairs by the target with the largest NormSim-infinity; of equal ones the first.
 
     Attributes:
       names: the targets.
@@ -65,7 +65,7 @@ class Targets:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What a page says of its own selection beside others; the page's own is the first everywhere.
+    """A page's own selection compared with others; its own comes first everywhere.
 
     Attributes:
       rows: pairs in the pool.

@@ -21,12 +21,12 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """One score column in figures.
+    """The figures of a score column.
 
     Attributes:
       name: the column's name.
       label: its name for readers.
-      is_score: False for what accompanies a score (standard errors, log-sums).
+      is_score: False for standard errors and log-sums.
       places: decimals that tell its values apart.
       ranks: its order.
       kept: figures of the kept pairs.
@@ -48,7 +48,7 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """All that a page shows but images and captions.
+    """Everything that a page shows, except images and captions.
 
     Attributes:
       rows: pairs in the pool.
@@ -100,7 +100,7 @@ def plan(
       images: pairs in each grid; 0 chooses none.
       seed: of the choice.
       rule: the selection's rule: columns that it names go first where one must be picked.
-      also: rows that are shown beside those chosen here.
+      also: further rows that the page shows.
 
     Returns:
       the contents; the rows whose images and captions are wanted are the keys of `scores`.

@@ -1,4 +1,4 @@
-"""Line charts over a few settings, and the paths that draw them."""
+"""Line charts as SVG paths."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def draw(
       base: index of the setting that the page's other charts keep.
       series: class of the line -> a value for each setting; NaN is left out.
       show: turns a value into text.
-      from_zero: whether the axis begins at 0; else at the least value.
+      from_zero: whether the axis starts at 0; else at the smallest value.
       least_span: of the axis: smaller differences must not look large.
     """
     values = [value for line in series.values() for value in line if math.isfinite(value)]

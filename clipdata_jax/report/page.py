@@ -1,4 +1,4 @@
-"""The page itself: one HTML file that opens offline, holds no script, and shows strangers' text as text."""
+"""Rendering the page: one self-contained HTML file without scripts, untrusted text shown as text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from clipdata_jax.report.trace import TraceStep
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """A target's name and its image nearest to a pair's, or a few words on why there is none."""
+    """A target's name and its image nearest to a pair's, or the reason why it is missing."""
 
     target: str
     image: Thumbnail | str
@@ -38,11 +38,11 @@ class Nearest:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """What a card shows of a pair that was found.
+    """A pair found in the tars, as a card shows it.
 
     Attributes:
       caption: as found; it is shortened and made visible by the page.
-      image: the thumbnail, or a few words on why there is none.
+      image: the thumbnail, or the reason why it is missing.
       nearest: the nearest image of each target.
     """
 
@@ -62,7 +62,7 @@ class RuleStep:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What the selection is and where the page's data come from.
+    """The selection, and where the page's data come from.
 
     Attributes:
       title: the page's heading.
@@ -93,19 +93,18 @@ def render(
     compared: Comparison | None = None,
     captions: Captions | None = None,
 ) -> str:
-    """Writes the page.
+    """Renders the page.
 
-    Its size is bounded by the number of cards: some 18 kB each at most, 7 kB as a rule, and as much for each target's
-    image, 3 kB as a rule; beside about 60 kB and
-    10 kB for every score column.
+    Its size is bounded by the number of cards: at most 18 kB each, 7 kB on average, and 3 kB for each target's image,
+    plus about 60 kB and 10 kB for every score column.
 
     Args:
-      contents: what `contents.plan` found.
+      contents: as returned by `contents.plan`.
       about: title, rule, provenance.
-      pairs: shown row -> what was found of it; rows that are missing get a placeholder. None: the page has
+      pairs: shown row -> its pair; missing rows get a placeholder. None: the page has
         figures only, and says so.
-      compared: what `comparison.plan` found; `contents` has the rows it shows.
-      captions: what `caption_statistics.describe` found, if captions were looked at.
+      compared: as returned by `comparison.plan`; `contents` has the rows it shows.
+      captions: as returned by `caption_statistics.describe`, if captions were read.
 
     Returns:
       HTML, the same for the same arguments.
@@ -160,7 +159,7 @@ def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Where the pages' templates are: everything printed is escaped, and shown with nothing hidden in it."""
+    """Returns the environment of the templates: all output is escaped, invisible characters made visible."""
     made = jinja2.Environment(
         loader=jinja2.FunctionLoader(
             lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")

@@ -21,7 +21,7 @@ _KEPT, _DROPPED = np.array([18, 150, 135]), np.array([163, 150, 132])  # legible
 
 @dataclasses.dataclass(frozen=True)
 class Quadrants:
-    """How a pool and its kept pairs divide at two medians.
+    """The pairs and kept pairs of a pool in the quadrants of two medians.
 
     Attributes:
       x: name of the column that grows to the right.

@@ -1,4 +1,4 @@
-"""Text on the page: numbers as one reads them, and strangers' text with nothing hidden in it."""
+"""Formatting numbers for readers, and untrusted text with invisible characters made visible."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SUSPECT = re.compile(r"[^\x20-\x7e]")
 
 
 def visible(text: str) -> str:
-    """Text in which every character shows: control, direction and invisible characters become "[U+202E]".
+    """Makes every character visible: control, direction and invisible characters become "[U+202E]".
 
-    White space of any kind becomes a space. What HTML means by a character is left to the escaping.
+    White space of any kind becomes a space. HTML escaping is left to the templates.
     """
     return _SUSPECT.sub(_show, text)
 
@@ -32,19 +32,19 @@ def _show(match: re.Match[str]) -> str:
 
 
 def shorten(text: str, limit: int = _LONG_CAPTION) -> str:
-    """At most `limit` characters, in visible form; what is cut off is marked by an ellipsis."""
+    """Cuts text to `limit` characters, in visible form; a cut is marked by an ellipsis."""
     # Visible form is up to ten times longer: cut first, so that a caption of megabytes costs nothing.
     shown = " ".join(visible(text[: limit + 1]).split())
     return shown if len(text) <= limit and len(shown) <= limit else shown[: limit - 1].rstrip() + "…"
 
 
 def count(number: int) -> str:
-    """12,345."""
+    """Formats a count: 12,345."""
     return f"{number:,}"
 
 
 def compact(number: float) -> str:
-    """A count for an axis: 950, 1.2k, 3M."""
+    """Formats a count for an axis: 950, 1.2k, 3M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -52,12 +52,12 @@ def compact(number: float) -> str:
 
 
 def pairs(number: int) -> str:
-    """1 pair, 12,345 pairs."""
+    """Formats a number of pairs: 1 pair, 12,345 pairs."""
     return f"{number:,} pair{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it: 0 s, <0.1 ms, 12 ms, 1.4 s, 2 min 5 s, 3 h 20 min; "–" if there is none."""
+    """Formats a time in a suitable unit: 0 s, <0.1 ms, 12 ms, 1.4 s, 2 min 5 s, 3 h 20 min; "–" if not finite."""
     if not math.isfinite(seconds):
         return "–"
     if seconds == 0:
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as 30.0 %, 0.4 %, <0.1 %; "–" when there is nothing to take a share of."""
+    """Formats a share: 30.0 %, 0.4 %, <0.1 %; "–" for NaN."""
     if math.isnan(share):
         return "–"
     if 0 < share < 0.0005:
@@ -83,7 +83,7 @@ def percent(share: float) -> str:
 
 
 def top(share: float) -> str:
-    """A rank as "top 12 %": the share of pairs that score at least as high, rounded up where it is small."""
+    """Formats a rank as "top 12 %": the share of pairs that score at least as high, rounded up where it is small."""
     if math.isnan(share):
         return "no score"
     hundredths = share * 100
@@ -92,14 +92,14 @@ def top(share: float) -> str:
 
 
 def decimals(spread: float) -> int:
-    """How many decimals tell values apart that spread over a range: about three digits of it."""
+    """Returns the number of decimals that resolve a range of values to about three digits."""
     if not math.isfinite(spread) or spread <= 0:
         return 3
     return min(8, max(0, 2 - math.floor(math.log10(spread))))
 
 
 def value(number: float, places: int) -> str:
-    """A score with a real minus sign, as 6.5e−7 where it would take more than six decimals; "–" if there is none."""
+    """Formats a score with a real minus sign, as 6.5e−7 if it needs more than six decimals; "–" if not finite."""
     if not math.isfinite(number):
         return "–"
     if places > 6:
@@ -112,5 +112,5 @@ def value(number: float, places: int) -> str:
 
 
 def file_size(size: int) -> str:
-    """1.4 MB, 12 kB."""
+    """Formats a size: 1.4 MB, 12 kB."""
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{math.ceil(size / 1e3)} kB"

@@ -1,4 +1,4 @@
-"""A run's throughput over time, and where its units' time went, as line charts."""
+"""Line charts of a run's throughput over time, and of the time its units took."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEAST = 3  # fewer units make no line
 
 @dataclasses.dataclass(frozen=True)
 class RunThroughput:
-    """What is drawn of a run.
+    """The throughput of a run.
 
     Attributes:
       name: its folder.
@@ -24,7 +24,7 @@ class RunThroughput:
       rows: in all.
       rows_per_second: mean over the units' rows, of one process.
       seconds: name -> (seconds in all, seconds for 1,000 rows).
-      charts: title and drawing of each chart; none where there are fewer than three units.
+      charts: title and drawing of each chart; empty with fewer than three units.
     """
 
     name: str
@@ -66,7 +66,7 @@ def _charts(units: Sequence[UnitTimes]) -> tuple[tuple[str, lines.LineChart], ..
     spent = lines.draw(
         labels, -1, waits, show=lambda value: text.value(value, 4), from_zero=True, least_span=1e-3
     )
-    return ("Rows a second in each process", speed), ("Seconds for 1,000 rows", spent)
+    return ("Rows per second and process", speed), ("Seconds per 1,000 rows", spent)
 
 
 def _rate(units: Sequence[UnitTimes]) -> float:

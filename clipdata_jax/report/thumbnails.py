@@ -1,4 +1,4 @@
-"""Small copies of strangers' images: nothing of the original file reaches the page, only its pixels."""
+"""Thumbnails of untrusted images: only pixels of the original file reach the page."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Thumbnail:
 
 
 def make(data: bytes, *, side: int = SIDE) -> Thumbnail | str:
-    """Decodes an image and encodes a small one anew.
+    """Decodes an image and encodes a thumbnail of it.
 
     Args:
       data: the bytes of a JPEG, PNG or WebP file, from anywhere.
       side: pixels that neither side has more of.
 
     Returns:
-      the thumbnail, or a few words on why there is none.
+      the thumbnail, or the reason why there is none.
     """
     try:
         with warnings.catch_warnings():
@@ -50,7 +50,7 @@ def make(data: bytes, *, side: int = SIDE) -> Thumbnail | str:
                     return "image too large"
                 image.draft("RGB", (2 * side, 2 * side))
                 return _encode(_flatten(image, side))
-    except Exception:  # decoders fail on damaged files in any way there is
+    except Exception:  # decoders raise anything on damaged files
         return "image unreadable"
 
 

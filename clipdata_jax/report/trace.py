@@ -1,4 +1,4 @@
-"""The steps of NormSim_2-D as line charts: what was left, what it took to stay, where the rows point."""
+"""Line charts of the steps of NormSim_2-D: remaining pairs, threshold and eigenvalues."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class TraceStep:
 
     Attributes:
       step: its number; 0 is the start.
-      rows: pairs left after it.
-      threshold: the lowest score that stays; None at the start.
-      eigenvalues: of the second moment of what is left, the leading ones, largest first.
+      rows: pairs remaining after it.
+      threshold: the lowest score kept; None at the start.
+      eigenvalues: the leading ones of the remaining pairs' second moment, largest first.
     """
 
     step: int
@@ -28,7 +28,7 @@ class TraceStep:
 
 
 def charts(steps: Sequence[TraceStep]) -> list[tuple[str, lines.LineChart]]:
-    """Title and drawing of each chart.
+    """Draws the charts; returns the title and drawing of each.
 
     Args:
       steps: in order, at least one.
@@ -50,9 +50,9 @@ def charts(steps: Sequence[TraceStep]) -> list[tuple[str, lines.LineChart]]:
     kept = {"main": [float("nan") if step.threshold is None else step.threshold for step in picked]}
     moments = {"main": eigenvalue(0), "other": eigenvalue(1)}
     return [
-        ("Pairs left", draw(rows, text.compact, from_zero=True, least_span=1.0)),
+        ("Remaining pairs", draw(rows, text.compact, from_zero=True, least_span=1.0)),
         (
-            "Lowest score that stays",
+            "Lowest score kept",
             draw(kept, lambda x: text.value(x, 4), from_zero=False, least_span=1e-3),
         ),
         (

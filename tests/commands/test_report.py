@@ -105,8 +105,8 @@ def test_missing_and_broken_images_are_shown_as_such(pool):
     html = page_of(options(pool))
     counts = json.loads((pool / "page.html.manifest.json").read_bytes())["counts"]
     assert 0 < counts["found_in_tars"] < counts["shown"]
-    assert f"of the {counts['shown']} shown here are in the tars" in html
-    assert "name all tars of the pool" not in html  # some are always gone
+    assert f"of {counts['shown']} pairs shown are in the tars" in html
+    assert "pass all tars of the pool" not in html  # some are always gone
     for row, problem in re.findall(r'nopic">([^<]+)<.*?<p[^>]*>([^<]*)<', html, re.S):
         assert (row, problem) == ("not in the tars", "caption unknown") or row == "image unreadable"
     assert {"not in the tars", "image unreadable"} <= set(re.findall(r'nopic">([^<]+)<', html))
@@ -114,7 +114,7 @@ def test_missing_and_broken_images_are_shown_as_such(pool):
 
 def test_tars_that_hold_few_of_the_pairs_are_pointed_at(pool):
     rewrite(pool / "tars/b.tar", lambda name, data: data if name < "0070" else None)
-    assert "name all tars of the pool" in page_of(options(pool, tars=(str(pool / "tars/b.tar"),)))
+    assert "pass all tars of the pool" in page_of(options(pool, tars=(str(pool / "tars/b.tar"),)))
 
 
 def test_odd_samples_do_no_harm(pool):
@@ -238,7 +238,7 @@ def test_the_steps_of_norm_sim_d_are_drawn(pool):
     assert "120 pairs at the start, 117 after step 3" in html
     assert "Largest and second eigenvalue" in html
     trace.write_text('{"step": 1}')
-    with pytest.raises(InputError, match=r"trace\.jsonl: no trace of norm-sim-d"):
+    with pytest.raises(InputError, match=r"trace\.jsonl: not a trace of norm-sim-d"):
         page_of(options(pool))
 
 
@@ -248,8 +248,8 @@ def test_throughput_is_drawn_where_a_table_has_a_record_of_it(pool):
     told = [json.dumps({"time": i, **line}) for i in range(3)]
     (pool / "scores/run.jsonl").write_text("\n".join([*told, "<script>"]))
     html = page_of(options(pool))
-    assert "180 rows in 3 units; 30.5 rows a second in each process" in html
-    assert "Seconds for 1,000 rows" in html
+    assert "180 rows in 3 units; 30.5 rows/s per process" in html
+    assert "Seconds per 1,000 rows" in html
     assert "compute</th><td>4.5 s</td><td>25.0 s</td>" in html
     assert "<script" not in html
 

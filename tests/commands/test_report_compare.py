@@ -105,10 +105,10 @@ def test_other_target_images_than_were_scored_are_refused(pool):
     add_nearest(pool, 9, scored=10)
     both = (str(pool / "scores"), str(pool / "nearest"))
     for target, words in (
-        (f"mine={pool / 'target'}", "holds 9 images, but when it was scored it had 10; name the images"),
+        (f"mine={pool / 'target'}", "holds 9 images, but it was scored with 10; pass exactly the images"),
         (
             f"in1k={pool / 'target'}",
-            r"don't say which image of it is nearest \(targets with such a column: mine",
+            r"have no nearest images of it \(targets that have: mine",
         ),
     ):
         with pytest.raises(InputError, match=words):

@@ -92,7 +92,7 @@ def test_the_page_says_what_was_kept(plan, pairs):
     assert "Without a score 2" in words
     assert "top(neg_clip_loss, 0.3) 800 240" in words
     assert "would replace about 1.2 % of the kept pairs" in words
-    assert f"Images {len(pairs)} of the {len(plan.scores)} shown" in words
+    assert f"Images {len(pairs)} of {len(plan.scores)} pairs shown" in words
     assert "not in the tars" in words
     assert words.count("image unreadable") >= len(HOSTILE)
     assert "image too large" not in words
@@ -112,7 +112,7 @@ def test_figures_on_the_page_are_the_plans(plan, pairs):
     assert plan.quadrants is not None
     for count, kept in zip(plan.quadrants.pairs, plan.quadrants.kept):
         share = f"{kept / count:.1%}".replace("%", " %")
-        assert f"{share} of the {count} pairs here kept" in words
+        assert f"{share} of the {count} pairs here are kept" in words
     clip = plan.figures_of("clip_score")
     number = f"{clip.kept.mean:.{clip.places}f} {clip.kept.median:.{clip.places}f}".replace("-", "\u2212")
     assert f"kept {number}" in words
