@@ -1,4 +1,4 @@
-"""`clipdata norm-sim-d`: a pool's embeddings in, a subset by NormSim_2-D out; restartable after every step."""
+"""`clipdata norm-sim-d`: a pool's embeddings in, a subset by NormSim_2-D out; resumes after any step."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ _WORK, _STATE = "work", "state.npz"
 
 
 def run(options: NormSimD) -> Manifest | None:
-    """Selects, writes the subset, its manifest, the trace of the steps and their times beside it.
+    """Selects a subset; writes it with its manifest, the trace of the steps and their times beside it.
 
-    Returns the manifest, or None in processes other than the first, which alone writes; all must see its files.
+    A stopped run continues after its last step when the same command is given again.
 
-    A run that was stopped goes on after its last step when the same command is given again.
+    Returns:
+      The manifest; None in processes other than the first, which alone writes files that all must see.
 
     Raises:
       InputError: bad input, or `out` holds something else.
@@ -63,7 +64,7 @@ def run(options: NormSimD) -> Manifest | None:
             made = _write(options.out, plan, facts, rows, state)
     if share.index or made is None:
         print(
-            f"{options.out}: process {share.index + 1} of {share.count} is done; the first writes and tells"
+            f"{options.out}: process {share.index + 1} of {share.count} is done; process 1 writes the subset"
         )
         return None
     _remove(f"{options.out}.{_WORK}")
@@ -95,7 +96,7 @@ def _prepare(
     survivors: np.ndarray | None,
     share: parallel.Share,
 ) -> tuple[Output, Facts, int]:
-    """The working folder with the rows in it, what there is to say of them, and how many a step drops."""
+    """The working folder with the rows in it, their facts, and the number of rows that a step drops."""
     folder = f"{options.out}.{_WORK}"
     if share.index:
         _wait(share)
@@ -106,7 +107,7 @@ def _prepare(
             _read_rows(output, pool, tag, options, survivors)
             check_steps(options, _facts(output)["rows"], plan.facts["keep"])
         except InputError:
-            _remove(folder)  # no step is lost, and other options may be tried
+            _remove(folder)  # no step is lost, and other options can be tried
             raise
         _wait(share)
     facts = _facts(output)
@@ -114,7 +115,7 @@ def _prepare(
 
 
 def _wait(share: parallel.Share) -> None:
-    """Until the first process has read the rows."""
+    """Waits until the first process has read the rows."""
     if share.count > 1:
         from jax.experimental import multihost_utils
 
@@ -127,7 +128,7 @@ def _read_rows(
     """Reads the rows into the working folder, unless that is done."""
     if output.receipt(UNIT) is not None:
         return
-    # Steps that were taken on other rows mean nothing any more.
+    # Steps that were taken on other rows are void.
     _remove(output.path(_STATE))
     members, missing = len(pool), 0
     if survivors is not None and options.survivors is not None:
@@ -148,20 +149,20 @@ def _read_rows(
 
 
 def _facts(output: Output) -> Facts:
-    """What the manifest keeps of the rows."""
+    """The facts about the rows for the manifest."""
     receipt = output.receipt(UNIT)
     if receipt is None:
         raise InputError(
-            f"{output.folder}: the pool's files change while they are read; give the command again"
+            f"{output.folder}: the pool's files change while they are read; run the command again"
         )
     return {**receipt.facts, "pool_files": [entry.without_fingerprint() for entry in receipt.inputs]}
 
 
 def check_steps(options: NormSimD, rows: int, keep: int) -> int:
-    """How many rows a step drops: those to drop over the steps, rounded up.
+    """The number of rows that a step drops: all rows to drop divided by the steps, rounded up.
 
     Raises:
-      InputError: there are fewer rows than to keep, or fewer to drop than steps.
+      InputError: there are no more rows than to keep, or fewer to drop than steps.
     """
     source = "the pool's rows" if options.survivors is None else f"the survivors in {options.survivors}"
     told = f"--count {options.count:,}" if options.fraction is None else f"--fraction {options.fraction:g}"
@@ -183,7 +184,7 @@ def check_steps(options: NormSimD, rows: int, keep: int) -> int:
 def _select(
     output: Output, rows: Rows, keep: int, drop: int, options: NormSimD, share: parallel.Share
 ) -> State:
-    """Takes the steps that are left; the first process writes state and trace after each."""
+    """Takes the remaining steps; the first process writes state and trace after each."""
     path = output.path(_STATE)
     state = State.from_bytes(storage.read_bytes(path)) if storage.exists(path) else State.start(rows)
     total = sum(rows_scored(int(state.alive.sum()), keep, drop))

@@ -1,4 +1,4 @@
-"""Images and captions to embeddings in batches of one static shape, rows sharded over the devices."""
+"""Embeds images and captions in batches of one static shape, with rows sharded over the devices."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Encoder:
     def __init__(self, model: CLIP, batch_size: int, mesh: Mesh) -> None:
         structure, state = nnx.split(model)
         self.rows = batch_size * mesh.shape[parallel.AXIS]
-        """Rows that all devices take at a time: callers that collect this many waste no padding."""
+        """Rows that all devices take at a time; batches of this size need no padding."""
         self._sharding = NamedSharding(mesh, P(parallel.AXIS))
         self._state = jax.device_put(state, NamedSharding(mesh, P()))
 
@@ -51,11 +51,11 @@ class Encoder:
         self._text = sharded(lambda model, ids: model.encode_text(ids))
 
     def images(self, pixels: UInt8[np.ndarray, "n size size 3"]) -> Float32[np.ndarray, "n d"]:
-        """The images' embeddings: unit rows, one for every image."""
+        """Embeds images; returns one unit row per image."""
         return self._batched(self._image, pixels)
 
     def texts(self, ids: Int32[np.ndarray, "n context"]) -> Float32[np.ndarray, "n d"]:
-        """The captions' embeddings: unit rows, one for every caption."""
+        """Embeds captions; returns one unit row per caption."""
         return self._batched(self._text, ids)
 
     def _batched(self, encode: Callable[..., jax.Array], rows: np.ndarray) -> np.ndarray:

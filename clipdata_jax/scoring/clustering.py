@@ -1,4 +1,4 @@
-"""Spherical k-means of image embeddings over this process's devices: seeding, steps, the same bits on any of them."""
+"""Spherical k-means of image embeddings on this process's devices; the same bits on any number of them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from clipdata_jax.formats.hashing import mix
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scores import k_means
 
-BLOCK = 2048  # rows: what a device's rows are padded to a multiple of, so that products have one shape
-_ROUNDS = 256  # of seeding, where there are more clusters than that
-_PIECE = 16  # blocks a device that are assigned at a time
+_BLOCK = 2048  # a device's rows are padded to a multiple of it, so that products have one shape
+_ROUNDS = 256  # of seeding, at most about twice as many
+_PIECE = 16  # blocks per device that are assigned at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Clusters:
-    """What k-means found.
+    """The result of k-means.
 
     Attributes:
       centroids: shape (k, d), float32, unit rows.
@@ -36,16 +36,16 @@ class Clusters:
 def fit(emb: np.ndarray, clusters: int, *, seed: int, steps: int) -> Clusters:
     """Clusters unit rows by cosine: k-means++ seeds, then Lloyd's steps until no row changes its cluster.
 
-    In memory are, on the devices together, the rows in their own dtype, and on each some 24 k d bytes.
+    The rows are in the devices' memory, in their own dtype, and about 24 k d bytes on each device.
 
     Args:
       emb: shape (n, d), float16 or float32, unit rows, n >= clusters.
       clusters: k.
       seed: of the seeding.
-      steps: at most.
+      steps: largest number of steps.
 
     Raises:
-      InputError: fewer different rows than clusters, or a cluster of more rows than can be summed.
+      InputError: there are fewer different rows than clusters, or a cluster has more rows than can be summed.
     """
     mesh = parallel.local_mesh()
     rows = padded(len(emb), mesh)
@@ -60,7 +60,7 @@ def fit(emb: np.ndarray, clusters: int, *, seed: int, steps: int) -> Clusters:
             if size.max() > k_means.MOST_ROWS:
                 most = f"{k_means.MOST_ROWS:,}"
                 raise InputError(
-                    f"--clusters is {clusters}, and one has more than {most} rows: take more clusters"
+                    f"--clusters is {clusters}, and one has more than {most} rows; use more clusters"
                 )
             cosines.append(float(np.asarray(step.score, np.float64).sum() / len(emb)))
             now, centroids = np.asarray(step.cluster), step.centroids
@@ -72,19 +72,20 @@ def fit(emb: np.ndarray, clusters: int, *, seed: int, steps: int) -> Clusters:
 
 
 def place(centroids: np.ndarray) -> jax.Array:
-    """Centroids on every device of this process, for `assign`."""
-    return jax.device_put(centroids, jax.NamedSharding(parallel.local_mesh(), jax.P()))
+    """Puts centroids on every device of this process, for `assign`."""
+    placed: jax.Array = jax.device_put(centroids, parallel.replicated())
+    return placed
 
 
 def assign(emb: np.ndarray, centroids: jax.Array) -> np.ndarray:
-    """The nearest centroid of each row by inner product: int32 (n,).
+    """Finds the nearest centroid of each row by inner product: int32 (n,).
 
-    Rows are dealt over the devices piece by piece, in few shapes; the next piece is under way while one is fetched.
+    Rows are spread over the devices piece by piece, in few shapes; the next piece is computed while one is fetched.
     """
     mesh = parallel.local_mesh()
     found: list[np.ndarray] = []
     waiting: list[jax.Array] = []
-    start, least = 0, BLOCK * mesh.size
+    start, least = 0, _BLOCK * mesh.size
     while start < len(emb):
         doublings = ((len(emb) - start - 1) // least).bit_length()
         side = least * min(_PIECE, 1 << doublings)
@@ -97,16 +98,18 @@ def assign(emb: np.ndarray, centroids: jax.Array) -> np.ndarray:
 
 
 def spread(rows: np.ndarray, side: int, mesh: jax.sharding.Mesh) -> jax.Array:
-    """Rows, and rows of zeros after them, dealt over the devices."""
-    return jax.device_put(parallel.pad_rows(rows, side), jax.NamedSharding(mesh, jax.P(parallel.AXIS)))
+    """Pads rows with zeros to `side` rows and spreads them over the devices."""
+    sharding = jax.NamedSharding(mesh, jax.P(parallel.AXIS))
+    placed: jax.Array = jax.device_put(parallel.pad_rows(rows, side), sharding)
+    return placed
 
 
 def padded(rows: int, mesh: jax.sharding.Mesh) -> int:
-    return max(1, -(-rows // (BLOCK * mesh.size))) * BLOCK * mesh.size
+    return max(1, -(-rows // (_BLOCK * mesh.size))) * _BLOCK * mesh.size
 
 
 def seeds_a_round(clusters: int) -> int:
-    """How many first centroids are drawn at a time."""
+    """The number of initial centroids that are drawn at a time."""
     return max(1, clusters // _ROUNDS)
 
 
@@ -115,8 +118,8 @@ def choose_seeds(
 ) -> np.ndarray:
     """k rows, each drawn by its squared distance from those drawn before: k-means++.
 
-    Arthur and Vassilvitskii 2007. Up to 256 clusters one by one; more in up to 512 rounds, whose rows are drawn without
-    looking at each other, as in k-means|| (Bahmani et al. 2012).
+    Arthur and Vassilvitskii 2007. Up to 256 clusters one by one; more in up to 512 rounds, whose rows are drawn
+    independently of each other, as in k-means|| (Bahmani et al. 2012).
     """
     norms = _norms(emb)
     chosen = [int(np.argmin(mix(seed, 0, np.arange(len(emb), dtype=np.uint64))))]
@@ -125,7 +128,7 @@ def choose_seeds(
     with console.bar(total=clusters, unit="seed", name="k-means++") as bar:
         bar.update(1)
         while len(chosen) < clusters:
-            # One shape in all rounds; a row that stands twice changes nothing.
+            # One shape in all rounds; a repeated row changes nothing.
             latest = place(_unit(emb[np.resize(new, a_round)]))
             found = k_means.assign_clusters(placed, latest, mesh=mesh).score
             best = np.maximum(best, np.asarray(found)[: len(emb)] / norms)
@@ -136,28 +139,30 @@ def choose_seeds(
 
 
 def _norms(emb: np.ndarray) -> np.ndarray:
-    """float16 rows are only about of unit norm."""
-    blocks = (emb[start : start + BLOCK].astype(np.float32) for start in range(0, len(emb), BLOCK))
+    """The rows' norms: float16 rows are only about unit."""
+    blocks = (emb[start : start + _BLOCK].astype(np.float32) for start in range(0, len(emb), _BLOCK))
     return np.concatenate([np.sqrt(np.einsum("nd,nd->n", block, block)) for block in blocks])
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     rows = rows.astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def _draw(best: np.ndarray, chosen: list[int], count: int, seed: int) -> list[int]:
-    """Rows drawn without replacement by 2 - 2 best, the squared distance of unit rows, through hashes."""
+    """Draws rows without replacement by 2 - 2 best, the squared distance of unit rows, through hashes."""
     distance = np.maximum(2 - 2 * best.astype(np.float64), 0)
     distance[distance < 1e-5] = 0  # rounding, between rows that are the same
     distance[chosen] = 0
     rows = np.flatnonzero(distance)
     if len(rows) < count:
         raise InputError(
-            f"--clusters asks for more than the {len(chosen) + len(rows):,} different rows there are"
+            f"--clusters is more than the {len(chosen) + len(rows):,} different rows of the sample; use fewer clusters"
         )
     uniform = ((mix(seed, len(chosen), rows.astype(np.uint64)) >> np.uint64(11)) + 0.5) / 2.0**53
-    # The first of exponential clocks with these rates: each rings first by its share of the sum.
-    clock = -np.log(uniform) / distance[rows]
-    first = np.argpartition(clock, count - 1)[:count]
-    return rows[first[np.argsort(clock[first], kind="stable")]].tolist()
+    # The smallest of exponential variables with these rates: each is the smallest by its share of the sum.
+    time = -np.log(uniform) / distance[rows]
+    first = np.argpartition(time, count - 1)[:count]
+    drawn: list[int] = rows[first[np.argsort(time[first], kind="stable")]].tolist()
+    return drawn

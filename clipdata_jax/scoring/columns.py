@@ -268,7 +268,7 @@ def norm_of_union(norms: Sequence[Float32[np.ndarray, " b"]], p: float) -> Float
       p: the norm, at least 1, or inf. (With signed cosines, p = inf, the largest is signed too.)
     """
     stacked = np.stack(norms)
-    most = stacked.max(axis=0)
+    most: np.ndarray = stacked.max(axis=0)
     if p == math.inf:
         return most
     scale = np.where(most > 0, most, 1)  # |x|^30 would underflow

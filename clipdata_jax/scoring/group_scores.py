@@ -1,4 +1,4 @@
-"""Groups of pairs on this process's devices: each device takes a whole group, and none waits for another's numbers."""
+"""Scores groups of pairs on this process's devices: a whole group per device, without collectives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from clipdata_jax.config.base import as_tuple
 from clipdata_jax.runtime import parallel
 
 if TYPE_CHECKING:
@@ -16,23 +15,23 @@ if TYPE_CHECKING:
 
 
 class Job(NamedTuple):
-    """A group for a device.
+    """A group to score on a device.
 
     Attributes:
       rows: shape (n,), its rows among the pairs.
-      slots: shape (n,), where they are laid; the rest of the `size` rows is padding.
-      size: rows that the device sees: the same for as many groups as can be, since a shape is a program.
-      batch_of_cell: as `scores.neg_clip_loss_statistics` takes it.
+      slots: shape (n,), their places among `size` rows, of which the others are padding.
+      size: rows of the compiled program; groups of one size share a program.
+      batch_of_cell: shape (sizes, K, cells), as `scores.neg_clip_loss_statistics` takes it.
     """
 
     rows: np.ndarray
     slots: np.ndarray
     size: int
-    batch_of_cell: np.ndarray | tuple[np.ndarray, ...]
+    batch_of_cell: np.ndarray
 
 
 class Pairs(NamedTuple):
-    """Pairs to be scored: unit rows, (n, d) each, and which of them count, (n,)."""
+    """Pairs to score: unit rows, (n, d) each, and which of them count, (n,)."""
 
     images: np.ndarray
     texts: np.ndarray
@@ -42,12 +41,12 @@ class Pairs(NamedTuple):
 def run(
     jobs: Iterable[Job], pairs: Pairs, temperatures: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Scores groups in order, a round of one group a device at a time.
+    """Scores groups in order, one group per device at a time.
 
-    A group's bits do not depend on how many devices there are: each runs the same program on the same shapes.
+    The bits don't depend on the number of devices, since each runs the same program on the same shapes.
 
     Yields:
-      A job's rows, and the fields of `scores.NegClipLossStatistics` of these rows, (temperatures, sizes, n).
+      The rows of a job, and the fields of their `scores.NegClipLossStatistics`, (temperatures, sizes, n).
     """
     mesh = parallel.local_mesh()
     temperature = np.asarray(temperatures, np.float32)
@@ -63,7 +62,7 @@ def run(
 
 @functools.cache
 def program(mesh: Mesh) -> Any:
-    """The compiled function of a round: (devices * size, d) pairs and masks, (devices, ...) divisions."""
+    """The compiled program of a round: pairs (devices * size, d), mask, and divisions (devices, ...)."""
     import jax
     from jax.sharding import PartitionSpec as P
 
@@ -74,15 +73,14 @@ def program(mesh: Mesh) -> Any:
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(own, own, own, own, shared), out_specs=own)
     def statistics(images: Any, texts: Any, good: Any, dealt: Any, temperature: Any) -> Any:
-        dealt = jax.tree.map(lambda of_devices: of_devices[0], dealt)
-        found = scores.neg_clip_loss_statistics(images, texts, dealt, temperature=temperature, mask=good)
+        found = scores.neg_clip_loss_statistics(images, texts, dealt[0], temperature=temperature, mask=good)
         return jax.tree.map(lambda field: field[None], found)
 
     return statistics
 
 
 def _rounds(jobs: Iterable[Job], devices: int) -> Iterator[list[Job]]:
-    """Runs of jobs of one shape, at most as many as there are devices."""
+    """Consecutive jobs of one shape, at most one per device."""
     together: list[Job] = []
     for job in jobs:
         if together and (len(together) == devices or _shape(together[0]) != _shape(job)):
@@ -94,11 +92,11 @@ def _rounds(jobs: Iterable[Job], devices: int) -> Iterator[list[Job]]:
 
 
 def _shape(job: Job) -> tuple[Any, ...]:
-    return job.size, *(array.shape for array in as_tuple(job.batch_of_cell))
+    return job.size, job.batch_of_cell.shape
 
 
 def _place(jobs: list[Job], pairs: Pairs, mesh: Mesh) -> list[Any]:
-    """Each job's rows and divisions on its device; a device without a job gets masked rows."""
+    """Puts each job's rows and divisions on its device; a device without a job gets masked rows."""
     import jax
     from jax.sharding import PartitionSpec as P
 
@@ -111,16 +109,14 @@ def _place(jobs: list[Job], pairs: Pairs, mesh: Mesh) -> list[Any]:
         return jax.make_array_from_single_device_arrays(shape, sharding, on_devices)
 
     laid = [spread([_lay(_rows_of(array, job.rows), job.slots, job.size) for job in jobs]) for array in pairs]
-    dealt = zip(*(as_tuple(job.batch_of_cell) for job in jobs), strict=True)
-    placed = tuple(spread([array[None] for array in arrays]) for arrays in dealt)
-    return [*laid, placed if isinstance(jobs[0].batch_of_cell, tuple) else placed[0]]
+    return [*laid, spread([job.batch_of_cell[None] for job in jobs])]
 
 
 def _rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of an array; a run of them where it lies, without a copy."""
+    """Rows of an array; consecutive ones without a copy."""
     first, last = int(rows[0]), int(rows[-1])
-    is_run = last - first == len(rows) - 1 and bool((np.diff(rows) == 1).all())
-    return array[first : last + 1] if is_run else array[rows]
+    consecutive = last - first == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+    return array[first : last + 1] if consecutive else array[rows]
 
 
 def _lay(rows: np.ndarray, slots: np.ndarray, size: int) -> np.ndarray:

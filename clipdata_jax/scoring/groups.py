@@ -1,6 +1,6 @@
-"""How a pool is cut into units, groups and cells, and how cells are dealt to batches. Hashes, no generator state.
+"""Division of a pool into units, groups, cells and batches, by hashes without generator state.
 
-A unit is one metadata shard or a run of whole shards; a group is a part of a unit's rows that one device
+A unit is one metadata shard or several consecutive ones; a group is a part of a unit's rows that one device
 compares all with all; cells are equal parts of a group, its rows taken in the order of hash(seed, uid); a
 division deals the cells into batches by hash(seed, k, cell). All of it depends on the pool and the seed alone.
 """
@@ -19,26 +19,24 @@ import numpy as np
 from clipdata_jax.formats.embedding_shards import EmbeddingShard
 from clipdata_jax.formats.hashing import mix
 
-# Cells of one batch of the largest |B|: 16 where that suits every |B|, up to 64 for the others' sake. A batch of
-# the smallest |B| has at least 4, so it may be a sixteenth of the largest (`config.NegClipLoss` sees to it).
+# Cells per batch of the largest |B|: 16 if that suits every |B|, else up to 64. A batch of the smallest |B| has at
+# least 4 cells, so it may be a sixteenth of the largest (`config.NegClipLoss` checks it).
 _CELLS_PER_BATCH, _MOST_CELLS_PER_BATCH, _LEAST_CELLS = 16, 64, 4
-_CLOSE = (
-    0.01  # how far a |B| may be off before more cells are tried; the largest |B| may be off further itself
-)
+_CLOSE = 0.01  # relative error of a |B| above which more cells are tried; the largest |B| itself may be further off
 _ROUND = 8  # slots of a cell are a multiple of it, so that groups of nearly one size share a compiled program
 
 
 def plan_units(
     shards: Sequence[EmbeddingShard], group_rows: int, *, together: int = 1
 ) -> list[tuple[EmbeddingShard, ...]]:
-    """Runs of whole shards: each shard is a unit, small ones are joined until they reach `group_rows`.
+    """Makes each shard a unit; small ones are joined until they reach `group_rows`.
 
-    What is left at the end joins the last unit, so that no unit is smaller than it must be.
+    Shards left at the end join the last unit.
 
     Args:
       shards: the pool's, in order.
-      group_rows: rows that a unit has at least.
-      together: shards that a unit has at least.
+      group_rows: smallest number of rows of a unit.
+      together: smallest number of shards of a unit.
     """
     units: list[list[EmbeddingShard]] = []
     waiting: list[EmbeddingShard] = []
@@ -63,10 +61,10 @@ class Group:
 
     Attributes:
       start: its first row in the unit, in the order that `rows_of_groups` cuts.
-      rows: how many.
-      batches: how many batches a division makes of it, for each |B|.
-      cells: how many cells; a multiple of each of `batches`.
-      slots: rows that a cell has room for; what a cell lacks is padding.
+      rows: number of rows.
+      batches: number of batches in a division, for each |B|.
+      cells: number of cells, a multiple of each of `batches`.
+      slots: rows per cell, including padding.
     """
 
     start: int
@@ -81,7 +79,7 @@ def plan_groups(rows: int, *, batch_sizes: Sequence[int], group: int) -> list[Gr
 
     Args:
       rows: the unit's pairs.
-      batch_sizes: each |B|, the pairs wanted in a batch; a unit smaller than that is one batch.
+      batch_sizes: each |B|; a unit smaller than that is one batch.
       group: m, batches of the largest |B| in a group.
     """
     if not rows:
@@ -98,9 +96,9 @@ def plan_groups(rows: int, *, batch_sizes: Sequence[int], group: int) -> list[Gr
 
 @functools.lru_cache
 def _plan_batches(rows: int, batch_sizes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """How many batches a group makes for each |B|, and the cells that all of them are made of.
+    """The number of batches of a group for each |B|, and the number of cells.
 
-    The fewest cells that bring every |B| close to what is asked for; or those that bring them closest.
+    Takes the fewest cells that bring every |B| close to its wanted size, else those that bring them closest.
     """
     wanted = [rows / size for size in batch_sizes]
     fewest = max(1, round(min(wanted)))
@@ -108,8 +106,8 @@ def _plan_batches(rows: int, batch_sizes: tuple[int, ...]) -> tuple[tuple[int, .
         return (1,) * len(wanted), 1
     close = max(_CLOSE, abs(fewest / min(wanted) - 1))
     best: tuple[float, tuple[int, ...], int] = math.inf, (), 0
-    room = rows // fewest
-    for per_batch in range(min(_CELLS_PER_BATCH, room), min(_MOST_CELLS_PER_BATCH, room) + 1):
+    most_cells = min(_MOST_CELLS_PER_BATCH, rows // fewest)
+    for per_batch in range(min(_CELLS_PER_BATCH, most_cells), most_cells + 1):
         cells = fewest * per_batch
         most = cells // min(_LEAST_CELLS, per_batch)
         counts = [n for n in range(fewest, most + 1) if cells % n == 0]
@@ -129,23 +127,23 @@ def _plan_batches(rows: int, batch_sizes: tuple[int, ...]) -> tuple[tuple[int, .
 
 
 def rows_of_groups(uid: np.ndarray, planned: Sequence[Group], *, seed: int, mixed: bool) -> list[np.ndarray]:
-    """The unit's rows that each group has: runs of them, or of their order by hash(seed, uid) where `mixed`.
+    """The rows of each group: consecutive ones, or if `mixed` consecutive in the order of hash(seed, uid).
 
     Args:
       uid: shape (n,), u8,u8, of all the unit's rows.
       planned: the unit's groups.
       seed: the run's seed.
-      mixed: whether neighbours are dealt to different groups, for pools whose shards are topical.
+      mixed: whether neighbours go to different groups, for pools whose shards are topical.
 
     Returns:
-      For each group the rows, int64.
+      The rows of each group, int64.
     """
     order = hash_order(uid, seed) if mixed else np.arange(len(uid))
     return [order[group.start : group.start + group.rows] for group in planned]
 
 
 def hash_order(uid: np.ndarray, *parts: int) -> np.ndarray:
-    """The rows in the order of hash(*parts, uid): a random permutation that depends on the uids alone."""
+    """Sorts rows by hash(*parts, uid): a random permutation that depends on the uids alone."""
     return np.lexsort((uid["f1"], uid["f0"], mix(*parts, uid["f0"], uid["f1"])))
 
 
@@ -158,7 +156,7 @@ def slots_of_rows(uid: np.ndarray, group: Group, seed: int) -> np.ndarray:
       seed: the run's seed.
 
     Returns:
-      shape (rows,), int64, distinct, in [0, cells * slots). The first cells have one row more where they must.
+      shape (rows,), int64, distinct, in [0, cells * slots). The first cells may have one row more.
     """
     sizes = _cell_sizes(group)
     cell = np.repeat(np.arange(group.cells), sizes)
@@ -174,16 +172,16 @@ def _cell_sizes(group: Group) -> np.ndarray:
 
 
 def deal_cells(group: Group, *, repeats: int, seed: int, name: int) -> np.ndarray:
-    """The batch of each cell in each division, for each |B|.
+    """Deals the cells to batches in each division, for each |B|.
 
-    Cells are dealt one by one to the batches in turn, in the order of hash(seed, group, k, cell), those with
-    one row more first, so that batches have as many cells and differ by at most one row.
+    Cells go to the batches in turn, in the order of hash(seed, group, k, cell), those with one row more first, so
+    that batches have equally many cells and differ by at most one row.
 
     Args:
       group: its plan.
       repeats: K; one division suffices where there is one batch.
       seed: the run's seed.
-      name: what tells the pool's groups apart, any 64-bit number.
+      name: identifies the group in the pool, any 64-bit number.
 
     Returns:
       shape (sizes, K, cells), int32, in [0, batches).
@@ -200,7 +198,7 @@ def deal_cells(group: Group, *, repeats: int, seed: int, name: int) -> np.ndarra
 
 
 def describe(units: Sequence[int], *, batch_sizes: Sequence[int], group: int) -> dict[str, Any]:
-    """What |B| and m came to on units of so many rows: for the manifest.
+    """The batch sizes that |B| and m result in for units of these numbers of rows, for the manifest.
 
     Returns:
       "count" of groups, and for each |B| in "sizes" the "batches" of a division and the "effective" |B|, the

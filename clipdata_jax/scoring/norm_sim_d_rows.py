@@ -148,7 +148,8 @@ class RowReader:
         if self._survivors is not None and self._whole:  # else the two are one
             self._add("survivors", read.images, good & read.member)
         self._uid.append(read.uid[good & read.member])
-        return read.images[good & read.member]
+        rows: np.ndarray = read.images[good & read.member]
+        return rows
 
     def _add(self, name: str, images: np.ndarray, which: np.ndarray) -> None:
         moment = norm_sim_d_steps.sum_moment(images, np.flatnonzero(which))

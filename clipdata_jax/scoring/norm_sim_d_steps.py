@@ -1,8 +1,8 @@
-"""The steps of NormSim_2-D over rows on disk: score what is left, drop the lowest, take them out of S.
+"""The steps of NormSim_2-D over rows on disk: score the remaining rows, drop the lowest, subtract them from S.
 
-Nothing that decides which rows stay depends on how many devices or processes there are, or on a restart: scores are
-computed in blocks of one shape, each by one device; S is summed block by block in float64 on the host. Memory: about
-40 bytes a row, and some blocks; the embeddings stay in their file, and rows that were dropped are not looked at again.
+The selection doesn't depend on the number of devices or processes, or on restarts: scores are computed in blocks of
+one shape, each by one device; S is summed block by block in float64 on the host. Memory is about 40 bytes per row and
+a few blocks; the embeddings stay in their file, and dropped rows are not read again.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from clipdata_jax.runs import telemetry
 from clipdata_jax.runtime import parallel, threads
 from clipdata_jax.selection import ranking
 
-BLOCK = 8_192  # rows that a device, or the host's sum, takes at a time: 8 MiB of float16 at d = 512
-_EIGENVALUES = 8  # that a line of the trace has
+BLOCK = 8_192  # rows per step of a device, or of the host's sum: 8 MiB of float16 at d = 512
+_EIGENVALUES = 8  # in a line of the trace
 _ALONE = parallel.Share()
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The rows to choose from.
+    """The rows to select from.
 
     Attributes:
       emb: shape (n, d), float16, unit rows; usually mapped from a file.
-      uid: shape (n,), u8,u8; among equal scores the lower uid stays.
-      first_moment: shape (d, d), float64: what the first step scores by, already divided by its number of rows.
+      uid: shape (n,), u8,u8; of equal scores the lower uid stays.
+      first_moment: shape (d, d), float64: S of the first step, divided by its number of rows.
       moment: shape (d, d), float64: F'F of all rows.
     """
 
@@ -44,14 +44,14 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Where a selection stands after a step.
+    """State of a selection after a step.
 
     Attributes:
       step: steps done.
-      alive: shape (n,), bool: the rows that are left.
+      alive: shape (n,), bool: the remaining rows.
       moment: shape (d, d), float64: F'F of these.
-      trace: a line per step: step, rows (left), dropped, threshold (the lowest score that stays), and the leading
-        eigenvalues of S of the rows left, which sum to 1 in all.
+      trace: a line per step: step, rows (remaining), dropped, threshold (the lowest remaining score), and the leading
+        eigenvalues of S of the remaining rows; all eigenvalues sum to 1.
     """
 
     step: int
@@ -61,7 +61,7 @@ class State:
 
     @classmethod
     def start(cls, rows: Rows) -> State:
-        """All rows are left."""
+        """The state before the first step."""
         line = _line(0, len(rows.uid), 0, None, rows.moment)
         return cls(0, np.ones(len(rows.uid), bool), rows.moment, (line,))
 
@@ -88,7 +88,7 @@ class State:
 
 
 def rows_scored(rows: int, keep: int, drop: int) -> Iterator[int]:
-    """How many rows each step scores."""
+    """The number of rows that each step scores."""
     while rows > keep:
         yield rows
         rows = max(keep, rows - drop)
@@ -104,22 +104,25 @@ def take_step(
     scored: Callable[[int], object] = lambda rows: None,
     seconds: telemetry.Seconds | None = None,
 ) -> State:
-    """Scores the rows that are left by f'Sf and drops the `drop` lowest, or as many as leave `keep` of them.
+    """Scores the remaining rows by f'Sf and drops the `drop` lowest, or fewer if `keep` rows remain.
 
-        S = F'F / rows,   S <- S less the rows dropped
+        S = F'F / rows,   S <- S without the dropped rows
 
     NormSim_2-D of Wang et al. 2024, arXiv:2405.19547. Of equal scores the lower uid stays, then the earlier row.
 
     Args:
       rows: all rows.
       state: the state before.
-      keep: rows that stay at the end.
+      keep: rows that remain at the end.
       drop: rows that a step drops.
       share: the blocks that this process scores; all processes of a run take the step together.
-      scored: called with the number of rows scored since it was called last; of what other processes score it
-        hears at the step's end, so that every process counts all rows.
-      seconds: gets what the step took: "read", the host gathering rows from their file, "wait", for other processes'
-        scores, and "compute", all the rest.
+      scored: called with the number of rows scored since the last call; includes those of other processes at the
+        step's end.
+      seconds: receives the step's times: "read", of the host reading rows from their file, "wait", for the scores
+        of other processes, and "compute", the rest.
+
+    Returns:
+      The state after the step.
     """
     start, seconds = time.monotonic(), telemetry.Seconds() if seconds is None else seconds
     index = np.flatnonzero(state.alive)
@@ -144,7 +147,7 @@ def _score(
     scored: Callable[[int], object],
     seconds: telemetry.Seconds,
 ) -> np.ndarray:
-    """f'Sf of some rows, in every process; each process scores every n-th block."""
+    """Computes f'Sf of some rows; each of n processes scores every n-th block, and all get all scores."""
     count = -(-len(index) // BLOCK)
     own = [index[n * BLOCK : (n + 1) * BLOCK] for n in range(share.index, count, share.count)]
     found = np.zeros((-(-count // share.count), BLOCK), np.float32)
@@ -163,7 +166,7 @@ def _score(
 def _score_blocks(
     emb: np.ndarray, blocks: Sequence[np.ndarray], moment: np.ndarray, seconds: telemetry.Seconds
 ) -> Iterator[np.ndarray]:
-    """f'Sf of each block of rows, padded to one shape, in order; the blocks are dealt to this process's devices."""
+    """Computes f'Sf of each block of rows, in order, padded to one shape, on this process's devices in turn."""
     import jax
 
     from clipdata_jax import scores
@@ -181,10 +184,10 @@ def _score_blocks(
 
 
 def sum_moment(emb: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """F'F of some rows, float64 (d, d), block by block in their order.
+    """Sums F'F of some rows block by block, float64 (d, d).
 
-    On the host: in all steps together every row is summed once and taken out once, little beside the scoring;
-    and in float64 500 subtractions leave no error that a float32 score could see.
+    On the host: over all steps every row is added once and subtracted once, which is little compared to the scoring,
+    and in float64 the error of 500 subtractions is below the precision of a float32 score.
     """
     total = np.zeros((emb.shape[1], emb.shape[1]))
     for start in range(0, len(index), BLOCK):

@@ -1,6 +1,6 @@
 """The reference's division: K random cuts of a whole metadata file into batches, the last one short.
 
-Each cut is a pass over its batches, so K costs K passes; `groups` gives as much for one (see `scores.divisions`).
+Each cut is a pass over its batches, so K cuts cost K passes; `groups` needs only one (see `scores.divisions`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _ROUND = 8  # a file smaller than |B| is one batch, its rows filled up to a mult
 
 
 def permutations(uid: np.ndarray, *, repeats: int, seed: int) -> np.ndarray:
-    """K random orders of a file's rows, by hash(seed, k, uid): (K, n)."""
+    """Draws K random orders of a file's rows, by hash(seed, k, uid): (K, n)."""
     return np.stack([hash_order(uid, seed, k) for k in range(repeats)])
 
 
 def score_permutations(
     pairs: Pairs, orders: np.ndarray, *, batch_size: int, temperatures: Sequence[float]
 ) -> list[np.ndarray]:
-    """negCLIPLoss averaged over given orders of the pairs, each cut into consecutive batches of |B|.
+    """Averages negCLIPLoss over given orders of the pairs, each cut into consecutive batches of |B|.
 
         s_i = f_i.g_i - t/2K sum_k (log sum_{j in B_k(i)} exp(f_i.g_j / t) + log sum_{j in B_k(i)} exp(f_j.g_i / t))
 
-    arXiv:2405.19547 as its authors' code has it: the last batch of an order is shorter where |B| doesn't divide
+    arXiv:2405.19547, as in the authors' code: the last batch of an order is shorter where |B| doesn't divide
     n, so its normaliser is smaller.
 
     Args:
@@ -39,14 +39,14 @@ def score_permutations(
       temperatures: each t > 0.
 
     Returns:
-      The fields of `scores.NegClipLossStatistics`, each (temperatures, n). The standard error counts that the
-      orders share the file's pairs as negatives; NaN for one order or one batch.
+      The fields of `scores.NegClipLossStatistics`, each (temperatures, n). The standard error accounts for the
+      orders sharing the file's pairs as negatives; NaN for one order or one batch.
     """
     orders = orders if batch_size < orders.shape[1] else orders[:1]
     repeats, n = orders.shape
     shape = len(temperatures), n
     mean, square, text, image = (np.zeros(shape) for _ in range(4))
-    met = np.zeros(n, np.int64)  # pairs beside the row's own in its batches
+    met = np.zeros(n, np.int64)  # other pairs in the row's batches
     for index, (rows, found) in enumerate(
         group_scores.run(_batches(orders, batch_size), pairs, temperatures)
     ):
@@ -75,17 +75,18 @@ def _batches(orders: np.ndarray, batch_size: int) -> Iterator[Job]:
 def _standard_error(square: np.ndarray, met: np.ndarray, repeats: int) -> np.ndarray:
     """SE^2 = spread (1/K + q / (1 - q)), q being the share of the file's other pairs that a batch has.
 
-    As in `scores.division_sums`, every pair being a cell of its own: one that has no other pair, and no variance.
+    As in `scores.division_sums`, where every pair is a cell of its own, without variance.
     """
     n = square.shape[1]
     if repeats < 2:
         return np.full(square.shape, np.nan)
     q = met / (repeats * (n - 1))
-    return np.sqrt(square / (repeats - 1) * (1 / repeats + q / (1 - q)))
+    error: np.ndarray = np.sqrt(square / (repeats - 1) * (1 / repeats + q / (1 - q)))
+    return error
 
 
 def describe(units: Sequence[int], *, batch_sizes: Sequence[int]) -> dict[str, Any]:
-    """What |B| came to on files of so many rows; the keys are those of `groups.describe`."""
+    """The batch sizes that |B| results in for files of these numbers of rows, as in `groups.describe`."""
     sizes = []
     for size in batch_sizes:
         last = [rows % size or min(rows, size) for rows in units if rows]
