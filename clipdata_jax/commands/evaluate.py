@@ -1,4 +1,4 @@
-"""`clipdata evaluate`: zero-shot classification and retrieval of a checkpoint on tars, as a JSON of figures."""
+"""`clipdata evaluate`: zero-shot classification and retrieval of a checkpoint on tars, figures as JSON."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run(options: Evaluate) -> dict[str, Any]:
 
 
 def read_strings(path: str, what: str) -> list[str]:
-    """The strings of a JSON list, at least one.
+    """Reads a JSON list of at least one string.
 
     Raises:
       InputError: the file holds something else.
@@ -78,7 +78,7 @@ def read_strings(path: str, what: str) -> list[str]:
 
 
 class _Reader:
-    """A model, and the samples it is measured on."""
+    """Embeds samples with a model and computes the figures."""
 
     def __init__(self, options: Evaluate) -> None:
         from clipdata_jax import models
@@ -181,7 +181,7 @@ class _Reader:
 
 
 def labeller(names: Sequence[str]) -> Callable[[Decoded], int]:
-    """A function that tells a sample's class: by its `.cls`, else by the folder that its members lie in.
+    """Returns a function that finds a sample's class: by its `.cls`, else by the folder of its members.
 
     Folder and class names are compared without case, underscores and hyphens counting as spaces.
 

@@ -173,7 +173,7 @@ def model_config(options: Train, tokenizer: Tokenizer) -> Any:
 
 
 class _Pool:
-    """The pairs of the tars in memory, and what was left out."""
+    """Reads the pairs of the tars into memory, and records what was skipped."""
 
     def __init__(
         self, options: Train, paths: Sequence[str], tokenizer: Tokenizer, subset: np.ndarray | None
@@ -230,7 +230,7 @@ class _Pool:
         return self._subset is not None and bool(uids.find(self._subset, uids.from_hex([uid]))[0] >= 0)
 
     def _check_memory(self, grows: float) -> None:
-        """Stops once the tars read so far tell that all images won't fit."""
+        """Raises once the tars read so far show that the images won't fit in memory."""
         each = 3 * self._options.image_size**2
         expected = len(self._pixels) * grows
         if self._subset is not None:
@@ -251,7 +251,7 @@ class _Pool:
         return TrainingPairs(self._pixels, ids[:, : int(ends.max(initial=0)) + 1])
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest says of the pairs."""
+        """The pairs' entries in the manifest."""
         found = uids.sort_unique(uids.from_hex(self._uids))
         facts = {
             "pairs": len(self._pixels),
