@@ -50,8 +50,9 @@ def _open(path: str, options: config.Verify) -> CheckedRun:
     parts = single_file.parts_folder(path)
     unfinished = single_file.is_file(path) and not storage.exists(path) and storage.is_folder(parts)
     folder = parts if unfinished else path
-    if storage.is_folder(folder):
-        if not storage.exists(storage.join(folder, storage.PLAN)):
+    at = storage.Folder(folder)
+    if at.is_folder():
+        if not at.exists(storage.PLAN):
             raise InputError(
                 f"{folder}: holds no {storage.PLAN}; expected a folder that a command of ours filled"
             )

@@ -94,7 +94,8 @@ def open_columns(paths: Sequence[str]) -> tuple[ColumnFile, ...]:
     """
     sources = []
     for path in paths:
-        parts = tuple(storage.Folder(path).files(".parquet")) if storage.is_folder(path) else (path,)
+        at = storage.Folder(path)
+        parts = tuple(at.files(".parquet")) if at.is_folder() else (path,)
         if not parts:
             raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column uid")
         names = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts)
