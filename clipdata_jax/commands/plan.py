@@ -143,7 +143,7 @@ def _time(name: str, found: Estimate, processes: int) -> str:
     return (
         f"about {_time_text(left)} left for {max(0.0, found.rows_timed - done):,.0f} of {found.rows_timed:,} rows"
         + (f" on {counted(processes, 'process')}" if processes > 1 and not found.steps else "")
-        + f", {measured}, {rate:,.3g} rows a second each{start}"
+        + f", {measured}, {rate:,.{0 if rate >= 10 else 2}f} rows a second each{start}"
     )
 
 
@@ -180,6 +180,8 @@ def _busy(times: Sequence[UnitTimes]) -> float:
 
 def _time_text(seconds: float) -> str:
     """A duration: "45 s", "12 min", "3.5 h", "12 days"."""
+    if seconds < 1:
+        return "1 s"
     for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3_600, 48)):
         if (count := seconds / length) < most:
             return f"{count:.0f} {unit}" if count >= 100 else f"{count:.2g} {unit}"
