@@ -97,8 +97,12 @@ def run(options: config.Report) -> None:
     storage.write_bytes(options.out, html)
     counted_pairs = {"absent": own.absent, "found": len(pairs or ())}
     _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
-    told = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
-    print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{told}, {text.file_size(len(html))}")
+    found_text = (
+        "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
+    )
+    print(
+        f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{found_text}, {text.file_size(len(html))}"
+    )
     if line := console.skipped(f"{options.out}.{manifest.NAME}", tar=skipped):
         print(line)
 

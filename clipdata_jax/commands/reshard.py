@@ -65,7 +65,7 @@ class ReshardSummary:
 def run(options: config.Reshard) -> ReshardSummary | None:
     """Writes, for every tar of the pool, a tar of the same name with the selected samples only.
 
-    A tar of which nothing is kept is not written. Tars of one name from different folders are told apart by
+    A tar of which nothing is kept is not written. Tars of one name from different folders are distinguished by
     their folders' names. `uids/` has the uids of each tar, and `sizes.json` the number of its samples, where
     open_clip looks for that. With `samples_per_tar` samples are repacked, in order: units of `tars_per_unit` tars
     each give tars of that size and one with the rest, called 00000_00000 and so on.

@@ -1,4 +1,4 @@
-"""What a scene holds, decided before anything is drawn."""
+"""The facts of a scene, decided before anything is drawn."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ class Facts:
     relation: str
 
     def describes(self, other: "Facts") -> bool:
-        """Whether a caption of these facts could be true of another scene: a shared kind or background."""
+        """Returns whether a caption of these facts could be true of another scene: a shared kind or background."""
         kinds = {thing.kind for thing in self.things}
         return self.background == other.background or any(t.kind in kinds for t in other.things)
 
@@ -100,7 +100,7 @@ def imagine(rng: np.random.Generator, *, kind: str | None = None, alone: bool = 
     Args:
       rng: source of every choice.
       kind: the main thing's kind; by default any.
-      alone: one object of medium or big size and nothing beside it, as in a classification set.
+      alone: one object of medium or big size and nothing else, as in a classification set.
 
     Returns:
       Facts that `scenes.paint` can draw without things covering each other.

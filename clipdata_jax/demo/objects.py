@@ -1,4 +1,4 @@
-"""How each kind of object is drawn, in the unit square of a `Pen`."""
+"""Drawings of each kind of object, in the unit square of a `Pen`."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Single pairs of the demonstration's sets, each a pure function of who asks, the seed and its number."""
+"""Single pairs of the demonstration's sets, each a pure function of its set, the seed and its number."""
 
 import hashlib
 from collections.abc import Iterator

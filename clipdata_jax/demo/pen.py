@@ -74,14 +74,14 @@ class Pen:
         return self._at[0] + self._sign * x * self._side, self._at[1] + y * self._side
 
     def polygon(self, points: Iterable[Point], fill: Rgb, *, edged: bool = True) -> None:
-        """A filled polygon, outlined unless told otherwise."""
+        """A filled polygon, outlined by default."""
         placed = [self._place(x, y) for x, y in points]
         self._draw.polygon(placed, fill=fill)
         if edged:
             self._draw.line([*placed, *placed[:2]], fill=self.edge, width=self._edge_width)
 
     def ellipse(self, centre: Point, width: float, height: float, fill: Rgb, *, edged: bool = True) -> None:
-        """A filled ellipse, outlined unless told otherwise."""
+        """A filled ellipse, outlined by default."""
         (x, y), half, tall = self._place(*centre), width * self._side / 2, height * self._side / 2
         outline, line = (self.edge, self._edge_width) if edged else (None, 0)
         self._draw.ellipse((x - half, y - tall, x + half, y + tall), fill=fill, outline=outline, width=line)
@@ -95,7 +95,7 @@ class Pen:
     def box(
         self, left: float, top: float, right: float, bottom: float, fill: Rgb, *, edged: bool = True
     ) -> None:
-        """A filled rectangle, outlined unless told otherwise."""
+        """A filled rectangle, outlined by default."""
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], fill, edged=edged)
 
     def line(self, points: Iterable[Point], colour: Rgb, width: float) -> None:

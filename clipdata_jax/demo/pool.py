@@ -1,4 +1,4 @@
-"""Demonstration data on disk: a spoilt pool with its truth, clean pairs, a target set, a classification set.
+"""Demonstration data on disk: a pool of good and bad pairs, clean pairs, a target set, a classification set.
 
 Every image's random numbers come from a hash of its maker's name, the seed and its number, so the sets of
 two makers are disjoint even under one seed, and within a maker other seeds give other images. Equal

@@ -1,4 +1,4 @@
-"""Scenes: made-up facts, the image that shows them and a caption that tells them."""
+"""Scenes: made-up facts, the image that shows them and a caption that describes them."""
 
 import dataclasses
 import io
@@ -33,7 +33,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class _Spot:
-    """Where one object is drawn, in shares of the image: its centre and its side."""
+    """The place of an object, in shares of the image: its centre and its side."""
 
     x: float
     y: float
@@ -49,7 +49,7 @@ def draw_scene(
       seed: a seed, or a generator to draw from.
       size: the image's side in pixels.
       kind: the main thing's kind, one of `facts.KINDS`; by default any.
-      alone: one object of medium or big size and nothing beside it, as in a classification set.
+      alone: one object of medium or big size and nothing else, as in a classification set.
 
     Returns:
       The scene.

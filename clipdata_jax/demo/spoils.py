@@ -1,4 +1,4 @@
-"""What spoils a pair: a caption that says nothing, an image that shows nothing or only words."""
+"""Faults of a pair: a caption that says nothing, an image that shows nothing or only words."""
 
 import functools
 
@@ -78,7 +78,7 @@ _PERCENTS = (10, 15, 20, 25, 30, 40, 50, 60, 70, 75)
 
 
 def boilerplate_caption(rng: np.random.Generator) -> str:
-    """A caption that a camera or a web page made: it tells nothing of the image."""
+    """A caption made by a camera or a web page, which says nothing about the image."""
     return pick(rng, BOILERPLATE).format(n=int(rng.integers(1, 3000)))
 
 
@@ -88,7 +88,7 @@ def generic_caption(rng: np.random.Generator) -> str:
 
 
 def slogan(rng: np.random.Generator) -> str:
-    """What a sale banner or a poster says."""
+    """The text of a sale banner or a poster."""
     return pick(rng, SLOGANS).format(n=pick(rng, _PERCENTS))
 
 

@@ -148,7 +148,7 @@ def of_quadrants(
     x, y = columns[quadrants.x], columns[quadrants.y]
 
     def belongs(index: int, part: slice) -> np.ndarray:
-        return quadrant_of(x[part], y[part], quadrants.at) == index
+        return np.asarray(quadrant_of(x[part], y[part], quadrants.at) == index)
 
     return [
         draw_both(functools.partial(belongs, index), kept, wanted, seed=seed, salt=f"quadrant {index}")

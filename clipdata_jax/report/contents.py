@@ -1,4 +1,4 @@
-"""What a page says: the figures of a selection and the pairs chosen to illustrate them."""
+"""Contents of a page: the figures of a selection and the pairs that illustrate them."""
 
 from __future__ import annotations
 

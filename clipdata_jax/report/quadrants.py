@@ -80,7 +80,7 @@ def split(
 
 
 def _cell(rank: np.ndarray) -> np.ndarray:
-    return np.clip(rank * _SIDE, 0, _SIDE - 1).astype(np.int64)
+    return np.asarray(np.clip(rank * _SIDE, 0, _SIDE - 1).astype(np.int64))
 
 
 def _paint(cells: np.ndarray, kept_cells: np.ndarray) -> str:
