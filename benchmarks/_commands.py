@@ -34,9 +34,7 @@ def run(arguments: Sequence[str], folder: Path, flags: Sequence[Sequence[str]] =
     printed = [process.communicate() for process in processes]
     for process, (_, errors) in zip(processes, printed, strict=True):
         if process.returncode:
-            raise RuntimeError(
-                f"clipdata {' '.join(arguments)} ended with {process.returncode}: {errors[-2000:]}"
-            )
+            raise RuntimeError(f"clipdata {' '.join(arguments)} ended with {process.returncode}: {errors[-2000:]}")
     return [out for out, _ in printed]
 
 

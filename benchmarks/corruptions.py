@@ -85,9 +85,7 @@ def _addresses() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--start", type=int, default=0)
@@ -97,9 +95,7 @@ def main() -> int:
     longest, most, limits = 0.0, 0, Limits()
     with tempfile.TemporaryDirectory() as folder:
         judge = Judge(Path(folder))
-        for case in [case for case in cases(judge.good) if options.only in case.name][
-            options.start :: options.every
-        ]:
+        for case in [case for case in cases(judge.good) if options.only in case.name][options.start :: options.every]:
             judge.reference(case.route)
             outcome, said = judge.judge(case, limits)
             if outcome in _GOOD and limits.seconds > _SECONDS:

@@ -29,9 +29,7 @@ CAPTION = "a photograph of a quiet street with a red house beside a tall tree, n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=192, help="images of each round, in tars of 64")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory figures out")
@@ -111,9 +109,7 @@ def towers_alone(checkpoint: Path) -> Callable[[], float]:
 def embed(folder: Path, checkpoint: Path, out: str) -> float:
     """Pairs a second of the command, from the end of its first tar on."""
     command = ["embed", folder / "pool", "--model", checkpoint, "--out", folder / out, "--batch-size", BATCH]
-    subprocess.run(
-        [sys.executable, "-m", "clipdata_jax", *map(str, command)], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-m", "clipdata_jax", *map(str, command)], check=True, capture_output=True)
     lines = [json.loads(line) for line in (folder / out / "run.jsonl").read_text().splitlines()]
     return sum(line["rows"] for line in lines[1:]) / (lines[-1]["time"] - lines[0]["time"])
 
@@ -177,9 +173,7 @@ def write_tar(path: Path, images: int, *, seed: int) -> None:
         smooth = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375))
         grain = random.normal(0, 12, (375, 500, 1))
         buffer = io.BytesIO()
-        Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)).save(
-            buffer, "JPEG", quality=85
-        )
+        Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
         kinds.append(buffer.getvalue())
     members = (
         member

@@ -38,9 +38,7 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> bytes:
     """A JPEG with detail on every scale, of about the size of a real one."""
     pixels, strength, cells = np.full((height, width, 3), 120.0, np.float32), 64.0, 4
     while cells <= 512:
-        rough = rng.standard_normal((4, 2 + height * cells // 512, 2 + width * cells // 512)).astype(
-            np.float32
-        )
+        rough = rng.standard_normal((4, 2 + height * cells // 512, 2 + width * cells // 512)).astype(np.float32)
         light, *tints = (np.asarray(Image.fromarray(grid).resize((width, height))) for grid in rough)
         pixels += strength * (0.85 * light[..., None] + 0.3 * np.stack(tints, axis=-1))
         strength, cells = 0.78 * strength, 2 * cells
@@ -149,9 +147,7 @@ def measure(path: str, size: int, rounds: int, what: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--size", type=int, default=224)

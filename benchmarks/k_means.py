@@ -50,9 +50,7 @@ def clustered_rows(count: int, dim: int, groups: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=32_768)
     parser.add_argument("--clusters", type=int, default=2_000)
@@ -82,9 +80,7 @@ def main() -> None:
 
 def compare_fits(rows: np.ndarray, options: argparse.Namespace, theirs: dict[str, Callable[[], Any]]) -> None:
     """Both k-means from seeds to centroids: time, and the mean cosine of rows with their nearest centroid."""
-    ours = {
-        "k_means.fit": lambda: clustering.fit(rows, options.clusters, seed=0, steps=options.steps).centroids
-    }
+    ours = {"k_means.fit": lambda: clustering.fit(rows, options.clusters, seed=0, steps=options.steps).centroids}
     fits = ours | {name: call for name, call in theirs.items() if name == "faiss Kmeans"}
     seconds = alternate(fits, options.rounds)
     for name, times in seconds.items():

@@ -65,9 +65,7 @@ def tiled_product(f_bd: jax.Array, g_bd: jax.Array, *, maxima: bool) -> jax.Arra
     return jax.lax.map(row, f_ntd)
 
 
-def torch_reference(
-    f: np.ndarray, g: np.ndarray, *, repeats: int, batch_size: int
-) -> Callable[[], Any] | None:
+def torch_reference(f: np.ndarray, g: np.ndarray, *, repeats: int, batch_size: int) -> Callable[[], Any] | None:
     """The equation over K random divisions, batch by batch, in float32 PyTorch; None without PyTorch."""
     try:
         import torch
@@ -100,9 +98,7 @@ def compare(pairs: int, batch_size: int, rounds: int) -> None:
     calls["tiled product with row maxima"] = lambda: tiled_product(*full, maxima=True)
     for repeats in (10, 100):
         dealt = divisions(repeats, batches)
-        calls[f"K={repeats}"] = functools.partial(
-            cj.neg_clip_loss_divisions, *half, dealt, temperature=_TEMPERATURE
-        )
+        calls[f"K={repeats}"] = functools.partial(cj.neg_clip_loss_divisions, *half, dealt, temperature=_TEMPERATURE)
     reference = torch_reference(f, g, repeats=10, batch_size=batch_size)
     if reference:
         calls["torch K=10"] = reference
@@ -120,9 +116,7 @@ def compare(pairs: int, batch_size: int, rounds: int) -> None:
     _compare_hundred(f, g, batch_size, calls)
 
 
-def _compare_hundred(
-    f: np.ndarray, g: np.ndarray, batch_size: int, calls: dict[str, Callable[[], Any]]
-) -> None:
+def _compare_hundred(f: np.ndarray, g: np.ndarray, batch_size: int, calls: dict[str, Callable[[], Any]]) -> None:
     """K = 100 of PyTorch takes minutes: once, between two runs of ours."""
     ours = alternate({"K=100": calls["K=100"]}, 1)["K=100"]
     reference = torch_reference(f, g, repeats=100, batch_size=batch_size)
@@ -193,9 +187,7 @@ def memory_of(repeats: int, pairs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=16_384)
     parser.add_argument("--batch-size", type=int, default=4_096)

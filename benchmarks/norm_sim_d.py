@@ -72,9 +72,7 @@ class Timed:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--steps", type=int, default=50)
@@ -89,9 +87,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, pool: Path, out: Path) -> None:
     timed = norm_sim_d.take_step = Timed(options.dim)
-    chosen = config.NormSimD(
-        pool=str(pool), out=str(out), fraction=options.fraction, steps=options.steps, tag="b32"
-    )
+    chosen = config.NormSimD(pool=str(pool), out=str(out), fraction=options.fraction, steps=options.steps, tag="b32")
     start = time.perf_counter()
     memory = peak_memory(lambda: norm_sim_d.run(chosen))
     total = time.perf_counter() - start - sum(timed.products)

@@ -132,9 +132,7 @@ class Kept:
         return self._there[-1]
 
 
-def measure(
-    folder: Path, paths: list[str], subset: np.ndarray, share: float, options: argparse.Namespace
-) -> None:
+def measure(folder: Path, paths: list[str], subset: np.ndarray, share: float, options: argparse.Namespace) -> None:
     chosen = str(folder / "subset.npy")
     uids.write_subset(chosen, subset)
     runs = {path: kept_runs(path, subset) for path in paths}
@@ -149,9 +147,7 @@ def measure(
     def ours() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             reshard.run(
-                config.Reshard(
-                    tars=tuple(paths), subset=chosen, out=str(kept.next()), processes=options.processes
-                )
+                config.Reshard(tars=tuple(paths), subset=chosen, out=str(kept.next()), processes=options.processes)
             )
 
     # Here, since it loads jax, which reshard does without.
@@ -171,9 +167,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tars", type=int, default=16)
     parser.add_argument("--samples", type=int, default=10_000)
@@ -181,9 +175,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="default: one a core")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 1.0], help="of the samples to keep")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    parser.add_argument(
-        "--kept-gigabytes", type=float, default=memory, help="default: all memory, %(default).0f"
-    )
+    parser.add_argument("--kept-gigabytes", type=float, default=memory, help="default: all memory, %(default).0f")
     parser.add_argument("--folder", help="where to make the tars; default: the folder for temporary files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -73,9 +73,7 @@ class Run:
             self.options,
             pool=[path for shard in self.pool.shards for path in shard_files(shard)],
             plan={name: [[shard.name, shard.rows] for shard in unit] for name, unit in self.units.items()},
-            groups=groups.describe(
-                [_ROWS] * len(units), batch_sizes=settings.batch_sizes(), group=settings.group
-            ),
+            groups=groups.describe([_ROWS] * len(units), batch_sizes=settings.batch_sizes(), group=settings.group),
         )
         self.output = output.open_output(self.options.out, plan=plan, units=list(self.units))
 
@@ -123,9 +121,7 @@ def timed(call: Callable[[], Any], rounds: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to make the files; default: a temporary folder")

@@ -133,9 +133,7 @@ def measure(pairs: int, options: argparse.Namespace, folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[2_000_000, 500_000])
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=2_048)

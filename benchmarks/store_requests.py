@@ -117,9 +117,7 @@ def measure(shards: Sequence[int], parts: int, delay: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs=2, default=[10, 40])
     parser.add_argument("--parts", type=int, default=100)
     parser.add_argument("--delay", type=float, default=0.05)

@@ -103,9 +103,7 @@ def load(folder: str) -> models.CLIP:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
@@ -136,9 +134,7 @@ def main() -> None:
         report(name, seconds=taken, rows_per_second=options.batch / taken)
     for name in ours:
         tower = name.split()[0]
-        faster = min(
-            (f"{tower}, PyTorch {kind}" for kind in KINDS), key=lambda k: statistics.median(seconds[k])
-        )
+        faster = min((f"{tower}, PyTorch {kind}" for kind in KINDS), key=lambda k: statistics.median(seconds[k]))
         report(f"{name}: speed to {faster.split(', ')[1]}", ratio=median_ratio(seconds, faster, name))
 
 

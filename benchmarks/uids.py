@@ -38,9 +38,7 @@ def make_files(folder: Path, rows: int) -> tuple[str, str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=30_000_000)
     parser.add_argument("--folder", help="where to make the files; default: the folder for temporary files")
@@ -63,9 +61,7 @@ def main() -> None:
         def digests() -> list[str]:
             return [storage.digest(path) for path in (a, b, union)]
 
-        seconds = alternate(
-            {"read and write": read_and_write, "union": ours, "digests": digests}, options.rounds
-        )
+        seconds = alternate({"read and write": read_and_write, "union": ours, "digests": digests}, options.rounds)
         if not np.array_equal(np.load(f"{name}/made.npy"), result):
             raise SystemExit("the union differs from what the files were drawn from")
         for figure, times in seconds.items():

@@ -115,13 +115,9 @@ def _run(arguments: list[str]) -> int:
         options = _with_share(name, _parse(name, rest))
         if options is not None:
             with console.all_printable():
-                importlib.import_module(f"clipdata_jax.commands.{name.replace('-', '_')}").run(
-                    options, *given
-                )
+                importlib.import_module(f"clipdata_jax.commands.{name.replace('-', '_')}").run(options, *given)
     except (InputError, StorageError) as error:
-        with_config = not str(error).startswith("--config") and any(
-            word.startswith("--config") for word in rest
-        )
+        with_config = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         source = " (options not given as flags come from the --config file)" if with_config else ""
         return _failed(f"clipdata {name}", f"{error}{source}")
     except StoppedEarly as stopped:
@@ -168,9 +164,7 @@ def _with_share(name: str, options: Any) -> Any | None:
         return dataclasses.replace(options, workers=workers)
     share = launch.share_of()
     if share.index:
-        print(
-            f"clipdata {name}: process {share.index + 1} of {share.count} has nothing to do; process 1 does it all"
-        )
+        print(f"clipdata {name}: process {share.index + 1} of {share.count} has nothing to do; process 1 does it all")
         return None
     return options
 
@@ -186,9 +180,7 @@ def _overview() -> str:
     ]
     for name, command in COMMANDS.items():
         summary = _paragraphs(command.options_class)[0]
-        lines += textwrap.wrap(
-            summary, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent
-        )
+        lines += textwrap.wrap(summary, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent)
     end = (
         "The usual order: embed -> score -> select -> reshard -> train; report shows what was kept.",
         "Ctrl-C or SIGTERM stops a command with exit status 75; run it again to continue.",
@@ -230,9 +222,7 @@ def _check_repeats(options: type, arguments: list[str]) -> None:
     for name in _lists(options):
         flag = f"--{name.replace('_', '-')}"
         if given.count(flag) > 1:
-            raise InputError(
-                f"{flag} is given {given.count(flag)} times; give all its values after one {flag}"
-            )
+            raise InputError(f"{flag} is given {given.count(flag)} times; give all its values after one {flag}")
 
 
 def _lists(options: type) -> Iterator[str]:

@@ -58,7 +58,5 @@ def of_the_disk(error: OSError) -> str:
         return ""
     import tempfile
 
-    where = (
-        error.filename or f"a file, perhaps a temporary one in {tempfile.gettempdir()} (TMPDIR sets where)"
-    )
+    where = error.filename or f"a file, perhaps a temporary one in {tempfile.gettempdir()} (TMPDIR sets where)"
     return f"{where}: {(error.strerror or str(error)).lower()}; what was finished is kept: give the same command again"

@@ -17,9 +17,7 @@ def get_config() -> Run:
             scores=("neg_clip_loss",),
             neg_clip_loss=NegClipLoss(temperature=0.01),
         ),
-        select=Select(
-            scores=(f"{work}/scores",), rule="top(neg_clip_loss, 0.3)", out=f"{work}/survivors.npy"
-        ),
+        select=Select(scores=(f"{work}/scores",), rule="top(neg_clip_loss, 0.3)", out=f"{work}/survivors.npy"),
         norm_sim_d=NormSimD(
             pool=pool,
             survivors=f"{work}/survivors.npy",

@@ -71,9 +71,7 @@ def help_text(name: str) -> str:
     """What `clipdata NAME --help` prints in a wide terminal."""
     command = [sys.executable, "-m", "clipdata_jax", name, "--help"]
     environment = {**os.environ, "COLUMNS": "120", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, encoding="utf-8", timeout=60, check=True
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=60, check=True)
     return done.stdout
 
 

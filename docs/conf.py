@@ -93,9 +93,7 @@ def _skip_field(app: object, what: str, name: str, of: object, skip: bool, optio
     return True if made else None
 
 
-def _as_restructured_text(
-    app: object, what: str, name: str, of: object, options: object, lines: list[str]
-) -> None:
+def _as_restructured_text(app: object, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
     """Makes literal blocks of indented equations and escapes what reStructuredText would read as markup."""
     made: list[str] = []
     in_section = in_block = False

@@ -58,18 +58,14 @@ def golden() -> Path:
 
 
 @pytest.fixture
-def clipdata(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., subprocess.CompletedProcess[str]]:
+def clipdata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the real command in tmp_path: as a process of its own where `devices` (or the environment) is given.
 
     Otherwise `main` runs in this process, on the tests' eight devices, which saves starting Python and jax.
     """
     monkeypatch.chdir(tmp_path)
 
-    def run(
-        *arguments: object, devices: int | None = None, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, devices: int | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         command = list(map(str, arguments))
         if devices is None and not environment:
             return _run_here(command)

@@ -83,9 +83,7 @@ def test_no_process_that_a_test_starts_can_make_it_wait_for_ever(path):
     for call in ast.walk(ast.parse(path.read_text())):
         words = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
         if words in ("subprocess.run", "subprocess.check_call", "subprocess.check_output"):
-            assert "timeout" in [option.arg for option in call.keywords], (
-                f"line {call.lineno}: give a timeout"
-            )
+            assert "timeout" in [option.arg for option in call.keywords], f"line {call.lineno}: give a timeout"
         if words == "subprocess.Popen":
             assert path.name == "processes.py", f"line {call.lineno}: use support.processes.started"
 
@@ -106,8 +104,7 @@ def run_python(code: str) -> str:
 
 def test_importing_the_package_loads_neither_jax_nor_numpy():
     assert (
-        run_python("import sys, clipdata_jax; print('jax' in sys.modules, 'numpy' in sys.modules)")
-        == "False False\n"
+        run_python("import sys, clipdata_jax; print('jax' in sys.modules, 'numpy' in sys.modules)") == "False False\n"
     )
 
 
@@ -202,9 +199,7 @@ def test_a_reader_that_is_gone_is_no_failure(arguments):
     os.close(read)
     command = [sys.executable, "-W", "error", "-m", "clipdata_jax", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
-    )
+    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -28,9 +28,7 @@ def examples(name: str) -> list[doctest.DocTest]:
         text = ast.get_docstring(node, clean=False) if isinstance(node, DOCUMENTED) else None
         if text and ">>>" in text:
             line = node.body[0].lineno - 1
-            found.append(
-                parser.get_doctest(text, dict(known), getattr(node, "name", path.stem), str(path), line)
-            )
+            found.append(parser.get_doctest(text, dict(known), getattr(node, "name", path.stem), str(path), line))
     return found
 
 

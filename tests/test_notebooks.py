@@ -32,7 +32,5 @@ def test_the_notebook_runs(tmp_path, monkeypatch, path):
     assert "%pip install" in notebook.cells[0].source
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert not [
-        output.text for output in outputs if output.get("name") == "stderr" and "Warning" in output.text
-    ]
+    assert not [output.text for output in outputs if output.get("name") == "stderr" and "Warning" in output.text]
     assert all(words in str(outputs) for words in SHOWN.get(path.stem, []))

@@ -35,12 +35,8 @@ def main(config_file: str) -> None:
     (folder,) = options.tars
     if not Path(folder).exists():
         make_clean_tars(folder, pairs=PAIRS, seed=SEED, shards=8, web_share=WEB_SHARE)
-    captions = (
-        sample.members["txt"].decode() for path in tars.find_tars([folder]) for sample in tars.read_tar(path)
-    )
-    models.train_tokenizer(
-        captions, options.tokenizer, vocab_size=VOCABULARY, context_length=options.context_length
-    )
+    captions = (sample.members["txt"].decode() for path in tars.find_tars([folder]) for sample in tars.read_tar(path))
+    models.train_tokenizer(captions, options.tokenizer, vocab_size=VOCABULARY, context_length=options.context_length)
     train.run(options)
     trained = Path(options.out) / "model"
     SHIPPED.mkdir(exist_ok=True)

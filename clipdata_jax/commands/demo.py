@@ -35,9 +35,7 @@ def run(options: config.Demo) -> dict[str, Any]:
     """
     start = time.monotonic()
     place = {name: storage.join(options.out, name) for name in _PLACES}
-    print(
-        f"Drawing {options.pairs:,} image-text pairs, about half of them bad, and 300 target images: {options.out}"
-    )
+    print(f"Drawing {options.pairs:,} image-text pairs, about half of them bad, and 300 target images: {options.out}")
     _draw(options, place)
     _score(options, place)
     subsets = _select(options, place)

@@ -36,11 +36,7 @@ def run(options: Embed) -> Manifest | None:
     )
     if result is None:
         return None
-    print(
-        f"Already complete: {options.out}"
-        if result.was_complete
-        else _summary(result.manifest.facts, options)
-    )
+    print(f"Already complete: {options.out}" if result.was_complete else _summary(result.manifest.facts, options))
     return result.manifest
 
 

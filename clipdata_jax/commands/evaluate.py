@@ -91,9 +91,7 @@ class _Reader:
         self._transform = models.load_image_transform(options.model)
         self._encoder: Encoder = Encoder(model, options.batch_size, parallel.local_mesh())
 
-    def classify(
-        self, paths: Sequence[str], names: Sequence[str], templates: Sequence[str]
-    ) -> dict[str, Any]:
+    def classify(self, paths: Sequence[str], names: Sequence[str], templates: Sequence[str]) -> dict[str, Any]:
         """The figures of zero-shot classification."""
         from clipdata_jax import evaluation
 
@@ -114,9 +112,7 @@ class _Reader:
         """The figures of retrieval, both ways."""
         from clipdata_jax import evaluation
 
-        image_emb, captions = self._embed(
-            paths, "retrieve", lambda sample: sample.captions, need_caption=True
-        )
+        image_emb, captions = self._embed(paths, "retrieve", lambda sample: sample.captions, need_caption=True)
         texts = [caption for several in captions for caption in several]
         image_of = np.repeat(np.arange(len(captions), dtype=np.int32), [len(several) for several in captions])
         ranks = evaluation.retrieval_ranks(image_emb, self._encoder.texts(self._tokenizer(texts)), image_of)
@@ -195,9 +191,7 @@ def labeller(names: Sequence[str]) -> Callable[[Decoded], int]:
     def label_of(sample: Decoded) -> int:
         if sample.label is not None:
             if not (sample.label.isdecimal() and int(sample.label) < len(names)):
-                raise InputError(
-                    f"its .cls is {sample.label!r:.40}, expected a number from 0 to {len(names) - 1}"
-                )
+                raise InputError(f"its .cls is {sample.label!r:.40}, expected a number from 0 to {len(names) - 1}")
             return int(sample.label)
         folder = sample.key.rpartition("/")[0].rpartition("/")[2]
         if not folder:

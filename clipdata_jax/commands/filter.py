@@ -58,9 +58,7 @@ def run(options: Filter) -> FilterSummary:
     )
     output.is_done(options.out, plan, same=("command", *(f"options.{name}" for name in plan.options)))
     if not pairs:
-        raise InputError(
-            f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
-        )
+        raise InputError(f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from")
     preset = _open_preset(options, parts, skipped)
     with storage.scratch("clipdata-filter-") as scratch:
         sorter = UidSorter(lambda: scratch)
@@ -84,9 +82,7 @@ def run(options: Filter) -> FilterSummary:
     return summary
 
 
-def _open_preset(
-    options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped
-) -> presets.Preset:
+def _open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metadata.Skipped) -> presets.Preset:
     """Checks the columns, loads the models and finds the score that a fraction means."""
     name = options.preset
     texts, numbers = presets.needed_columns(name, options.arch)
@@ -179,9 +175,7 @@ def _table(summary: FilterSummary) -> str:
     return "\n".join(lines)
 
 
-def _text(
-    summary: FilterSummary, pairs: int, notes: Sequence[str], skipped: metadata.Skipped, out: str
-) -> str:
+def _text(summary: FilterSummary, pairs: int, notes: Sequence[str], skipped: metadata.Skipped, out: str) -> str:
     share = console.percent(summary.kept / pairs)
     lines = [f"kept {summary.kept:,} of {pairs:,} pairs ({share}): {out}", _table(summary)]
     lines += [f"note: {note}" for note in notes]

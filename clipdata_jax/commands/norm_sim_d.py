@@ -63,9 +63,7 @@ def run(options: NormSimD) -> Manifest | None:
         if not share.index:
             made = _write(options.out, plan, facts, rows, state)
     if share.index or made is None:
-        print(
-            f"{options.out}: process {share.index + 1} of {share.count} is done; process 1 writes the subset"
-        )
+        print(f"{options.out}: process {share.index + 1} of {share.count} is done; process 1 writes the subset")
         return None
     _remove(f"{options.out}.{_WORK}")
     print(_text(made.facts, options))
@@ -76,9 +74,7 @@ def _check_out(out: str) -> None:
     if not out.endswith(".npy"):
         raise InputError(f"--out is {out!r}, expected a file name that ends in .npy")
     if not storage.Folder(out).is_local:
-        raise InputError(
-            f"--out is {out!r}, expected a local path: the embeddings are mapped from a file beside it"
-        )
+        raise InputError(f"--out is {out!r}, expected a local path: the embeddings are mapped from a file beside it")
 
 
 def _read_survivors(path: str) -> np.ndarray:
@@ -122,9 +118,7 @@ def _wait(share: parallel.Share) -> None:
         multihost_utils.sync_global_devices("the rows are read")
 
 
-def _read_rows(
-    output: Output, pool: EmbeddingPool, tag: str, options: NormSimD, survivors: np.ndarray | None
-) -> None:
+def _read_rows(output: Output, pool: EmbeddingPool, tag: str, options: NormSimD, survivors: np.ndarray | None) -> None:
     """Reads the rows into the working folder, unless that is done."""
     if output.receipt(UNIT) is not None:
         return
@@ -152,9 +146,7 @@ def _facts(output: Output) -> Facts:
     """The facts about the rows for the manifest."""
     receipt = output.receipt(UNIT)
     if receipt is None:
-        raise InputError(
-            f"{output.folder}: the pool's files change while they are read; run the command again"
-        )
+        raise InputError(f"{output.folder}: the pool's files change while they are read; run the command again")
     return {**receipt.facts, "pool_files": [entry.without_fingerprint() for entry in receipt.inputs]}
 
 
@@ -181,9 +173,7 @@ def check_steps(options: NormSimD, rows: int, keep: int) -> int:
     return -(-(rows - keep) // options.steps)
 
 
-def _select(
-    output: Output, rows: Rows, keep: int, drop: int, options: NormSimD, share: parallel.Share
-) -> State:
+def _select(output: Output, rows: Rows, keep: int, drop: int, options: NormSimD, share: parallel.Share) -> State:
     """Takes the remaining steps; the first process writes state and trace after each."""
     path = output.path(_STATE)
     state = State.from_bytes(storage.read_bytes(path)) if storage.exists(path) else State.start(rows)
@@ -199,9 +189,7 @@ def _select(
             bar.set_postfix_str(f"step {state.step + 1} of {last}", refresh=False)
             profiler.step()
             seconds, scored = telemetry.Seconds(), state.trace[-1]["rows"]
-            state = take_step(
-                rows, state, keep=keep, drop=drop, share=share, scored=bar.update, seconds=seconds
-            )
+            state = take_step(rows, state, keep=keep, drop=drop, share=share, scored=bar.update, seconds=seconds)
             if not share.index:
                 with seconds.on("write"):
                     storage.write_bytes(path, state.to_bytes())
@@ -250,11 +238,7 @@ def _text(content: Facts, options: NormSimD) -> str:
         f"the second moment's leading direction holds {first:.1%} of it at the start, {last:.1%} at the end;"
         f" every step: {options.out}.{storage.TRACE}",
     ]
-    masked = [
-        f"{content['masked'][reason]:,} {reason}"
-        for reason in BAD_REASONS.values()
-        if content["masked"][reason]
-    ]
+    masked = [f"{content['masked'][reason]:,} {reason}" for reason in BAD_REASONS.values() if content["masked"][reason]]
     if masked:
         listed = ", ".join(masked)
         lines.append(f"left out, bad image embeddings: {listed}; listed in {options.out}.{manifest.NAME}")

@@ -109,8 +109,7 @@ def _text(name: str, found: Estimate, processes: int, memory: int, free: int | N
         "work": found.work,
         "read": f"{size_text(found.read)}{each}",
         "memory": f"{size_text(found.memory)} a process, of {size_text(memory)}",
-        "write": f"{size_text(found.written)} to {found.out}"
-        + ("" if free is None else f" ({size_text(free)} free)"),
+        "write": f"{size_text(found.written)} to {found.out}" + ("" if free is None else f" ({size_text(free)} free)"),
         "time": _time(name, found, dealt),
     }
     notes = list(found.notes)

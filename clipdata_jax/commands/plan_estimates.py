@@ -98,9 +98,7 @@ def size_text(size: float) -> str:
 
 def _check_memory(command: str, what: str, needed: float, there: int, advice: str) -> None:
     if needed > there:
-        raise InputError(
-            f"{command}: {what} takes {size_text(needed)}, and there are {size_text(there)}; {advice}"
-        )
+        raise InputError(f"{command}: {what} takes {size_text(needed)}, and there are {size_text(there)}; {advice}")
 
 
 def _bytes(paths: Iterable[str]) -> int:
@@ -134,8 +132,7 @@ def _rows(found: Sequence[sources.Source]) -> tuple[list[int], float]:
     """About how many samples each source holds, and the bytes of one."""
     each, stored = _look(found)
     return [
-        round(each * _weight(unit)) if isinstance(unit, sources.TarSource) else round(_weight(unit))
-        for unit in found
+        round(each * _weight(unit)) if isinstance(unit, sources.TarSource) else round(_weight(unit)) for unit in found
     ], stored
 
 
@@ -157,9 +154,7 @@ def _model(folder: str) -> tuple[int, int, int]:
             dim = int(whole.get("embed_dim", whole.get("projection_dim", vision.get("hidden_size", dim))))
             image = int(vision.get("image_size", image))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path / name}: not the config of a CLIP ({error}); check the checkpoint"
-            ) from error
+            raise InputError(f"{path / name}: not the config of a CLIP ({error}); check the checkpoint") from error
     return dim, image, sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
@@ -211,9 +206,7 @@ def _score(options: config.Score, memory: int) -> Estimate:
     pool, dim, itemsize = _pool(options.pool, options, texts=True)
     settings, chosen, named = options.neg_clip_loss, options.chosen(), options.norm_sim.targets()
     tag = pool.tag(options.tag)
-    temperatures, _ = units.choose_temperatures(
-        settings.temperatures(), target_sets.made_by_model(options.pool, tag)
-    )
+    temperatures, _ = units.choose_temperatures(settings.temperatures(), target_sets.made_by_model(options.pool, tag))
     planned = score.plan_units(pool, settings)
     rows = [sum(shard.rows for shard in unit) for unit in planned]
     columns = int("clip_score" in chosen)
@@ -267,9 +260,7 @@ def _select(options: config.Select, memory: int) -> Estimate:
     kept = round(min(options.memory_gb * 2**30, rows * _SCORE * columns))
     part = max(table.rows) * (2 * _UID + 3 * _SCORE * max(1, columns))
     needed = _BASE + kept + 2 * beside + part
-    _check_memory(
-        "select", "what is held at a time", needed, memory, "use a smaller --memory-gb or fewer --columns"
-    )
+    _check_memory("select", "what is held at a time", needed, memory, "use a smaller --memory-gb or fewer --columns")
     return Estimate(
         work=f"{counted(rows, 'pair')}, {counted(len(table.parts), 'part')}, {counted(columns, 'column')}",
         read=rows * (_UID + _SCORE * columns) + beside,
@@ -284,9 +275,7 @@ def _filter(options: config.Filter, memory: int) -> Estimate:
     parts = metadata.list_parts(options.metadata, metadata.Skipped(options.on_bad))
     rows = sum(part.rows for part in parts)
     if not rows:
-        raise InputError(
-            f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from"
-        )
+        raise InputError(f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from")
     read, needed = sum(part.bytes for part in parts), _BASE + (64 << 20)
     needed += 2 * 3 * max(part.bytes for part in parts)  # one is filtered, one is read, decoded
     advice = "use smaller files of metadata"
@@ -318,9 +307,7 @@ def _norm_sim_d(options: config.NormSimD, memory: int) -> Estimate:
     largest = max(shard.rows for shard in pool.shards)
     # Embeddings are mapped from their file, which the system keeps in memory if it can.
     needed = _BASE + 2 * largest * dim * itemsize + 60 * rows + (0 if survivors is None else survivors.nbytes)
-    _check_memory(
-        "norm-sim-d", "what is held at a time", needed, memory, "use smaller shards, or fewer --survivors"
-    )
+    _check_memory("norm-sim-d", "what is held at a time", needed, memory, "use smaller shards, or fewer --survivors")
     return Estimate(
         work=f"{counted(rows, 'pair')} to {keep:,}, in {counted(len(scored), 'step')} of {drop:,}",
         rows_timed=sum(scored),
@@ -329,9 +316,7 @@ def _norm_sim_d(options: config.NormSimD, memory: int) -> Estimate:
         out=options.out,
         memory=needed,
         steps=True,
-        notes=(
-            f"every step reads {size_text(2 * dim * rows)} or less again, from memory if that has room for it",
-        ),
+        notes=(f"every step reads {size_text(2 * dim * rows)} or less again, from memory if that has room for it",),
     )
 
 
@@ -344,11 +329,7 @@ def _reshard(options: config.Reshard, memory: int) -> Estimate:
     share = min(1.0, selected / max(total, 1))
     needed = _BASE + 3 * _UID * selected + round(8 * stored) * threads.cores()
     _check_memory("reshard", "the subset", needed, memory, "use a smaller --subset")
-    to_write = (
-        f"about {round(total * share):,} to write"
-        if there
-        else "all to write, for the subset isn't there yet"
-    )
+    to_write = f"about {round(total * share):,} to write" if there else "all to write, for the subset isn't there yet"
     in_unit = options.tars_per_unit if options.samples_per_tar else 1
     return Estimate(
         work=f"about {counted(total, 'sample')}, {counted(len(found), 'tar')}; {to_write}",
@@ -378,18 +359,10 @@ def _train(options: config.Train, memory: int) -> Estimate:
     fixed = _BASE + 3 * _STATES * state + 3 * options.batch_size * 4 * image
     shorter = "use a --subset of at most {:,} pairs, or a smaller --image-size"
     bound = train.MEMORY_BOUND
-    _check_memory(
-        "train", f"{pairs:,} images, all in memory,", pairs * image, bound, shorter.format(bound // image)
-    )
+    _check_memory("train", f"{pairs:,} images, all in memory,", pairs * image, bound, shorter.format(bound // image))
     fits = (memory - fixed) // of_pair
-    advice = (
-        shorter.format(fits)
-        if fits > 0
-        else "use a smaller --width, fewer --layers or a smaller --batch-size"
-    )
-    _check_memory(
-        "train", f"training with {pairs:,} pairs in memory", fixed + pairs * of_pair, memory, advice
-    )
+    advice = shorter.format(fits) if fits > 0 else "use a smaller --width, fewer --layers or a smaller --batch-size"
+    _check_memory("train", f"training with {pairs:,} pairs in memory", fixed + pairs * of_pair, memory, advice)
     checkpoints = -(-options.steps // options.checkpoint_every)
     return Estimate(
         work=f"about {counted(pairs, 'pair')}, {counted(options.steps, 'step')} of {options.batch_size:,} pairs",

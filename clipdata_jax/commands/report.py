@@ -97,12 +97,8 @@ def run(options: config.Report) -> None:
     storage.write_bytes(options.out, html)
     counted_pairs = {"absent": own.absent, "found": len(pairs or ())}
     _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
-    found_text = (
-        "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
-    )
-    print(
-        f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{found_text}, {text.file_size(len(html))}"
-    )
+    found_text = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
+    print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{found_text}, {text.file_size(len(html))}")
     if line := console.skipped(f"{options.out}.{manifest.NAME}", tar=skipped):
         print(line)
 
@@ -148,9 +144,7 @@ def _trace(subset: str) -> list[TraceStep]:
             for step in found
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path}: not a trace of norm-sim-d ({error}); remove it, or run norm-sim-d again"
-        ) from error
+        raise InputError(f"{path}: not a trace of norm-sim-d ({error}); remove it, or run norm-sim-d again") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,9 +236,7 @@ def _absent(plan: contents.Contents, pairs: Mapping[int, page.Pair] | None) -> l
     return ["Most of the pairs shown are not in the given tars: pass all tars of the pool."]
 
 
-def _provenance(
-    options: config.Report, made_by: Mapping[str, Any]
-) -> list[tuple[str, list[tuple[str, str]]]]:
+def _provenance(options: config.Report, made_by: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The facts of each input's manifest, flattened and cut: manifests are untrusted."""
     asked = manifest.describe("report", options)
     told = [("This page", {**asked.options, **asked.facts["versions"]})]

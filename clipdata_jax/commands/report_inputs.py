@@ -147,9 +147,7 @@ def union_columns(table: score_tables.ScoreTable) -> set[str]:
     for folder in table.folders:
         match manifest.read_facts(folder):
             case {"options": {"norm_sim": {"union": str(name)}}}:
-                found |= (
-                    {f"norm_sim_inf_{name}"} if table.columns.get(f"norm_sim_inf_{name}") == folder else set()
-                )
+                found |= {f"norm_sim_inf_{name}"} if table.columns.get(f"norm_sim_inf_{name}") == folder else set()
     return found
 
 

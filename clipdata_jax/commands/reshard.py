@@ -95,9 +95,7 @@ def run(options: config.Reshard) -> ReshardSummary | None:
     content = output.finish(functools.partial(_facts, output, subset), share)
     if content is None:
         return None
-    summary = ReshardSummary(
-        **{field.name: content.facts[field.name] for field in dataclasses.fields(ReshardSummary)}
-    )
+    summary = ReshardSummary(**{field.name: content.facts[field.name] for field in dataclasses.fields(ReshardSummary)})
     if output.was_finished and not remaining:
         print(f"Already complete: {options.out}")
     else:
@@ -225,9 +223,7 @@ def process_count(units: Sequence[ReshardUnit], options: config.Reshard) -> int:
     return max(1, min(asked, len(units)))
 
 
-def _write_all(
-    resharder: Resharder, units: Sequence[ReshardUnit], output: Output, count: int
-) -> Iterator[int]:
+def _write_all(resharder: Resharder, units: Sequence[ReshardUnit], output: Output, count: int) -> Iterator[int]:
     """Writes units in this process and `count - 1` others; yields how many more are done.
 
     Raises:
@@ -299,9 +295,7 @@ def _count(units: Sequence[ReshardUnit], resharder: Resharder) -> ReshardSummary
     subset = resharder.subset
     times, facts, written = np.zeros(len(subset.uids), np.int64), [], 0
     with console.bar(total=len(units), unit="tar", name="reshard --dry-run") as bar:
-        for unit, chosen in zip(
-            units, threads.prefetch(resharder.choose, units, ahead=threads.cores()), strict=True
-        ):
+        for unit, chosen in zip(units, threads.prefetch(resharder.choose, units, ahead=threads.cores()), strict=True):
             np.add.at(times, chosen.at, 1)
             facts += chosen.facts
             written += len(resharder.tars_of(unit, len(chosen.samples)))

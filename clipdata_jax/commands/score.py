@@ -192,9 +192,7 @@ def _parts(unit: ScoreUnit, columns: dict[str, np.ndarray]) -> dict[str, Callabl
         rows = slice(start, start + shard.rows)
         start += shard.rows
         part = {name: values[rows] for name, values in columns.items()}
-        parts[f"{shard.name}.parquet"] = functools.partial(
-            _write_part, uid=uid[rows], columns=part, null=missing[rows]
-        )
+        parts[f"{shard.name}.parquet"] = functools.partial(_write_part, uid=uid[rows], columns=part, null=missing[rows])
     return parts
 
 
@@ -266,9 +264,7 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
     if options.where is not None:
         lines.append(f"--where left {result['scored']:,} pairs to score; the others are null")
     if not result["has_uids"]:
-        lines.append(
-            "The metadata has no 'uid' column: uids are derived from file name and row and match no tar"
-        )
+        lines.append("The metadata has no 'uid' column: uids are derived from file name and row and match no tar")
     if masked:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in masked.items())
         lines.append(f"Masked rows (null scores): {listed}; listed in {manifest.NAME}")

@@ -99,9 +99,7 @@ def _open(options: config.Select) -> _Inputs:
         if not storage.exists(path):
             raise InputError(f"{path}: no such file, but the rule takes uids from it; check the path")
     if not len(table):
-        raise InputError(
-            f"{options.scores[0]}: the score table holds no pairs, so there is nothing to select from"
-        )
+        raise InputError(f"{options.scores[0]}: the score table holds no pairs, so there is nothing to select from")
     return _Inputs(table, sources, rule)
 
 
@@ -125,9 +123,7 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectS
             pairs=len(inputs.table),
             kept=kept,
             uids=kept,
-            replaced_share=None
-            if error is None
-            else stability.replaced_share(rule, application, pool, error),
+            replaced_share=None if error is None else stability.replaced_share(rule, application, pool, error),
             steps=tuple(application.steps),
             without_score=application.without_score,
             joined={path: one.facts() for path, one in from_files.items()},
@@ -150,9 +146,7 @@ def _text(summary: SelectSummary, out: str | None) -> str:
             )
     if summary.kept > summary.uids:
         repeats = summary.kept - summary.uids
-        lines.append(
-            f"{repeats:,} of them repeat the uid of another; the subset holds each uid once: {summary.uids:,}"
-        )
+        lines.append(f"{repeats:,} of them repeat the uid of another; the subset holds each uid once: {summary.uids:,}")
     if summary.replaced_share is not None:
         lines.append(
             f"another draw of the batches would replace about {100 * summary.replaced_share:.2g} % of the kept pairs"

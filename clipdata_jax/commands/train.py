@@ -51,9 +51,7 @@ def run(options: Train) -> Manifest | None:
         if output.receipt(_UNIT) is None:
             _train(options, _Pool(options, paths, tokenizer, subset), tokenizer, Path(folder), output)
     if share.index:
-        print(
-            f"{options.out}: process {share.index + 1} of {share.count} is done; the first writes and tells"
-        )
+        print(f"{options.out}: process {share.index + 1} of {share.count} is done; the first writes and tells")
         return None
     result = output.finish(lambda receipts: receipts[0].facts)
     if result is not None:
@@ -175,9 +173,7 @@ def model_config(options: Train, tokenizer: Tokenizer) -> Any:
 class _Pool:
     """Reads the pairs of the tars into memory, and records what was skipped."""
 
-    def __init__(
-        self, options: Train, paths: Sequence[str], tokenizer: Tokenizer, subset: np.ndarray | None
-    ) -> None:
+    def __init__(self, options: Train, paths: Sequence[str], tokenizer: Tokenizer, subset: np.ndarray | None) -> None:
         from clipdata_jax.models import ImageTransform
 
         self._options, self._paths, self._tokenizer, self._subset = options, paths, tokenizer, subset

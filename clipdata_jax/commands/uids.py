@@ -130,9 +130,7 @@ def _verify(options: config.Uids, scratch: str) -> UidsSummary:
             member = "" if pool is None else f", all in {options.pool}"
             print(f"{path}: good: {counted(len(source.rows), 'uid')}, sorted{unique}{member}")
     if found:
-        raise InputError(
-            ". ".join(found) + ". `clipdata uids convert` writes a sorted and unique copy of a file"
-        )
+        raise InputError(". ".join(found) + ". `clipdata uids convert` writes a sorted and unique copy of a file")
     return UidsSummary(tuple(holds))
 
 

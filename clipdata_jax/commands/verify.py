@@ -53,16 +53,12 @@ def _open(path: str, options: config.Verify) -> CheckedRun:
     at = storage.Folder(folder)
     if at.is_folder():
         if not at.exists(storage.PLAN):
-            raise InputError(
-                f"{folder}: holds no {storage.PLAN}; expected a folder that a command of ours filled"
-            )
+            raise InputError(f"{folder}: holds no {storage.PLAN}; expected a folder that a command of ours filled")
         return open_folder(folder, pool=options.pool, stores=options.stores)
     if storage.exists(f"{path}.{manifest.NAME}"):
         return open_file(path, pool=options.pool, stores=options.stores)
     if storage.exists(path):
-        raise InputError(
-            f"{path}: no {path}.{manifest.NAME} beside it, so there is nothing to compare it with"
-        )
+        raise InputError(f"{path}: no {path}.{manifest.NAME} beside it, so there is nothing to compare it with")
     raise InputError(f"{path}: no such file or folder; check the path")
 
 
@@ -71,9 +67,7 @@ def _check_all(checks: Sequence[Check], how_many: int) -> list[Problem]:
     found: list[Problem] = []
     with console.bar(total=sum(map(Check.bytes_to_read, checks)), unit="B", name="verify") as bar:
         several = how_many or 2 * threads.cores()
-        for check, problem in zip(
-            checks, threads.prefetch(Check.problem, checks, threads=several), strict=True
-        ):
+        for check, problem in zip(checks, threads.prefetch(Check.problem, checks, threads=several), strict=True):
             found += [] if problem is None else [problem]
             bar.update(check.bytes_to_read())
     return found

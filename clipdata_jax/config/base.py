@@ -17,17 +17,13 @@ File = Annotated[str, tyro.conf.arg(metavar="FILE")]
 
 def unset(meaning: str) -> object:
     """Makes the help describe the default of an unset option; values set by a --config file are shown as they are."""
-    return tyro.conf.arg(
-        help_behavior_hint=lambda shown: f"(default: {meaning if shown in ('', 'None') else shown})"
-    )
+    return tyro.conf.arg(help_behavior_hint=lambda shown: f"(default: {meaning if shown in ('', 'None') else shown})")
 
 
 NONE = unset("none")
 Tars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...", help_behavior_hint="(default: none)")]
 SomeTars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...", help_behavior_hint="(at least one)")]
-SomeTables = Annotated[
-    tuple[str, ...], tyro.conf.arg(metavar="TABLES...", help_behavior_hint="(at least one)")
-]
+SomeTables = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TABLES...", help_behavior_hint="(at least one)")]
 Profile = Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE]
 StopAfter = Annotated[int | None, tyro.conf.arg(metavar="N"), NONE]
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -108,9 +104,7 @@ class Workers:
             return
         together = [value is None for value in (self.coordinator, self.num_processes, self.process_id)]
         if any(together) and not all(together):
-            raise InputError(
-                "--coordinator, --num-processes and --process-id belong together: give all three or none"
-            )
+            raise InputError("--coordinator, --num-processes and --process-id belong together: give all three or none")
 
     def share(self) -> tuple[int, int] | None:
         """(index, count) of `--worker i/n`, or None."""

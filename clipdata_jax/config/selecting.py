@@ -26,15 +26,9 @@ from clipdata_jax.config.base import (
 from clipdata_jax.errors import InputError, OnBad
 
 Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES..."), NONE]
-Compared = Annotated[
-    tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE...", help_behavior_hint="(default: none)")
-]
-Targets = Annotated[
-    tuple[str, ...], tyro.conf.arg(metavar="NAME=PATH...", help_behavior_hint="(default: none)")
-]
-MaybeFile = Annotated[
-    str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(needed without --explain)")
-]
+Compared = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE...", help_behavior_hint="(default: none)")]
+Targets = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=PATH...", help_behavior_hint="(default: none)")]
+MaybeFile = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(needed without --explain)")]
 UidsOperation = Literal["union", "intersect", "minus", "stats", "convert", "verify"]
 _SUFFIXES = (".npy", ".txt", ".parquet")
 _UidFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="(at least one)")]
@@ -97,15 +91,11 @@ class Uids:
     def __post_init__(self) -> None:
         require_some(self, "files", "file of uids")
         if self.operation in ("stats", "verify"):
-            require(
-                self.out is None, "out", self.out, f"no value with {self.operation}, which writes no file"
-            )
+            require(self.out is None, "out", self.out, f"no value with {self.operation}, which writes no file")
         elif self.out is None:
             raise InputError(f"{self.operation} writes a file; name it with --out")
         elif not self.out.endswith(_SUFFIXES):
-            raise InputError(
-                f"--out is {self.out!r}, expected a file name that ends in {', '.join(_SUFFIXES)}"
-            )
+            raise InputError(f"--out is {self.out!r}, expected a file name that ends in {', '.join(_SUFFIXES)}")
         if self.operation == "convert" and len(self.files) > 1:
             raise InputError(f"convert takes one file, found {len(self.files)}; use union to combine several")
         if self.operation in ("intersect", "minus") and len(self.files) < 2:
@@ -130,9 +120,7 @@ class Reshard:
     """The .npy file of selected uids, as `select` or DataComp writes it."""
     out: Folder
     """Output folder of the tars."""
-    samples_per_tar: Annotated[
-        int | None, tyro.conf.arg(metavar="INT"), unset("one tar for each input tar")
-    ] = None
+    samples_per_tar: Annotated[int | None, tyro.conf.arg(metavar="INT"), unset("one tar for each input tar")] = None
     """Repack into tars of this many samples each. Uids derived from tar name and key are recorded in uids/."""
     tars_per_unit: int = 32
     """With --samples-per-tar: the number of input tars repacked as one unit; its last tar may be shorter."""
@@ -196,9 +184,7 @@ class Report:
         names = [name for name, _ in self.compared()]
         for name in names:
             if names.count(name) > 1:
-                raise InputError(
-                    f"--compare: two subset files are named {name!r}; rename one, e.g. other_{name}=FILE"
-                )
+                raise InputError(f"--compare: two subset files are named {name!r}; rename one, e.g. other_{name}=FILE")
 
     def targets(self) -> dict[str, str]:
         """Name -> path of a target's images."""

@@ -81,9 +81,7 @@ class Train:
             self, "steps", "batch_size", "image_size", "patch_size", "width", "layers", "heads", "embed_dim",
             "checkpoint_every",
         )  # fmt: skip
-        require(
-            self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "a divisor of --image-size"
-        )
+        require(self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "a divisor of --image-size")
         require(self.width % self.heads == 0, "heads", self.heads, "a divisor of --width")
         require(self.context_length >= 3, "context_length", self.context_length, "at least 3")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2: the loss contrasts pairs")
@@ -116,9 +114,7 @@ class Evaluate:
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")
         if not (self.retrieval or self.classification):
-            raise InputError(
-                "nothing to evaluate: give --retrieval TARS, or --classification TARS --classnames FILE"
-            )
+            raise InputError("nothing to evaluate: give --retrieval TARS, or --classification TARS --classnames FILE")
         if self.classification and not self.classnames:
             raise InputError("--classification needs --classnames FILE, a JSON list of class names")
 

@@ -121,9 +121,7 @@ def _city(c: _Canvas) -> None:
         c.box(x, top, x + width, c.horizon, vary((142, 148, 164), c.rng, 22))
         for row in np.arange(top + 0.04, c.horizon - 0.04, 0.08).tolist():
             for column in (0.25, 0.65):
-                c.box(
-                    x + column * width - 0.015, row, x + column * width + 0.015, row + 0.035, (226, 224, 190)
-                )
+                c.box(x + column * width - 0.015, row, x + column * width + 0.015, row + 0.035, (226, 224, 190))
         x += width
     c.box(0, c.horizon, 1, c.horizon + 0.04, (186, 186, 190))
     c.box(0, c.horizon + 0.04, 1, 1, (98, 100, 108))

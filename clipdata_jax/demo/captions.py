@@ -91,9 +91,7 @@ def _stand(kind: str, background: str) -> str:
 
 
 def _tags(facts: Facts, rng: np.random.Generator) -> str:
-    tags = [
-        word for t in facts.things for word in (words.NOUNS[t.kind][0][t.count > 1], _colour(t.colour, rng))
-    ]
+    tags = [word for t in facts.things for word in (words.NOUNS[t.kind][0][t.count > 1], _colour(t.colour, rng))]
     return ", ".join([*tags, pick(rng, words.SCENES[facts.background])])
 
 

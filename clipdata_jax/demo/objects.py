@@ -72,9 +72,7 @@ def _cat(pen: Pen) -> None:
     pen.ellipse((0.02, 0.3), 0.26, 0.36, pen.light, edged=False)
     for side in (-1, 1):
         pen.polygon([(side * 0.28, -0.16), (side * 0.3, -0.5), (side * 0.06, -0.34)], pen.main)
-        pen.polygon(
-            [(side * 0.23, -0.26), (side * 0.26, -0.42), (side * 0.13, -0.33)], (246, 170, 176), edged=False
-        )
+        pen.polygon([(side * 0.23, -0.26), (side * 0.26, -0.42), (side * 0.13, -0.33)], (246, 170, 176), edged=False)
     pen.ellipse((0, -0.15), 0.62, 0.48, pen.main)
     for side in (-1, 1):
         pen.ellipse((side * 0.14, -0.18), 0.13, 0.16, PAPER, edged=False)
@@ -135,9 +133,7 @@ def _kite(pen: Pen) -> None:
     pen.line([(0, -0.5), (0, 0.24)], pen.edge, 0.02)
     pen.line([(-0.32, -0.14), (0.32, -0.14)], pen.edge, 0.02)
     for x, y in ((0.08, 0.31), (0.01, 0.41)):
-        pen.polygon(
-            [(x - 0.08, y - 0.04), (x + 0.08, y + 0.04), (x + 0.08, y - 0.04), (x - 0.08, y + 0.04)], pen.main
-        )
+        pen.polygon([(x - 0.08, y - 0.04), (x + 0.08, y + 0.04), (x + 0.08, y - 0.04), (x - 0.08, y + 0.04)], pen.main)
 
 
 def _moon(pen: Pen) -> None:
@@ -162,9 +158,7 @@ def _pine(pen: Pen) -> None:
     pen.box(-0.07, 0.28, 0.07, 0.5, WOOD)
     for top, bottom, half in ((0.0, 0.34, 0.38), (-0.24, 0.1, 0.3), (-0.5, -0.14, 0.21)):
         pen.polygon([(0, top), (half, bottom), (-half, bottom)], pen.main)
-        pen.polygon(
-            [(0, top + 0.05), (half * 0.8, bottom - 0.02), (half * 0.2, bottom - 0.02)], pen.dark, edged=False
-        )
+        pen.polygon([(0, top + 0.05), (half * 0.8, bottom - 0.02), (half * 0.2, bottom - 0.02)], pen.dark, edged=False)
 
 
 def _robot(pen: Pen) -> None:

@@ -38,9 +38,7 @@ def mix(first: Rgb, second: Rgb, share: float) -> Rgb:
 
 def vary(colour: Rgb, rng: np.random.Generator, by: int = 12) -> Rgb:
     """The colour with every channel moved a little."""
-    red, green, blue = (
-        min(255, max(0, c + int(d))) for c, d in zip(colour, rng.integers(-by, by + 1, 3), strict=True)
-    )
+    red, green, blue = (min(255, max(0, c + int(d))) for c, d in zip(colour, rng.integers(-by, by + 1, 3), strict=True))
     return red, green, blue
 
 
@@ -92,9 +90,7 @@ class Pen:
         arc = [(centre[0] + math.cos(a) * width / 2, centre[1] + math.sin(a) * height / 2) for a in steps]
         self.polygon(arc, fill)
 
-    def box(
-        self, left: float, top: float, right: float, bottom: float, fill: Rgb, *, edged: bool = True
-    ) -> None:
+    def box(self, left: float, top: float, right: float, bottom: float, fill: Rgb, *, edged: bool = True) -> None:
         """A filled rectangle, outlined by default."""
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], fill, edged=edged)
 

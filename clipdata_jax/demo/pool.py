@@ -109,9 +109,7 @@ def make_target(folder: str, *, images: int = 300, seed: int = 0, size: int = 64
         raise ValueError(f"images is {images}, not at least 1")
     paths = [storage.join(folder, f"{index:06d}.jpg") for index in range(images)]
     for index, path in enumerate(paths):
-        scene = draw_scene(
-            rng_of("target", seed, index), size=size, kind=KINDS[index % len(KINDS)], alone=True
-        )
+        scene = draw_scene(rng_of("target", seed, index), size=size, kind=KINDS[index % len(KINDS)], alone=True)
         storage.write_bytes(path, to_jpeg(scene.image))
     return paths
 
@@ -145,9 +143,7 @@ def make_zero_shot(folder: str, *, per_class: int = 25, seed: int = 0, size: int
         ("classnames", [words.NOUNS[k][0][0] for k in KINDS]),
         ("templates", list(TEMPLATES)),
     ):
-        storage.write_bytes(
-            storage.join(folder, f"{name}.json"), f"{json.dumps(content, indent=1)}\n".encode()
-        )
+        storage.write_bytes(storage.join(folder, f"{name}.json"), f"{json.dumps(content, indent=1)}\n".encode())
     return paths
 
 
@@ -168,9 +164,7 @@ def _free_paths(folder: str, shards: int) -> list[str]:
     return paths
 
 
-def _write_tars(
-    folder: str, rows: Iterator[Pair], maker: str, pairs: int, seed: int, shards: int
-) -> list[str]:
+def _write_tars(folder: str, rows: Iterator[Pair], maker: str, pairs: int, seed: int, shards: int) -> list[str]:
     if not 1 <= shards <= pairs:
         raise ValueError(f"{pairs} pairs don't make {shards} shards")
     paths = _free_paths(folder, shards)

@@ -92,9 +92,7 @@ def slogan(rng: np.random.Generator) -> str:
     return pick(rng, SLOGANS).format(n=pick(rng, _PERCENTS))
 
 
-def paint_text(
-    text: str, rng: np.random.Generator, *, size: int = 64, facts: Facts | None = None
-) -> Image.Image:
+def paint_text(text: str, rng: np.random.Generator, *, size: int = 64, facts: Facts | None = None) -> Image.Image:
     """An image of words.
 
     Args:

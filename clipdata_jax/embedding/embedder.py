@@ -284,9 +284,7 @@ class _Embedding:
             return [None] * len(self._models)
         return [model.tokenizer(batch.captions()) for model in self._models]
 
-    def _embed(
-        self, shard: ShardBuilder, batch: PendingBatch, ids: Future[list[np.ndarray | None]]
-    ) -> list[Batch]:
+    def _embed(self, shard: ShardBuilder, batch: PendingBatch, ids: Future[list[np.ndarray | None]]) -> list[Batch]:
         tokens_of_models = ids.result()
         start = time.monotonic()
         self._profiler.step()
@@ -318,15 +316,12 @@ def _summarise(receipts: list[Receipt]) -> Facts:
     """
     facts = [receipt.facts for receipt in receipts]
     samples, tars, pool = (
-        [entry for fact in facts for entry in fact[name]]
-        for name in ("skipped_samples", "skipped_tars", "inputs")
+        [entry for fact in facts for entry in fact[name]] for name in ("skipped_samples", "skipped_tars", "inputs")
     )
     pairs = sum(fact["pairs"] for fact in facts)
     if not pairs:
         first = [*tars, *console.skipped_samples(samples)][0]
-        raise InputError(
-            f"nothing could be embedded: all inputs are bad and were skipped; the first: {first}"
-        )
+        raise InputError(f"nothing could be embedded: all inputs are bad and were skipped; the first: {first}")
     return {
         "pairs": pairs,
         "skipped_samples": samples,

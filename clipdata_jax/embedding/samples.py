@@ -167,9 +167,7 @@ def _checked(caption: object) -> str:
 
 def _text(data: bytes, extension: str) -> str:
     if len(data) > TEXT_BYTES:
-        raise InputError(
-            f"its .{extension} has {len(data):,} bytes, more than the {TEXT_BYTES:,} that one may have"
-        )
+        raise InputError(f"its .{extension} has {len(data):,} bytes, more than the {TEXT_BYTES:,} that one may have")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -135,9 +135,7 @@ class ShardBuilder:
         bad_samples = [] if self.skipped else self._bad  # a skipped source has no samples
         return {
             "pairs": len(self),
-            "skipped_samples": [
-                {"tar": bad.tar, "key": bad.key, "reason": bad.reason} for bad in bad_samples
-            ],
+            "skipped_samples": [{"tar": bad.tar, "key": bad.key, "reason": bad.reason} for bad in bad_samples],
             "skipped_tars": [self.skipped] if self.skipped else [],
             "repeated_uids": len(uid) - len(uids.sort_unique(uid)),
         }

@@ -58,9 +58,7 @@ def retrieval_ranks(
     [2 1] [0 1 1]
     """
     if image_emb.shape[1:] != text_emb.shape[1:] or text_emb.shape[:1] != image_of.shape:
-        raise ValueError(
-            f"shapes differ: images {image_emb.shape}, texts {text_emb.shape}, of {image_of.shape}"
-        )
+        raise ValueError(f"shapes differ: images {image_emb.shape}, texts {text_emb.shape}, of {image_of.shape}")
     f_nd, g_md = image_emb.astype(jnp.float32), text_emb.astype(jnp.float32)
     images = jnp.arange(len(f_nd))
 

@@ -84,9 +84,7 @@ def class_ranks(
     [1 0]
     """
     if image_emb.shape != (*labels.shape, weights.shape[1]):
-        raise ValueError(
-            f"shapes differ: images {image_emb.shape}, weights {weights.shape}, labels {labels.shape}"
-        )
+        raise ValueError(f"shapes differ: images {image_emb.shape}, weights {weights.shape}, labels {labels.shape}")
 
     def rank(row: tuple[Float[Array, " d"], Int[Array, ""]]) -> Int[Array, ""]:
         f_d, label = row
@@ -122,9 +120,7 @@ def accuracy(
     """
     true = np.asarray(labels)
     if not true.size or true.min() < 0 or true.max() >= len(weights):
-        raise ValueError(
-            f"labels are {np.unique(true)}, expected at least one, each from 0 to {len(weights) - 1}"
-        )
+        raise ValueError(f"labels are {np.unique(true)}, expected at least one, each from 0 to {len(weights) - 1}")
     ranks = np.asarray(class_ranks(jnp.asarray(image_emb), jnp.asarray(weights), jnp.asarray(labels)))
     right, seen = np.bincount(true, ranks < 1), np.bincount(true)
     return Accuracy(

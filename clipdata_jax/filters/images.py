@@ -60,9 +60,7 @@ class EmbeddingReader:
         columns = metadata.read_columns(part, [name for name in names if name != self.column])
         emb = embedding_shards.read_images(self._shards[part.path], self._tag)
         if emb.shape[1] != self.dim:
-            raise InputError(
-                f"{self.arrays[part.path]}: dimension {emb.shape[1]}, but other files have {self.dim}"
-            )
+            raise InputError(f"{self.arrays[part.path]}: dimension {emb.shape[1]}, but other files have {self.dim}")
         _, bad = embedding_shards.find_bad_rows([emb])
         return dataclasses.replace(
             columns,

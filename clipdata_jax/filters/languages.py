@@ -89,12 +89,8 @@ def _load(path: str) -> Any:
     except ModuleNotFoundError as error:
         raise InputError(f"fastText, which identifies languages, is not installed; {_EXTRA}") from error
     if not os.path.isfile(path):
-        raise InputError(
-            f"{path}: no such file; expected fastText's lid.176.bin or lid.176.ftz on a local disk"
-        )
+        raise InputError(f"{path}: no such file; expected fastText's lid.176.bin or lid.176.ftz on a local disk")
     try:
         return fasttext.load_model(path)
     except (ValueError, RuntimeError, MemoryError) as error:
-        raise InputError(
-            f"{path}: not a fastText model ({error}); expected lid.176.bin or lid.176.ftz"
-        ) from error
+        raise InputError(f"{path}: not a fastText model ({error}); expected lid.176.bin or lid.176.ftz") from error

@@ -17,9 +17,7 @@ from clipdata_jax.formats import metadata
 from clipdata_jax.runtime import console
 
 _LAION2B_SCORE = 0.28
-_SMALL_MODEL = (
-    "languages are identified by lid.176.ftz, the small form of DataComp's lid.176.bin: some captions differ"
-)
+_SMALL_MODEL = "languages are identified by lid.176.ftz, the small form of DataComp's lid.176.bin: some captions differ"
 _FASTTEXT = "languages are identified by fastText's lid.176, where DataComp's laion2b used gcld3"
 _SIZE = ("original_width", "original_height")
 
@@ -99,9 +97,7 @@ def above_score(arch: str, threshold: float) -> Preset:
     return Preset((conditions.clip_score(arch, threshold),))
 
 
-def top_scores(
-    arch: str, fraction: float, parts: Sequence[metadata.Part], skipped: metadata.Skipped
-) -> Preset:
+def top_scores(arch: str, fraction: float, parts: Sequence[metadata.Part], skipped: metadata.Skipped) -> Preset:
     """The highest CLIPScores of a pool, a fraction of it as DataComp counts it; reads the column once."""
     with console.bar(total=sum(part.rows for part in parts), unit="pairs", name="scores") as bar:
         scores = metadata.read_numbers(parts, conditions.similarity(arch), skipped, bar.update)

@@ -90,11 +90,7 @@ class WordNet:
                 self.nouns.update(senses)
 
     def _lines(self, name: str) -> list[str]:
-        inside = (
-            f"zip://wordnet/{name}::{self.path}"
-            if self.path.endswith(".zip")
-            else storage.join(self.path, name)
-        )
+        inside = f"zip://wordnet/{name}::{self.path}" if self.path.endswith(".zip") else storage.join(self.path, name)
         if not (storage.exists(self.path) and storage.exists(inside)):
             raise InputError(
                 f"{self.path}: holds no {name}; expected WordNet's database, the folder of index.noun, noun.exc, ..."
@@ -142,9 +138,7 @@ def read_synsets(path: str) -> frozenset[int]:
             continue
         match = _SYNSET.match(line.strip())
         if match is None:
-            raise InputError(
-                f"{path}: line {number} is {line[:60]!r}, expected a WordNet id such as n02084071"
-            )
+            raise InputError(f"{path}: line {number} is {line[:60]!r}, expected a WordNet id such as n02084071")
         found.add(int(match[1]))
     if not found:
         raise InputError(f"{path}: holds no ids; expected one WordNet id per line, such as n02084071")

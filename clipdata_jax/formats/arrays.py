@@ -28,9 +28,7 @@ _PIECE = 1 << 20
 _HEADER_BYTES = 10_000
 # float16 embeddings hardly compress; members that grow more, beyond a harmless size, are decompression bombs.
 _TIMES, _UNSUSPECTED = 64, 1 << 28
-_LOCAL_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # of a zip member: signature, lengths of its name and of the extra field
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, lengths of its name and of the extra field
 _DAMAGE = (
     *(ValueError, TypeError, EOFError, OSError, MemoryError, struct.error),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),

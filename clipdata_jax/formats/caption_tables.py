@@ -79,9 +79,7 @@ class CaptionTable:
             yield tars.ImageFileSample(key, members, {}, image if absolute else storage.join(folder, image))
 
 
-def open_table(
-    path: str, image_column: str | None, caption_column: str | None, *, need_caption: bool
-) -> CaptionTable:
+def open_table(path: str, image_column: str | None, caption_column: str | None, *, need_caption: bool) -> CaptionTable:
     """Opens a table.
 
     Args:
@@ -143,14 +141,10 @@ def _parse_csv(file: BinaryIO) -> pa.Table:
     )
 
 
-def _column(
-    path: str, table: pa.Table, given: str | None, usual: Sequence[str], what: str
-) -> pa.ChunkedArray:
+def _column(path: str, table: pa.Table, given: str | None, usual: Sequence[str], what: str) -> pa.ChunkedArray:
     names = table.column_names
     if given is not None and names.count(given) != 1:
-        raise InputError(
-            f"{path}: has {names.count(given) or 'no'} columns {given!r}; it has {', '.join(names)}"
-        )
+        raise InputError(f"{path}: has {names.count(given) or 'no'} columns {given!r}; it has {', '.join(names)}")
     found = [name for name in usual if names.count(name) == 1] if given is None else [given]
     if not found:
         raise InputError(

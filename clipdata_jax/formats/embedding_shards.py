@@ -71,11 +71,7 @@ class EmbeddingPool:
             return self.tags[0]
         if wanted not in self.tags:
             found = ", ".join(self.tags)
-            what = (
-                "has embeddings of several models"
-                if wanted is None
-                else f"has no embeddings tagged {wanted!r}"
-            )
+            what = "has embeddings of several models" if wanted is None else f"has no embeddings tagged {wanted!r}"
             raise InputError(f"{self.folder}: {what}; name one with --tag: {found}")
         return wanted
 
@@ -187,9 +183,7 @@ def _tags(path: str, texts: bool) -> tuple[str, ...]:
         tags = [tag for tag in tags if f"{tag}_txt" in names]
     if not tags:
         expected = "<tag>_img and <tag>_txt" if texts else "<tag>_img"
-        raise InputError(
-            f"{path}: holds {', '.join(sorted(names)) or 'nothing'}; expected {expected}, e.g. b32_img"
-        )
+        raise InputError(f"{path}: holds {', '.join(sorted(names)) or 'nothing'}; expected {expected}, e.g. b32_img")
     return tuple(tags)
 
 
@@ -228,9 +222,7 @@ def read_shard(shard: EmbeddingShard, tag: str) -> Embeddings:
     images = read_images(shard, tag)
     texts = _read_rows(shard, shard.texts, f"{tag}_txt")
     if images.shape != texts.shape:
-        raise InputError(
-            f"{shard.images}: images are {images.shape}, captions {texts.shape}; write both again"
-        )
+        raise InputError(f"{shard.images}: images are {images.shape}, captions {texts.shape}; write both again")
     return Embeddings(uid, images, texts)
 
 
@@ -258,9 +250,7 @@ def read_uids(shard: EmbeddingShard) -> np.ndarray:
     """
     rows, names = parquet.rows_and_types(shard.metadata)
     if rows != shard.rows:
-        raise InputError(
-            f"{shard.metadata}: has {rows} rows, had {shard.rows} when the run began; start a new run"
-        )
+        raise InputError(f"{shard.metadata}: has {rows} rows, had {shard.rows} when the run began; start a new run")
     if "uid" in names:
         return uids.from_hex(parquet.read(shard.metadata, ["uid"])["uid"], shard.metadata)
     if shard.images == shard.texts:
@@ -268,9 +258,7 @@ def read_uids(shard: EmbeddingShard) -> np.ndarray:
     return uids.from_hex([uids.uid_of(shard.name, str(row)) for row in range(shard.rows)])
 
 
-def find_bad_rows(
-    embeddings: Sequence[np.ndarray], *, normalize: bool = False
-) -> tuple[list[np.ndarray], np.ndarray]:
+def find_bad_rows(embeddings: Sequence[np.ndarray], *, normalize: bool = False) -> tuple[list[np.ndarray], np.ndarray]:
     """Finds rows that aren't unit vectors in any of several arrays of n rows.
 
     Args:
@@ -292,9 +280,7 @@ def find_bad_rows(
             found = np.select([~np.isfinite(norm), norm == 0, np.abs(norm - 1) > tolerance], [1, 2, 3])
             if normalize:
                 found[found == 3] = 0
-                out[rows] = (
-                    emb[rows].astype(np.float32) / np.where(np.isfinite(norm) & (norm > 0), norm, 1)[:, None]
-                )
+                out[rows] = emb[rows].astype(np.float32) / np.where(np.isfinite(norm) & (norm > 0), norm, 1)[:, None]
             bad[rows] = np.where(bad[rows] == 0, found, bad[rows])
         result.append(out)
     return result, bad
@@ -351,9 +337,7 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
         ) from error
     for part, array in zip(parts, found, strict=True):
         if array.ndim != 2 or array.dtype.kind != "f":
-            raise InputError(
-                f"{part}: the target is {array.dtype}{list(array.shape)}, expected floats (rows, dim)"
-            )
+            raise InputError(f"{part}: the target is {array.dtype}{list(array.shape)}, expected floats (rows, dim)")
         if dim is not None and array.shape[1] != dim:
             raise InputError(
                 f"{part}: the target has dimension {array.shape[1]}, the pool {dim}; embed both with the same model"

@@ -128,12 +128,9 @@ def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     for path, (_, types) in zip(parts, footers, strict=True):
         if "uid" not in types and not set(uids.HALVES) <= set(types):
             raise InputError(
-                f"{path}: has no column uid, nor uid_hi and uid_lo, to join its rows by; it has"
-                f" {', '.join(types)}"
+                f"{path}: has no column uid, nor uid_hi and uid_lo, to join its rows by; it has {', '.join(types)}"
             )
-        numbers = [
-            name for name, kind in types.items() if parquet.is_number(kind) and name not in uids.HALVES
-        ]
+        numbers = [name for name, kind in types.items() if parquet.is_number(kind) and name not in uids.HALVES]
         here = tuple(name for name in numbers if name.isidentifier())
         if not here:
             raise InputError(f"{path}: has no numeric column whose name is a plain word")
@@ -171,7 +168,5 @@ def _load_npy(path: str) -> np.ndarray:
     array = arrays.read_npy(path, "of uids and scores")
     kinds = [array.dtype[name] for name in array.dtype.names or ()]
     if array.ndim != 1 or len(kinds) != 3 or kinds[:2] != [np.uint64] * 2 or kinds[2].kind not in "fiu":
-        raise InputError(
-            f"{path}: holds {array.dtype}, expected uids and scores of dtype u8,u8,f4 in one dimension"
-        )
+        raise InputError(f"{path}: holds {array.dtype}, expected uids and scores of dtype u8,u8,f4 in one dimension")
     return array

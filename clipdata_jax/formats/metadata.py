@@ -76,9 +76,7 @@ class Columns:
 
     def take(self, rows: np.ndarray) -> Columns:
         """Some of the rows."""
-        values, null = (
-            {name: array[rows] for name, array in held.items()} for held in (self.values, self.null)
-        )
+        values, null = ({name: array[rows] for name, array in held.items()} for held in (self.values, self.null))
         return Columns(self.uid[rows], values, null)
 
 
@@ -158,9 +156,7 @@ def read_columns(part: Part, names: Sequence[str]) -> Columns:
     return Columns(uids.from_hex(table["uid"], part.path), values, null)
 
 
-def read_numbers(
-    parts: Sequence[Part], name: str, skipped: Skipped, done: Callable[[int], object]
-) -> np.ndarray:
+def read_numbers(parts: Sequence[Part], name: str, skipped: Skipped, done: Callable[[int], object]) -> np.ndarray:
     """Reads one numeric column of all files, in the files' dtype; -inf where a value is missing.
 
     Args:
@@ -194,7 +190,5 @@ def ahead(read: Callable[[Part], _Read], parts: Sequence[Part]) -> threads.PassP
 def _read(part: Part, names: list[str]) -> pa.Table:
     table = parquet.read(part.path, names)
     if len(table) != part.rows:
-        raise InputError(
-            f"{part.path}: has {len(table)} rows, had {part.rows} when the run began; start a new run"
-        )
+        raise InputError(f"{part.path}: has {len(table)} rows, had {part.rows} when the run began; start a new run")
     return table

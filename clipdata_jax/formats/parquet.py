@@ -90,9 +90,7 @@ def iterate(path: str, names: Sequence[str], rows: int, advice: str = "write it 
             batch.validate(full=True)
             total += batch.nbytes
             if total > _TEXT_BYTES and total > _TIMES * storage.size(path):
-                raise ValueError(
-                    f"its text takes more than {total:,} bytes when decompressed: it may be an attack"
-                )
+                raise ValueError(f"its text takes more than {total:,} bytes when decompressed: it may be an attack")
             batches.append(batch)
             if len(batches) * _STEP >= rows or numbers:
                 yield pa.Table.from_batches(batches).select(list(names))

@@ -54,9 +54,7 @@ def sample_uid(path: str, key: str, fields: Mapping[str, Any], shared_names: Col
     if fields.get("uid") is None:
         name = tars.uid_name(path)
         if name in shared_names:
-            raise InputError(
-                f"two inputs are called {name}, and it has no uid of its own: rename one of the two"
-            )
+            raise InputError(f"two inputs are called {name}, and it has no uid of its own: rename one of the two")
         return uids.uid_of(name, key)
     if not uids.is_uid(fields["uid"]):
         raise InputError(f"its uid is {fields['uid']!r:.60}, expected 32 hex digits")

@@ -36,9 +36,7 @@ def part_bytes(uid: np.ndarray, columns: Mapping[str, np.ndarray], null: np.ndar
         missing = np.isnan(values) if null is None else np.isnan(values) | null
         table[name] = pa.array(np.asarray(values).astype(kind.to_pandas_dtype()), kind, mask=missing)
     buffer = io.BytesIO()
-    pq.write_table(
-        pa.table(table), buffer, compression="zstd", use_dictionary=False, write_page_checksum=True
-    )
+    pq.write_table(pa.table(table), buffer, compression="zstd", use_dictionary=False, write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -83,9 +81,7 @@ class ScoreTable:
         """
         for name in names:
             if name not in self.columns:
-                raise InputError(
-                    f"unknown column {name!r}; the score table has {', '.join(sorted(self.columns))}"
-                )
+                raise InputError(f"unknown column {name!r}; the score table has {', '.join(sorted(self.columns))}")
         self.check_uids(part, names)
         return self.read_uids(part), {name: self.read_column(part, name) for name in names}
 
@@ -116,9 +112,7 @@ class ScoreTable:
         for folder in sorted(others):
             if not np.array_equal(self.read_uids(part), self._uids(part, folder)):
                 path = storage.join(folder, f"{part}.parquet")
-                raise InputError(
-                    f"{path}: its uids differ from those of {self.folders[0]}: not scores of one pool"
-                )
+                raise InputError(f"{path}: its uids differ from those of {self.folders[0]}: not scores of one pool")
 
     def _uids(self, part: str, folder: str) -> np.ndarray:
         table = self._read(part, folder, list(uids.HALVES))
@@ -186,9 +180,7 @@ def _footers(folder: str) -> tuple[dict[str, int], list[str]]:
         found = "is empty" if at.is_folder() else missing
         raise InputError(f"{folder}: {found}; expected a score table, a folder that `clipdata score` wrote")
     if at.exists(storage.PLAN) and not at.exists(storage.MANIFEST):
-        raise InputError(
-            f"{folder}: the scoring isn't finished; run the same `clipdata score` again to finish it"
-        )
+        raise InputError(f"{folder}: the scoring isn't finished; run the same `clipdata score` again to finish it")
     _check_sizes(at)
     parts: dict[str, int] = {}
     names: list[str] = []
@@ -212,9 +204,7 @@ def _check_sizes(folder: storage.Folder) -> None:
         if name.endswith(".parquet") and found.get(name) != size:
             there = f"has {found[name]:,} bytes" if name in found else "is missing"
             advice = _ADVICE if name in found else _ADVICE.removeprefix("delete that file and ")
-            raise InputError(
-                f"{folder.join(name)}: {there}, {storage.MANIFEST} says {size:,} bytes; {advice}"
-            )
+            raise InputError(f"{folder.join(name)}: {there}, {storage.MANIFEST} says {size:,} bytes; {advice}")
 
 
 def _footer(path: str) -> tuple[int, list[str]]:
@@ -222,7 +212,5 @@ def _footer(path: str) -> tuple[int, list[str]]:
     rows, names = parquet.rows_and_types(path, _ADVICE)
     for name in uids.HALVES:
         if name not in names:
-            raise InputError(
-                f"{path}: column {name!r} is missing: not a score table; run `clipdata score` first"
-            )
+            raise InputError(f"{path}: column {name!r} is missing: not a score table; run `clipdata score` first")
     return rows, [name for name in names if name not in uids.HALVES]

@@ -163,9 +163,7 @@ def find_sources(
             found += [(tar, [TarSource(tar)]) for tar in tars.find_tars([path])]
     tars.check_repeats([path for path, _ in found])
     if not any(
-        isinstance(unit, RowRange) and isinstance(unit.whole, CaptionTable)
-        for _, units in found
-        for unit in units
+        isinstance(unit, RowRange) and isinstance(unit.whole, CaptionTable) for _, units in found for unit in units
     ):
         for flag, column in (("image-column", image_column), ("caption-column", caption_column)):
             if column is not None:
@@ -203,8 +201,7 @@ def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, str
     names = [
         name
         for name in sorted(sizes)
-        if name.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS
-        and not name.rpartition("/")[2].startswith(".")
+        if name.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS and not name.rpartition("/")[2].startswith(".")
     ]
     if not images_only:
         hint = "; --images-only embeds the images in it, without captions" if names else ""

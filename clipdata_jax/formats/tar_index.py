@@ -342,9 +342,7 @@ def _read_pages(tar: TarReader, buffer: bytearray, at: int, width: int) -> _Page
     return found._replace(next=at, width=width)
 
 
-def _parse_pages(
-    pages: _Pages, buffer: bytearray, at: int, jsons: dict[int, bytes]
-) -> tuple[np.ndarray, ...] | None:
+def _parse_pages(pages: _Pages, buffer: bytearray, at: int, jsons: dict[int, bytes]) -> tuple[np.ndarray, ...] | None:
     """Parses headers into names, kinds, starts, data offsets and sizes, as in `Headers`; None if one is not plain.
 
     Args:
@@ -366,9 +364,7 @@ def _parse_pages(
     behind = marks[found] + _BLOCK
     ends = np.array(pages.ends)[np.searchsorted(pages.ends, behind - 1, "right")]
     found, behind = (column[behind + sizes[found] <= ends] for column in (found, behind))
-    for place, start, size in zip(
-        *(column.tolist() for column in (data[found], behind, sizes[found])), strict=True
-    ):
+    for place, start, size in zip(*(column.tolist() for column in (data[found], behind, sizes[found])), strict=True):
         jsons[place] = bytes(view[start : start + size])
     return names, heads[:, 156], data - _BLOCK - before, data, sizes
 
@@ -389,9 +385,7 @@ def _are_plain(rows: np.ndarray) -> bool:
     # The field of the sum itself counts as blanks.
     sums += 8 * ord(" ") - rows[:, 148:156].sum(axis=1, dtype=np.int64)
     of_sizes = rows[:, 124:135] - np.uint8(ord("0"))
-    return bool(
-        (recorded == sums).all() and (digits >= 0).all() and (digits < 8).all() and (of_sizes < 8).all()
-    )
+    return bool((recorded == sums).all() and (digits >= 0).all() and (digits < 8).all() and (of_sizes < 8).all())
 
 
 def _are_negligible(rows: np.ndarray, extended: np.ndarray) -> bool:

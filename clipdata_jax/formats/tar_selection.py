@@ -72,9 +72,7 @@ class SelectedSamples:
     skipped: list[dict[str, str]]
 
 
-def select_samples(
-    path: str, subset: Subset, *, shared_names: Collection[str], skip_bad: bool
-) -> SelectedSamples:
+def select_samples(path: str, subset: Subset, *, shared_names: Collection[str], skip_bad: bool) -> SelectedSamples:
     """Finds the selected samples of a tar.
 
     Args:

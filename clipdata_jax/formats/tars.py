@@ -75,9 +75,7 @@ def read_tar(path: str) -> Iterator[RawSample]:
         yield RawSample(key, members, names)
 
 
-def group_members(
-    path: str, members: Iterable[tuple[str, T]]
-) -> Iterator[tuple[str, dict[str, T], dict[str, str]]]:
+def group_members(path: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T], dict[str, str]]]:
     """Groups (name, member) pairs to samples: (key, extension -> member, extension -> name).
 
     Raises:
@@ -165,9 +163,7 @@ def walk(path: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes | N
     except InputError:
         raise
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(
-            f"{path}: damaged or not a tar file ({error}); download or write it again"
-        ) from error
+        raise InputError(f"{path}: damaged or not a tar file ({error}); download or write it again") from error
 
 
 def check_rest(path: str, pieces: Iterable[bytes]) -> None:
@@ -177,14 +173,10 @@ def check_rest(path: str, pieces: Iterable[bytes]) -> None:
       InputError: data follow it.
     """
     if any(piece.count(0) < len(piece) for piece in pieces):
-        raise InputError(
-            f"{path}: damaged (data follow the zeros that end a tar); download or write it again"
-        )
+        raise InputError(f"{path}: damaged (data follow the zeros that end a tar); download or write it again")
 
 
-def _read_link(
-    path: str, tar: tarfile.TarFile, info: tarfile.TarInfo
-) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+def _read_link(path: str, tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """Yields a link and its target's bytes, unless it is a folder. Only targets in the tar itself are read."""
     try:
         target = tar.extractfile(info)

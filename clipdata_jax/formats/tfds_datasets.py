@@ -81,9 +81,7 @@ def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise InputError(
-            f"{path}: needs tensorflow-datasets ({error}); pip install 'clipdata_jax[tfds]'"
-        ) from error
+        raise InputError(f"{path}: needs tensorflow-datasets ({error}); pip install 'clipdata_jax[tfds]'") from error
     name, _, split = path.removeprefix(PREFIX).rpartition("/")
     if not name or not split:
         raise InputError(f"{path}: expected tfds:name/split, as in tfds:cifar10/train")

@@ -121,9 +121,7 @@ def _blocks(path: str) -> Iterator[np.ndarray]:
     elif path.endswith(".txt"):
         yield from _text_blocks(path)
     else:
-        raise InputError(
-            f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, or a folder of .parquet files"
-        )
+        raise InputError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, or a folder of .parquet files")
 
 
 def _text_blocks(path: str) -> Iterator[np.ndarray]:
@@ -132,9 +130,7 @@ def _text_blocks(path: str) -> Iterator[np.ndarray]:
         while piece := file.read(_ROWS * _LINE):
             whole, newline, rest = (rest + piece).rpartition(b"\n")
             if len(rest) > _ROWS * _LINE:
-                raise InputError(
-                    f"{path}: {len(rest):,} bytes without an end of line; expected 32 hex digits a line"
-                )
+                raise InputError(f"{path}: {len(rest):,} bytes without an end of line; expected 32 hex digits a line")
             rows = _parse_lines(whole + newline, path, done)
             yield rows
             done += len(rows)
@@ -196,9 +192,7 @@ def _write_npy(file: IO[bytes], blocks: Iterable[np.ndarray]) -> int:
 
 def _write_header(file: IO[bytes], rows: int) -> None:
     description = np.lib.format.dtype_to_descr(uids.DTYPE)
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": description, "fortran_order": False, "shape": (rows,)}
-    )
+    np.lib.format.write_array_header_1_0(file, {"descr": description, "fortran_order": False, "shape": (rows,)})
 
 
 def _write_text(file: BinaryIO, blocks: Iterable[np.ndarray]) -> int:

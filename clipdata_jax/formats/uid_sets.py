@@ -98,9 +98,7 @@ class _Merged(NamedTuple):
             return cls(rows, starts, [np.diff(np.append(starts, len(rows)))] * len(slices))
         ends = np.cumsum([len(one) for one in slices])
         source = np.searchsorted(ends, order, side="right")
-        return cls(
-            rows, starts, [np.add.reduceat(source == i, starts, dtype=np.int64) for i in range(len(ends))]
-        )
+        return cls(rows, starts, [np.add.reduceat(source == i, starts, dtype=np.int64) for i in range(len(ends))])
 
 
 def _merge(slices: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

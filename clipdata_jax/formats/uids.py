@@ -40,9 +40,7 @@ def is_uid(text: object) -> bool:
     return isinstance(text, str) and _HEX.fullmatch(text) is not None
 
 
-def from_hex(
-    column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str = "uid", first_row: int = 0
-) -> np.ndarray:
+def from_hex(column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str = "uid", first_row: int = 0) -> np.ndarray:
     """Parses uids of 32 hex digits.
 
     Args:
@@ -63,9 +61,7 @@ def from_hex(
     try:
         column = column.cast(pa.large_binary())
     except pa.ArrowNotImplementedError as error:
-        raise InputError(
-            f"{source}: the uid column is {column.type}, expected text of 32 hex digits"
-        ) from error
+        raise InputError(f"{source}: the uid column is {column.type}, expected text of 32 hex digits") from error
     if column.null_count:
         row = first_row + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         raise InputError(f"{source}: row {row}: the uid is missing, expected 32 hex digits")
@@ -247,9 +243,7 @@ def _read(path: str) -> np.ndarray:
     if path.endswith((".parquet", ".txt")):
         storage.size(path)  # raises if the file is missing
         npy = f"{path.rpartition('.')[0]}.npy"
-        raise InputError(
-            f"{path}: expected a .npy file of uids; `clipdata uids convert {path} --out {npy}` makes one"
-        )
+        raise InputError(f"{path}: expected a .npy file of uids; `clipdata uids convert {path} --out {npy}` makes one")
     uids = arrays.read_npy(path, "of uids")
     if uids.ndim != 1 or uids.dtype != DTYPE:
         raise InputError(f"{path}: holds {uids.dtype}, expected uids of dtype u8,u8 in one dimension")

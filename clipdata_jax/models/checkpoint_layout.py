@@ -76,9 +76,7 @@ class Layout:
                 f"{self.folder} has no {file.name}, only {', '.join(pickles)}: pickles can run any code and are "
                 f"never loaded; if you trust them, convert them with {self._conversion(pickles[0])}"
             )
-        raise InputError(
-            f"{self.folder} has no {file.name}; put the model's weights there in safetensors format"
-        )
+        raise InputError(f"{self.folder} has no {file.name}; put the model's weights there in safetensors format")
 
     def _conversion(self, pickle: str) -> str:
         if self.kind == "transformers":

@@ -71,9 +71,7 @@ class VisionConfig(TowerConfig):
         _require_counts(self, "image_size", "patch_size")
         _require_choice("pool", self.pool, get_args(VisionPool))
         if self.image_size < self.patch_size or (self.has_class_token and self.image_size % self.patch_size):
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
     @property
     def has_class_token(self) -> bool:

@@ -96,9 +96,7 @@ def read_preprocessor(folder: Path) -> dict[str, Any] | None:
     if (folder / PREPROCESSOR).is_file():
         return read_json(folder / PREPROCESSOR)
     # Where transformers 5 writes them.
-    settings = (
-        read_json(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
-    )
+    settings = read_json(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
     return settings if isinstance(settings, dict) else None
 
 
@@ -126,9 +124,7 @@ def write_preprocessor_config(
     256
     """
     if transform.convention != "transformers":
-        raise ValueError(
-            f"convention is {transform.convention!r}, expected 'transformers' for {PREPROCESSOR}"
-        )
+        raise ValueError(f"convention is {transform.convention!r}, expected 'transformers' for {PREPROCESSOR}")
     side = {"height": transform.size, "width": transform.size}
     kind, shape = "Siglip", dict[str, Any](size=side)
     if transform.fit == "crop":
@@ -199,8 +195,7 @@ def _interpolation(folder: Path, content: dict[str, Any]) -> Interpolation:
     resample = content.get("resample", 3)
     if resample not in _RESAMPLES:
         raise InputError(
-            f"the image processor's file in {folder} has resample {resample!r}, expected 3 (bicubic) or "
-            "2 (bilinear)"
+            f"the image processor's file in {folder} has resample {resample!r}, expected 3 (bicubic) or 2 (bilinear)"
         )
     return _RESAMPLES[resample]
 
@@ -210,7 +205,5 @@ def _side(where: str, content: dict[str, Any], name: str, *keys: str) -> int:
     found = content.get(name, 224)
     values = [found.get(key) for key in keys] if isinstance(found, dict) else [found]
     if not isinstance(values[0], int) or values[0] < 1 or values != values[:1] * len(values):
-        raise InputError(
-            f"{where} has {name} {found!r}, expected one number of pixels for {' and '.join(keys)}"
-        )
+        raise InputError(f"{where} has {name} {found!r}, expected one number of pixels for {' and '.join(keys)}")
     return values[0]

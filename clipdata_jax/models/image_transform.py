@@ -62,9 +62,7 @@ def open_image(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         start = bytes(data[:8])
-        raise InputError(
-            f"not an image: {len(data)} bytes starting {start!r} are none of {_FORMATS}"
-        ) from error
+        raise InputError(f"not an image: {len(data)} bytes starting {start!r} are none of {_FORMATS}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"the image has too many pixels to be decoded safely ({_reason(error)})") from error
     except MemoryError:
@@ -146,9 +144,7 @@ class ImageTransform:
         except MemoryError:
             raise
         except Exception as error:  # decoders raise nearly anything on a broken file
-            raise InputError(
-                f"the image can't be decoded ({_reason(error)}): it is truncated or broken"
-            ) from error
+            raise InputError(f"the image can't be decoded ({_reason(error)}): it is truncated or broken") from error
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
         if width < 1 or height < 1:
@@ -166,9 +162,7 @@ class ImageTransform:
 
     def _check_pixels(self, width: int, height: int, pixels: int, which: str) -> None:
         if pixels > self.max_pixels:
-            raise InputError(
-                f"the image has {width} x {height} pixels{which}, over max_pixels {self.max_pixels:,}"
-            )
+            raise InputError(f"the image has {width} x {height} pixels{which}, over max_pixels {self.max_pixels:,}")
 
     def _centre(self, width: int, height: int) -> tuple[int, int, int, int]:
         spare = width - self.size, height - self.size

@@ -102,9 +102,7 @@ def _with_image_moments(layout: Layout) -> CLIPConfig:
         return config  # which has them
     given = read_preprocessor(layout.folder) or {}
     try:
-        moments = {
-            name: tuple(map(float, given[name])) for name in ("image_mean", "image_std") if name in given
-        }
+        moments = {name: tuple(map(float, given[name])) for name in ("image_mean", "image_std") if name in given}
         return dataclasses.replace(config, **moments)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise InputError(

@@ -100,12 +100,8 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer:
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise InputError(
-            f"the tokenizer's files in {folder} can't be read ({error}); copy them again"
-        ) from error
-    raise InputError(
-        f"{folder} has no tokenizer; put the model's {TOKENIZER} there, or its {VOCABULARY} and {MERGES}"
-    )
+        raise InputError(f"the tokenizer's files in {folder} can't be read ({error}); copy them again") from error
+    raise InputError(f"{folder} has no tokenizer; put the model's {TOKENIZER} there, or its {VOCABULARY} and {MERGES}")
 
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:
@@ -140,9 +136,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 def _check_clips(folder: Path, vocabulary: Mapping[str, int | None]) -> None:
     for token in (START, END):
         if vocabulary.get(token) is None:
-            raise InputError(
-                f"the tokenizer in {folder} is not CLIP's: it has no token {token!r}; copy the model's"
-            )
+            raise InputError(f"the tokenizer in {folder} is not CLIP's: it has no token {token!r}; copy the model's")
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -191,9 +191,7 @@ def _vision(section: Mapping[str, Any], quick: bool) -> VisionConfig:
 def _text(section: Mapping[str, Any], quick: bool) -> TextConfig:
     pool = section.get("pool_type", "argmax")
     if pool == "eos" and section.get("eos_id") is None:
-        raise InputError(
-            "text_cfg has pool_type 'eos' but no eos_id, the id of the token that ends a caption"
-        )
+        raise InputError("text_cfg has pool_type 'eos' but no eos_id, the id of the token that ends a caption")
     return TextConfig(
         **_tower(section, quick, width=section.get("width", 512), heads=section.get("heads", 8)),
         vocab_size=section.get("vocab_size", 49408),

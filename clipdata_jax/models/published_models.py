@@ -42,9 +42,7 @@ def _gelu(config: CLIPConfig) -> CLIPConfig:
     )
 
 
-def _siglip(
-    *, width: int, layers: int, heads: int, mlp_width: int, image_size: int, patch: int
-) -> CLIPConfig:
+def _siglip(*, width: int, layers: int, heads: int, mlp_width: int, image_size: int, patch: int) -> CLIPConfig:
     shape: dict[str, Any] = {
         "width": width,
         "layers": layers,

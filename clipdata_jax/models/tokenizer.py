@@ -65,9 +65,7 @@ class Tokenizer:
             try:
                 caption.encode()
             except UnicodeEncodeError as error:
-                raise InputError(
-                    f"caption {row} is not valid Unicode ({error.reason} at {error.start})"
-                ) from error
+                raise InputError(f"caption {row} is not valid Unicode ({error.reason} at {error.start})") from error
         return np.asarray(self._rows(captions), np.int32).reshape(len(captions), self.context_length)
 
     def _rows(self, captions: list[str]) -> Sequence[Sequence[int]]:
@@ -86,18 +84,14 @@ class OpenClipTokenizer(Tokenizer):
       InputError: the package ftfy is missing.
     """
 
-    def __init__(
-        self, vocabulary: dict[str, int], merges: list[tuple[str, str]], *, context_length: int
-    ) -> None:
+    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]], *, context_length: int) -> None:
         import tokenizers
         from tokenizers import Regex, models, pre_tokenizers
 
         try:
             import ftfy
         except ImportError as error:
-            raise InputError(
-                "open_clip's models need the package ftfy to repair captions: pip install ftfy"
-            ) from error
+            raise InputError("open_clip's models need the package ftfy to repair captions: pip install ftfy") from error
         self.context_length, self.vocab_size = context_length, len(vocabulary)
         self._start, self.eos_token_id = vocabulary[START], vocabulary[END]
         self._special = {text: vocabulary[token] for text, token in _SPECIAL.items()}

@@ -20,9 +20,7 @@ _WORD_END = "</w>"
 _BASE = 2 * 256 + 2
 
 
-def train_tokenizer(
-    captions: Iterable[str], folder: str | Path, *, vocab_size: int, context_length: int
-) -> Tokenizer:
+def train_tokenizer(captions: Iterable[str], folder: str | Path, *, vocab_size: int, context_length: int) -> Tokenizer:
     """Learns a vocabulary from captions and writes it as CLIP's tokenizer files.
 
     Ids are in CLIP's order: 256 bytes, 256 bytes that end a word, the merges, the start and the end token. The
@@ -47,9 +45,7 @@ def train_tokenizer(
     array([[518,  81,  68, 323, 519, 519]], dtype=int32)
     """
     if vocab_size < _BASE:
-        raise ValueError(
-            f"vocab_size is {vocab_size}, expected at least {_BASE}: every byte twice, start and end"
-        )
+        raise ValueError(f"vocab_size is {vocab_size}, expected at least {_BASE}: every byte twice, start and end")
     if context_length < 3:
         raise ValueError(f"context_length is {context_length}, expected at least 3: start, one token, end")
     vocabulary, merges = _clip_order(_learn_merges(captions, vocab_size), vocab_size)
@@ -57,9 +53,7 @@ def train_tokenizer(
     return load_tokenizer(folder)
 
 
-def _write(
-    folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], context_length: int
-) -> None:
+def _write(folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], context_length: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replace_file(folder / TOKENIZER) as temporary:
         clip_backend(vocabulary, merges).save(str(temporary))
@@ -98,9 +92,7 @@ def _learn_merges(captions: Iterable[str], vocab_size: int) -> list[tuple[str, s
     return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
 
 
-def _clip_order(
-    merges: list[tuple[str, str]], vocab_size: int
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _clip_order(merges: list[tuple[str, str]], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     letters = _byte_letters()
     tokens = dict.fromkeys([*letters, *(letter + _WORD_END for letter in letters)])
     kept = []

@@ -111,9 +111,7 @@ class Attention(nnx.Module):
             for dense, rows in ((self.q, asked_bmd), (self.k, x_bld), (self.v, x_bld))
         )
         causal = self.causal and query_bmd is None
-        mixed = jax.nn.dot_product_attention(
-            q_bmhk, k_blhk, v_blhk, is_causal=causal, key_value_seq_lengths=seen_b
-        )
+        mixed = jax.nn.dot_product_attention(q_bmhk, k_blhk, v_blhk, is_causal=causal, key_value_seq_lengths=seen_b)
         return self.out(mixed.reshape(asked_bmd.shape))
 
 

@@ -53,9 +53,7 @@ _TRANSFORMERS = (
     *_norm(r"vision_model\.post_layernorm", "vision.post_norm"),
     *_norm(r"text_model\.final_layer_norm", "text.post_norm"),
     TensorRule(r"logit_scale", "logit_scale"),
-    TensorRule(
-        r"(?:text|vision)_model\.embeddings\.position_ids", None
-    ),  # 0, 1, 2, ...: a buffer of older files
+    TensorRule(r"(?:text|vision)_model\.embeddings\.position_ids", None),  # 0, 1, 2, ...: a buffer of older files
 )
 CLIP_TABLE: WeightTable = (
     *_TRANSFORMERS,

@@ -154,9 +154,7 @@ def _read(
     """Reads a tensor, or the rule's part of it, with our axes, and checks shape and dtype."""
     about = f"tensor {name} of {file}"
     # In the file's order of axes, also for the message.
-    wanted = (
-        tuple(shape[rule.transpose.index(axis)] for axis in range(len(shape))) if rule.transpose else shape
-    )
+    wanted = tuple(shape[rule.transpose.index(axis)] for axis in range(len(shape))) if rule.transpose else shape
     if rule.part is not None:
         wanted = (3 * wanted[0], *wanted[1:])
     stored = tensors.get_slice(name)

@@ -74,9 +74,7 @@ def describe(samples: Sequence[CaptionSample], found: Mapping[int, Caption]) -> 
     told = [one.language for captions in there for one in captions]
     counts = collections.Counter(language for language in told if language)
     most = sorted(counts, key=lambda language: (-counts[language], language))[:_LANGUAGES]
-    facts = tuple(
-        _facts(sample.name, captions, most) for sample, captions in zip(samples, there, strict=True)
-    )
+    facts = tuple(_facts(sample.name, captions, most) for sample, captions in zip(samples, there, strict=True))
     return Captions(None if None in told else tuple(most), facts)
 
 

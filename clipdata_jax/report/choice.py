@@ -86,9 +86,7 @@ def draw(rows: np.ndarray, wanted: int, *, seed: int, salt: str) -> np.ndarray:
     return rows[np.argsort(order)]
 
 
-def draw_both(
-    belongs: Callable[[slice], np.ndarray], kept: np.ndarray, wanted: int, *, seed: int, salt: str
-) -> Drawn:
+def draw_both(belongs: Callable[[slice], np.ndarray], kept: np.ndarray, wanted: int, *, seed: int, salt: str) -> Drawn:
     """Draws kept and dropped pairs in proportion, at least one of each if both exist.
 
     Args:
@@ -115,9 +113,7 @@ def draw_both(
     return Drawn(sum(counts), counts[0], tuple(int(row) for row in rows))
 
 
-def bands(
-    name: str, values: np.ndarray, kept: np.ndarray, ranks: Quantiles, *, wanted: int, seed: int
-) -> list[Band]:
+def bands(name: str, values: np.ndarray, kept: np.ndarray, ranks: Quantiles, *, wanted: int, seed: int) -> list[Band]:
     """Draws pairs within 1 % of the pool around fixed quantiles of a score; [] if no pair has one.
 
     Args:
@@ -156,9 +152,7 @@ def of_quadrants(
     ]
 
 
-def disagree(
-    first: np.ndarray, second: np.ndarray, ranks: tuple[Quantiles, Quantiles], *, wanted: int
-) -> Disagreement:
+def disagree(first: np.ndarray, second: np.ndarray, ranks: tuple[Quantiles, Quantiles], *, wanted: int) -> Disagreement:
     """Finds the pairs whose ranks by two scores differ most; equal gaps go by row.
 
     Args:
@@ -182,9 +176,7 @@ def disagree(
     return Disagreement(_correlation(sums), first_higher, second_higher, widest)
 
 
-def _widest(
-    before: list[tuple[float, int]], gap: np.ndarray, rows: np.ndarray, wanted: int
-) -> list[tuple[float, int]]:
+def _widest(before: list[tuple[float, int]], gap: np.ndarray, rows: np.ndarray, wanted: int) -> list[tuple[float, int]]:
     """The widest positive gaps of before and now, as (-gap, row) in order."""
     if len(gap) > wanted:
         least = np.partition(gap, len(gap) - wanted)[len(gap) - wanted]

@@ -137,8 +137,7 @@ def plan(
 
 def _overlap(one: Selection, all_of_them: Sequence[Selection]) -> Overlap:
     shared = (
-        sum(int((one.kept[part] & other.kept[part]).sum()) for part in chunks(len(one.kept)))
-        for other in all_of_them
+        sum(int((one.kept[part] & other.kept[part]).sum()) for part in chunks(len(one.kept))) for other in all_of_them
     )
     return Overlap(one.name, int(one.kept.sum()), tuple(shared))
 

@@ -109,9 +109,7 @@ def draw(histogram: Histogram, medians: dict[str, float]) -> HistogramDrawing:
         ),
         x_ticks=tuple((_place(tick, edges), text.value(tick, places if places < 5 else 8)) for tick in ticks),
         y_ticks=tuple(
-            (round(_BASE - tick * scale, 1), text.compact(tick))
-            for tick in ticks_between(0, highest, 3)
-            if tick >= 1
+            (round(_BASE - tick * scale, 1), text.compact(tick)) for tick in ticks_between(0, highest, 3) if tick >= 1
         ),
         marks=tuple((kind, _place(at, edges)) for kind, at in medians.items() if math.isfinite(at)),
     )

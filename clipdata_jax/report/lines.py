@@ -73,9 +73,7 @@ def draw(
     lines = []
     for kind, line in series.items():
         dots = tuple(
-            (round(x[i], 1), place(value), show(value))
-            for i, value in enumerate(line)
-            if math.isfinite(value)
+            (round(x[i], 1), place(value), show(value)) for i, value in enumerate(line) if math.isfinite(value)
         )
         lines.append(Line(kind, "M" + "L".join(f"{a} {b}" for a, b, _ in dots) if dots else "", dots))
     return LineChart(

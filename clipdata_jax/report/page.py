@@ -161,9 +161,7 @@ def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
 def environment() -> jinja2.Environment:
     """Returns the environment of the templates: all output is escaped, invisible characters made visible."""
     made = jinja2.Environment(
-        loader=jinja2.FunctionLoader(
-            lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")
-        ),
+        loader=jinja2.FunctionLoader(lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -26,9 +26,7 @@ def _show(match: re.Match[str]) -> str:
     if char.isspace() and char not in "\x1c\x1d\x1e\x1f":
         return char if char in "\u00a0\u202f" else " "
     kind = unicodedata.category(char)
-    return (
-        f"[U+{ord(char):04X}]" if kind in ("Cc", "Cf", "Cs", "Co", "Cn") and char not in _HARMLESS else char
-    )
+    return f"[U+{ord(char):04X}]" if kind in ("Cc", "Cf", "Cs", "Co", "Cn") and char not in _HARMLESS else char
 
 
 def shorten(text: str, limit: int = _LONG_CAPTION) -> str:

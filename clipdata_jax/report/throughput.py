@@ -45,8 +45,7 @@ def draw(name: str, units: Sequence[UnitTimes]) -> RunThroughput:
     units = sorted(units, key=lambda unit: unit.time)
     rows = sum(unit.rows for unit in units)
     totals = {
-        which: (math.fsum(unit.seconds[which] for unit in units), _for_thousand(units, which))
-        for which in SECONDS
+        which: (math.fsum(unit.seconds[which] for unit in units), _for_thousand(units, which)) for which in SECONDS
     }
     charts = _charts(units) if len(units) >= _LEAST else ()
     return RunThroughput(name, len(units), int(rows), _rate(units), totals, charts)
@@ -63,9 +62,7 @@ def _charts(units: Sequence[UnitTimes]) -> tuple[tuple[str, lines.LineChart], ..
         "other": [_for_thousand(part, "wait") for part in stretches],
     }
     speed = lines.draw(labels, -1, rates, show=text.compact, from_zero=True, least_span=1.0)
-    spent = lines.draw(
-        labels, -1, waits, show=lambda value: text.value(value, 4), from_zero=True, least_span=1e-3
-    )
+    spent = lines.draw(labels, -1, waits, show=lambda value: text.value(value, 4), from_zero=True, least_span=1e-3)
     return ("Rows per second and process", speed), ("Seconds per 1,000 rows", spent)
 
 

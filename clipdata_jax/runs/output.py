@@ -43,9 +43,7 @@ class Output:
     folder: storage.Folder
     units: tuple[str, ...]
     was_finished: bool = False
-    _known: dict[str, tuple[int, Receipt]] = dataclasses.field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _known: dict[str, tuple[int, Receipt]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def path(self, name: str) -> str:
         """The path of a file in the folder."""
@@ -119,9 +117,7 @@ class Output:
             for name, content in parts.items()
         }
         marked = [
-            entry
-            if entry.fingerprint
-            else dataclasses.replace(entry, fingerprint=storage.fingerprint(entry.name))
+            entry if entry.fingerprint else dataclasses.replace(entry, fingerprint=storage.fingerprint(entry.name))
             for entry in inputs
         ]
         if times is not None:
@@ -302,9 +298,7 @@ def is_done(out: str, plan: Plan, *, same: Sequence[str] | None = None) -> bool:
         content = json.loads(data)
         before = (Plan if folder else Manifest).from_json(content)
     except (ValueError, RecursionError, InputError) as error:
-        raise InputError(
-            f"{out}: already exists, and {path} doesn't say what it holds ({error}); {advice}"
-        ) from error
+        raise InputError(f"{out}: already exists, and {path} doesn't say what it holds ({error}); {advice}") from error
     was, now = _comparable(content, before, plan, same)
     if was != now:
         difference = manifest.first_difference(was, now)

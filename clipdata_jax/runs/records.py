@@ -99,9 +99,7 @@ class UnitTimes:
         """Reads a line; raises InputError if it is something else."""
         line = _mapping(content, "a line of times")
         seconds = {name: float(_number(line, f"{name}_seconds", 0)) for name in SECONDS}
-        rates: dict[str, Any] = {
-            name: float(_number(line, name)) for name in ("time", "rows", "rows_per_second")
-        }
+        rates: dict[str, Any] = {name: float(_number(line, name)) for name in ("time", "rows", "rows_per_second")}
         return cls(
             **rates,
             unit=_field(line, "unit", str, None),
@@ -147,9 +145,7 @@ class Plan:
     @classmethod
     def _fields(cls, content: dict[str, object]) -> dict[str, Any]:
         units = _field(content, "units", list, None)
-        if units is not None and not all(
-            isinstance(name, str) and name and "/" not in name for name in units
-        ):
+        if units is not None and not all(isinstance(name, str) and name and "/" not in name for name in units):
             raise InputError("its 'units' are not a list of plain names")
         return {
             "command": _field(content, "command", str),
@@ -172,10 +168,7 @@ class Plan:
           facts: what came of it; its "inputs" and "pool" take the place of the plan's, which knew less of them.
           outputs: the files that it wrote.
         """
-        own = {
-            name: _entries(facts, name) if name in facts else getattr(self, name)
-            for name in ("inputs", "pool")
-        }
+        own = {name: _entries(facts, name) if name in facts else getattr(self, name) for name in ("inputs", "pool")}
         rest = {name: value for name, value in facts.items() if name not in own}
         return Manifest(
             command=self.command,

@@ -91,9 +91,7 @@ def _peak_device_memory() -> int | None:
     if "jax" not in sys.modules:
         return None
     devices = [device.memory_stats() or {} for device in sys.modules["jax"].local_devices()]
-    return max(
-        (stats["peak_bytes_in_use"] for stats in devices if "peak_bytes_in_use" in stats), default=None
-    )
+    return max((stats["peak_bytes_in_use"] for stats in devices if "peak_bytes_in_use" in stats), default=None)
 
 
 def read(path: str) -> list[UnitTimes]:

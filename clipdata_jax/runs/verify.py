@@ -226,9 +226,7 @@ def _check_manifest(
     return {name: entry for name, entry in found.outputs.items() if name not in parts}
 
 
-def _find_foreign(
-    run: CheckedRun, plan: Plan, known: set[str], undone: list[str], listed: dict[str, int]
-) -> None:
+def _find_foreign(run: CheckedRun, plan: Plan, known: set[str], undone: list[str], listed: dict[str, int]) -> None:
     # An undone unit may have written some of its files; those of `score` are named after its shards.
     shards = plan.facts.get("plan")
     unwritten = {str(shards.get(unit)) for unit in undone} if isinstance(shards, dict) else set()

@@ -89,9 +89,7 @@ def cell_log_sums(
 def _cell_log_sums(
     image_emb: Array, text_emb: Array, temperature: Array, mask: Array | None, *, cells: int
 ) -> tuple[Array, Array]:
-    def tables(
-        image_emb: Array, text_emb: Array, temperature: Array, mask: Array | None
-    ) -> tuple[Array, Array]:
+    def tables(image_emb: Array, text_emb: Array, temperature: Array, mask: Array | None) -> tuple[Array, Array]:
         temperatures = jnp.asarray(temperature, jnp.float32)[None]
         row, col = log_sum_tables(image_emb, text_emb, mask, cells=cells, temperatures=temperatures)
         return row[0], col[0]
@@ -270,9 +268,7 @@ def _check_divisions(
         if len(shape) not in axes or 0 in shape or not jnp.issubdtype(one.dtype, jnp.integer):
             raise ValueError(f"batch_of_cell is {one.dtype}{list(shape)}, expected {expected}")
         if shape[-1] != several[0].shape[-1]:
-            raise ValueError(
-                f"batch_of_cell has {several[0].shape[-1]} and {shape[-1]} cells, expected one number"
-            )
+            raise ValueError(f"batch_of_cell has {several[0].shape[-1]} and {shape[-1]} cells, expected one number")
     _check_cells(image_emb, several[0].shape[-1])
 
 

@@ -112,9 +112,7 @@ def lloyd_step(
     """
     _check(image_emb, centroids, mesh)
     if mask.shape != image_emb.shape[:1] or mask.dtype != jnp.bool_:
-        raise ValueError(
-            f"mask is {mask.dtype}{list(mask.shape)}, expected bool of shape ({len(image_emb)},)"
-        )
+        raise ValueError(f"mask is {mask.dtype}{list(mask.shape)}, expected bool of shape ({len(image_emb)},)")
     return _lloyd_step(*_place(image_emb, centroids, mask, mesh=mesh), mesh=mesh)
 
 
@@ -142,9 +140,7 @@ def _assign(image_emb: Array, centroids: Array) -> NearestTarget:
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _assign_sharded(image_emb: Array, centroids: Array, *, mesh: Mesh) -> NearestTarget:
-    return jax.shard_map(_assign, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))(
-        image_emb, centroids
-    )
+    return jax.shard_map(_assign, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))(image_emb, centroids)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

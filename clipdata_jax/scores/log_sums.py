@@ -11,9 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from clipdata_jax.scores.products import cosines, zero_like
 
-_TILE = (
-    2048  # rows a side, 16 MiB of float32; from the group's shape alone, since other tiles give other bits
-)
+_TILE = 2048  # rows a side, 16 MiB of float32; from the group's shape alone, since other tiles give other bits
 
 # Between these a sum of exponentials is right to float32's rounding: what underflows is below 2^-126 each,
 # nothing beside 1e-27 for all of a tile's terms together.
@@ -63,9 +61,7 @@ def log_sum_tables(
     return tiling.join(rows.swapaxes(0, 1).reshape(temps, -1, cells)), tiling.join(cols.swapaxes(1, 2))
 
 
-def _against_all(
-    k: int, row: list[Array], columns: tuple[Array, Array], temperatures: Array
-) -> tuple[Array, Array]:
+def _against_all(k: int, row: list[Array], columns: tuple[Array, Array], temperatures: Array) -> tuple[Array, Array]:
     """The log-sums of one row of tiles: (tiles, temps, t, k) of its rows, (tiles, temps, k, t) of the columns."""
     f_td, row_mask_t, middle_n = row
     f_td = jnp.where(row_mask_t[:, None], f_td, 0)  # a masked row may hold NaN

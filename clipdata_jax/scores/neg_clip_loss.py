@@ -118,9 +118,7 @@ def neg_clip_loss_sharded(
     check_mask(mask, image_emb.shape[0])
     check_temperature(temperature)
     if image_emb.shape[0] % mesh.shape["data"]:
-        raise ValueError(
-            f"{image_emb.shape[0]} rows don't divide over {mesh.shape['data']} devices: pad and mask"
-        )
+        raise ValueError(f"{image_emb.shape[0]} rows don't divide over {mesh.shape['data']} devices: pad and mask")
     if mask is None:
         mask = jnp.ones(image_emb.shape[0], bool)
     rows = jax.NamedSharding(mesh, P("data"))
@@ -129,14 +127,10 @@ def neg_clip_loss_sharded(
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _neg_clip_loss_sharded(
-    image_emb: Array, text_emb: Array, mask: Array, temperature: Array, *, mesh: Mesh
-) -> Array:
+def _neg_clip_loss_sharded(image_emb: Array, text_emb: Array, mask: Array, temperature: Array, *, mesh: Mesh) -> Array:
     n = mesh.shape["data"]
 
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(P("data"), P("data"), P("data"), P()), out_specs=P("data")
-    )
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("data"), P("data"), P("data"), P()), out_specs=P("data"))
     def ring(f_bd: Array, g_bd: Array, mask_b: Array, t: Array) -> Array:
         empty_b = jax.lax.pcast(jnp.full(mask_b.shape, -jnp.inf), "data", to="varying")
 

@@ -29,9 +29,7 @@ class Blocks:
         """The first row of a block."""
         return jnp.minimum(index * self.side, self.rows - self.side)
 
-    def cut(
-        self, emb: Float[Array, "n d"], index: Array
-    ) -> tuple[Float[Array, "side d"], Bool[Array, " side"]]:
+    def cut(self, emb: Float[Array, "n d"], index: Array) -> tuple[Float[Array, "side d"], Bool[Array, " side"]]:
         """A block, and a mask of its rows that no earlier block holds."""
         start = self.start(index)
         fresh = start + jnp.arange(self.side) >= index * self.side

@@ -31,9 +31,7 @@ def second_moment(target_emb: Float[AnyArray, "n d"]) -> Float[Array, "d d"]:
      [0. 2.]]
     """
     if target_emb.ndim != 2 or not jnp.issubdtype(target_emb.dtype, jnp.floating):
-        raise ValueError(
-            f"target_emb is {target_emb.dtype}{list(target_emb.shape)}, expected floats (rows, dim)"
-        )
+        raise ValueError(f"target_emb is {target_emb.dtype}{list(target_emb.shape)}, expected floats (rows, dim)")
     return sum_products(target_emb)
 
 

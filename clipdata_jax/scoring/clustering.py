@@ -59,9 +59,7 @@ def fit(emb: np.ndarray, clusters: int, *, seed: int, steps: int) -> Clusters:
             size = np.asarray(step.size)
             if size.max() > k_means.MOST_ROWS:
                 most = f"{k_means.MOST_ROWS:,}"
-                raise InputError(
-                    f"--clusters is {clusters}, and one has more than {most} rows; use more clusters"
-                )
+                raise InputError(f"--clusters is {clusters}, and one has more than {most} rows; use more clusters")
             cosines.append(float(np.asarray(step.score, np.float64).sum() / len(emb)))
             now, centroids = np.asarray(step.cluster), step.centroids
             bar.update(1)

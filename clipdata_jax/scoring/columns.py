@@ -106,9 +106,7 @@ def _neg_clip_loss_columns(inputs: ColumnInputs) -> Columns:
         if settings.division == "shard":
             orders = reference_division.permutations(unit.uid, repeats=settings.repeats, seed=seed)
             by_size = [
-                reference_division.score_permutations(
-                    pairs, orders, batch_size=size, temperatures=temperatures
-                )
+                reference_division.score_permutations(pairs, orders, batch_size=size, temperatures=temperatures)
                 for size in settings.batch_sizes()
             ]
             found = [np.stack(field, axis=1) for field in zip(*by_size, strict=True)]
@@ -134,9 +132,7 @@ def _jobs(unit: ScoreUnit, settings: NegClipLoss, seed: int) -> Iterator[Job]:
     rows_of = groups.rows_of_groups(unit.uid, planned, seed=seed, mixed=mixed)
     for group, rows in zip(planned, rows_of, strict=True):
         slots = groups.slots_of_rows(unit.uid[rows], group, seed)
-        dealt = groups.deal_cells(
-            group, repeats=settings.repeats, seed=seed, name=unit.first_row + group.start
-        )
+        dealt = groups.deal_cells(group, repeats=settings.repeats, seed=seed, name=unit.first_row + group.start)
         yield Job(rows, slots, group.cells * group.slots, dealt)
 
 
@@ -153,9 +149,7 @@ def neg_clip_loss_columns(settings: NegClipLoss, tag: str, temperatures: Sequenc
         return ["neg_clip_loss"]
     tag = re.sub(r"\W", "_", tag, flags=re.ASCII)
     return [
-        f"neg_clip_loss_{tag}_t{in_thousandths(t)}_b{size}"
-        for t in temperatures
-        for size in settings.batch_sizes()
+        f"neg_clip_loss_{tag}_t{in_thousandths(t)}_b{size}" for t in temperatures for size in settings.batch_sizes()
     ]
 
 

@@ -112,9 +112,7 @@ def _plan_batches(rows: int, batch_sizes: tuple[int, ...]) -> tuple[tuple[int, .
         most = cells // min(_LEAST_CELLS, per_batch)
         counts = [n for n in range(fewest, most + 1) if cells % n == 0]
         nearest = [counts[int(np.argmin(np.abs(np.array(counts) - ratio)))] for ratio in wanted]
-        batches = tuple(
-            fewest if ratio == min(wanted) else n for n, ratio in zip(nearest, wanted, strict=True)
-        )
+        batches = tuple(fewest if ratio == min(wanted) else n for n, ratio in zip(nearest, wanted, strict=True))
         off = max(
             (abs(n / ratio - 1) for n, ratio in zip(batches, wanted, strict=True) if ratio > min(wanted)),
             default=0.0,

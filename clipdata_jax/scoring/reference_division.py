@@ -47,9 +47,7 @@ def score_permutations(
     shape = len(temperatures), n
     mean, square, text, image = (np.zeros(shape) for _ in range(4))
     met = np.zeros(n, np.int64)  # other pairs in the row's batches
-    for index, (rows, found) in enumerate(
-        group_scores.run(_batches(orders, batch_size), pairs, temperatures)
-    ):
+    for index, (rows, found) in enumerate(group_scores.run(_batches(orders, batch_size), pairs, temperatures)):
         score, _, log_sum_text, log_sum_image = (field[:, 0] for field in found)
         k = index // -(-n // batch_size)
         with np.errstate(invalid="ignore"):  # masked rows are -inf throughout

@@ -96,9 +96,7 @@ class UnitReader:
         start = time.monotonic()
         skipped: dict[str, str] = {}
         inputs: list[FileEntry] = []
-        uid, images, texts, bad = zip(
-            *(self._read_shard(shard, skipped, inputs) for shard in shards), strict=True
-        )
+        uid, images, texts, bad = zip(*(self._read_shard(shard, skipped, inputs) for shard in shards), strict=True)
         whole = np.concatenate(uid)
         good = np.concatenate(bad) == 0
         wanted = good if self.subset is None else good & (uids.find(self.subset, whole) >= 0)
@@ -123,9 +121,7 @@ class UnitReader:
             ]
             emb = embedding_shards.read_shard(shard, self.tag)
             check_dimension(shard, emb.images, self.dim)
-            (images, texts), bad = embedding_shards.find_bad_rows(
-                [emb.images, emb.texts], normalize=self.normalize
-            )
+            (images, texts), bad = embedding_shards.find_bad_rows([emb.images, emb.texts], normalize=self.normalize)
         except InputError as error:
             if self.on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
@@ -178,9 +174,7 @@ def check_bad_rows(
         )
 
 
-def choose_temperatures(
-    given: tuple[float, ...] | None, model: dict[str, Any]
-) -> tuple[tuple[float, ...], str]:
+def choose_temperatures(given: tuple[float, ...] | None, model: dict[str, Any]) -> tuple[tuple[float, ...], str]:
     """The temperatures and where they come from: "options", the embeddings' "manifest", or "assumed"."""
     if given is not None:
         return given, "options"

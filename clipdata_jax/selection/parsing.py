@@ -168,15 +168,11 @@ class _Parser:
     def rule(self, node: ast.expr) -> Rule:
         match node:
             case ast.Name(name) if self.columns is None or name in self.columns:
-                self.fail_at(
-                    node, f"a column alone is not a rule: expected top({name}, 0.3), or ({name} >= 0.25)"
-                )
+                self.fail_at(node, f"a column alone is not a rule: expected top({name}, 0.3), or ({name} >= 0.25)")
             case _ if _is_value(node) and not isinstance(node, ast.Constant):
                 self.value(node)
                 scores = self.text.source(node)
-                self.fail_at(
-                    node, f"scores alone are not a rule: expected top({scores}, 0.3), or a comparison"
-                )
+                self.fail_at(node, f"scores alone are not a rule: expected top({scores}, 0.3), or a comparison")
             case ast.BinOp(left, op, right) if type(op) in _RULE_OPERATORS:
                 return _RULE_OPERATORS[type(op)](self.rule(left), self.rule(right))
             case ast.Compare():

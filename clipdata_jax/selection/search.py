@@ -98,9 +98,7 @@ class Search:
         before, tied = self._compare(block, keys, among)
         return before | tied if self._with_equal else before
 
-    def _compare(
-        self, block: ScoreBlock, keys: np.ndarray, among: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _compare(self, block: ScoreBlock, keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows before the limits, rows that equal them."""
         before, tied = np.zeros(block.rows, bool), among.copy()
         for level, limit in enumerate(self._limits):

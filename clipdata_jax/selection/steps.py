@@ -137,9 +137,7 @@ class ListedUids(Predicate):
 
     def start(self, rows: int) -> Work:
         listed = read_subset(self.path)
-        return PredicateWork(
-            str(self), lambda block: block.cached(self, lambda: find(listed, block.uid) >= 0)
-        )
+        return PredicateWork(str(self), lambda block: block.cached(self, lambda: find(listed, block.uid) >= 0))
 
     def __str__(self) -> str:
         return f"uids({self.path!r})"

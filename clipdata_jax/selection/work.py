@@ -58,9 +58,7 @@ class Work(Protocol):
     def found(self) -> bool:
         """Whether `keep` knows which rows to keep."""
 
-    def keep(
-        self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None
-    ) -> np.ndarray | None:
+    def keep(self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None) -> np.ndarray | None:
         """Marks the rows to keep, or takes note of the block while they aren't known.
 
         Args:
@@ -114,9 +112,7 @@ class FirstWork:
     def found(self) -> bool:
         return self.search.found
 
-    def keep(
-        self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None
-    ) -> np.ndarray | None:
+    def keep(self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None) -> np.ndarray | None:
         keys, has_key = self.keys(block)
         if not self.search.found:
             self.search.look(block, keys, among & has_key, int(np.count_nonzero(among)))
@@ -149,9 +145,7 @@ class _TwoWorks:
 class ThenWork(_TwoWorks):
     """The state of two rules, the right one choosing from what the left one keeps."""
 
-    def keep(
-        self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None
-    ) -> np.ndarray | None:
+    def keep(self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None) -> np.ndarray | None:
         left = self.left.keep(block, among, steps)
         return None if left is None else self.right.keep(block, left, steps)
 
@@ -163,9 +157,7 @@ class PairWork(_TwoWorks):
     rule: str
     combine: np.ufunc
 
-    def keep(
-        self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None
-    ) -> np.ndarray | None:
+    def keep(self, block: ScoreBlock, among: np.ndarray, steps: list[StepCounts] | None = None) -> np.ndarray | None:
         left, right = self.left.keep(block, among, steps), self.right.keep(block, among, steps)
         if left is None or right is None:
             return None
@@ -189,9 +181,7 @@ class Application:
         self.work = work
         self.steps: list[StepCounts] = []
         self._pool, self._values = pool, values
-        self._counted = {
-            str(part): part for value in values for part in (*value.leaves(), value) if value.leaves()
-        }
+        self._counted = {str(part): part for value in values for part in (*value.leaves(), value) if value.leaves()}
         self.without_score = {name: {"null": 0, "infinite": 0} for name in self._counted}
 
     def __iter__(self) -> Iterator[tuple[ScoreBlock, np.ndarray]]:

@@ -16,9 +16,7 @@ from clipdata_jax.storage.location import Location
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Of a mount whose server or disk went away.
 _GONE = {
-    getattr(errno, name)
-    for name in ("ESTALE", "ENOTCONN", "EHOSTDOWN", "ENODEV", "ENXIO")
-    if hasattr(errno, name)
+    getattr(errno, name) for name in ("ESTALE", "ENOTCONN", "EHOSTDOWN", "ENODEV", "ENXIO") if hasattr(errno, name)
 }
 
 
@@ -93,9 +91,7 @@ def explained_writes(at: Location, *, new: bool) -> Iterator[None]:
         if not (reason := _reason(error)) or (new and isinstance(error, FileExistsError)):
             raise
         where = "" if at.is_local else f" through a temporary file in {tempfile.gettempdir()}"
-        raise InputError(
-            f"{at}: can't be written{where} ({reason}); what was finished before is kept"
-        ) from error
+        raise InputError(f"{at}: can't be written{where} ({reason}); what was finished before is kept") from error
 
 
 def _reason(error: OSError) -> str:

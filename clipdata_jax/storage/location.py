@@ -92,9 +92,7 @@ def _connect(path: str) -> tuple[Any, str]:
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         advice = f"pip install 'clipdata_jax[{extra}]'" if extra else "install it"
-        raise InputError(
-            f"{path}: {protocol}:// needs a package that is missing ({error}); {advice}"
-        ) from error
+        raise InputError(f"{path}: {protocol}:// needs a package that is missing ({error}); {advice}") from error
     if protocol in _S3:
         fs.retries = 1  # `retries.call` counts the attempts
     return fs, inner

@@ -161,11 +161,7 @@ class Folder(Location):
           StorageError: its store or mount fails.
         """
         at = self.at(name)
-        if (
-            at.is_local
-            and os.path.exists(at.inner)
-            and not os.path.isfile(at.inner) | os.path.isdir(at.inner)
-        ):
+        if at.is_local and os.path.exists(at.inner) and not os.path.isfile(at.inner) | os.path.isdir(at.inner):
             raise InputError(f"{at}: is a pipe or a device, expected a file")
         copy = remote_files.local_copy(at.path)
         with local.explained_reads(at.path):
@@ -202,9 +198,7 @@ class Folder(Location):
         """
         return self._written(name)
 
-    def write(
-        self, name: str, content: bytes | Callable[[BinaryIO], object], *, digests: bool = False
-    ) -> Content:
+    def write(self, name: str, content: bytes | Callable[[BinaryIO], object], *, digests: bool = False) -> Content:
         """Writes a file as `open_write` does.
 
         Args:

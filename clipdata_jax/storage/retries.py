@@ -148,9 +148,7 @@ def _translated(path: str, error: Exception) -> Exception:
         return FileExistsError(path)
     reason = _describe(error)
     if names & _NO_CREDENTIALS:
-        return InputError(
-            f"{path}: no credentials for this store ({reason}); set them, see the documentation"
-        )
+        return InputError(f"{path}: no credentials for this store ({reason}); set them, see the documentation")
     if status in (401, 403) or isinstance(error, PermissionError):
         return InputError(f"{path}: the store denied access ({reason}); check the credentials")
     if isinstance(error, (OSError, NotImplementedError)) or status is not None or names & _REFUSED:

@@ -126,9 +126,7 @@ def train(
 def _check_batch(pairs: int, batch_size: int, mesh: Mesh) -> None:
     devices = mesh.shape[parallel.AXIS]
     if batch_size % devices:
-        raise InputError(
-            f"--batch-size is {batch_size}, expected a multiple of the {devices} devices of the run"
-        )
+        raise InputError(f"--batch-size is {batch_size}, expected a multiple of the {devices} devices of the run")
     if pairs < batch_size:
         raise InputError(
             f"found {pairs} pairs to train on, expected at least a batch of {batch_size}; give more pairs, or a smaller"

@@ -81,9 +81,7 @@ def contrastive_loss(
     return jnp.mean(sums_b / 2 - pair_b)
 
 
-def adamw(
-    *, learning_rate: float, warmup: int, steps: int, weight_decay: float
-) -> optax.GradientTransformation:
+def adamw(*, learning_rate: float, warmup: int, steps: int, weight_decay: float) -> optax.GradientTransformation:
     """Creates CLIP's optimiser: AdamW, linear warm-up, cosine decay to zero, gradients clipped to global norm 1.
 
     Radford et al. 2021, arXiv:2103.00020, table 18, for b2 = 0.98 and eps = 1e-6. Weight decay applies to arrays
@@ -142,9 +140,7 @@ def split_model(model: CLIP) -> tuple[Params, Callable[[Params], CLIP]]:
     names = {path: ".".join(map(str, path)) for path, _ in flat}
 
     def merge(params: Params) -> CLIP:
-        return nnx.merge(
-            structure, nnx.from_flat_state([(path, params[name]) for path, name in names.items()])
-        )
+        return nnx.merge(structure, nnx.from_flat_state([(path, params[name]) for path, name in names.items()]))
 
     return {names[path]: variable[...] for path, variable in flat}, merge
 

@@ -55,9 +55,7 @@ def test_small_models_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     demo._draw(options, place)
     uid, _ = demo._truth("pool")
     uids.write_subset("half.npy", uid[::2])
-    demo._train_and_compare(
-        options, dict.fromkeys(("random", "negCLIPLoss, then NormSim"), "half.npy"), place
-    )
+    demo._train_and_compare(options, dict.fromkeys(("random", "negCLIPLoss, then NormSim"), "half.npy"), place)
     printed = capsys.readouterr().out
     assert printed.count("$ clipdata train pool --out runs/") == printed.count("$ clipdata evaluate") == 4
     rows = re.findall(r"^(\S.*?) +([\d.]+)% ± ([\d.]+)% +([\d.]+)% ± ([\d.]+)%$", printed, re.MULTILINE)

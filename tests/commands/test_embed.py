@@ -221,9 +221,7 @@ def test_real_images_from_tar_to_subset(tmp_path, shared, clipdata):
     from flax import nnx
 
     tower = {"width": 64, "layers": 2, "heads": 2, "mlp_width": 128}
-    config = models.CLIPConfig(
-        vision=models.VisionConfig(**tower), text=models.TextConfig(**tower), embed_dim=32
-    )
+    config = models.CLIPConfig(vision=models.VisionConfig(**tower), text=models.TextConfig(**tower), embed_dim=32)
     models.save_clip(models.CLIP(config, rngs=nnx.Rngs(0)), tmp_path / "vit")
     for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / name, tmp_path / "vit" / name)

@@ -110,9 +110,7 @@ def test_each_broken_member_stops_a_run_that_was_not_told_to_skip(tmp_path, chec
     for key, (image, others, words) in BAD.items():
         members = [(f"{key}.jpg", image), *((f"{key}.{ext}", data) for ext, data in others.items())]
         tars.write_tar(str(tmp_path / f"{key}.tar"), members)
-        done = clipdata(
-            "embed", f"{key}.tar", "--model", checkpoint, "--out", f"{key}_out", "--batch-size", 4
-        )
+        done = clipdata("embed", f"{key}.tar", "--model", checkpoint, "--out", f"{key}_out", "--batch-size", 4)
         assert done.returncode == 2, (key, done.stderr)
         assert words in done.stderr, (key, done.stderr)
         assert f"{key}.tar: sample '{key}': " in done.stderr

@@ -57,9 +57,7 @@ def test_an_error_on_the_devices_is_not_taken_for_a_bad_tar(tmp_path, flags, cli
 
 
 @pytest.mark.parametrize("number", [27, 28])  # file too large, disk full
-def test_an_error_of_the_writer_is_one_sentence_and_leaves_no_half_file(
-    tmp_path, flags, clipdata, monkeypatch, number
-):
+def test_an_error_of_the_writer_is_one_sentence_and_leaves_no_half_file(tmp_path, flags, clipdata, monkeypatch, number):
     error = OSError(number, os.strerror(number))
     monkeypatch.setattr(arrays, "write_npz", failing(arrays.write_npz, error, call=2))
     done = clipdata(*flags)

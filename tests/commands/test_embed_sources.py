@@ -183,9 +183,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, small, clipda
     flags = ("embed", "pool", "--model", small, "--batch-size", 2)
     command = [sys.executable, "-c", KILLED, *map(str, flags), "--out", "killed"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False
-    )
+    killed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = sorted(path.stem for path in (tmp_path / "killed" / "receipts").glob("*.json"))
     assert done

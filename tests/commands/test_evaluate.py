@@ -40,9 +40,7 @@ def embed(checkpoint, images, texts):
 
 @pytest.mark.slow
 def test_figures_of_the_demo_set_are_the_plain_counts(tmp_path, checkpoint, zero_shot, clipdata):
-    names, templates = (
-        json.loads((zero_shot / f"{name}.json").read_text()) for name in ("classnames", "templates")
-    )
+    names, templates = (json.loads((zero_shot / f"{name}.json").read_text()) for name in ("classnames", "templates"))
     done = clipdata(
         "evaluate", checkpoint, "--classification", zero_shot, "--classnames", zero_shot / "classnames.json",
         "--templates", zero_shot / "templates.json", "--out", "figures.json", "--batch-size", 16, devices=2,

@@ -37,9 +37,7 @@ def run(clipdata, preset, *more):
         ("basic_filter", made.basic),
         (
             "laion2b",
-            lambda row: (
-                row["text"] is not None and made.is_english(row["text"]) and made.reaches(row, "b32", 0.28)
-            ),
+            lambda row: row["text"] is not None and made.is_english(row["text"]) and made.reaches(row, "b32", 0.28),
         ),
     ],
 )
@@ -118,9 +116,7 @@ def test_a_threshold_is_met_in_the_columns_precision(tmp_path, clipdata, thresho
 
 def test_a_filter_that_keeps_nothing_writes_nothing_and_says_where(tmp_path, clipdata):
     made.write(tmp_path / "metadata", made.rows())
-    done = clipdata(
-        "filter", "metadata", "--preset", "clip_score", "--arch", "l14", "--threshold", 2, "--out", "s.npy"
-    )
+    done = clipdata("filter", "metadata", "--preset", "clip_score", "--arch", "l14", "--threshold", 2, "--out", "s.npy")
     assert done.returncode == 2
     assert "the filter keeps nothing" in done.stderr
     assert "clip_l14_similarity_score of at least 2" in done.stderr
@@ -280,6 +276,4 @@ def test_a_broken_file_is_skipped_where_that_is_asked(tmp_path, clipdata):
     told = json.loads((tmp_path / "s.npy.manifest.json").read_text())
     assert [one["file"] for one in told["skipped"]] == ["metadata/00000001.parquet"]
     left = [row for number, row in enumerate(pairs) if number % 3 != 1]
-    assert uids.to_hex(uids.read_subset(str(tmp_path / "s.npy"))) == made.subset(
-        made.fraction(left, "b32", 0.3)
-    )
+    assert uids.to_hex(uids.read_subset(str(tmp_path / "s.npy"))) == made.subset(made.fraction(left, "b32", 0.3))

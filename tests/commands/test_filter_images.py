@@ -65,9 +65,7 @@ def test_given_centroids_keep_the_images_of_the_targets_clusters(tmp_path, clipd
     pairs = made.rows()
     emb = write_pool(tmp_path / "metadata", pairs)
     # Of any norm: inner products are compared.
-    centroids = (unit_rows(np.random.default_rng(1), 10, DIM) * np.linspace(0.9, 1.1, 10)[:, None]).astype(
-        np.float32
-    )
+    centroids = (unit_rows(np.random.default_rng(1), 10, DIM) * np.linspace(0.9, 1.1, 10)[:, None]).astype(np.float32)
     target = topics(2, 7, range(2))
     np.save(tmp_path / "centroids.npy", centroids)
     np.save(tmp_path / "target.npy", target)
@@ -88,9 +86,7 @@ def test_given_centroids_keep_the_images_of_the_targets_clusters(tmp_path, clipd
     want = [
         row["uid"]
         for row in score(pairs)
-        if passes(row)
-        and np.any(np.nan_to_num(emb[row["uid"]]))
-        and nearest(emb[row["uid"]], centroids) in wanted
+        if passes(row) and np.any(np.nan_to_num(emb[row["uid"]])) and nearest(emb[row["uid"]], centroids) in wanted
     ]
     kept = uids.to_hex(np.load(tmp_path / "s.npy"))
     assert kept == sorted(want)
@@ -116,9 +112,7 @@ def test_clusters_are_found_and_kept_for_the_next_run(tmp_path, clipdata):
     want = [
         row["uid"]
         for row in pairs
-        if passes(row)
-        and np.any(np.nan_to_num(emb[row["uid"]]))
-        and nearest(emb[row["uid"]], directions) == 1
+        if passes(row) and np.any(np.nan_to_num(emb[row["uid"]])) and nearest(emb[row["uid"]], directions) == 1
     ]
     assert uids.to_hex(np.load(tmp_path / "s.npy")) == sorted(want)
     again = clipdata(*arguments, "--centroids", "s.npy.centroids.npy", "--out", "again.npy")

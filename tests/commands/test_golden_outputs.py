@@ -79,9 +79,7 @@ def test_scores(clipdata, tmp_path, recorded, name):
     parts = [pq.read_table(path) for path in sorted((tmp_path / "scores").glob("*.parquet"))]
     found = pa.concat_tables(parts)
     columns = [column for column in found.column_names if not column.startswith("uid_")]
-    assert {f"{name}/{column}" for column in columns} == {
-        key for key in recorded if key.startswith(f"{name}/")
-    }
+    assert {f"{name}/{column}" for column in columns} == {key for key in recorded if key.startswith(f"{name}/")}
     for column in columns:
         # The same machine gives the same bits; another adds up in another order.
         np.testing.assert_allclose(

@@ -202,9 +202,7 @@ def test_bad_rows_are_never_selected_and_are_counted(tmp_path, clipdata):
     scaled = clipdata(*command[:-1], "n.npy", "--normalize", "--max-bad-rows", 0.02)
     assert scaled.returncode == 0
     assert "1 not finite, 1 zero;" in scaled.stdout
-    assert refused(
-        clipdata(*command, "--max-bad-rows", 0.05, "--steps", 50, "--fraction", 0.5), "from 97 to 50 pairs"
-    )
+    assert refused(clipdata(*command, "--max-bad-rows", 0.05, "--steps", 50, "--fraction", 0.5), "from 97 to 50 pairs")
     done = clipdata(*command, "--max-bad-rows", 0.05)
     assert done.returncode == 0, done.stderr
     assert "1 not finite, 1 zero, 1 not of unit norm" in done.stdout
@@ -293,9 +291,7 @@ def test_a_broken_shard_stops_or_is_skipped(tmp_path, clipdata):
     assert refused(clipdata(*command), "00000001.npz: damaged", "or use --on-bad skip")
     done = clipdata(*command, "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
-    assert (
-        "Skipped 1 shard, listed in s.npy.manifest.json; the first: pool/00000001.npz: damaged" in done.stdout
-    )
+    assert "Skipped 1 shard, listed in s.npy.manifest.json; the first: pool/00000001.npz: damaged" in done.stdout
     assert "from 65 survivors" in done.stdout
     of_pool = np.setdiff1d(np.arange(90), np.arange(40, 65))
     whole = np.setdiff1d(np.arange(100), np.arange(40, 65))

@@ -133,9 +133,7 @@ def test_a_full_disk_and_idle_processes_are_reported(work, monkeypatch, capsys):
     assert "--batch-size is more than the pool's 790 pairs, which make one batch" in text
     assert "only 1 of 9 processes has a unit to work on" in text
     monkeypatch.setattr(plan, "_disk_free", lambda out: 1_000)
-    with pytest.raises(
-        InputError, match=r"score: writes .* to scores, where 1 KB are free; choose another --out"
-    ):
+    with pytest.raises(InputError, match=r"score: writes .* to scores, where 1 KB are free; choose another --out"):
         plan.run(config.Plan(), given)
 
 

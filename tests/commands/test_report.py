@@ -134,9 +134,7 @@ def test_odd_samples_do_no_harm(pool):
 
 def test_strangers_manifests_are_only_text(pool):
     beside = pool / "subset.npy.manifest.json"
-    beside.write_text(
-        json.dumps({"rule": "<script>" * 9_999, "steps": [1, {"rule": 3}], "<b>": {"a": [[[["<i>"]]]]}})
-    )
+    beside.write_text(json.dumps({"rule": "<script>" * 9_999, "steps": [1, {"rule": 3}], "<b>": {"a": [[[["<i>"]]]]}}))
     (pool / "scores/manifest.json").write_text('{"deep": ' + "[" * 400 + "]" * 400 + "}")
     html = page_of(options(pool, tars=()))
     assert "<script" not in html
@@ -212,9 +210,7 @@ def test_real_images_are_shown(shared, tmp_path):
     names = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
-            names += [
-                json.load(tar.extractfile(name))["uid"] for name in tar.getnames() if name.endswith("json")
-            ]
+            names += [json.load(tar.extractfile(name))["uid"] for name in tar.getnames() if name.endswith("json")]
     uid = uids.from_hex(names)
     (tmp_path / "scores").mkdir()
     scores = {"clip_score": np.diag(cosines), "neg_clip_loss": loss}

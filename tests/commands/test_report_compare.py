@@ -43,9 +43,7 @@ def test_selections_are_compared(pool, clipdata):
     assert max(shown) < 50
     assert not kept[shown].any()
     assert re.search(r"whole pool</th><td>120</td><td>2.0</td><td>2.0</td><td>100.0", html)
-    assert re.search(
-        r"whole pool</th><td>[\d.]+\u202f%</td>", html.split("Languages of the captions</h3>")[1]
-    )
+    assert re.search(r"whole pool</th><td>[\d.]+\u202f%</td>", html.split("Languages of the captions</h3>")[1])
     assert clipdata("report", *arguments, "--compare", "first.npy", "no pairs=none.npy").returncode == 0
     assert (pool / "page.html").read_text("utf-8") == html
 
@@ -77,9 +75,7 @@ def add_nearest(pool: Path, count: int, **told) -> np.ndarray:
     for part, rows in (("a", slice(0, 60)), ("b", slice(60, 120))):
         columns = {"norm_sim_inf_mine": np.full(60, 0.5, np.float32), "norm_sim_inf_mine_row": nearest[rows]}
         null = np.arange(120)[rows] == 7
-        (pool / f"nearest/{part}.parquet").write_bytes(
-            score_tables.part_bytes(table.read_uids(part), columns, null)
-        )
+        (pool / f"nearest/{part}.parquet").write_bytes(score_tables.part_bytes(table.read_uids(part), columns, null))
     (pool / "nearest/manifest.json").write_text(json.dumps({"targets": {"mine": told.get("scored", count)}}))
     return nearest
 
@@ -131,6 +127,4 @@ def test_a_union_is_what_the_manifest_calls_so(tmp_path, told):
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     expected = {"norm_sim_inf_all"} if "all" in told else set()
     assert report_inputs.union_columns(score_tables.open_tables([b])) == expected
-    assert not report_inputs.union_columns(
-        score_tables.open_tables([a, b])
-    )  # the column is that of the first
+    assert not report_inputs.union_columns(score_tables.open_tables([a, b]))  # the column is that of the first

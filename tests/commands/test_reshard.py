@@ -151,9 +151,7 @@ def test_tars_of_one_name_need_uids_of_their_own(tmp_path):
     for name in ("train", "test"):
         tars.write_tar(f"{tmp_path}/{name}/000.tar", samples(0, 2, with_uid=False))
     subset = write_subset(tmp_path / "s.npy", [uids.uid_of("000.tar", "a/00000")])
-    options = config.Reshard(
-        tars=(f"{tmp_path}/train", f"{tmp_path}/test"), subset=subset, out=f"{tmp_path}/out"
-    )
+    options = config.Reshard(tars=(f"{tmp_path}/train", f"{tmp_path}/test"), subset=subset, out=f"{tmp_path}/out")
     with pytest.raises(InputError, match=r"sample 'a/00000': two inputs are called 000\.tar"):
         reshard.run(options)
 
@@ -248,22 +246,16 @@ def test_wrong_inputs_and_outputs(tmp_path, pool, clipdata):
     assert refused(clipdata("reshard", "missing", *tail), "missing: no such file or folder")
     assert refused(clipdata("reshard", "empty", *tail), "empty: the folder holds no .tar file")
     assert refused(clipdata("reshard", "s.npy", *tail), "s.npy: damaged or not a tar")
-    assert refused(
-        clipdata("reshard", "hex", "--subset", "s.npy", "--out", "out2"), "'zz', expected 32 hex digits"
-    )
+    assert refused(clipdata("reshard", "hex", "--subset", "s.npy", "--out", "out2"), "'zz', expected 32 hex digits")
     assert refused(clipdata("reshard", "pool", "--subset", "no.npy", "--out", "out3"), "no.npy: no such file")
     assert refused(clipdata("reshard", "pool", "--subset", "floats.npy", "--out", "out3"), "dtype u8,u8")
-    assert refused(
-        clipdata("reshard", "pool", "--subset", "none.npy", "--out", "out3"), "the subset is empty"
-    )
+    assert refused(clipdata("reshard", "pool", "--subset", "none.npy", "--out", "out3"), "the subset is empty")
     assert refused(clipdata("reshard", "pool", "--subset", "s.npy", "--out", "full"), "full: is not empty")
     assert clipdata("reshard", "pool", "--subset", "s.npy", "--out", "good").returncode == 0
     done = clipdata("reshard", "pool", "--subset", "other.npy", "--out", "good")
     assert refused(done, "good: already holds the results of another run", "options.subset")
     write_subset(tmp_path / "s.npy", [uid_number(index) for index in (1, 4, 7, 10, 13)])  # of the same size
-    assert refused(
-        clipdata("reshard", "pool", "--subset", "s.npy", "--out", "good"), "inputs[s.npy].digest was"
-    )
+    assert refused(clipdata("reshard", "pool", "--subset", "s.npy", "--out", "good"), "inputs[s.npy].digest was")
     assert members(tmp_path / "good/000.tar") == kept(pool / "000.tar", (0, 3, 6, 9))
 
 

@@ -69,9 +69,7 @@ def test_tars_of_another_size_keep_the_order(tmp_path, pool, clipdata):
     assert list(held)[:4] == [f"00000_0000{i}.tar" for i in range(4)]
     assert [len(one) for one in held.values()] == [4, 4, 4, 3, 4, 4, 4, 3, 4, 1]
     assert [number for one in held.values() for number in one] == list(range(0, 70, 2))
-    assert json.loads((tmp_path / "out/sizes.json").read_bytes()) == {
-        name: len(one) for name, one in held.items()
-    }
+    assert json.loads((tmp_path / "out/sizes.json").read_bytes()) == {name: len(one) for name, one in held.items()}
     for path in written:
         uid = np.load(tmp_path / f"out/uids/{path.stem}.npy")
         assert uids.to_hex(uid) == list(map(uid_number, held[path.name]))
@@ -218,9 +216,7 @@ def test_object_stores(tmp_path, pool):
 def test_digests_of_the_tars_are_taken_when_asked_for(tmp_path, pool, clipdata):
     for out, flags in (("without", ()), ("with", ("--digests",))):
         assert clipdata("reshard", "pool", "--subset", "s.npy", "--out", out, *flags).returncode == 0
-    without, held = (
-        json.loads((tmp_path / out / "manifest.json").read_bytes()) for out in ("without", "with")
-    )
+    without, held = (json.loads((tmp_path / out / "manifest.json").read_bytes()) for out in ("without", "with"))
     assert set(held["outputs"]["000.tar"]) == set(held["pool"][0]) - {"name"} == {"bytes", "digest"}
     assert held["outputs"]["000.tar"]["digest"] == storage.digest(str(tmp_path / "with/000.tar"))
     assert set(without["outputs"]["000.tar"]) == {"bytes"}

@@ -29,9 +29,7 @@ def log_sum(values: np.ndarray) -> float:
     return float(values.max() + np.log(np.exp(values - values.max()).sum()))
 
 
-def expected_neg_clip_loss(
-    made: dict[str, np.ndarray], units: list[int], t: float, good: np.ndarray
-) -> np.ndarray:
+def expected_neg_clip_loss(made: dict[str, np.ndarray], units: list[int], t: float, good: np.ndarray) -> np.ndarray:
     """The score of every row by the formula, over the divisions that the plan makes of it."""
     f, g, uid = made["img"].astype(float), made["txt"].astype(float), uids.from_hex(list(made["uid"]))
     want, start = np.zeros(len(f)), 0
@@ -171,9 +169,7 @@ def test_a_part_that_is_damaged_resized_or_missing_comes_back_as_the_message_say
             score_tables.open_tables([str(tmp_path / "out")]).read(names)
         assert str(raised.value).endswith(advice)
         part.unlink()
-        with pytest.raises(
-            InputError, match=r"is missing, manifest\.json says .* bytes; run `clipdata score`"
-        ):
+        with pytest.raises(InputError, match=r"is missing, manifest\.json says .* bytes; run `clipdata score`"):
             score_tables.open_tables([str(tmp_path / "out")])
         assert clipdata(*flags).returncode == 0
         assert part.read_bytes() == good
@@ -290,9 +286,7 @@ def test_shuffled_captions_of_real_images_are_found(tmp_path, shared, clipdata):
         shuffled[wrong] = txt[np.roll(wrong, 1)]
         np.save(tmp_path / "pool" / "img_emb" / "img_emb_0.npy", img)
         np.save(tmp_path / "pool" / "text_emb" / "text_emb_0.npy", shuffled)
-        pq.write_table(
-            pa.table({"caption": ["c"] * 1000}), tmp_path / "pool" / "metadata" / "metadata_0.parquet"
-        )
+        pq.write_table(pa.table({"caption": ["c"] * 1000}), tmp_path / "pool" / "metadata" / "metadata_0.parquet")
         done = clipdata("score", "pool", "--out", f"out{seed}", "--temperature", 0.01)
         assert done.returncode == 0, done.stderr
         found = read(tmp_path / f"out{seed}", *areas)

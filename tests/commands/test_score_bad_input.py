@@ -25,9 +25,7 @@ def pool(tmp_path):
 
 
 def damage_rows(pool: Path) -> None:
-    edit_npz(
-        pool / "00000001.npz", b32_img=np.zeros((29, 32), np.float16), b32_txt=np.zeros((29, 32), np.float16)
-    )
+    edit_npz(pool / "00000001.npz", b32_img=np.zeros((29, 32), np.float16), b32_txt=np.zeros((29, 32), np.float16))
 
 
 def other_text_dimension(pool: Path) -> None:

@@ -65,10 +65,7 @@ def test_several_temperatures_and_sizes_are_columns_of_one_pass(tmp_path, pool, 
     assert done.returncode == 0, done.stderr
     names = [f"neg_clip_loss_b32_t{t}_b{size}" for t in ("10", "12p5") for size in (20, 40)]
     assert f"Columns of negCLIPLoss: {', '.join(names)}" in done.stdout
-    assert (
-        "at temperatures 0.01 and 0.0125, in 12 batches of 23 pairs and in 6 batches of 45 pairs"
-        in done.stdout
-    )
+    assert "at temperatures 0.01 and 0.0125, in 12 batches of 23 pairs and in 6 batches of 45 pairs" in done.stdout
     columns = score_tables.open_tables([str(tmp_path / "out")]).columns
     suffixes = ("", "_se", "_log_sum_text", "_log_sum_image")
     assert set(columns) == {"clip_score", *(name + suffix for name in names for suffix in suffixes)}
@@ -81,9 +78,7 @@ def test_several_temperatures_and_sizes_are_columns_of_one_pass(tmp_path, pool, 
     assert clipdata("score", "pool", "--out", "one", *SMALL, *alone).returncode == 0
     both = ("neg_clip_loss", "neg_clip_loss_se")
     for one, many in zip(both, (names[3], f"{names[3]}_se"), strict=True):
-        np.testing.assert_allclose(
-            read(tmp_path / "one", one)[one], read(tmp_path / "out", many)[many], atol=2e-6
-        )
+        np.testing.assert_allclose(read(tmp_path / "one", one)[one], read(tmp_path / "out", many)[many], atol=2e-6)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["temperature"] == [0.01, 0.0125]
     assert [size["batch_size"] for size in manifest["groups"]["sizes"]] == [20, 40]
@@ -237,9 +232,7 @@ def test_the_program_that_score_runs_on_eight_devices_has_no_collective(tmp_path
     assert len(ran) == 1
     assert mesh.size == 8
     assert len({shard.device for shard in args[0].addressable_shards}) == 8
-    assert all(
-        np.asarray(shard.data).sum() == 80 for shard in args[2].addressable_shards
-    )  # each its own group
+    assert all(np.asarray(shard.data).sum() == 80 for shard in args[2].addressable_shards)  # each its own group
     text = program(mesh).lower(*args).compile().as_text()
     assert "num_partitions=8" in text
     assert not [word for word in COLLECTIVES if word in text]

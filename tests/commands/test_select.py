@@ -176,9 +176,7 @@ def test_explain_says_what_is_kept_and_writes_nothing(tmp_path, clipdata):
     assert done.stdout == written.replace(": new.npy", ": nothing is written")
     done = clipdata("select", "scores", "--rule", RULE, "--out", "s.npy", "--explain")
     assert done.returncode == 0
-    assert sorted(tmp_path.rglob("*")) == sorted(
-        [*before, tmp_path / "new.npy", tmp_path / "new.npy.manifest.json"]
-    )
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "new.npy", tmp_path / "new.npy.manifest.json"])
     assert refused(clipdata("select", "scores", "--rule", RULE), "--out is missing", "--explain")
 
 
@@ -292,9 +290,7 @@ def test_wrong_inputs_and_outputs(tmp_path, clipdata):
     assert refused(clipdata("select", "none", *tail), "none: the score table holds no pairs")
     assert refused(clipdata("select", "scores", "other", *tail), "not scores of one pool")
     assert refused(clipdata("select", "scores", "--rule", RULE, "--out", "s.txt"), "ends in .npy")
-    assert refused(
-        clipdata("select", "scores", "--rule", RULE, "--out", "scores/00000000.parquet/s.npy"), "can't be"
-    )
+    assert refused(clipdata("select", "scores", "--rule", RULE, "--out", "scores/00000000.parquet/s.npy"), "can't be")
 
 
 def test_another_runs_subset_stays(tmp_path, clipdata):
@@ -304,9 +300,7 @@ def test_another_runs_subset_stays(tmp_path, clipdata):
     done = clipdata("select", "scores", "--rule", "top(neg_clip_loss, 0.3)", "--out", "s.npy")
     assert refused(done, "already holds the results of another run (rule was", "choose another --out")
     (tmp_path / "s.npy.manifest.json").unlink()
-    assert refused(
-        clipdata("select", "scores", "--rule", RULE, "--out", "s.npy"), "was not written by this command"
-    )
+    assert refused(clipdata("select", "scores", "--rule", RULE, "--out", "s.npy"), "was not written by this command")
     assert (tmp_path / "s.npy").read_bytes() == before
 
 

@@ -115,9 +115,7 @@ def test_what_stays_broken_stops_a_command_which_goes_on_later(world, clipdata, 
     faults.always = re.compile(broken)
     done = clipdata(*score)
     assert done.returncode == 2
-    assert re.search(
-        r"clipdata score: s3://bucket/\S+: the store failed 6 times, last with: HTTP 503", done.stderr
-    )
+    assert re.search(r"clipdata score: s3://bucket/\S+: the store failed 6 times, last with: HTTP 503", done.stderr)
     faults.reset()
     assert not storage.exists(f"{out}/manifest.json")
     assert clipdata(*score).returncode == 0

@@ -153,9 +153,7 @@ def cut_tar(folder, pool):
 
 
 def empty_caption(folder, pool):
-    edit_tar(
-        pool / "00001.tar", folder / "00000.tar", lambda name, data: b"" if name.endswith("5.txt") else data
-    )
+    edit_tar(pool / "00001.tar", folder / "00000.tar", lambda name, data: b"" if name.endswith("5.txt") else data)
 
 
 def foreign_subset(folder, pool):
@@ -211,9 +209,7 @@ def test_bad_input_is_one_clear_sentence(tmp_path, pool, tokenizer, capsys, monk
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_more_images_than_memory_are_refused_after_the_first_tar(
-    tmp_path, pool, tokenizer, capsys, monkeypatch
-):
+def test_more_images_than_memory_are_refused_after_the_first_tar(tmp_path, pool, tokenizer, capsys, monkeypatch):
     monkeypatch.setattr(train, "MEMORY_BOUND", 30 * 3 * 32**2)
     arguments = ["train", str(pool), "--tokenizer", str(tokenizer), "--out", str(tmp_path / "out")]
     assert cli.main([*arguments, *TINY]) == 2

@@ -149,9 +149,7 @@ def test_what_is_wrong_with_a_file_is_found(tmp_path, clipdata):
     np.save(tmp_path / "twice.npy", np.append(MINE, MINE[-1:]))
     np.save(tmp_path / "big.npy", MINE.astype(">u8,>u8"))
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
-    refused(
-        clipdata("uids", "verify", "theirs.npy"), "theirs.npy: not sorted: row ", "; 100 rows repeat a uid"
-    )
+    refused(clipdata("uids", "verify", "theirs.npy"), "theirs.npy: not sorted: row ", "; 100 rows repeat a uid")
     refused(clipdata("uids", "verify", "twice.npy"), "twice.npy: 1 row repeats a uid, the first in row 200")
     done = clipdata("uids", "verify", "mine.npy", "big.npy", "broken.npy", "nothing.npy")
     assert done.stdout == "mine.npy: good: 200 uids, sorted, unique\n"

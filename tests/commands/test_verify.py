@@ -86,9 +86,7 @@ def test_what_is_whole_is_called_good(work, clipdata):
     lines = done.stdout.splitlines()
     assert len(lines) == len(outputs)
     assert all(line.endswith("all good") for line in lines)
-    assert lines[0].startswith(
-        "scores: score, 2 of 2 units done, 3 parts compared by digest, of its inputs 6 files"
-    )
+    assert lines[0].startswith("scores: score, 2 of 2 units done, 3 parts compared by digest, of its inputs 6 files")
     assert "1 part compared by digest and 1 part by size alone" in lines[-1]
     assert "100%" in done.stderr
 
@@ -205,10 +203,7 @@ def test_no_store_is_asked_because_a_record_names_it(name, work, clipdata, monke
 def test_a_store_that_the_user_names_is_asked(work, clipdata):
     entry = {"name": "memory://pool/a", "bytes": 1}
     edit(work / "subset.npy.manifest.json", lambda content: content["inputs"].append(entry))
-    assert (
-        "--stores is 'pool', expected an address"
-        in clipdata("verify", "subset.npy", "--stores", "pool").stderr
-    )
+    assert "--stores is 'pool', expected an address" in clipdata("verify", "subset.npy", "--stores", "pool").stderr
     command = ["verify", "subset.npy", "--stores", "memory://pool"]
     assert "missing: memory://pool/a" in clipdata(*command).stdout
     storage.write_bytes("memory://pool/a", b"1")
@@ -232,10 +227,7 @@ def test_a_run_that_is_not_finished_is_good_as_far_as_it_went(work, clipdata):
     (work / "scores/.a.parquet.0.tmp").touch()  # a living process may be writing it
     done = clipdata("verify", "scores", "--pool", "no")
     assert done.returncode == 0
-    assert (
-        done.stdout
-        == "scores: score, 1 of 2 units done: not finished, 2 parts compared by digest, all good\n"
-    )
+    assert done.stdout == "scores: score, 1 of 2 units done: not finished, 2 parts compared by digest, all good\n"
 
 
 def test_the_pool_need_not_be_read(work, clipdata):

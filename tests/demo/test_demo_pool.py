@@ -66,9 +66,7 @@ def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
     program = "import sys; from clipdata_jax.demo.pool import make_pool; make_pool(sys.argv[1], pairs=60)"
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path / seed)], env=environment, timeout=60, check=True
-        )
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / seed)], env=environment, timeout=60, check=True)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 

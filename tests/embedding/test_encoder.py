@@ -10,9 +10,7 @@ from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
 
 CONFIG = CLIPConfig(
     vision=VisionConfig(width=16, layers=1, heads=2, mlp_width=32, image_size=16, patch_size=8),
-    text=TextConfig(
-        width=16, layers=1, heads=2, mlp_width=32, vocab_size=50, context_length=6, eos_token_id=49
-    ),
+    text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, vocab_size=50, context_length=6, eos_token_id=49),
     embed_dim=12,
 )
 AUTO = jax.sharding.AxisType.Auto

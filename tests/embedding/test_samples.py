@@ -161,7 +161,5 @@ def test_where_two_tars_share_a_name_a_sample_needs_its_own_uid(tmp_path):
     path = write(tmp_path / "0.tar", {"a": own, "b": good()})
     first, second = read(path, on_bad="skip", shared_names={"0.tar"})
     assert first.uid == "0" * 32
-    assert second == Bad(
-        path, "b", "two inputs are called 0.tar, and it has no uid of its own: rename one of the two"
-    )
+    assert second == Bad(path, "b", "two inputs are called 0.tar, and it has no uid of its own: rename one of the two")
     assert len(read(path, shared_names={"1.tar"})) == 2

@@ -67,9 +67,7 @@ def test_labels_out_of_range_and_shapes_that_differ_are_named():
 
 def retrieval_plainly(f, g, image_of, k):
     """Sorted lists, float64: the shares of images and of captions that find an answer among k."""
-    images = [
-        any(image_of[j] == i for j in np.argsort(-(g @ f[i]), kind="stable")[:k]) for i in range(len(f))
-    ]
+    images = [any(image_of[j] == i for j in np.argsort(-(g @ f[i]), kind="stable")[:k]) for i in range(len(f))]
     captions = [image_of[j] in np.argsort(-(f @ g[j]), kind="stable")[:k] for j in range(len(g))]
     return np.mean(images), np.mean(captions)
 

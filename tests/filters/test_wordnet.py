@@ -58,9 +58,7 @@ def write_wordnet(folder: Path) -> None:
         for word, senses in sorted(words.items()):
             signs = ["@", "~"][: len(senses)]
             numbers = " ".join(f"{offset:08d}" for offset in senses)
-            lines.append(
-                f"{word} {part[0]} {len(senses)} {len(signs)} {' '.join(signs)} {len(senses)} 1 {numbers}  \n"
-            )
+            lines.append(f"{word} {part[0]} {len(senses)} {len(signs)} {' '.join(signs)} {len(senses)} 1 {numbers}  \n")
         (folder / f"index.{part}").write_text("".join(lines))
         exceptions = "".join(f"{word} {' '.join(bases)}\n" for word, bases in EXCEPTIONS[part].items())
         (folder / f"{part}.exc").write_text(exceptions)
@@ -88,12 +86,8 @@ def wordnet(tmp_path_factory) -> synsets.WordNet:
 
 @given(data=st.data())
 def test_first_senses(wordnet, data):
-    stem = data.draw(
-        st.sampled_from([word for words in SENSES.values() for word in words] + ["hop", "tr", "firem"])
-    )
-    ending = data.draw(
-        st.sampled_from(["", "s", "es", "ies", "ed", "ing", "er", "est", "men", "en", ",", "!"])
-    )
+    stem = data.draw(st.sampled_from([word for words in SENSES.values() for word in words] + ["hop", "tr", "firem"]))
+    ending = data.draw(st.sampled_from(["", "s", "es", "ies", "ed", "ing", "er", "est", "men", "en", ",", "!"]))
     word = data.draw(st.sampled_from([str, str.upper, str.title]))(stem + ending)
     assert wordnet.first_sense(word) == first_sense(word)
 
@@ -148,11 +142,7 @@ def test_the_command_keeps_english_captions_that_name_a_synset(tmp_path, clipdat
 
     def keep(row):
         text = row["text"]
-        return (
-            text is not None
-            and made.is_english(text)
-            and any(first_sense(w) in offsets for w in text.split())
-        )
+        return text is not None and made.is_english(text) and any(first_sense(w) in offsets for w in text.split())
 
     kept = uids.to_hex(np.load(tmp_path / "s.npy"))
     assert kept == made.subset(pairs, keep)

@@ -144,12 +144,8 @@ def small(tmp_path_factory):
 
 
 @settings(max_examples=250, deadline=None)
-@given(
-    place=st.integers(0, 4607), value=st.sampled_from(b"\0 019x\x80LS"), cut=st.integers(0, 10240) | st.none()
-)
-@example(
-    place=524, value=0, cut=None
-)  # the end of a pax record, and what is behind it: newer Pythons refuse these
+@given(place=st.integers(0, 4607), value=st.sampled_from(b"\0 019x\x80LS"), cut=st.integers(0, 10240) | st.none())
+@example(place=524, value=0, cut=None)  # the end of a pax record, and what is behind it: newer Pythons refuse these
 @example(place=525, value=ord(" "), cut=None)
 def test_damage_reads_as_in_tarfile(small, place, value, cut):
     damaged = bytearray(small.read_bytes())
@@ -173,15 +169,11 @@ def test_truncation_while_copying_is_refused(tmp_path):
 
 def test_a_sparse_member_is_refused(tmp_path):
     path = write(tmp_path / "t.tar", [special("0.jpg", tarfile.GNUTYPE_SPARSE)], tarfile.GNU_FORMAT)
-    with pytest.raises(
-        InputError, match=r"t\.tar: damaged or not a tar file \('0\.jpg' is stored as a sparse file"
-    ):
+    with pytest.raises(InputError, match=r"t\.tar: damaged or not a tar file \('0\.jpg' is stored as a sparse file"):
         found(path)
 
 
-names = st.text("aA.j/é", min_size=1, max_size=5) | st.sampled_from(
-    ["a.json", "a.JSON", "a/a.json", "a.a.json"]
-)
+names = st.text("aA.j/é", min_size=1, max_size=5) | st.sampled_from(["a.json", "a.JSON", "a/a.json", "a.a.json"])
 
 
 @settings(max_examples=200, deadline=None)

@@ -47,10 +47,7 @@ def test_operations_are_pythons(lists, operation, rows):
 @settings(max_examples=100, deadline=None)
 @given(several, st.booleans(), st.integers(1, 9))
 def test_overlaps_are_pythons(lists, multiset, rows):
-    found = [
-        uid_sets.overlap(part, multiset=multiset)
-        for part in uid_sets.parts(list(map(as_sorted, lists)), rows)
-    ]
+    found = [uid_sets.overlap(part, multiset=multiset) for part in uid_sets.parts(list(map(as_sorted, lists)), rows)]
     plain = [Counter(values) if multiset else Counter(set(values)) for values in lists]
     want = [[(one & other).total() for other in plain] for one in plain]
     assert sum(part.both for part in found).tolist() == want
@@ -71,9 +68,7 @@ def test_parts_hold_every_uid_once(lists, rows):
 
 def test_parts_are_about_as_large_as_asked():
     rng = np.random.default_rng(0)
-    arrays = [
-        as_sorted(map(tuple, rng.integers(0, 2**64, (n, 2), dtype=np.uint64).tolist())) for n in (9000, 70)
-    ]
+    arrays = [as_sorted(map(tuple, rng.integers(0, 2**64, (n, 2), dtype=np.uint64).tolist())) for n in (9000, 70)]
     sizes = [sum(map(len, part)) for part in uid_sets.parts(arrays, 1000)]
     assert sum(sizes) == 9070
     assert max(sizes) <= 2000

@@ -49,18 +49,14 @@ def test_an_empty_column():
     assert uids.from_hex(pa.chunked_array([], pa.string())).dtype == uids.DTYPE
 
 
-@pytest.mark.parametrize(
-    "wrong", ["", "zz", GOOD[:-1], GOOD + "0", "g" * 32, "é" * 16, "é" * 32, None, " " * 32]
-)
+@pytest.mark.parametrize("wrong", ["", "zz", GOOD[:-1], GOOD + "0", "g" * 32, "é" * 16, "é" * 32, None, " " * 32])
 def test_wrong_uids_name_file_row_and_value(wrong):
     with pytest.raises(InputError, match=r"part.parquet: row 1: .*expected 32 hex digits"):
         uids.from_hex([GOOD, wrong], "part.parquet")
     assert not uids.is_uid(wrong)
 
 
-@pytest.mark.parametrize(
-    ("column", "kind"), [(pa.array([1]), "int64"), (pa.chunked_array([[1.5]]), "double")]
-)
+@pytest.mark.parametrize(("column", "kind"), [(pa.array([1]), "int64"), (pa.chunked_array([[1.5]]), "double")])
 def test_a_column_of_numbers_is_named(column, kind):
     with pytest.raises(InputError, match=f"p: the uid column is {kind}, expected text of 32 hex digits"):
         uids.from_hex(column, "p")

@@ -18,9 +18,7 @@ from clipdata_jax.models.transformers_config import config_from_transformers, co
 
 SMALL = CLIPConfig(
     vision=VisionConfig(width=32, layers=2, heads=2, mlp_width=64, image_size=16, patch_size=8),
-    text=TextConfig(
-        width=24, layers=2, heads=2, mlp_width=48, vocab_size=40, context_length=8, eos_token_id=39
-    ),
+    text=TextConfig(width=24, layers=2, heads=2, mlp_width=48, vocab_size=40, context_length=8, eos_token_id=39),
     embed_dim=16,
 )
 
@@ -47,8 +45,7 @@ def test_published_models_have_their_published_size(name: str):
     shallow = {tower: dataclasses.replace(towers[tower], layers=1) for tower in towers}
     model = nnx.eval_shape(lambda: CLIP(dataclasses.replace(config, **shallow), rngs=nnx.Rngs(0)))
     counts = {
-        tower: count(getattr(model, tower))
-        + (towers[tower].layers - 1) * count(getattr(model, tower).layers[0])
+        tower: count(getattr(model, tower)) + (towers[tower].layers - 1) * count(getattr(model, tower).layers[0])
         for tower in towers
     }
     total = sum(counts.values()) + (1 if config.logit_bias_init is None else 2)
@@ -221,10 +218,6 @@ def test_broken_open_clip_configs_are_refused(content: dict, message: str):
 
 
 def test_the_file_is_named(tmp_path: Path):
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps(open_clip({"timm_pool": "map", "qk_norm": True}))
-    )
-    with pytest.raises(
-        InputError, match=r"open_clip_config\.json: unsupported settings: vision_cfg\.qk_norm True;"
-    ):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(open_clip({"timm_pool": "map", "qk_norm": True})))
+    with pytest.raises(InputError, match=r"open_clip_config\.json: unsupported settings: vision_cfg\.qk_norm True;"):
         models.load_clip(tmp_path)

@@ -80,9 +80,7 @@ def test_float16_and_bfloat16(folder: Path, tmp_path: Path):
     for path, array in parameters(load_clip(tmp_path / "half")).items():
         assert array.dtype == np.float32
         np.testing.assert_allclose(array, parameters(model)[path], rtol=1e-3, atol=1e-6)
-    stored = {
-        name: array.astype(jnp.bfloat16) for name, array in load_file(folder / "model.safetensors").items()
-    }
+    stored = {name: array.astype(jnp.bfloat16) for name, array in load_file(folder / "model.safetensors").items()}
     save_file(stored, tmp_path / "half" / "model.safetensors")
     for path, array in parameters(load_clip(tmp_path / "half")).items():
         assert array.dtype == np.float32
@@ -167,9 +165,7 @@ def test_a_wrong_shape_names_the_tensor_as_the_file_has_it(folder: Path):
     with pytest.raises(InputError, match=r"fc1\.weight of .* has shape \(48, 96\), .* needs \(96, 48\)"):
         load_clip(folder)
     kernel = {"vision_model.embeddings.patch_embedding.weight": np.zeros((64, 3, 4, 4), np.float32)}
-    edit_tensors(
-        folder, **{"text_model.encoder.layers.0.mlp.fc1.weight": np.zeros((96, 48), np.float32)}, **kernel
-    )
+    edit_tensors(folder, **{"text_model.encoder.layers.0.mlp.fc1.weight": np.zeros((96, 48), np.float32)}, **kernel)
     with pytest.raises(InputError, match=r"\(64, 3, 4, 4\), but config\.json needs \(64, 3, 8, 8\)"):
         load_clip(folder)
 
@@ -211,9 +207,7 @@ def test_missing_folders_and_files_are_named(folder: Path, tmp_path: Path):
 def test_pickles_are_refused_with_the_command_that_converts(folder: Path):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(
-        InputError, match=r"only pytorch_model\.bin: pickles .* never loaded.*save_pretrained"
-    ):
+    with pytest.raises(InputError, match=r"only pytorch_model\.bin: pickles .* never loaded.*save_pretrained"):
         load_clip(folder)
     with pytest.raises(InputError, match="pickles"):
         checkpoint_digest(folder)
@@ -272,9 +266,7 @@ def test_other_models_and_broken_configs_are_refused(folder: Path):
         load_clip(folder)
 
 
-def test_a_hub_name_is_fetched_or_the_files_are_named(
-    golden: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_hub_name_is_fetched_or_the_files_are_named(golden: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
 
     def fetch(name: str, *, allow_patterns: list[str]) -> str:

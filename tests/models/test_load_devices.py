@@ -20,9 +20,7 @@ from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig, load
 # 28 million parameters, nearly all in equal layers, so that one tensor is little beside the whole.
 WIDE = CLIPConfig(
     vision=VisionConfig(width=768, layers=4, heads=12, mlp_width=3072, image_size=32, patch_size=16),
-    text=TextConfig(
-        width=32, layers=1, heads=2, mlp_width=64, vocab_size=40, context_length=8, eos_token_id=39
-    ),
+    text=TextConfig(width=32, layers=1, heads=2, mlp_width=64, vocab_size=40, context_length=8, eos_token_id=39),
     embed_dim=16,
 )
 

@@ -72,9 +72,7 @@ def plain_dense(layer: nnx.Linear, x: np.ndarray) -> np.ndarray:
 
 def plain_norm(norm: nnx.LayerNorm, x: np.ndarray) -> np.ndarray:
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * plain(norm.scale) + plain(
-        norm.bias
-    )
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * plain(norm.scale) + plain(norm.bias)
 
 
 def plain_layer(layer: nnx.Module, x: np.ndarray, *, tanh: bool) -> np.ndarray:
@@ -90,9 +88,7 @@ def plain_layer(layer: nnx.Module, x: np.ndarray, *, tanh: bool) -> np.ndarray:
     x = x + plain(layer.scale1) * plain_dense(layer.attention.out, np.concatenate(mixed, 1))
     h = plain_dense(layer.mlp.fc1, plain_norm(layer.norm2, x))
     inner = (
-        np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))
-        if tanh
-        else np.vectorize(math.erf)(h / math.sqrt(2))
+        np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)) if tanh else np.vectorize(math.erf)(h / math.sqrt(2))
     )
     return x + plain(layer.scale2) * plain_dense(layer.mlp.fc2, h * (1 + inner) / 2)
 
@@ -100,13 +96,9 @@ def plain_layer(layer: nnx.Module, x: np.ndarray, *, tanh: bool) -> np.ndarray:
 def plain_image(model: CLIP, image: np.ndarray) -> np.ndarray:
     tower = model.vision
     patches = [image[i : i + 4, j : j + 4].reshape(-1) for i in (0, 4) for j in (0, 4)]
-    x = np.stack(
-        [plain(tower.class_embedding), *(np.array(patches) @ plain(tower.patch_kernel).reshape(48, 16))]
-    )
+    x = np.stack([plain(tower.class_embedding), *(np.array(patches) @ plain(tower.patch_kernel).reshape(48, 16))])
     x = x + plain(tower.position)
-    x = plain_layer(
-        tower.layers[0], x if tower.pre_norm is None else plain_norm(tower.pre_norm, x), tanh=False
-    )
+    x = plain_layer(tower.layers[0], x if tower.pre_norm is None else plain_norm(tower.pre_norm, x), tanh=False)
     if model.config.vision.norm_after_pool:
         return plain_dense(tower.projection, plain_norm(tower.post_norm, x[1:].mean(0)))
     return plain_dense(tower.projection, plain_norm(tower.post_norm, x[1:]).mean(0))
@@ -190,9 +182,7 @@ def test_a_fused_tensor_of_another_shape_is_named(folder: Path):
     weights = folder / OPEN_CLIP[1]
     name = "transformer.resblocks.0.attn.in_proj_weight"
     save_file({**load_file(weights), name: np.zeros((96, 48), np.float32)}, weights)
-    with pytest.raises(
-        InputError, match=r"in_proj_weight of .* \(96, 48\), but open_clip_config\.json .* \(144, 48\)"
-    ):
+    with pytest.raises(InputError, match=r"in_proj_weight of .* \(96, 48\), but open_clip_config\.json .* \(144, 48\)"):
         load_clip(folder)
 
 

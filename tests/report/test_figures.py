@@ -29,9 +29,7 @@ def test_ranks_are_exact_for_a_small_column():
     assert (ranks.rows, ranks.nulls) == (997, 3)
     want = [(finite >= value).mean() if np.isfinite(value) else np.nan for value in values]
     np.testing.assert_allclose(ranks.share_at_least(values), want, rtol=1e-12)
-    middle = [
-        ((finite < v).sum() + (finite <= v).sum()) / 2 / 997 if np.isfinite(v) else np.nan for v in values
-    ]
+    middle = [((finite < v).sum() + (finite <= v).sum()) / 2 / 997 if np.isfinite(v) else np.nan for v in values]
     np.testing.assert_allclose(ranks.middle(values), middle, rtol=1e-12)
     assert ranks.value_at(1) == finite.max()
     assert ranks.value_at(0) == finite.min()

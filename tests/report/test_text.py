@@ -95,9 +95,7 @@ def test_value(number, places, shown):
     assert text.value(number, places) == shown
 
 
-@pytest.mark.parametrize(
-    ("spread", "places"), [(0.3, 3), (0.02, 4), (5, 2), (2000, 0), (0, 3), (math.nan, 3)]
-)
+@pytest.mark.parametrize(("spread", "places"), [(0.3, 3), (0.02, 4), (5, 2), (2000, 0), (0, 3), (math.nan, 3)])
 def test_decimals_tell_values_apart(spread, places):
     assert text.decimals(spread) == places
 

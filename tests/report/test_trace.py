@@ -7,8 +7,7 @@ from clipdata_jax.report import trace
 
 def steps(count):
     return [
-        trace.TraceStep(i, 1000 - i, None if i == 0 else 0.1 + i / 1000, (0.2 + i / 1000, 0.1))
-        for i in range(count)
+        trace.TraceStep(i, 1000 - i, None if i == 0 else 0.1 + i / 1000, (0.2 + i / 1000, 0.1)) for i in range(count)
     ]
 
 

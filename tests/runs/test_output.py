@@ -83,9 +83,7 @@ def test_times_in_a_store_are_those_of_the_units_whenever_a_run_is_stopped(monke
         if output.remaining(parallel.ALONE):
             output.complete("u", {"u.npy": b"1"}, {}, times=UnitTimes(rows=rows, rows_per_second=1))
         output.finish(lambda receipts: {})
-        return [
-            json.loads(line)["rows"] for line in storage.read_bytes(output.path("run.jsonl")).splitlines()
-        ]
+        return [json.loads(line)["rows"] for line in storage.read_bytes(output.path("run.jsonl")).splitlines()]
 
     with monkeypatch.context() as patch:
         patch.setattr(Output, "_take_manifest", lambda *_: 1 / 0)

@@ -55,9 +55,7 @@ def test_the_command_line_overrides_the_environment():
     by_hand = Workers(coordinator="host:1", num_processes=4, process_id=3)
     assert detect({}, workers=by_hand, together=True) == by_hand
     assert detect({}, workers=by_hand) == Workers(worker="3/4")  # which joins no run
-    with pytest.raises(
-        InputError, match="CLIPDATA_COORDINATOR is 'host:1' in the environment, expected none"
-    ):
+    with pytest.raises(InputError, match="CLIPDATA_COORDINATOR is 'host:1' in the environment, expected none"):
         detect({"CLIPDATA_COORDINATOR": "host:1"})
 
 

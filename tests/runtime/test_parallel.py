@@ -89,9 +89,7 @@ def test_two_processes_score_as_one_does(tmp_path, clipdata):
     run_two(["-m", "clipdata_jax", *flags, "--out", "two"], tmp_path)
     for path in sorted((tmp_path / "one").glob("*.parquet")):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-    assert (tmp_path / "two" / "manifest.json").read_bytes() == (
-        tmp_path / "one" / "manifest.json"
-    ).read_bytes()
+    assert (tmp_path / "two" / "manifest.json").read_bytes() == (tmp_path / "one" / "manifest.json").read_bytes()
 
 
 def test_two_processes_select_as_one_does(tmp_path, clipdata):
@@ -162,6 +160,4 @@ print(f"process {share.index} of {share.count}: right")
 def test_the_sharded_score_is_right_over_two_processes(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     printed = run_two(["program.py"], tmp_path)  # the transport prints lines of its own
-    assert [text.splitlines()[-1] for text in printed] == [
-        f"process {index} of 2: right" for index in range(2)
-    ]
+    assert [text.splitlines()[-1] for text in printed] == [f"process {index} of 2: right" for index in range(2)]

@@ -84,9 +84,7 @@ def flags(tmp_path):
         write_pairs(tmp_path / "pool" / f"{tar}.tar", range(4 * tar, 4 * tar + 4))
     paths = sorted(map(str, (tmp_path / "pool").iterdir()))
     found = [
-        sample_uid(path, sample.key, json_fields(sample.members))
-        for path in paths
-        for sample in tars.read_tar(path)
+        sample_uid(path, sample.key, json_fields(sample.members)) for path in paths for sample in tars.read_tar(path)
     ]
     np.save(tmp_path / "s.npy", uids.sort_unique(uids.from_hex(found)))
     return ["reshard", "pool", "--subset", "s.npy", "--out", "out"]
@@ -212,9 +210,7 @@ def test_any_number_of_processes_finishes_what_killed_ones_began(tmp_path, flags
     assert sum("kept 12 of 12 samples" in text for text in printed) == 1, printed
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*")]
     assert files
-    assert sorted(files) == sorted(
-        path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*")
-    )
+    assert sorted(files) == sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*"))
     for name in files:
         if name.name != "run.jsonl":
             assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name

@@ -43,9 +43,7 @@ def test_passes_are_prefetched_and_may_end_anywhere():
 
     read_ahead = threads.PassPrefetcher(read, 40, threads=4)
     for end in (20, 30):
-        assert [read_ahead(number) for number in range(end)] == [
-            100 // (number - 30) for number in range(end)
-        ]
+        assert [read_ahead(number) for number in range(end)] == [100 // (number - 30) for number in range(end)]
     with pytest.raises(ZeroDivisionError):
         read_ahead(30)
     assert read_ahead(31) == 100

@@ -106,8 +106,7 @@ def test_more_rows_than_a_tile_holds(b):
     rows = [0, 5, 7, 1024, 2047, 2048, b - 1]
     cos = f.astype(float) @ g.astype(float)[rows].T, f.astype(float)[rows] @ g.astype(float).T
     want = [
-        cos[0][i, n]
-        - 0.005 / 2 * (np.logaddexp.reduce(cos[0][:, n] / 0.005) + np.logaddexp.reduce(cos[1][n] / 0.005))
+        cos[0][i, n] - 0.005 / 2 * (np.logaddexp.reduce(cos[0][:, n] / 0.005) + np.logaddexp.reduce(cos[1][n] / 0.005))
         for n, i in enumerate(rows)
     ]
     np.testing.assert_allclose(got[rows], want, atol=5e-6)

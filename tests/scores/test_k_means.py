@@ -66,8 +66,7 @@ def test_a_step_is_the_formula_and_the_same_bits_on_any_mesh(small_blocks, dtype
     c[11] = c[3]  # none is: the lower of equals counts
     want = plain_step(f, mask, c)
     found = [
-        jax.tree.map(np.asarray, cj.lloyd_step(f, mask, c, mesh=mesh_of(devices, kind)))
-        for devices, kind in meshes
+        jax.tree.map(np.asarray, cj.lloyd_step(f, mask, c, mesh=mesh_of(devices, kind))) for devices, kind in meshes
     ]
     for step in found:
         assert step.cluster.dtype == step.size.dtype == np.int32

@@ -137,6 +137,4 @@ def test_mixed_rows_are_dealt_by_seed_and_uid_alone():
     np.testing.assert_array_equal(order[shuffled], first)
     assert 30 < (first < 250).sum() < 100  # a quarter of each quarter
     assert np.any(groups.rows_of_groups(uid, planned, seed=4, mixed=True)[0] != first)
-    np.testing.assert_array_equal(
-        groups.rows_of_groups(uid, planned, seed=3, mixed=False)[1], np.arange(250, 500)
-    )
+    np.testing.assert_array_equal(groups.rows_of_groups(uid, planned, seed=3, mixed=False)[1], np.arange(250, 500))

@@ -47,9 +47,7 @@ leaves = st.one_of(
         ofs,
     ),
     st.builds(values.Compare, values_st, st.sampled_from(list(plain_rules.SIGNS)), values_st | numbers),
-    st.builds(
-        values.Compare, columns_st, st.sampled_from([">", "<"]), st.just(values.Constant(Decimal("1e60")))
-    ),
+    st.builds(values.Compare, columns_st, st.sampled_from([">", "<"]), st.just(values.Constant(Decimal("1e60")))),
 )
 rule_st = st.recursive(
     leaves,

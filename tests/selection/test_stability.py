@@ -42,11 +42,7 @@ def test_scoring_again_replaces_the_estimated_share(tmp_path):
     for seed in range(3):
         out = str(tmp_path / f"scores{seed}")
         names = ("neg_clip_loss", "neg_clip_loss_se")
-        score.run(
-            config.Score(
-                pool=str(tmp_path / "pool"), out=out, scores=names[:1], seed=seed, neg_clip_loss=noisy
-            )
-        )
+        score.run(config.Score(pool=str(tmp_path / "pool"), out=out, scores=names[:1], seed=seed, neg_clip_loss=noisy))
         uid, columns = score_tables.open_tables([out]).read(names)
         tables.append({"a": columns[names[0]], "a_se": columns[names[1]]})
     other = np.random.default_rng(0).normal(size=len(uid))

@@ -22,9 +22,7 @@ def test_ranks_are_shares_of_the_pairs_with_a_score():
         got = ranking.of_pool(pool, column("a").of)
     np.testing.assert_array_equal(got, [3 / 4, np.nan, 1.5 / 4, 1.5 / 4, np.nan, 1])
     # A rank is of the whole pool, whatever stands before it.
-    assert (top("a", 0.5) >> (rank("a") < 0.7)).keep(columns, uid).tolist() == [False, False, True, False] + [
-        False
-    ] * 2
+    assert (top("a", 0.5) >> (rank("a") < 0.7)).keep(columns, uid).tolist() == [False, False, True, False] + [False] * 2
 
 
 def test_expressions_count_what_they_can_not_tell():

@@ -187,9 +187,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path):
     storage.write_bytes(path, b"before")
     for write in (lambda file: np.save(file, np.zeros(1 << 14)), lambda file: file.write(bytes(1 << 17))):
         with (
-            pytest.raises(
-                InputError, match=r"f\.npy: can't be written \(.+\); what was finished before is kept"
-            ),
+            pytest.raises(InputError, match=r"f\.npy: can't be written \(.+\); what was finished before is kept"),
             small_files(),
         ):
             storage.Folder(path).write("", write)
@@ -199,9 +197,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path):
 
 def test_a_new_name_is_synced_with_its_folder(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(
-        local.os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}"))
-    )
+    monkeypatch.setattr(local.os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
     entry = storage.Folder(str(tmp_path / "new/f")).write("", b"12345", digests=True)
     assert entry == (5, storage.digest(str(tmp_path / "new/f")))
     assert synced[0] == str(tmp_path)

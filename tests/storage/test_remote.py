@@ -210,9 +210,7 @@ def test_downloaded_files_are_read_from_the_copy(s3):
     assert s3.seen["GET"] == 2
     assert s3.seen["HEAD"] == 2
     assert (
-        storage.Folder("s3://pool").fingerprints()["s3://pool/k"]
-        == fingerprint
-        == storage.fingerprint("s3://pool/k")
+        storage.Folder("s3://pool").fingerprints()["s3://pool/k"] == fingerprint == storage.fingerprint("s3://pool/k")
     )
 
 
@@ -240,9 +238,7 @@ def test_a_missing_package_names_its_extra(monkeypatch, path, extra):
 
 def test_fsspecs_configuration_overrides_ours(monkeypatch):
     seen = {}
-    monkeypatch.setattr(
-        location.fsspec.core, "url_to_fs", lambda path, **options: (seen.update(options), path)
-    )
+    monkeypatch.setattr(location.fsspec.core, "url_to_fs", lambda path, **options: (seen.update(options), path))
     monkeypatch.setitem(location.fsspec.config.conf, "gs", {"token": "anon", "use_listings_cache": True})
     storage.Folder("gs://bucket/x")
     assert seen == {"token": "anon", "use_listings_cache": True}

@@ -68,9 +68,7 @@ def test_one_of_several_writers_of_a_new_file_succeeds(tmp_path, monkeypatch):
     path = str(tmp_path / "out" / "manifest.json")
     assert storage.Folder(path).write_new("", b"first")
     assert not storage.Folder(path).write_new("", b"second")
-    monkeypatch.setattr(
-        storage.Folder, "exists", lambda self: False
-    )  # it appears while the second is written
+    monkeypatch.setattr(storage.Folder, "exists", lambda self: False)  # it appears while the second is written
     assert not storage.Folder(path).write_new("", b"second")
     assert storage.read_bytes(path) == b"first"
 

@@ -117,8 +117,7 @@ def npz_damages(arrays: dict[str, np.ndarray]) -> dict[str, Made]:
         return npy_header(header) + bytes(1 << 28)
 
     damages: dict[str, Made] = {
-        f"member-{what}": zipped({**members, f"{name}.npy": data})
-        for what, data in npy_damages(array).items()
+        f"member-{what}": zipped({**members, f"{name}.npy": data}) for what, data in npy_damages(array).items()
     }
     directory = whole.rfind(b"PK\x01\x02")
     damages |= {
@@ -248,9 +247,7 @@ def _with_rows(good: bytes, rows: int) -> bytes:
 def parquet_bomb(table: pa.Table, column: str) -> bytes:
     """Text of a megabyte, once as stored and in every row as read."""
     rows = 4_096
-    many = pa.table(
-        {name: pa.concat_arrays([table[name].chunk(0)[:1]] * rows) for name in table.column_names}
-    )
+    many = pa.table({name: pa.concat_arrays([table[name].chunk(0)[:1]] * rows) for name in table.column_names})
     bomb = pa.array(["x" * (1 << 20)]).dictionary_encode()
     values = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), bomb.dictionary)
     index = many.column_names.index(column)

@@ -39,9 +39,7 @@ class Judge:
             self._references[route] = results(route, folder)
         return self._references[route]
 
-    def judge(
-        self, case: Case, around: Callable[[], contextlib.AbstractContextManager[object]]
-    ) -> tuple[str, str]:
+    def judge(self, case: Case, around: Callable[[], contextlib.AbstractContextManager[object]]) -> tuple[str, str]:
         """Runs a case.
 
         Args:
@@ -80,9 +78,7 @@ def _run(argv: list[str], folder: Path) -> tuple[int, str]:
 
 
 def _outcome(case: Case, status: int, said: str, folder: Path, reference: dict[str, object]) -> str:
-    if any(
-        (folder / name).exists() for name in ("owned", "escaped.png", "../escaped.png", "../../escaped.png")
-    ):
+    if any((folder / name).exists() for name in ("owned", "escaped.png", "../escaped.png", "../../escaped.png")):
         return "wrong: something escaped"
     if any(not char.isprintable() and char != "\n" for char in said):
         return "wrong: control characters were printed"

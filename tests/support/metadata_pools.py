@@ -103,12 +103,7 @@ def basic(row: Row) -> bool:
     text, width, height = row["text"], row["original_width"], row["original_height"]
     if text is None or width is None or height is None or min(width, height) < 200:
         return False
-    return (
-        max(width, height) / min(width, height) <= 3
-        and len(text.split()) > 2
-        and len(text) > 5
-        and is_english(text)
-    )
+    return max(width, height) / min(width, height) <= 3 and len(text.split()) > 2 and len(text) > 5 and is_english(text)
 
 
 def reaches(row: Row, arch: str, threshold: float) -> bool:

@@ -35,9 +35,7 @@ def scores(value, columns, rows):
             of = scores(by, columns, rows)
             there = [score for score in of if score is not None]
             return [
-                None
-                if x is None
-                else (sum(y < x for y in there) + (sum(y == x for y in there) + 1) / 2) / len(there)
+                None if x is None else (sum(y < x for y in there) + (sum(y == x for y in there) + 1) / 2) / len(there)
                 for x in of
             ]
         case values.Arithmetic(left, sign, right):
@@ -75,9 +73,7 @@ def keep(rule, columns, uid, among=None):
         case steps.Top(by, fraction, of, highest):
             found = scores(by, columns, len(uid))
             sign = -1 if highest else 1
-            return first(
-                {i: sign * found[i] for i in among if found[i] is not None}, fraction, of, among, uid
-            )
+            return first({i: sign * found[i] for i in among if found[i] is not None}, fraction, of, among, uid)
         case steps.AtMost(number):
             order = {i: hashing.mix(steps._AT_MOST, *map(int, uid[i])).item() for i in among}
             return set(sorted(order, key=lambda i: (order[i], tuple(map(int, uid[i])), i))[:number])

@@ -62,9 +62,7 @@ class Faults:
         body = b"".join(self._app(environ, lambda *answer: status.extend(answer)))
         if kind in ("cut", "short") and len(body) > 1:
             half = body[: len(body) // 2]
-            if kind == "short" and environ.get(
-                "HTTP_RANGE"
-            ):  # nobody can tell that a whole answer should be longer
+            if kind == "short" and environ.get("HTTP_RANGE"):  # nobody can tell that a whole answer should be longer
                 length = ("Content-Length", str(len(half)))
                 status[1] = [*(one for one in status[1] if one[0].lower() != "content-length"), length]
             body = half

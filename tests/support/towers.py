@@ -13,9 +13,7 @@ from clipdata_jax.models import CLIPConfig, TextConfig, VisionConfig
 # One layer a tower: compiling is what takes time here, and layers are alike.
 SMALL = CLIPConfig(
     vision=VisionConfig(width=32, layers=1, heads=2, mlp_width=64, image_size=16, patch_size=8),
-    text=TextConfig(
-        width=24, layers=1, heads=2, mlp_width=48, vocab_size=40, context_length=8, eos_token_id=39
-    ),
+    text=TextConfig(width=24, layers=1, heads=2, mlp_width=48, vocab_size=40, context_length=8, eos_token_id=39),
     embed_dim=16,
     image_mean=(0.1, 0.2, 0.3),
     image_std=(0.5, 0.25, 2.0),

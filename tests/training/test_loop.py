@@ -17,9 +17,7 @@ from clipdata_jax.training import TrainingPairs, adamw, loop, make_step, split_m
 
 CONFIG = CLIPConfig(
     vision=VisionConfig(width=16, layers=1, heads=2, mlp_width=32, image_size=16, patch_size=8),
-    text=TextConfig(
-        width=16, layers=1, heads=2, mlp_width=32, vocab_size=50, context_length=6, eos_token_id=49
-    ),
+    text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, vocab_size=50, context_length=6, eos_token_id=49),
     embed_dim=12,
 )
 
@@ -48,9 +46,7 @@ class Stopped(Exception):
 
 def pairs(n=37):
     rng = np.random.default_rng(0)
-    return TrainingPairs(
-        rng.integers(0, 256, (n, 16, 16, 3), np.uint8), rng.integers(0, 50, (n, 6)).astype(np.int32)
-    )
+    return TrainingPairs(rng.integers(0, 256, (n, 16, 16, 3), np.uint8), rng.integers(0, 50, (n, 6)).astype(np.int32))
 
 
 def run(folder, *, devices=2, batch_size=16, report=lambda step, loss: None, data=None):
@@ -121,8 +117,6 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_a_checkpoint(tmp_path
     data = pairs()
     outside_the_vocabulary = np.full_like(data.ids, 50)
     broken = TrainingPairs(data.pixels, outside_the_vocabulary)  # the loss is NaN
-    with pytest.raises(
-        InputError, match=r"the loss is nan at step 1: training diverged; lower --learning-rate"
-    ):
+    with pytest.raises(InputError, match=r"the loss is nan at step 1: training diverged; lower --learning-rate"):
         run(tmp_path / "nan", data=broken)
     assert os.listdir(tmp_path / "nan") == []

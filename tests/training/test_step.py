@@ -14,9 +14,7 @@ from clipdata_jax.training import adamw, contrastive_loss, init_state, make_step
 
 CONFIG = CLIPConfig(
     vision=VisionConfig(width=16, layers=1, heads=2, mlp_width=32, image_size=16, patch_size=8),
-    text=TextConfig(
-        width=16, layers=1, heads=2, mlp_width=32, vocab_size=50, context_length=6, eos_token_id=49
-    ),
+    text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, vocab_size=50, context_length=6, eos_token_id=49),
     embed_dim=12,
 )
 
@@ -151,7 +149,5 @@ def test_learning_rate_warms_up_then_falls_to_zero_and_gradients_are_clipped():
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_the_step_lowers_for_other_platforms(platform):
     mesh, optimizer, step = program(2)
-    exported = jax.export.export(step, platforms=[platform])(
-        init_state(start()[0], optimizer, mesh), *batch()
-    )
+    exported = jax.export.export(step, platforms=[platform])(init_state(start()[0], optimizer, mesh), *batch())
     assert exported.platforms == (platform,)
