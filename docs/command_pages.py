@@ -54,7 +54,7 @@ def page(name: str, text: str) -> str:
             made += ["```sh", one.removeprefix("Example: "), "```", ""]
         else:
             made += [_escaped(one), ""]
-    made += ["```text", " ".join(usage.split()), "```", ""]
+    made += ["```{code-block} text", ":class: wrapped", "", " ".join(usage.split()), "```", ""]
     for title, box in zip(boxes[::2], boxes[1::2], strict=True):
         made += [f"## {title[0].upper()}{title[1:]}", ""]
         rows = _rows(box)
@@ -95,6 +95,6 @@ def _options(rows: list[str]) -> Iterator[tuple[str, str]]:
 
 def _escaped(text: str) -> str:
     """Text as Markdown shows it unchanged; flags become code."""
-    parts = re.sub(r"(?<![\w`-])(--[a-z][a-z-]*)", r"`\1`", text).split("`")
+    parts = re.sub(r"(?<![\w`-])(--[a-z][a-z-]*(?: FILE\.py)?)", r"`\1`", text).split("`")
     parts[::2] = [re.sub(r"([\\*_<>\[\]{}$~|#])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)
