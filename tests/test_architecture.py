@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import collections
 import itertools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import clipdata_jax
-from clipdata_jax import cli
+from clipdata_jax import cli, config
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clipdata_jax"
@@ -76,6 +78,31 @@ def _cycles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
 
     for module in graph:
         yield from visit(module, [])
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in collections.Counter(names).items() if count > 1]
+
+
+def test_names_of_classes_and_modules_occur_once():
+    nodes = (node for path in MODULES.values() for node in ast.walk(ast.parse(path.read_text())))
+    assert not repeated(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    # Files of commands/ are named after the commands.
+    outside = (path for path in MODULES.values() if path.parent.name != "commands" and path.name != "__init__.py")
+    assert not repeated(path.name for path in outside)
+
+
+def test_modules_and_folders_stay_small():
+    assert not [path for path in MODULES.values() if len(path.read_text().splitlines()) > 500]
+    folders = collections.Counter(path.parent for path in MODULES.values())
+    assert not [folder for folder, count in folders.items() if count > 20]
+
+
+def test_a_config_file_sets_the_options_of_every_command():
+    fields = get_type_hints(config.Run)
+    assert {name.replace("_", "-") for name in fields} == set(cli.COMMANDS) - {"plan"}
+    for name, kind in fields.items():
+        assert kind == cli.COMMANDS[name.replace("_", "-")].options_class | None
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.name)

@@ -14,7 +14,7 @@ from clipdata_jax.formats import uids
 from clipdata_jax.formats.embedding_shards import BAD_REASONS, EmbeddingPool, open_pool
 from clipdata_jax.runs import manifest, profiling, records, telemetry
 from clipdata_jax.runs.output import Output, is_done, open_output
-from clipdata_jax.runs.records import Facts, Manifest, Plan
+from clipdata_jax.runs.records import Facts, Manifest, RunPlan
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scoring.norm_sim_d_rows import UNIT, RowReader, count_members, open_rows
 from clipdata_jax.scoring.norm_sim_d_steps import Rows, State, rows_scored, take_step
@@ -88,7 +88,7 @@ def _prepare(
     options: NormSimD,
     pool: EmbeddingPool,
     tag: str,
-    plan: Plan,
+    plan: RunPlan,
     survivors: np.ndarray | None,
     share: parallel.Share,
 ) -> tuple[Output, Facts, int]:
@@ -208,7 +208,7 @@ def _write_trace(out: str, state: State) -> None:
     storage.write_bytes(f"{out}.{storage.TRACE}", lines.encode())
 
 
-def _write(out: str, plan: Plan, facts: Facts, rows: Rows, state: State) -> Manifest:
+def _write(out: str, plan: RunPlan, facts: Facts, rows: Rows, state: State) -> Manifest:
     chosen = np.array(rows.uid[state.alive])
     kept = uids.sort_unique(chosen)
     uids.write_subset(out, kept)

@@ -18,7 +18,7 @@ from clipdata_jax.formats import embedding_shards, score_tables, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest, profiling, records, telemetry
 from clipdata_jax.runs.output import Output, Writer, open_output
-from clipdata_jax.runs.records import Facts, Manifest, Plan, Receipt
+from clipdata_jax.runs.records import Facts, Manifest, Receipt, RunPlan
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scoring import groups, reference_division, target_sets
 from clipdata_jax.scoring.columns import SCORES, ColumnInputs, Columns, neg_clip_loss_columns
@@ -123,7 +123,7 @@ def _planned_rows(options: Score) -> dict[str, int]:
     if storage.Folder(options.pool).is_local or not out.exists(storage.PLAN):
         return {}
     try:
-        plan = records.read(Plan, out.join(storage.PLAN))
+        plan = records.read(RunPlan, out.join(storage.PLAN))
         if plan.options["pool"] != (options.pool.rstrip("/") or options.pool):
             return {}
         return {shard: int(rows) for unit in plan.facts["plan"].values() for shard, rows in unit}

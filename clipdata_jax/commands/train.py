@@ -18,7 +18,7 @@ from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.formats import tars, uids
 from clipdata_jax.runs import manifest, profiling
 from clipdata_jax.runs.output import Output, open_output
-from clipdata_jax.runs.records import FileEntry, Manifest, Plan, UnitTimes
+from clipdata_jax.runs.records import FileEntry, Manifest, RunPlan, UnitTimes
 from clipdata_jax.runtime import console, parallel
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _load_tokenizer(options: Train, copy: str) -> Tokenizer:
         raise InputError(str(error).replace(copy, options.tokenizer)) from error
 
 
-def _open(folder: str, plan: Plan, share: parallel.Share) -> Output:
+def _open(folder: str, plan: RunPlan, share: parallel.Share) -> Output:
     """Opens the output; the first process goes first, so that the others find what it made."""
     if share.count == 1:
         return open_output(folder, plan=plan, units=[_UNIT])

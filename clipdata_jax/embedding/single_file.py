@@ -12,7 +12,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays
 from clipdata_jax.runs import manifest, records
 from clipdata_jax.runs.output import Output, is_done
-from clipdata_jax.runs.records import Facts, Manifest, Plan, Receipt
+from clipdata_jax.runs.records import Facts, Manifest, Receipt, RunPlan
 from clipdata_jax.runtime import console, parallel
 
 
@@ -33,7 +33,7 @@ def tidy(out: str) -> None:
             storage.remove(parts_folder(out))
 
 
-def finished(out: str, plan: Plan) -> Manifest | None:
+def finished(out: str, plan: RunPlan) -> Manifest | None:
     """The manifest of a file that this very run has made before, of inputs that are still the same; else None.
 
     Raises:
@@ -48,7 +48,7 @@ def finished(out: str, plan: Plan) -> Manifest | None:
 def finish(
     out: str,
     output: Output,
-    plan: Plan,
+    plan: RunPlan,
     facts: Callable[[list[Receipt]], Facts],
     share: parallel.Share = parallel.ALONE,
 ) -> Manifest | None:

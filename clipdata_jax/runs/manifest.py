@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from clipdata_jax import storage
 from clipdata_jax.runs import records
-from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Plan
+from clipdata_jax.runs.records import Facts, FileEntry, Manifest, RunPlan
 
 NAME = storage.MANIFEST
 # Options that say where and how the work is done, not what comes of it.
@@ -40,7 +40,7 @@ def describe(
     pool: Iterable[str] = (),
     devices: bool = False,
     **facts: object,
-) -> Plan:
+) -> RunPlan:
     """What decides a run's results: command, options, inputs, versions, hardware.
 
     Args:
@@ -56,7 +56,7 @@ def describe(
     """
     chosen = _plain(options)
     assert isinstance(chosen, dict)
-    return Plan(
+    return RunPlan(
         command=command,
         options={name: value for name, value in chosen.items() if name not in _HOW},
         inputs=tuple(map(file_entry, inputs)),
@@ -105,7 +105,7 @@ def _plain(value: object) -> object:
     return value
 
 
-def write_beside(path: str, plan: Plan, facts: Facts) -> Manifest:
+def write_beside(path: str, plan: RunPlan, facts: Facts) -> Manifest:
     """Writes the manifest of an output that is one file, `<file>.manifest.json`; returns it."""
     storage.sweep_beside(path)
     made = plan.finished(facts, {path: file_entry(path)})

@@ -23,8 +23,8 @@ from typing import BinaryIO, Generic, ParamSpec, Self
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.runs import manifest, records, telemetry
-from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Plan, Receipt, UnitTimes
-from clipdata_jax.runtime import parallel, threads
+from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt, RunPlan, UnitTimes
+from clipdata_jax.runtime import console, parallel, threads
 
 _RECEIPTS = "receipts"
 _Parameters = ParamSpec("_Parameters")
@@ -168,12 +168,12 @@ class Output:
         receipts = self.receipts()
         if missing := [unit for unit in self.units if unit not in receipts]:
             self._check_there()
-            print(
+            console.say(
                 f"{who} is done with its units; others are missing ({missing[0]} for one), and who finishes last"
                 f" writes {manifest.NAME}"
             )
             return None
-        plan = records.read(Plan, self.path(storage.PLAN))
+        plan = records.read(RunPlan, self.path(storage.PLAN))
         outputs = {name: entry for receipt in receipts.values() for name, entry in receipt.files.items()}
         made = plan.finished(facts(list(receipts.values())), outputs)
         if not (self.folder.is_local or self.folder.exists(manifest.NAME)):
@@ -182,7 +182,7 @@ class Output:
             self.folder.write(storage.TIMES, records.to_lines(lines))
         if self._take_manifest(records.to_json(made), share):
             return made
-        print(f"{who} is done, and so is the run; another process tells of it")
+        console.say(f"{who} is done, and so is the run; another process reports on it")
         return None
 
     def _take_manifest(self, content: bytes, share: parallel.Share) -> bool:
@@ -241,7 +241,7 @@ def _can_be_read(path: str) -> bool:
     return True
 
 
-def open_output(folder: str, *, plan: Plan, units: Sequence[str]) -> Output:
+def open_output(folder: str, *, plan: RunPlan, units: Sequence[str]) -> Output:
     """Opens a folder for a run: new, or one that the same run began before.
 
     Args:
@@ -261,7 +261,7 @@ def open_output(folder: str, *, plan: Plan, units: Sequence[str]) -> Output:
     return Output(at, tuple(units), was_finished=was_finished)
 
 
-def is_done(out: str, plan: Plan, *, same: Sequence[str] | None = None) -> bool:
+def is_done(out: str, plan: RunPlan, *, same: Sequence[str] | None = None) -> bool:
     """Whether an output is this very run's, and finished.
 
     Args:
@@ -296,7 +296,7 @@ def is_done(out: str, plan: Plan, *, same: Sequence[str] | None = None) -> bool:
         return at.exists(manifest.NAME)
     try:
         content = json.loads(data)
-        before = (Plan if folder else Manifest).from_json(content)
+        before = (RunPlan if folder else Manifest).from_json(content)
     except (ValueError, RecursionError, InputError) as error:
         raise InputError(f"{out}: already exists, and {path} doesn't say what it holds ({error}); {advice}") from error
     was, now = _comparable(content, before, plan, same)
@@ -311,7 +311,7 @@ def is_done(out: str, plan: Plan, *, same: Sequence[str] | None = None) -> bool:
     return all(_is_unchanged(entry, _Fingerprints()) for entry in read)
 
 
-def _comparable(content: Facts, before: Plan, plan: Plan, same: Sequence[str] | None) -> tuple[Facts, Facts]:
+def _comparable(content: Facts, before: RunPlan, plan: RunPlan, same: Sequence[str] | None) -> tuple[Facts, Facts]:
     """What must be the same of a record and a plan."""
     now = json.loads(records.to_json(plan))
     if same is not None:

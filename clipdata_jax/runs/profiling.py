@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
-from typing import Any
+from typing import Self
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
+from clipdata_jax.runtime import console
 
 
 class Profiler:
@@ -35,7 +35,7 @@ class Profiler:
             ) from error
 
     def step(self) -> None:
-        """Says that a step begins: a unit, a batch."""
+        """Marks the start of a step: a unit, a batch."""
         if self._folder is None:
             return
         import jax
@@ -52,17 +52,14 @@ class Profiler:
 
         self._running = False
         jax.profiler.stop_trace()
-        print(f"the trace of {self._steps_traced()} is in {self._folder}", file=sys.stderr)
+        traced = console.counted(min(self._begun - 1, self._steps), "step")
+        console.say(f"the trace of {traced} is in {self._folder}", log=True)
 
-    def _steps_traced(self) -> str:
-        count = min(self._begun - 1, self._steps)
-        return f"{count} step{'s' if count > 1 else ''}"
-
-    def __enter__(self) -> Profiler:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._running:
             self._stop()
         elif self._folder is not None and self._begun < 2:
-            print(f"--profile {self._folder}: nothing traced, for there was no second step", file=sys.stderr)
+            console.say(f"--profile {self._folder}: nothing traced, for there was no second step", log=True)

@@ -18,7 +18,7 @@ from clipdata_jax.errors import InputError
 Facts: TypeAlias = dict[str, Any]
 SECONDS = ("read", "wait", "compute", "write")
 _T = TypeVar("_T")
-_Record = TypeVar("_Record", bound="Plan | Receipt")
+_Record = TypeVar("_Record", bound="RunPlan | Receipt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ class UnitTimes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunPlan:
     """What decides a run's results.
 
     Attributes:
@@ -181,7 +181,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest(Plan):
+class Manifest(RunPlan):
     """What made an output, from what, and what came of it.
 
     Attributes:

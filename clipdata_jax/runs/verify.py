@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.runs import manifest, records
-from clipdata_jax.runs.records import FileEntry, Manifest, Plan, Receipt
+from clipdata_jax.runs.records import FileEntry, Manifest, Receipt, RunPlan
 from clipdata_jax.runtime import threads
 
 _OWN = (storage.PLAN, manifest.NAME, storage.TIMES, "sizes.json")
@@ -149,7 +149,7 @@ def open_folder(folder: str, *, pool: str, stores: tuple[str, ...] = ()) -> Chec
     Raises:
       InputError: there is no plan, or it can't be read: this is not a run.
     """
-    plan = records.read(Plan, storage.join(folder, storage.PLAN))
+    plan = records.read(RunPlan, storage.join(folder, storage.PLAN))
     units = list(dict.fromkeys(plan.units or ()))
     if not all(map(is_inside, units)):
         raise InputError(f"{storage.join(folder, storage.PLAN)}: its units are not a list of plain names")
@@ -202,7 +202,7 @@ def _read_receipts(run: CheckedRun, units: list[str], listed: dict[str, int]) ->
 
 
 def _check_manifest(
-    run: CheckedRun, plan: Plan, undone: list[str], parts: dict[str, FileEntry], listed: dict[str, int]
+    run: CheckedRun, plan: RunPlan, undone: list[str], parts: dict[str, FileEntry], listed: dict[str, int]
 ) -> dict[str, FileEntry]:
     """Compares the manifest with plan and receipts; returns the files that it alone names."""
     if manifest.NAME not in listed:
@@ -226,7 +226,7 @@ def _check_manifest(
     return {name: entry for name, entry in found.outputs.items() if name not in parts}
 
 
-def _find_foreign(run: CheckedRun, plan: Plan, known: set[str], undone: list[str], listed: dict[str, int]) -> None:
+def _find_foreign(run: CheckedRun, plan: RunPlan, known: set[str], undone: list[str], listed: dict[str, int]) -> None:
     # An undone unit may have written some of its files; those of `score` are named after its shards.
     shards = plan.facts.get("plan")
     unwritten = {str(shards.get(unit)) for unit in undone} if isinstance(shards, dict) else set()
@@ -245,7 +245,7 @@ def _find_foreign(run: CheckedRun, plan: Plan, known: set[str], undone: list[str
         run.add_inside("foreign", name, text)
 
 
-def _find_added(run: CheckedRun, plan: Plan) -> None:
+def _find_added(run: CheckedRun, plan: RunPlan) -> None:
     """Shards that the pool has now and the run doesn't know."""
     folder, unreadable = plan.options.get("pool"), plan.facts.get("unreadable")
     if run.pool == "no" or not isinstance(folder, str) or not run.may_open(folder):

@@ -73,9 +73,9 @@ class _Printable:
         return getattr(self._stream, name)
 
 
-def say(text: str) -> None:
-    """Prints a line; for code outside commands/ that knows more than its command, such as of other processes."""
-    print(text)
+def say(text: str, *, log: bool = False) -> None:
+    """Prints a line for code outside commands/, to standard error if it belongs to the log rather than the result."""
+    print(text, file=sys.stderr if log else None)
 
 
 def table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:

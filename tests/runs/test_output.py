@@ -9,7 +9,7 @@ from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.runs import telemetry
 from clipdata_jax.runs.output import Output, Writer, open_output
-from clipdata_jax.runs.records import Plan, UnitTimes
+from clipdata_jax.runs.records import RunPlan, UnitTimes
 from clipdata_jax.runtime import parallel
 
 
@@ -66,20 +66,20 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, 
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(storage.Folder, "names", lambda folder: [])  # each finds the folder empty
-        first = open_output(folder, plan=Plan(command="a"), units=["u"])
-        assert open_output(folder, plan=Plan(command="a"), units=["u"]) == first
+        first = open_output(folder, plan=RunPlan(command="a"), units=["u"])
+        assert open_output(folder, plan=RunPlan(command="a"), units=["u"]) == first
         before = storage.read_bytes(first.path("plan.json"))
         with pytest.raises(InputError, match=r"results of another run \(command was \"a\", now \"b\"\)"):
-            open_output(folder, plan=Plan(command="b"), units=["u"])
+            open_output(folder, plan=RunPlan(command="b"), units=["u"])
     assert storage.read_bytes(first.path("plan.json")) == before
     storage.write_bytes(first.path("plan.json"), b"{")
     with pytest.raises(InputError, match=r"plan\.json doesn't say what it holds \(Expecting"):
-        open_output(folder, plan=Plan(command="a"), units=["u"])
+        open_output(folder, plan=RunPlan(command="a"), units=["u"])
 
 
 def test_times_in_a_store_are_those_of_the_units_whenever_a_run_is_stopped(monkeypatch):
     def finished(rows):
-        output = open_output("memory://stopped-at-the-end", plan=Plan(command="a"), units=["u"])
+        output = open_output("memory://stopped-at-the-end", plan=RunPlan(command="a"), units=["u"])
         if output.remaining(parallel.ALONE):
             output.complete("u", {"u.npy": b"1"}, {}, times=UnitTimes(rows=rows, rows_per_second=1))
         output.finish(lambda receipts: {})

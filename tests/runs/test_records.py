@@ -6,10 +6,10 @@ import pytest
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.runs import records
-from clipdata_jax.runs.records import FileEntry, Manifest, Plan, Receipt, UnitTimes
+from clipdata_jax.runs.records import FileEntry, Manifest, Receipt, RunPlan, UnitTimes
 
 FILE = FileEntry("a.tar", 5, "sha256:0", fingerprint="5 1.5")
-PLAN = Plan(command="x", options={"n": 1}, pool=(FileEntry("a"),), facts={"versions": {}}, units=("u",))
+PLAN = RunPlan(command="x", options={"n": 1}, pool=(FileEntry("a"),), facts={"versions": {}}, units=("u",))
 RECORDS = [
     PLAN,
     PLAN.finished({"pool": [FILE.without_fingerprint()], "pairs": 2}, {"u.npz": FileEntry(bytes=3)}),
@@ -39,10 +39,10 @@ def test_a_manifest_knows_its_pool_better_than_the_plan():
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
-        (Plan, {"command": None}, "its 'command' is missing, expected text"),
-        (Plan, {"units": ["a/b"]}, "its 'units' are not a list of plain names"),
-        (Plan, {"inputs": [3]}, "a file's entry is 3, expected an object"),
-        (Plan, {"inputs": [{"name": "a", "bytes": True}]}, "its 'bytes' is True, expected a whole number"),
+        (RunPlan, {"command": None}, "its 'command' is missing, expected text"),
+        (RunPlan, {"units": ["a/b"]}, "its 'units' are not a list of plain names"),
+        (RunPlan, {"inputs": [3]}, "a file's entry is 3, expected an object"),
+        (RunPlan, {"inputs": [{"name": "a", "bytes": True}]}, "its 'bytes' is True, expected a whole number"),
         (Manifest, {}, "its 'outputs' is missing, expected an object"),
         (Manifest, {"outputs": {"a": {}}}, "its 'bytes' is missing, expected a whole number"),
         (Receipt, {"unit": "u", "files": []}, r"its 'files' is \[\], expected an object"),
@@ -58,4 +58,4 @@ def test_a_wrong_field_is_named(kind, change, words, tmp_path):
 def test_other_files_are_refused(data, tmp_path):
     (tmp_path / "r.json").write_bytes(data)
     with pytest.raises(InputError, match=r"r\.json: "):
-        records.read(Plan, str(tmp_path / "r.json"))
+        records.read(RunPlan, str(tmp_path / "r.json"))
