@@ -283,98 +283,57 @@ def _digest(file: BinaryIO) -> str:
 
 
 def open_read(path: str, *, at_once: bool = False) -> AbstractContextManager[BinaryIO]:
-    """Opens a lone file for reading; see `Folder.open_read`.
-
-    >>> write_bytes("a.txt", b"12345")
-    >>> with open_read("a.txt") as file:
-    ...     file.read(2)
-    b'12'
-    """
+    """Opens a lone file for reading; see `Folder.open_read`."""
     return Folder(path).open_read(at_once=at_once)
 
 
 def read_bytes(path: str) -> bytes:
-    """Reads a small lone file; see `Folder.open_read`.
+    """Reads a small lone file.
 
     >>> write_bytes("a.txt", b"12345")
-    >>> read_bytes("a.txt")
-    b'12345'
+    >>> read_bytes("a.txt"), size("a.txt"), digest("a.txt")[:15]
+    (b'12345', 5, 'sha256:5994471a')
     """
     return Folder(path).read_bytes()
 
 
 def open_write(path: str) -> AbstractContextManager[BinaryIO]:
-    """Opens a lone file for writing, whole or not at all; see `Folder.open_write`.
-
-    >>> with open_write("a.txt") as file:
-    ...     file.write(b"12345")
-    5
-    """
+    """Opens a lone file for writing, whole or not at all; see `Folder.open_write`."""
     return Folder(path).open_write()
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes a small lone file, whole or not at all; see `Folder.write`.
-
-    >>> write_bytes("a.txt", b"12345")
-    """
+    """Writes a small lone file, whole or not at all; see `Folder.write`."""
     Folder(path).write("", data)
 
 
 def exists(path: str) -> bool:
-    """Returns whether a file or folder exists.
-
-    >>> exists("no/such/file")
-    False
-    """
+    """Returns whether a file or folder exists."""
     return Folder(path).exists()
 
 
 def is_folder(path: str) -> bool:
-    """Returns whether a path is a folder; see `Folder.is_folder`.
-
-    >>> is_folder("/")
-    True
-    """
+    """Returns whether a path is a folder; see `Folder.is_folder`."""
     return Folder(path).is_folder()
 
 
 def size(path: str) -> int:
-    """Returns the size of a lone file in bytes; see `Folder.size`.
-
-    >>> write_bytes("a.txt", b"12345")
-    >>> size("a.txt")
-    5
-    """
+    """Returns the size of a lone file in bytes."""
     return Folder(path).size()
 
 
 def digest(path: str) -> str:
-    """Returns `sha256:` and the hex digest of a lone file's bytes.
-
-    >>> write_bytes("a.txt", b"12345")
-    >>> digest("a.txt")[:15]
-    'sha256:5994471a'
-    """
+    """Returns `sha256:` and the hex digest of a lone file's bytes."""
     return Folder(path).digest()
 
 
 def fingerprint(path: str) -> str:
-    """Returns the size of a file and the time or tag of its last change; see `Folder.fingerprint`.
-
-    >>> write_bytes("a.txt", b"12345")
-    >>> fingerprint("a.txt").split()[0]
-    '5'
-    """
+    """Returns the size of a file and the time or tag of its last change; see `Folder.fingerprint`."""
     return Folder(path).fingerprint()
 
 
 def remove(path: str) -> None:
-    """Removes a file, or a folder with all in it.
-
-    >>> write_bytes("a.txt", b"12345")
-    >>> remove("a.txt")
-    """
+    """Removes a file, or a folder with all in it."""
     Folder(path).remove()
 
 
