@@ -18,7 +18,7 @@ class InputError(Exception):
 class StorageError(Exception):
     """The storage failed, nothing is known of what it holds: no corrupt input, so `--on-bad skip` never skips it.
 
-    The command prints it as it does an `InputError`; the same command goes on from what was finished.
+    The command prints it as it does an `InputError`; running the same command again resumes from what was finished.
     """
 
 
@@ -33,7 +33,7 @@ class StoppedEarly(Exception):
 
     def __init__(self, done: int, todo: int, noun: str = "unit") -> None:
         super().__init__(
-            f"stopped after {done:,} of {todo:,} {noun}s as --stop-after asked; the same command without it goes on"
+            f"stopped after {done:,} of {todo:,} {noun}s as --stop-after says; run the command without it to continue"
         )
 
 

@@ -41,7 +41,7 @@ def run(options: Embed) -> Manifest | None:
 
 
 def _summary(content: Facts, options: Embed) -> str:
-    """What was embedded, and what was left out."""
+    """The counts of what was embedded and what was left out."""
     noun = "image" if options.images_only else "pair"
     lines = [
         f"Embedded {console.counted(content['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"

@@ -195,10 +195,10 @@ def labeller(names: Sequence[str]) -> Callable[[Decoded], int]:
             return int(sample.label)
         folder = sample.key.rpartition("/")[0].rpartition("/")[2]
         if not folder:
-            raise InputError("neither a .cls nor a folder tells its class")
+            raise InputError("it has neither a .cls nor a folder named after its class")
         numbers = by_name.get(_plain(folder), [])
         if len(numbers) != 1:
-            found = "is no class name" if not numbers else f"is the name of the classes {numbers}"
+            found = "is not a class name" if not numbers else f"is the name of the classes {numbers}"
             raise InputError(f"its folder {folder!r} {found}; check --classnames, or give it a .cls")
         return numbers[0]
 

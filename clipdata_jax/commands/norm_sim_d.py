@@ -154,15 +154,15 @@ def check_steps(options: NormSimD, rows: int, keep: int) -> int:
     """The number of rows that a step drops: all rows to drop divided by the steps, rounded up.
 
     Raises:
-      InputError: there are no more rows than to keep, or fewer to drop than steps.
+      InputError: the pool has no more rows than are to be kept, or fewer to drop than there are steps.
     """
     source = "the pool's rows" if options.survivors is None else f"the survivors in {options.survivors}"
-    told = f"--count {options.count:,}" if options.fraction is None else f"--fraction {options.fraction:g}"
+    flag = f"--count {options.count:,}" if options.fraction is None else f"--fraction {options.fraction:g}"
     if not keep:
-        raise InputError(f"{told} of the pool keeps no pair; raise it")
+        raise InputError(f"{flag} of the pool keeps no pair; raise it")
     if keep >= rows:
         raise InputError(
-            f"{told} keeps {console.counted(keep, 'pair')}, but {source} are {rows:,} with usable embeddings;"
+            f"{flag} keeps {console.counted(keep, 'pair')}, but {source} are {rows:,} with usable embeddings;"
             " keep fewer than that"
         )
     if options.steps > rows - keep:

@@ -239,14 +239,14 @@ def _absent(plan: contents.Contents, pairs: Mapping[int, page.Pair] | None) -> l
 def _provenance(options: config.Report, made_by: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The facts of each input's manifest, flattened and cut: manifests are untrusted."""
     asked = manifest.describe("report", options)
-    told = [("This page", {**asked.options, **asked.facts["versions"]})]
+    sections = [("This page", {**asked.options, **asked.facts["versions"]})]
     if made_by:
-        told.append(("Subset", _facts(made_by)))
+        sections.append(("Subset", _facts(made_by)))
     for folder in options.scores:
         described = manifest.read_facts(folder)
         if described:
-            told.append((f"Scores {folder}", _facts(described)))
-    return [(heading, list(itertools.islice(_flatten(facts), _MOST_FACTS))) for heading, facts in told]
+            sections.append((f"Scores {folder}", _facts(described)))
+    return [(heading, list(itertools.islice(_flatten(facts), _MOST_FACTS))) for heading, facts in sections]
 
 
 def _facts(described: Mapping[str, Any]) -> dict[str, Any]:

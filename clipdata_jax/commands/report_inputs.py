@@ -178,8 +178,8 @@ def read_targets(
             )
         numbers = _numbers(table, columns[name], rows)
         images, count = _images(path, set(numbers.values()))
-        told = manifest.read_facts(table.columns[columns[name]]).get("targets")
-        scored = told.get(name) if isinstance(told, dict) else None
+        recorded = manifest.read_facts(table.columns[columns[name]]).get("targets")
+        scored = recorded.get(name) if isinstance(recorded, dict) else None
         least = max(numbers.values(), default=-1) + 1
         if count != (scored or max(count, least)):
             raise InputError(

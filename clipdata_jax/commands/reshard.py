@@ -203,7 +203,7 @@ class Resharder:
             )
 
     def tars_of(self, unit: ReshardUnit, count: int) -> list[tuple[str, slice]]:
-        """The tars to write of a unit with so many selected samples: name and rows."""
+        """The output tars of a unit with `count` selected samples: name and rows."""
         most = self.options.samples_per_tar
         if most is None:
             return [(unit.name, slice(0, count))] if count else []

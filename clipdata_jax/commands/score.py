@@ -237,8 +237,8 @@ def _summarise(receipts: list[Receipt]) -> Facts:
 def _describe_size(size: dict[str, Any], rows: int) -> str:
     batches = console.counted(size["batches"], "batch")
     asked = size["batch_size"]
-    told = f" (--batch-size {asked:,} is more than the pool has)" if asked > rows else ""
-    return f"{batches} of {size['effective'][1]:,} pairs{told}"
+    text = f" (--batch-size {asked:,} is more than the pool has)" if asked > rows else ""
+    return f"{batches} of {size['effective'][1]:,} pairs{text}"
 
 
 def _other_temperature(given: Sequence[float], stated: object) -> str:
@@ -251,10 +251,10 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
     masked = {reason: count for reason, count in result["masked"].items() if count}
     temperatures = np.atleast_1d(result["temperature"]).tolist()
     assumed = " (assumed: the embeddings name none; --temperature sets it)"
-    told = " and ".join(f"{t:.4g}" for t in temperatures)
-    told += _other_temperature(temperatures, stated)
+    text = " and ".join(f"{t:.4g}" for t in temperatures)
+    text += _other_temperature(temperatures, stated)
     lines = [
-        f"Scored {console.counted(result['rows'], 'pair')} at temperature{'s' if len(temperatures) > 1 else ''} {told}"
+        f"Scored {console.counted(result['rows'], 'pair')} at temperature{'s' if len(temperatures) > 1 else ''} {text}"
         f"{assumed if result['temperature_from'] == 'assumed' else ''}, in"
         f" {' and in '.join(_describe_size(size, result['rows']) for size in result['groups']['sizes'])}: {options.out}"
     ]

@@ -34,7 +34,7 @@ def run(options: Train) -> Manifest | None:
     """Trains a CLIP; returns the manifest, or None in processes other than the first.
 
     Raises:
-      InputError: bad input; the checkpoints so far are kept, and the same command goes on from the last.
+      InputError: bad input; the checkpoints so far are kept, and the same command resumes from the last.
     """
     if options.workers.worker is not None:
         raise InputError("--worker: training needs all its processes at once; use --coordinator instead")
@@ -45,13 +45,13 @@ def run(options: Train) -> Manifest | None:
         token_files = _copy_tokenizer(options, Path(folder))
         tokenizer = _load_tokenizer(options, folder)
         inputs = [*token_files, *([] if options.subset is None else [options.subset])]
-        # A run that goes on must go on with the same pairs, so the tars' digests belong to the plan.
+        # A resumed run must see the same pairs, so the tars' digests belong to the plan.
         plan = manifest.describe("train", options, inputs=[*inputs, *paths], devices=True)
         output = _open(options.out, plan, share)
         if output.receipt(_UNIT) is None:
             _train(options, _Pool(options, paths, tokenizer, subset), tokenizer, Path(folder), output)
     if share.index:
-        print(f"{options.out}: process {share.index + 1} of {share.count} is done; the first writes and tells")
+        print(f"{options.out}: process {share.index + 1} of {share.count} is done; the first one writes the model")
         return None
     result = output.finish(lambda receipts: receipts[0].facts)
     if result is not None:

@@ -57,7 +57,7 @@ class Embed:
     profile: Profile = None
     """Trace a few batches with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     stop_after: StopAfter = None
-    """Do N units, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
+    """Do N units, then stop with status 75. Run the command without it to continue; `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from clipdata_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a config file returns from `get_config()`: the options of each command that it sets."""
+    """The options of each command that a config file sets, as its `get_config()` returns them."""
 
     embed: Embed | None = None
     score: Score | None = None

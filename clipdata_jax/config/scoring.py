@@ -159,7 +159,7 @@ class Score:
     profile: Profile = None
     """Trace a few units with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     stop_after: StopAfter = None
-    """Do N units, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
+    """Do N units, then stop with status 75. Run the command without it to continue; `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
@@ -212,7 +212,7 @@ class NormSimD:
     profile: Profile = None
     """Trace a few steps with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     stop_after: StopAfter = None
-    """Do N steps, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
+    """Do N steps, then stop with status 75. Run the command without it to continue; `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

@@ -137,7 +137,7 @@ class Reshard:
     ] = None
     """Processes that work on tars in parallel."""
     stop_after: StopAfter = None
-    """Do N units, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
+    """Do N units, then stop with status 75. Run the command without it to continue; `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

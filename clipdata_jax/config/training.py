@@ -71,7 +71,7 @@ class Train:
     profile: Profile = None
     """Trace a few steps with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     stop_after: StopAfter = None
-    """Do N steps, then stop with status 75; without it, the same command goes on. `plan` extrapolates from them."""
+    """Do N steps, then stop with status 75. Run the command without it to continue; `plan` extrapolates from them."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:

@@ -161,7 +161,7 @@ def _checked(caption: object) -> str:
     if not caption.strip():
         raise InputError("its caption is empty")
     if any("\ud800" <= char <= "\udfff" for char in caption):
-        raise InputError("its caption holds half of a surrogate pair, which is no character")
+        raise InputError("its caption holds half of a surrogate pair, which is not a character")
     return caption.strip()
 
 

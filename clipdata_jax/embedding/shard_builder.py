@@ -130,7 +130,7 @@ class ShardBuilder:
         arrays.write_npz(file, written)
 
     def facts(self) -> dict[str, Any]:
-        """What the receipt records of the unit."""
+        """The unit's entry in its receipt."""
         uid = uids.from_hex([sample[0] for sample in self._samples])
         bad_samples = [] if self.skipped else self._bad  # a skipped source has no samples
         return {

@@ -134,7 +134,7 @@ class ScoreTable:
             yield part, uid, columns
 
     def ahead(self, read: Callable[[str], T], parts: Sequence[str]) -> Iterator[T]:
-        """What a function reads of parts, in order; of an object store's some ahead."""
+        """Applies a reader to parts in order; reads ahead from an object store."""
         if self.threads == 1:
             return map(read, parts)
         return threads.prefetch(read, parts, threads=self.threads, ahead=self.threads)

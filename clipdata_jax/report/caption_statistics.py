@@ -71,11 +71,11 @@ def describe(samples: Sequence[CaptionSample], found: Mapping[int, Caption]) -> 
       found: row -> its caption, of the rows that were found.
     """
     there = [[found[row] for row in sample.rows if row in found] for sample in samples]
-    told = [one.language for captions in there for one in captions]
-    counts = collections.Counter(language for language in told if language)
+    languages = [one.language for captions in there for one in captions]
+    counts = collections.Counter(language for language in languages if language)
     most = sorted(counts, key=lambda language: (-counts[language], language))[:_LANGUAGES]
     facts = tuple(_facts(sample.name, captions, most) for sample, captions in zip(samples, there, strict=True))
-    return Captions(None if None in told else tuple(most), facts)
+    return Captions(None if None in languages else tuple(most), facts)
 
 
 def _facts(name: str, captions: Sequence[Caption], languages: Sequence[str]) -> CaptionStatistics:

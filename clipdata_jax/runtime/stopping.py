@@ -131,7 +131,7 @@ def _end_in_time(read: int) -> None:
 
 def _end_tidily() -> None:
     leave_run()
-    os.write(2, b"clipdata: stopped; run the same command again to go on\n")
+    os.write(2, b"clipdata: stopped; run the same command again to continue\n")
 
 
 def _start(function: Callable[[], None]) -> threading.Thread:

@@ -35,7 +35,7 @@ Columns = Callable[[ScoreUnit], dict[str, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColumnInputs:
-    """What a run's columns are computed with.
+    """The inputs that a run's columns are computed from.
 
     Attributes:
       neg_clip_loss: settings of negCLIPLoss.

@@ -119,7 +119,7 @@ def test_labels_come_from_cls_or_folder():
         ("0", "4", "its .cls is '4', expected a number from 0 to 3"),
         ("0", "-1", "its .cls is '-1'"),
         ("0", "cat", "its .cls is 'cat'"),
-        ("cat/0", None, "its folder 'cat' is no class name"),
+        ("cat/0", None, "its folder 'cat' is not a class name"),
         ("crane/0", None, "is the name of the classes [2, 3]"),
     ]:
         with pytest.raises(InputError) as caught:

@@ -40,7 +40,7 @@ def test_a_run_in_parts_gives_the_same_bytes(name, work, monkeypatch, clipdata):
     command, out = COMMANDS[name], f"{name}-parts{suffix}"
     assert clipdata(*command, "--out", f"{name}-whole{suffix}").returncode == 0
     done = clipdata(*command, "--out", out, "--stop-after", 1)
-    told = f"stopped after 1 of 3 {noun}s as --stop-after asked; the same command without it goes on"
+    told = f"stopped after 1 of 3 {noun}s as --stop-after says; run the command without it to continue"
     assert (done.returncode, told in done.stderr) == (75, True), done.stderr
     assert not (work / f"{out}.manifest.json").exists()
     assert not (work / out / "manifest.json").exists()
