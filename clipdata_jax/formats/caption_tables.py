@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import parquet, tars
+from clipdata_jax.formats import delimited, parquet, tars
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 # The names in open_clip (filepath, title), Hugging Face's imagefolder (file_name, text) and others.
@@ -83,8 +80,7 @@ def open_table(path: str, image_column: str | None, caption_column: str | None, 
     """Opens a table.
 
     Args:
-      path: ends in .csv or .tsv (UTF-8, with a header; separated by tabs where the header has one, else by
-        commas), or .parquet.
+      path: ends in .csv or .tsv (see `delimited.read_delimited`), or .parquet.
       image_column: name of the column of paths; None finds it by its usual names.
       caption_column: name of the column of captions; None finds it by its usual names.
       need_caption: whether there must be captions.
@@ -92,7 +88,7 @@ def open_table(path: str, image_column: str | None, caption_column: str | None, 
     Raises:
       InputError: the table can't be read, is empty, or lacks a column.
     """
-    table = _read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path)
+    table = _read_parquet(path) if path.lower().endswith(".parquet") else delimited.read_delimited(path)
     if not len(table):
         raise InputError(f"{path}: the table is empty, expected a row per image")
     image = _column(path, table, image_column, IMAGE_COLUMNS, "image")
@@ -115,30 +111,6 @@ def _is_text(kind: pa.DataType) -> bool:
         kind = kind.value_type
     checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(check(kind) for check in checks)
-
-
-def _read_csv(path: str) -> pa.Table:
-    with storage.open_read(path) as file:
-        try:
-            return _parse_csv(file)
-        except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}: can't be read as a table ({reason}); write it again") from error
-
-
-def _parse_csv(file: BinaryIO) -> pa.Table:
-    header = file.readline(1 << 20)
-    file.seek(0)
-    delimiter = "\t" if b"\t" in header else ","
-    names = next(csv.reader([header.decode("utf-8-sig")], delimiter=delimiter), [])
-    return pyarrow.csv.read_csv(
-        file,
-        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        # Otherwise a column of numbers would lose leading zeros.
-        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-    )
 
 
 def _column(path: str, table: pa.Table, given: str | None, usual: Sequence[str], what: str) -> pa.ChunkedArray:
