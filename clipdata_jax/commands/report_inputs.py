@@ -12,7 +12,7 @@ import numpy as np
 from clipdata_jax.errors import InputError
 from clipdata_jax.filters.languages import Languages
 from clipdata_jax.formats import score_tables, sources, tars, uids
-from clipdata_jax.formats.sample_uids import json_fields, sample_uid
+from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, json_fields, sample_uid
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.report.caption_statistics import Caption
 from clipdata_jax.runs import manifest
@@ -114,7 +114,7 @@ def _pair(sample: tars.RawSample) -> page.Pair:
 def _caption(sample: tars.RawSample) -> str:
     """The caption that `embed` uses, valid or not."""
     if "txt" in sample.members:
-        return sample.members["txt"].decode("utf-8", "replace")
+        return sample.members["txt"].decode("utf-8", "replace").lstrip(BYTE_ORDER_MARK)
     fields = object_of(sample.members.get("json", b""))
     several = fields.get("captions")
     caption = fields.get("caption")

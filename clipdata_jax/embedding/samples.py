@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import tars
-from clipdata_jax.formats.sample_uids import TEXT_BYTES, json_fields, sample_uid
+from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, TEXT_BYTES, json_fields, sample_uid
 from clipdata_jax.runtime import threads
 
 
@@ -24,7 +24,8 @@ class Decoded:
       tar: the path of its tar, or of what else it is from.
       key: its key in there.
       uid: 32 hex digits: from the `.json` where it has one, else the hash of tar name and key.
-      caption: the `.txt`, else "caption" of the `.json`, else the first of its "captions"; "" if not needed.
+      caption: the `.txt`, else "caption" of the `.json`, else the first of its "captions", without a byte order
+        mark; "" if not needed.
       captions: "captions" of the `.json`, else the one caption; () if not needed.
       label: the `.cls` as text, None where there is none.
       pixels: uint8, what each transform made of the image.
@@ -158,7 +159,8 @@ def _captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str, tupl
 def _checked(caption: object) -> str:
     if not isinstance(caption, str):
         raise InputError(f"a caption in its .json is {caption!r:.60}, expected text")
-    if not caption.strip():
+    caption = caption.strip().lstrip(BYTE_ORDER_MARK).strip()
+    if not caption:
         raise InputError("its caption is empty")
     if any("\ud800" <= char <= "\udfff" for char in caption):
         raise InputError("its caption holds half of a surrogate pair, which is not a character")
@@ -169,6 +171,6 @@ def _text(data: bytes, extension: str) -> str:
     if len(data) > TEXT_BYTES:
         raise InputError(f"its .{extension} has {len(data):,} bytes, more than the {TEXT_BYTES:,} that one may have")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").lstrip(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         raise InputError(f"its .{extension} is not UTF-8 (byte {error.start})") from error

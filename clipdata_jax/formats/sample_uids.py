@@ -12,6 +12,7 @@ from clipdata_jax.formats import tars, uids
 
 # A .json takes some twenty times its size when parsed.
 TEXT_BYTES = 1 << 24
+BYTE_ORDER_MARK = "\ufeff"
 _KEY = b'"uid"'
 _PLAIN = re.compile(rb'"uid"\s*:\s*"([0-9a-fA-F]{32})"')
 

@@ -1,9 +1,13 @@
 """The real `clipdata embed` on inputs as people have them: nothing is left out, merged or cut without a word."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import make_checkpoint
 from support.images import jpeg
+
+from clipdata_jax.formats import tars
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +43,26 @@ def test_a_stray_quote_in_a_csv_is_refused(tmp_path, embed):
     done = embed("t.csv", "--out", "out")
     assert done.returncode == 2
     assert "t.csv: line 2: unbalanced quotes" in done.stderr
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path, embed):
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    (tmp_path / "t.csv").write_text("path,text\na.jpg,\ufeffa red circle\na.jpg,a red circle\n")
+    members = []
+    for number, text in enumerate(("\ufeffa red circle", "a red circle", " \ufeff a red circle")):
+        members += [(f"{number}.jpg", jpeg(0)), (f"{number}.txt", text.encode())]
+    field = json.dumps({"caption": "\ufeffa red circle"}).encode("utf-8-sig")
+    tars.write_tar(str(tmp_path / "0.tar"), [*members, ("3.jpg", jpeg(0)), ("3.json", field)])
+    done = embed("t.csv", "0.tar", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    for name, number in (("t", 2), ("0", 4)):
+        assert captions(tmp_path / "out" / f"{name}.parquet") == ["a red circle"] * number
+        scores = pq.read_table(tmp_path / "out" / f"{name}.parquet")["clip_clip_similarity_score"].to_pylist()
+        assert len(set(scores)) == 1
+
+
+def test_a_caption_of_a_byte_order_mark_alone_is_empty(tmp_path, embed):
+    tars.write_tar(str(tmp_path / "0.tar"), [("0.jpg", jpeg(0)), ("0.txt", b"\xef\xbb\xbf\n")])
+    done = embed("0.tar", "--out", "out")
+    assert done.returncode == 2
+    assert "0.tar: sample '0': its caption is empty" in done.stderr
