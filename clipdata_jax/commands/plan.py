@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +56,14 @@ def run(options: config.Plan, given: config.Run | None = None) -> list[Estimate]
         if maker := _awaited(name, planned):
             print(f"{name}: reads what {maker} still has to write; plan it after that\n")
             continue
-        found = plan_estimates.estimate(planned[name], memory)
-        free = _disk_free(found.out)
-        if free is not None and found.written > free:
-            raise InputError(
-                f"{name}: writes {size_text(found.written)} to {found.out}, where {size_text(free)} are free; choose"
-                " another --out, or make room"
-            )
-        print(_text(name, found, options.processes, memory, free), end="\n\n", flush=True)
-        made.append(found)
+        made.append(plan_estimates.estimate(name, planned[name], memory))
+        lines = _lines(name, made[-1], planned[name].out or ".", options.processes, memory)
+        width = max(len(key) for key, _ in lines)
+        print("\n".join([name, *(f"  {key:<{width}}  {text}" for key, text in lines)]), end="\n\n", flush=True)
     return made
 
 
-def _awaited(name: str, planned: dict[str, Any]) -> str:
+def _awaited(name: str, planned: Mapping[str, Any]) -> str:
     """The command of the plan that still has to write what this one reads, if there is such."""
     maker, option = _READS.get(name, ("", ""))
     if maker not in planned:
@@ -84,8 +78,7 @@ def _awaited(name: str, planned: dict[str, Any]) -> str:
 def _host_memory() -> int:
     """Bytes of memory that processes here may use: the machine's, or the container's."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        path = Path(name)
+    for path in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         if path.exists() and (text := path.read_text().strip()).isdigit():
             whole = min(whole, int(text))
     return whole
@@ -97,84 +90,82 @@ def _disk_free(out: str) -> int | None:
     if not at.is_local:
         return None
     path = Path(at.inner).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(next(one for one in (path, *path.parents) if one.exists())).free
 
 
-def _text(name: str, found: Estimate, processes: int, memory: int, free: int | None) -> str:
-    dealt = processes if found.dealt else 1
-    each = f", {size_text(found.read / dealt)} a process" if dealt > 1 else ""
-    lines = {
-        "work": found.work,
-        "read": f"{size_text(found.read)}{each}",
-        "memory": f"{size_text(found.memory)} a process, of {size_text(memory)}",
-        "write": f"{size_text(found.written)} to {found.out}" + ("" if free is None else f" ({size_text(free)} free)"),
-        "time": _time(name, found, dealt),
-    }
-    notes = list(found.notes)
-    if found.units < dealt:
-        has = "has" if found.units == 1 else "have"
-        notes.append(f"only {found.units:,} of {processes:,} processes {has} a unit to work on")
-    elif processes > 1 and not found.dealt and not found.steps:
+def _lines(name: str, found: Estimate, out: str, processes: int, memory: int) -> list[tuple[str, str]]:
+    """The key and text of each line about a command.
+
+    Raises:
+      InputError: the disk is too full.
+    """
+    free, written, notes = _disk_free(out), f"{size_text(found.written)} to {out}", list(found.notes)
+    if free is not None and found.written > free:
+        raise InputError(
+            f"{name}: writes {written}, where {size_text(free)} are free; choose another --out, or make room"
+        )
+    each = ""
+    if found.units is None and not found.rows_timed and processes > 1:
         notes.append("one process does all of it")
-    lines |= {f"note {number}": note for number, note in enumerate(notes, start=1)}
-    width = max(map(len, lines))
-    return "\n".join([name, *(f"  {key:<{width}}  {text}" for key, text in lines.items())])
+    elif found.units is not None and processes > 1:
+        each = f", {size_text(found.read / processes)} a process"
+        if found.units < processes:
+            has = "has" if found.units == 1 else "have"
+            notes.append(f"only {found.units:,} of {processes:,} processes {has} a unit to work on")
+    return [
+        ("work", found.work),
+        ("read", f"{size_text(found.read)}{each}"),
+        ("memory", f"{size_text(found.memory)} a process, of {size_text(memory)}"),
+        ("write", written if free is None else f"{written} ({size_text(free)} free)"),
+        ("time", _time(name, found, out, processes)),
+        *((f"note {number}", note) for number, note in enumerate(notes, start=1)),
+    ]
 
 
-def _time(name: str, found: Estimate, processes: int) -> str:
+def _time(name: str, found: Estimate, out: str, processes: int) -> str:
     """The time that is left, extrapolated from the units or steps that were done."""
     if not found.rows_timed:
         return "not measured: it stops nowhere to measure it"
-    noun = "step" if found.steps else "unit"
-    times = _done(name, found.out)
+    times = telemetry.read(_times_file(name, out))
+    noun = "step" if found.units is None else "unit"
     if not times:
         return f"not measured: run it with --stop-after 3 first, then plan it again ({noun}s)"
-    timed = _without_first(times) or times
-    done = sum(one.rows for one in (times if not found.steps else _last_of_each_step(times)))
-    rate = sum(one.rows for one in timed) / max(_busy(timed), 1e-9)
-    left = max(0.0, found.rows_timed - done) / rate / (1 if found.steps else min(processes, found.units))
-    several = len({one.process for one in times})
-    on = f"on {counted(several, 'process')}" if not found.steps else "on the processes of that run"
-    measured = f"from {counted(len(timed), noun if not found.steps else 'line')} {on}"
-    start = "" if len(timed) < len(times) else ", with the time to compile in it"
+    first = {one.process: one for one in reversed(times)}  # these also start and compile
+    timed = [one for one in times if one is not first[one.process]] or times
+    rate = sum(one.rows for one in timed) / max(_busy_seconds(timed), 1e-9)
+    # A step that was done again after a kill counts once.
+    left = max(0.0, found.rows_timed - sum(one.rows for one in {(one.unit, one.step): one for one in times}.values()))
+    if found.units is None:
+        working, on, measured = 1, "", f"{counted(len(timed), 'line')} on the processes of that run"
+    else:
+        working, on = min(processes, found.units), f" on {counted(processes, 'process')}" if processes > 1 else ""
+        measured = f"{counted(len(timed), noun)} on {counted(len(first), 'process')}"
     return (
-        f"about {_time_text(left)} left for {max(0.0, found.rows_timed - done):,.0f} of {found.rows_timed:,} rows"
-        + (f" on {counted(processes, 'process')}" if processes > 1 and not found.steps else "")
-        + f", {measured}, {rate:,.{0 if rate >= 10 else 2}f} rows a second each{start}"
+        f"about {_time_text(left / rate / working)} left for {left:,.0f} of {found.rows_timed:,} rows{on}, from"
+        f" {measured}, {rate:,.{0 if rate >= 10 else 2}f} rows a second each"
+        + (", with the time to compile in it" if timed is times else "")
     )
 
 
-def _done(name: str, out: str) -> list[UnitTimes]:
+def _times_file(name: str, out: str) -> str:
     if name == "norm-sim-d":
-        return telemetry.read(f"{out}.{storage.TIMES}")
-    folder = single_file.parts_folder(out) if name == "embed" and single_file.is_file(out) else out
-    return telemetry.read(storage.join(folder, storage.TIMES))
+        return f"{out}.{storage.TIMES}"
+    in_parts = name == "embed" and single_file.is_file(out)
+    return storage.join(single_file.parts_folder(out) if in_parts else out, storage.TIMES)
 
 
-def _last_of_each_step(times: Sequence[UnitTimes]) -> Iterable[UnitTimes]:
-    """A step that was done again after a kill counts once."""
-    return {one.step: one for one in times}.values()
-
-
-def _without_first(times: Sequence[UnitTimes]) -> list[UnitTimes]:
-    """All but the first of each process, which also starts and compiles."""
-    first = {one.process: one for one in reversed(times)}
-    return [one for one in times if one is not first[one.process]]
-
-
-def _busy(times: Sequence[UnitTimes]) -> float:
-    """Seconds in which each process was at work, over all processes; units of one may have overlapped."""
-    spans = collections.defaultdict(list)
-    for one in times:
-        if one.rows_per_second > 0:
-            spans[one.process].append((one.time - one.rows / one.rows_per_second, one.time))
-    total = 0.0
-    for own in spans.values():
-        ends = itertools.accumulate((end for _, end in sorted(own)), max, initial=float("-inf"))
-        total += sum(max(0.0, end - max(start, before)) for (start, end), before in zip(sorted(own), ends))
+def _busy_seconds(times: Iterable[UnitTimes]) -> float:
+    """The time in which each process was at work, summed over all; units of one may have overlapped."""
+    total, ends = 0.0, collections.defaultdict[int, float](float)
+    timed = [one for one in times if one.rows_per_second > 0]
+    for one in sorted(timed, key=_start):
+        total += max(0.0, one.time - max(_start(one), ends[one.process]))
+        ends[one.process] = max(one.time, ends[one.process])
     return total
+
+
+def _start(one: UnitTimes) -> float:
+    return one.time - one.rows / one.rows_per_second
 
 
 def _time_text(seconds: float) -> str:

@@ -28,8 +28,8 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
-def estimated(options) -> plan_estimates.Estimate:
-    return plan_estimates.estimate(options, 1 << 40)
+def estimated(options, memory=1 << 40) -> plan_estimates.Estimate:
+    return plan_estimates.estimate(type(options).__name__.lower(), options, memory)
 
 
 def score_options(**settings) -> config.Score:
@@ -101,29 +101,29 @@ def test_norm_sim_d_is_planned_and_measured(work, clipdata):
     assert "left for 790 of 2,212 rows, from 1 line on the processes of that run" in done.stdout
 
 
-def test_train_and_evaluate_say_what_would_fit(work, capsys):
+def test_train_and_evaluate_say_what_would_fit(work):
     write_pairs(work / "tars" / "0.tar", range(12))
     make_checkpoint(work / "model")
     train = {"tars": ("tars",), "tokenizer": "model", "out": "run", "steps": 5, "warmup": 1}
     with pytest.raises(InputError, match="about 12 pairs to train on, fewer than one batch of 64"):
         estimated(config.Train(**train, batch_size=64))
     found = estimated(config.Train(**train, batch_size=4))
-    assert (found.rows_timed, found.steps) == (20, True)
-    with pytest.raises(InputError, match=r"train: training with 12 pairs in memory takes .*; use a"):
-        plan_estimates.estimate(config.Train(**train, batch_size=4), 1 << 20)
+    assert (found.rows_timed, found.units) == (20, None)
+    with pytest.raises(InputError, match=r"train: needs .* of memory, and there are 1 MB; use a"):
+        estimated(config.Train(**train, batch_size=4), 1 << 20)
     evaluate = config.Evaluate(model="model", retrieval=("tars",), out="e.json")
-    assert "about 12 images, 12 captions and 0 prompts" in estimated(evaluate).work
-    with pytest.raises(InputError, match="evaluate: the model, batches and embeddings take"):
-        plan_estimates.estimate(evaluate, 1 << 20)
+    assert "about 12 images, 1 tar" in estimated(evaluate).work
+    with pytest.raises(InputError, match=r"evaluate: needs .* of memory, and there are"):
+        estimated(evaluate, 1 << 20)
 
 
 def test_a_smaller_unit_is_advised_that_fits(work):
     needed = estimated(score_options(batch_size=256)).memory
-    with pytest.raises(InputError, match=r"a unit of 790 pairs takes .*: together at most") as refusal:
-        plan_estimates.estimate(score_options(batch_size=256), needed - 20_000)
+    with pytest.raises(InputError, match=r"score: needs .*: together at most") as refusal:
+        estimated(score_options(batch_size=256), needed - 20_000)
     most = int(str(refusal.value).partition("at most ")[2].split()[0].replace(",", ""))
     assert most < 512
-    plan_estimates.estimate(score_options(batch_size=most // 2), needed - 20_000)
+    estimated(score_options(batch_size=most // 2), needed - 20_000)
 
 
 def test_a_full_disk_and_idle_processes_are_reported(work, monkeypatch, capsys):
@@ -141,7 +141,7 @@ def test_units_that_overlap_count_once():
     def unit(process, end, seconds):
         return UnitTimes(time=end, rows=10, rows_per_second=10 / seconds, process=process)
 
-    assert plan._busy([unit(0, 10, 5), unit(0, 12, 5), unit(0, 30, 2), unit(1, 10, 5)]) == pytest.approx(14)
+    assert plan._busy_seconds([unit(0, 10, 5), unit(0, 12, 5), unit(0, 30, 2), unit(1, 10, 5)]) == pytest.approx(14)
 
 
 def test_a_config_is_planned_as_far_as_its_inputs_are_there(work, clipdata):
