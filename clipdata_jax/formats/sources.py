@@ -173,7 +173,7 @@ def find_sources(
 
 def _expand(patterns: Sequence[str]) -> list[str]:
     expanded: list[str] = []
-    for pattern in patterns:
+    for pattern in storage.split_joined(patterns):
         expanded += [pattern] if pattern.startswith(tfds_datasets.PREFIX) else storage.expand(pattern)
     return expanded
 

@@ -229,12 +229,13 @@ def find_tars(patterns: Sequence[str]) -> list[str]:
       InputError: a file is missing or named twice, or a folder holds no tar.
     """
     found: list[str] = []
-    for path in storage.expand(tuple(patterns)):
+    given = storage.split_joined(patterns)
+    for path in storage.expand(tuple(given)):
         at = storage.Folder(path)
         if at.is_folder():
             storage.check_finished(at)
             inside = [one for one in at.files(".tar") if not _is_hidden(one)]
-        elif _is_hidden(path) and path not in patterns:
+        elif _is_hidden(path) and path not in given:
             continue
         else:
             inside = [path]

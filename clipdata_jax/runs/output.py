@@ -163,11 +163,19 @@ class Output:
 
         Returns:
           the manifest if this process reports on the run; else None, and the process has printed its one line.
+
+        Raises:
+          StorageError: units are missing that no other process does.
         """
         who = f"{self.folder}: process {share.index + 1} of {share.count}"
         receipts = self.receipts()
         if missing := [unit for unit in self.units if unit not in receipts]:
             self._check_there()
+            if share.count == 1:
+                raise StorageError(
+                    f"{self.folder}: {len(missing):,} of {len(self.units):,} units are missing at the end of the run"
+                    f" ({missing[0]} for one): files were changed or removed meanwhile; give the same command again"
+                )
             console.say(
                 f"{who} is done with its units; others are missing ({missing[0]} for one), and who finishes last"
                 f" writes {manifest.NAME}"

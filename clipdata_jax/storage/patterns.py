@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import threads
@@ -10,13 +11,15 @@ from clipdata_jax.storage.paths import Folder, exists
 from clipdata_jax.storage.retries import call
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
+# Protocols of fsspec that need another one after "::".
+_WRAPPERS = ("blockcache", "cached", "dir", "filecache", "libarchive", "reference", "simplecache", "tar", "zip")
 
 
 def expand(patterns: str | tuple[str, ...]) -> list[str]:
     """Returns the files that patterns name: with `{000..099}` and `{a,b}` braces, and `*` globs; folders stay folders.
 
     Args:
-      patterns: local paths or URLs.
+      patterns: local paths or URLs, or several joined by "::" as open_clip joins them.
 
     Returns:
       the paths: of braces in the order written, which must all exist; of a glob sorted.
@@ -30,7 +33,7 @@ def expand(patterns: str | tuple[str, ...]) -> list[str]:
     ['a-08.tar', 'a-09.tar', 'a-10.tar']
     """
     found: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in split_joined([patterns] if isinstance(patterns, str) else patterns):
         names = expand_braces(pattern)
         plain = [name for name in names if not any(char in name for char in "*?[")]
         found_each = threads.prefetch(exists, plain, threads=Folder(pattern).threads)
@@ -39,6 +42,32 @@ def expand(patterns: str | tuple[str, ...]) -> list[str]:
             if name in there and not there[name]:
                 raise InputError(f"{name}: no such file or folder (from {pattern!r}); check the path")
             found += [name] if name in there else _glob(name)
+    return found
+
+
+def split_joined(patterns: Sequence[str]) -> list[str]:
+    """Splits patterns that are joined by "::"; a chained URL of fsspec stays whole.
+
+    Raises:
+      InputError: nothing stands on one side of a "::".
+
+    >>> split_joined(["a/{0..9}.tar::b/*.tar", "simplecache::s3://c/0.tar::s3://d/0.tar"])
+    ['a/{0..9}.tar', 'b/*.tar', 'simplecache::s3://c/0.tar', 's3://d/0.tar']
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        chain = ""
+        for part in pattern.split("::"):
+            chain += part
+            if part.partition("://")[0] in _WRAPPERS:
+                chain += "::"
+            else:
+                found.append(chain)
+                chain = ""
+        if chain:
+            found.append(chain.removesuffix("::"))
+        if "::" in pattern and "" in found:
+            raise InputError(f"{pattern}: nothing stands before or after a '::'; remove it")
     return found
 
 

@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import make_checkpoint
-from support.images import jpeg
+from support.images import jpeg, write_pairs
 
-from clipdata_jax.formats import tars
+from clipdata_jax.formats import tars, uids
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,23 @@ def test_a_caption_of_a_byte_order_mark_alone_is_empty(tmp_path, embed):
     done = embed("0.tar", "--out", "out")
     assert done.returncode == 2
     assert "0.tar: sample '0': its caption is empty" in done.stderr
+
+
+def test_joined_sources_are_several(tmp_path, embed, clipdata, small):
+    for number in range(4):
+        write_pairs(tmp_path / f"part{number // 2}" / f"{number}.tar", range(3 * number, 3 * number + 3))
+    joined = "part0/{0..1}.tar::part1/{2..3}.tar"
+    done = embed(joined, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert "Embedded 12 pairs" in done.stdout
+    tables = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert [table["tar"].unique().to_pylist() for table in tables] == [[f"{number}.tar"] for number in range(4)]
+    assert [len(table) for table in tables] == [3] * 4
+    found = np.concatenate([uids.from_hex(table["uid"].to_pylist()) for table in tables])
+    uids.write_subset(str(tmp_path / "s.npy"), found)
+    done = clipdata("reshard", joined, "--subset", "s.npy", "--out", "tars")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "tars").glob("*.tar")) == [f"{number}.tar" for number in range(4)]
+    done = clipdata("evaluate", small, "--retrieval", joined, "--out", "e.json")
+    assert done.returncode == 0, done.stderr
+    assert "12" in done.stdout

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from clipdata_jax import storage
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.runs import telemetry
 from clipdata_jax.runs.output import Output, Writer, open_output
 from clipdata_jax.runs.records import RunPlan, UnitTimes
@@ -103,3 +103,11 @@ def test_lines_of_a_stranger_are_read_as_far_as_they_make_sense(tmp_path):
     want = UnitTimes(time=5.0, rows=10.0, rows_per_second=2.5, unit="a", seconds=spent)
     assert telemetry.read(str(tmp_path / "run.jsonl")) == [want]
     assert telemetry.read(str(tmp_path / "none")) == []
+
+
+def test_a_run_of_one_process_with_units_missing_fails(tmp_path):
+    output = open_output(str(tmp_path / "out"), plan=RunPlan(command="x"), units=["a", "b"])
+    output.complete("a", {"a.txt": b"1"}, {})
+    with pytest.raises(StorageError, match=r"1 of 2 units are missing at the end of the run \(b for one\)"):
+        output.finish(lambda receipts: {})
+    assert output.finish(lambda receipts: {}, parallel.Share(0, 2)) is None

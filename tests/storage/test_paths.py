@@ -68,11 +68,20 @@ def test_patterns(folder, pattern, found):
         ("a/{2..3}.tar", "3.tar: no such file"),
         ("a/{3..2}.tar", "is empty"),
         ("a/*.zip", "matches no file"),
+        ("a/2.tar::", "nothing stands before or after a '::'"),
     ],
 )
 def test_patterns_that_match_nothing(folder, pattern, words):
     with pytest.raises(InputError, match=words):
         storage.expand(f"{folder}/{pattern}")
+
+
+def test_joined_patterns_are_several(folder):
+    joined = f"{folder}/a/2.tar::{folder}/a/{{sub/3,2}}.tar::simplecache::memory://x"
+    assert names(storage.expand(joined.rpartition("::simplecache")[0]), folder) == ["a/2.tar", "a/sub/3.tar", "a/2.tar"]
+    assert patterns.split_joined([joined])[2:] == ["simplecache::memory://x"]
+    chained = "zip://0.tar::simplecache::s3://a.zip"
+    assert patterns.split_joined([f"data::{chained}::b"]) == ["data", chained, "b"]
 
 
 def test_ranges_keep_their_zeros():
