@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from clipdata_jax import config, storage
@@ -11,38 +10,29 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.verify import Check, CheckedRun, Problem, open_file, open_folder
 from clipdata_jax.runtime import console, threads
-from clipdata_jax.runtime.console import printable
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What was checked, and what is wrong with it."""
-
-    runs: tuple[CheckedRun, ...]
-    problems: tuple[Problem, ...]
-
-
-def run(options: config.Verify) -> Summary:
+def run(options: config.Verify) -> list[CheckedRun]:
     """Checks outputs; prints a line for each problem and one for each run.
 
     Raises:
       InputError: something is wrong with one of them, or it was not written by a command of ours.
     """
     found = [_open(path, options) for path in options.runs]
-    checks = {
-        (check.path, check.entry.bytes, check.entry.digest): check
-        for one in found
-        for check in (*one.checks, *one.inputs)
-    }
+    # A file that several runs name in the same way is read once.
+    checks = {(check.path, check.entry.bytes, check.entry.digest): check for one in found for check in _checks(one)}
     wrong = _check_all(list(checks.values()), options.threads)
     problems = [*(problem for one in found for problem in one.problems), *wrong]
-    for problem in problems:
-        print(printable(f"{problem.kind}: {problem.path}: {problem.text}"))
-    for one in found:
-        print(printable(_summary_line(one, {problem.path for problem in wrong})))
+    lines = [f"{problem.kind}: {problem.path}: {problem.text}" for problem in problems]
+    lines += [_summary_line(one, {problem.path for problem in wrong}) for one in found]
+    print("\n".join(map(console.printable, lines)))
     if problems:
         raise InputError(f"{console.counted(len(problems), 'problem')} found, listed above")
-    return Summary(tuple(found), tuple(problems))
+    return found
+
+
+def _checks(one: CheckedRun) -> list[Check]:
+    return [*one.checks, *filter(None, one.inputs.values())]
 
 
 def _open(path: str, options: config.Verify) -> CheckedRun:
@@ -81,9 +71,9 @@ def _summary_line(one: CheckedRun, wrong: set[str]) -> str:
         rest = "" if done == count else ": not finished"
         parts.append(f"{done:,} of {console.counted(count, 'unit')} done{rest}")
     parts.append(_compared(one.checks, "part" if count else "file"))
-    if one.inputs:
-        parts.append(f"of its inputs {_compared(one.inputs, 'file')}")
-    bad = len(one.problems) + sum(check.path in wrong for check in (*one.checks, *one.inputs))
+    if inputs := list(filter(None, one.inputs.values())):
+        parts.append(f"of its inputs {_compared(inputs, 'file')}")
+    bad = len(one.problems) + sum(check.path in wrong for check in _checks(one))
     return ", ".join([*parts, console.counted(bad, "problem") if bad else "all good"])
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
@@ -21,6 +21,7 @@ _OWN = (storage.PLAN, manifest.NAME, storage.TIMES, "sizes.json")
 # A run's own folders of no fixed contents: checkpoints while training, traces of the profiler.
 _OWN_FOLDERS = ("checkpoints/", "trace/", "profile/")
 _OF_THE_KERNEL = ("/proc/", "/sys/", "/dev/")  # to read there may do something
+_Record = TypeVar("_Record", Manifest, Receipt)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,28 +46,38 @@ class Check:
         return 0 if self.entry.digest is None else self.entry.bytes or 0
 
     def problem(self) -> Problem | None:
-        """What is wrong with the file: whether it is there, its size, its digest, in this order."""
+        """What is wrong with the file: whether it may be opened, is there, its size, its digest, in this order."""
         try:
+            if not _may_be_read(self.path):
+                return Problem("refused", self.path, "is not a regular file; not opened")
             if not storage.exists(self.path):
                 return Problem("missing", self.path, "no such file")
-            if not _is_regular(storage.Folder(self.path)):
-                return Problem("refused", self.path, "is not a regular file; not opened")
             text = self._difference()
         except (InputError, OSError, ValueError) as error:
             text = str(error).removeprefix(f"{self.path}: ")
         return Problem(self.wrong, self.path, text) if text else None
 
     def _difference(self) -> str:
-        if storage.is_folder(self.path):
-            found = manifest.file_entry(self.path)
-        else:
-            found = FileEntry(self.path, storage.size(self.path))
-        if self.entry.bytes not in (None, found.bytes):
-            return f"{found.bytes:,} bytes, recorded are {self.entry.bytes:,}"
-        digest = self.entry.digest
-        if digest is not None and digest != (found.digest or storage.digest(self.path)):
+        folder, recorded = storage.is_folder(self.path), self.entry
+        found = manifest.file_entry(self.path) if folder else FileEntry(self.path, storage.size(self.path))
+        if recorded.bytes not in (None, found.bytes):
+            return f"{found.bytes:,} bytes, recorded are {recorded.bytes:,}"
+        if recorded.digest not in (None, found.digest if folder else storage.digest(self.path)):
             return "its digest is not the recorded one"
         return ""
+
+
+def _may_be_read(path: str) -> bool:
+    """Whether a path leads to a store, a regular file, a folder or nothing."""
+    at = storage.Folder(path)
+    if not at.is_local:
+        return True
+    try:
+        real = os.path.realpath(at.inner)
+        is_usual = os.path.isfile(real) or os.path.isdir(real) or not os.path.lexists(real)
+        return is_usual and not real.startswith(_OF_THE_KERNEL)
+    except ValueError:  # no system has such names
+        return False
 
 
 @dataclasses.dataclass
@@ -80,19 +91,18 @@ class CheckedRun:
       command: that wrote it.
       units: how many units it has, and how many of them have a receipt.
       checks: of its own files.
-      inputs: checks of the files it was made of.
+      inputs: checks of the files it was made of, by name; None for those that may not be opened.
       problems: found in the records alone.
     """
 
     path: str
-    pool: str = "digest"
-    stores: tuple[str, ...] = ()
+    pool: str
+    stores: tuple[str, ...]
     command: str = "?"
     units: tuple[int, int] = (0, 0)
     checks: list[Check] = dataclasses.field(default_factory=list)
-    inputs: list[Check] = dataclasses.field(default_factory=list)
+    inputs: dict[str, Check | None] = dataclasses.field(default_factory=dict)
     problems: list[Problem] = dataclasses.field(default_factory=list)
-    _named: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, kind: str, path: str, text: str) -> None:
         """Notes a problem."""
@@ -102,40 +112,42 @@ class CheckedRun:
         """Notes a problem of a file of the folder."""
         self.add(kind, storage.join(self.path, name), text)
 
+    def add_parts(self, entries: Mapping[str, FileEntry], listed: Iterable[str]) -> None:
+        """Adds the checks of the folder's own files."""
+        for name, entry in entries.items():
+            if not is_inside(name):
+                self.add("refused", self.path, f"a record names {name[:200]!r}, which is outside; not opened")
+            elif name not in listed:
+                self.add_inside("missing", name, "a record says it was written")
+            elif _leaves(self.path, name):
+                self.add_inside("refused", name, "is a link that leads out of the folder; not opened")
+            else:
+                self.checks.append(Check(storage.join(self.path, name), entry))
+
     def add_inputs(self, entries: Iterable[FileEntry]) -> None:
         """Adds the checks of inputs, each once."""
         for entry in entries if self.pool != "no" else ():
-            if self._is_new(entry.name) and self.may_open(entry.name):
-                if self.pool == "size":
-                    entry = dataclasses.replace(entry, digest=None)
-                self.inputs.append(Check(entry.name, entry, "changed"))
+            if entry.name not in self.inputs:
+                entry = dataclasses.replace(entry, digest=None) if self.pool == "size" else entry
+                allowed = self.may_open(entry.name)
+                self.inputs[entry.name] = Check(entry.name, entry, "changed") if allowed else None
 
     def may_open(self, name: str) -> bool:
-        """Whether an input that a record names may be opened; if not, a problem says so.
+        """Whether an input that a record names may be opened; if not, a problem says so, once a store.
 
         Reading a file of this machine harms nobody. A request to a store or a server may, in the user's name: these
         get one only where the user named them.
         """
         store = _store(name)
-        if not store:
-            if _is_file_name(name):
-                return True
-            text = f"a record names {name[:200]!r}, which is not a file; not opened"
-            self.add("refused", self.path, text)
-        elif store in {_store(self.path), *map(_store, self.stores)} and "::" not in name:
+        if not store or (store in {_store(self.path), *map(_store, self.stores)} and "::" not in name):
             return True
-        elif self._is_new(store):
+        if not any((problem.kind, problem.path) == ("refused", store) for problem in self.problems):
             text = (
                 f"the records, which may not be your own, name inputs there ({name[:200]!r} for one); not asked:"
                 f" allow it with --stores {store}, or leave inputs out with --pool no"
             )
             self.add("refused", store, text)
         return False
-
-    def _is_new(self, name: str) -> bool:
-        before = len(self._named)
-        self._named.add(name)
-        return len(self._named) > before
 
 
 def open_folder(folder: str, *, pool: str, stores: tuple[str, ...] = ()) -> CheckedRun:
@@ -150,103 +162,70 @@ def open_folder(folder: str, *, pool: str, stores: tuple[str, ...] = ()) -> Chec
       InputError: there is no plan, or it can't be read: this is not a run.
     """
     plan = records.read(RunPlan, storage.join(folder, storage.PLAN))
-    units = list(dict.fromkeys(plan.units or ()))
-    if not all(map(is_inside, units)):
+    receipt_of = {unit: f"receipts/{unit}.json" for unit in plan.units or ()}
+    if not all(map(is_inside, receipt_of)):
         raise InputError(f"{storage.join(folder, storage.PLAN)}: its units are not a list of plain names")
     run, listed = CheckedRun(folder, pool, stores, plan.command), storage.Folder(folder).sizes()
-    receipts = _read_receipts(run, units, listed)
-    run.units = len(units), len(receipts)
+    there = [(unit, name) for unit, name in receipt_of.items() if name in listed]
+    read = threads.prefetch(lambda name: _read(run, Receipt, name), [name for _, name in there])
+    receipts: dict[str, Receipt] = {}
+    for (unit, name), receipt in zip(there, read, strict=True):
+        if receipt is not None and receipt.unit != unit:
+            run.add_inside("damaged", name, f"is the receipt of unit {receipt.unit[:60]!r}")
+        elif receipt is not None:
+            receipts[unit] = receipt
+    run.problems.sort(key=lambda problem: problem.path)  # threads noted them
+    run.units = len(receipt_of), len(receipts)
     parts = {name: entry for receipt in receipts.values() for name, entry in receipt.files.items()}
-    undone = [unit for unit in units if unit not in receipts]
-    parts |= _check_manifest(run, plan, undone, parts, listed)
-    for name, entry in parts.items():
-        if not is_inside(name):
-            text = f"a record names {name[:200]!r}, which is outside; not opened"
-            run.add("refused", folder, text)
-        elif name not in listed:
-            run.add_inside("missing", name, "a record says it was written")
-        elif _leaves(folder, name):
-            run.add_inside("refused", name, "is a link that leads out of the folder; not opened")
-        else:
-            run.checks.append(Check(storage.join(folder, name), entry))
-    _find_foreign(run, plan, {*parts, *_OWN, *map(_receipt_name, units)}, undone, listed)
-    run.add_inputs(plan.inputs)
-    for receipt in receipts.values():
-        run.add_inputs(receipt.inputs)
+    if manifest.NAME in listed:
+        for name in receipt_of.values():
+            if name not in listed:
+                run.add_inside("missing", name, "the run is finished, but lacks this receipt")
+        parts |= _check_manifest(run, plan, parts, is_done=len(receipts) == len(receipt_of))
+    run.add_parts(parts, listed)
+    if len(receipts) == len(receipt_of):  # units that aren't done may have written some of their files
+        _find_foreign(run, {*listed} - {*parts, *_OWN, *receipt_of.values()})
+    run.add_inputs((*plan.inputs, *(entry for receipt in receipts.values() for entry in receipt.inputs)))
     _find_added(run, plan)
     return run
 
 
-def _receipt_name(unit: str) -> str:
-    return f"receipts/{unit}.json"
-
-
-def _read_receipts(run: CheckedRun, units: list[str], listed: dict[str, int]) -> dict[str, Receipt]:
-    def read(unit: str) -> Receipt | InputError:
-        try:
-            return records.read(Receipt, storage.join(run.path, _receipt_name(unit)))
-        except InputError as error:
-            return error
-
-    there = [unit for unit in units if _receipt_name(unit) in listed]
-    found: dict[str, Receipt] = {}
-    for unit, receipt in zip(there, threads.prefetch(read, there), strict=True):
-        name = _receipt_name(unit)
-        if isinstance(receipt, InputError):
-            run.add_inside("damaged", name, str(receipt).removeprefix(f"{storage.join(run.path, name)}: "))
-        elif receipt.unit != unit:
-            run.add_inside("damaged", name, f"is the receipt of unit {receipt.unit[:60]!r}")
-        else:
-            found[unit] = receipt
-    return found
+def _read(run: CheckedRun, kind: type[_Record], name: str) -> _Record | None:
+    path = storage.join(run.path, name)
+    try:
+        return records.read(kind, path)
+    except InputError as error:
+        run.add("damaged", path, str(error).removeprefix(f"{path}: "))
+        return None
 
 
 def _check_manifest(
-    run: CheckedRun, plan: RunPlan, undone: list[str], parts: dict[str, FileEntry], listed: dict[str, int]
+    run: CheckedRun, plan: RunPlan, parts: Mapping[str, FileEntry], *, is_done: bool
 ) -> dict[str, FileEntry]:
-    """Compares the manifest with plan and receipts; returns the files that it alone names."""
-    if manifest.NAME not in listed:
-        return {}
-    path = storage.join(run.path, manifest.NAME)
-    try:
-        found = records.read(Manifest, path)
-    except InputError as error:
-        run.add_inside("damaged", manifest.NAME, str(error).removeprefix(f"{path}: "))
+    """Compares the manifest with the plan and the receipts' files; returns the files that it alone names."""
+    found = _read(run, Manifest, manifest.NAME)
+    if found is None:
         return {}
     held, planned = found.to_json(), plan.to_json()
     # What was read of the pool has taken the place of the plan's names.
     for key in (key for key in planned if key != "pool" and held.get(key) != planned[key]):
         run.add_inside("damaged", manifest.NAME, f"its {key!r} is not that of {storage.PLAN}")
-    for unit in undone:
-        if _receipt_name(unit) not in listed:
-            run.add_inside("missing", _receipt_name(unit), "the run is finished, but lacks this receipt")
-    names = {*found.outputs} & {*parts} if undone else {*found.outputs} | {*parts}
+    names = {*found.outputs} | {*parts} if is_done else {*found.outputs} & {*parts}
     for name in sorted(name for name in names if found.outputs.get(name) != parts.get(name)):
         run.add_inside("damaged", manifest.NAME, f"its entry of {name} is not that of the receipt")
     return {name: entry for name, entry in found.outputs.items() if name not in parts}
 
 
-def _find_foreign(run: CheckedRun, plan: RunPlan, known: set[str], undone: list[str], listed: dict[str, int]) -> None:
-    # An undone unit may have written some of its files; those of `score` are named after its shards.
-    shards = plan.facts.get("plan")
-    unwritten = {str(shards.get(unit)) for unit in undone} if isinstance(shards, dict) else set()
-    for name in sorted(set(listed) - known):
+def _find_foreign(run: CheckedRun, unknown: Iterable[str]) -> None:
+    for name in sorted(name for name in unknown if not name.startswith(_OWN_FOLDERS)):
         base = name.rpartition("/")[2]
-        stem = name.removeprefix("uids/").rpartition(".")[0]
         temporary = base.startswith(".") and base.endswith(".tmp")
-        if (
-            name.startswith(_OWN_FOLDERS)
-            or (temporary and undone)
-            or any(f"{stem}_/".startswith((f"{unit}_", f"{unit}/")) for unit in undone)
-            or any(repr(stem) in text for text in unwritten)
-        ):
-            continue
         text = "was left by a process that was killed; delete it" if temporary else "no receipt knows it"
         run.add_inside("foreign", name, text)
 
 
 def _find_added(run: CheckedRun, plan: RunPlan) -> None:
-    """Shards that the pool has now and the run doesn't know."""
+    """Finds shards that the pool has now and the run doesn't know."""
     folder, unreadable = plan.options.get("pool"), plan.facts.get("unreadable")
     if run.pool == "no" or not isinstance(folder, str) or not run.may_open(folder):
         return
@@ -288,10 +267,8 @@ def open_file(path: str, *, pool: str, stores: tuple[str, ...] = ()) -> CheckedR
 
 def is_inside(name: str) -> bool:
     """Whether a recorded name stays in its folder: no absolute path, no way up, no URL, no other system's path."""
-    if not name or "\0" in name or "\\" in name or "://" in name:
-        return False
     parts = name.split("/")
-    return not posixpath.isabs(name) and not (set(parts) & {"", ".", ".."}) and ":" not in parts[0]
+    return not ({"", ".", ".."} & {*parts} or {"\0", "\\"} & {*name} or ":" in parts[0])
 
 
 def _leaves(folder: str, name: str) -> bool:
@@ -300,8 +277,7 @@ def _leaves(folder: str, name: str) -> bool:
     if not at.is_local:
         return False
     root = os.path.realpath(at.inner)
-    target = os.path.realpath(os.path.join(root, name))
-    return os.path.commonpath([root, target]) != root
+    return os.path.commonpath([root, os.path.realpath(os.path.join(root, name))]) != root
 
 
 def _store(path: str) -> str:
@@ -310,14 +286,3 @@ def _store(path: str) -> str:
         return ""
     scheme, _, rest = path.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}/"
-
-
-def _is_file_name(name: str) -> bool:
-    try:
-        return not os.path.realpath(name).startswith(_OF_THE_KERNEL)
-    except ValueError:  # no system has such names
-        return False
-
-
-def _is_regular(at: storage.Folder) -> bool:
-    return not at.is_local or os.path.isfile(at.inner) or os.path.isdir(at.inner)

@@ -16,6 +16,7 @@ from test_architecture import run_python
 from clipdata_jax import storage
 from clipdata_jax.cli import main
 from clipdata_jax.formats import tars, uids
+from clipdata_jax.runtime.console import printable
 from clipdata_jax.storage import location
 
 PART = "scores/00000001.parquet"
@@ -218,7 +219,7 @@ def test_a_store_that_the_user_names_is_asked(work, clipdata):
         )
         done = clipdata(*command)
         assert done.returncode == 2
-        assert f"names {name!r}, which is not a file; not opened" in done.stdout
+        assert f"refused: {printable(name)}: is not a regular file; not opened" in done.stdout
 
 
 def test_a_run_that_is_not_finished_is_good_as_far_as_it_went(work, clipdata):
