@@ -56,7 +56,7 @@ def run(options: Filter) -> FilterSummary:
     plan = manifest.describe(
         "filter", options, pool=[part.path for part in parts], devices=options.by_image, pairs=pairs
     )
-    output.is_done(options.out, plan, same=("command", *(f"options.{name}" for name in plan.options)))
+    output.is_done(options.out, plan, ignore_inputs=True)
     if not pairs:
         raise InputError(f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from")
     preset = _open_preset(options, parts, skipped)

@@ -78,8 +78,9 @@ def run(options: config.Select) -> SelectSummary:
         summary = _select(inputs, options, None)
         print(_text(summary, None))
         return summary
-    plan = manifest.describe("select", options, rule=str(inputs.rule))
-    output.is_done(options.out, plan, same=("command", "rule", "options.scores", "options.columns"))
+    rule = str(inputs.rule)  # however it was spaced
+    plan = manifest.describe("select", dataclasses.replace(options, rule=rule), rule=rule)
+    output.is_done(options.out, plan, ignore_inputs=True)
     with ThreadPoolExecutor(1) as background:  # digests take as long as the selection
         entries = background.submit(inputs.entries)
         summary = _select(inputs, options, options.out)

@@ -69,8 +69,7 @@ def run(options: config.Uids) -> UidsSummary:
     """
     plan = manifest.describe("uids", options)
     if options.out is not None:
-        names = ("operation", "files", "multiset", "halves")
-        output.is_done(options.out, plan, same=("command", *(f"options.{name}" for name in names)))
+        output.is_done(options.out, plan, ignore_inputs=True)
     for path in options.files if options.operation != "verify" else ():
         if not storage.exists(path):
             raise InputError(f"{path}: no such file or folder; check the path")

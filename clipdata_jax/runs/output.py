@@ -269,14 +269,13 @@ def open_output(folder: str, *, plan: RunPlan, units: Sequence[str]) -> Output:
     return Output(at, tuple(units), was_finished=was_finished)
 
 
-def is_done(out: str, plan: RunPlan, *, same: Sequence[str] | None = None) -> bool:
+def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False) -> bool:
     """Whether an output is this very run's, and finished.
 
     Args:
       out: a file with its manifest beside it, or, for a plan with units, a folder with the plan in it.
       plan: of this run.
-      same: what of the plan must be as it was, e.g. "command", "options.rule", for a file that is written again
-        whatever its inputs are now; default: all of it.
+      ignore_inputs: compare command and options alone, for a file that is written again whatever its inputs are now.
 
     Returns:
       False if there is nothing, or what the same run wrote of inputs that have changed, or did not finish: all this
@@ -307,32 +306,20 @@ def is_done(out: str, plan: RunPlan, *, same: Sequence[str] | None = None) -> bo
         before = (RunPlan if folder else Manifest).from_json(content)
     except (ValueError, RecursionError, InputError) as error:
         raise InputError(f"{out}: already exists, and {path} doesn't say what it holds ({error}); {advice}") from error
-    was, now = _comparable(content, before, plan, same)
-    if was != now:
+    now = json.loads(records.to_json(plan))
+    names = ("command", "options") if ignore_inputs else {*now, *content} if folder else now
+    was = {name: content.get(name) for name in names}
+    if "pool" in was and not folder:  # its sizes and digests came when its files were read
+        was["pool"] = [entry.name for entry in before.pool]
+    if was != (now := {name: now.get(name) for name in names}):
         difference = manifest.first_difference(was, now)
         raise InputError(f"{out}: already holds the results of another run ({difference}); {advice}")
-    if same is not None or not isinstance(before, Manifest):
+    if ignore_inputs or not isinstance(before, Manifest):
         return False
     if [entry.bytes for entry in before.outputs.values()] != [storage.size(out)]:
         return False
     read = [entry for entry in before.read_files() if entry.bytes is not None]
     return all(_is_unchanged(entry, _Fingerprints()) for entry in read)
-
-
-def _comparable(content: Facts, before: RunPlan, plan: RunPlan, same: Sequence[str] | None) -> tuple[Facts, Facts]:
-    """What must be the same of a record and a plan."""
-    now = json.loads(records.to_json(plan))
-    if same is not None:
-        return {name: _field(content, name) for name in same}, {name: _field(now, name) for name in same}
-    if not isinstance(before, Manifest):
-        return content, now
-    # The pool's sizes and digests came when its files were read.
-    return {**{name: content.get(name) for name in now}, "pool": [entry.name for entry in before.pool]}, now
-
-
-def _field(content: Facts, name: str) -> object:
-    whole, _, part = name.partition(".")
-    return content.get(whole, {}).get(part) if part else content.get(whole)
 
 
 _WAITING = 2  # units that it may be behind

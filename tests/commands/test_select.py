@@ -298,7 +298,7 @@ def test_another_runs_subset_stays(tmp_path, clipdata):
     assert clipdata("select", "scores", "--rule", RULE, "--out", "s.npy").returncode == 0
     before = (tmp_path / "s.npy").read_bytes()
     done = clipdata("select", "scores", "--rule", "top(neg_clip_loss, 0.3)", "--out", "s.npy")
-    assert refused(done, "already holds the results of another run (rule was", "choose another --out")
+    assert refused(done, "already holds the results of another run (options.rule was", "choose another --out")
     (tmp_path / "s.npy.manifest.json").unlink()
     assert refused(clipdata("select", "scores", "--rule", RULE, "--out", "s.npy"), "was not written by this command")
     assert (tmp_path / "s.npy").read_bytes() == before
