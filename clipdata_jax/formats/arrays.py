@@ -23,6 +23,7 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import file_kinds
 
 _PIECE = 1 << 20
 _HEADER_BYTES = 10_000
@@ -149,7 +150,10 @@ def _wrap_errors(path: str, what: str = "damaged or not a NumPy file") -> Iterat
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's or the network's fault
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path}: {what} ({reason}); write it again") from error
+        kind = "a .npz file" if path.endswith(".npz") else "a .npy array"
+        raise InputError(
+            file_kinds.mistaken(path, kind, "write it again") or f"{path}: {what} ({reason}); write it again"
+        ) from error
 
 
 @contextlib.contextmanager

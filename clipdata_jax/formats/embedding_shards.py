@@ -12,7 +12,7 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, OnBad
-from clipdata_jax.formats import arrays, parquet, uids
+from clipdata_jax.formats import arrays, file_kinds, parquet, uids
 from clipdata_jax.runtime import threads
 
 BAD_REASONS = {1: "not finite", 2: "zero", 3: "not of unit norm"}
@@ -177,7 +177,10 @@ def _tags(path: str, texts: bool) -> tuple[str, ...]:
         try:
             names = {name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()}
         except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(f"{path}: not a .npz file, or cut short ({error}); write it again") from error
+            raise InputError(
+                file_kinds.mistaken(path, "a .npz file", "write it again")
+                or f"{path}: not a .npz file, or cut short ({error}); write it again"
+            ) from error
     tags = sorted(name.removesuffix("_img") for name in names if name.endswith("_img"))
     if texts:
         tags = [tag for tag in tags if f"{tag}_txt" in names]

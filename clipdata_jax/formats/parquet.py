@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import file_kinds
 
 # Real uids take 16 bytes a row; a run of equal values takes next to none, however many rows it claims.
 _ROWS, _ROWS_PER_BYTE = 1 << 24, 16
@@ -33,7 +34,10 @@ def _wrap_errors(path: str, advice: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's or the network's fault
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path}: damaged or not a parquet file ({reason}); {advice}") from error
+        raise InputError(
+            file_kinds.mistaken(path, "a parquet file", advice)
+            or f"{path}: damaged or not a parquet file ({reason}); {advice}"
+        ) from error
 
 
 def _check_rows(path: str, found: pq.ParquetFile) -> None:

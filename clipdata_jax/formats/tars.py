@@ -11,12 +11,14 @@ from typing import BinaryIO, TypeVar
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import file_kinds
 
 T = TypeVar("T")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MEMBER_BYTES = 1 << 28
 """The largest member that is read into memory."""
 _PIECE = 1 << 20
+_NOT_TAR = "expected webdataset tars; tables of images and captions are named .csv, .tsv or .parquet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +165,10 @@ def walk(path: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes | N
     except InputError:
         raise
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"{path}: damaged or not a tar file ({error}); download or write it again") from error
+        raise InputError(
+            file_kinds.mistaken(path, "a tar file", _NOT_TAR)
+            or f"{path}: damaged or not a tar file ({error}); download or write it again"
+        ) from error
 
 
 def check_rest(path: str, pieces: Iterable[bytes]) -> None:

@@ -142,12 +142,12 @@ def test_nothing_good_is_no_result(tmp_path, flags, clipdata, out):
         done = clipdata(*flags[:-3], out, "--on-bad", "skip", *(["--images-only"] if "." in out else []))
         assert done.returncode == 2
         assert "nothing could be embedded: all inputs are bad and were skipped" in done.stderr
-        assert "the first: 0.tar: damaged or not a tar" in done.stderr
+        assert "the first: 0.tar: is a text file, not a tar file" in done.stderr
     assert not (tmp_path / "target.npz").exists()
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_what_is_written_while_it_is_embedded_is_told_by_the_next_run(tmp_path, flags, clipdata, monkeypatch):
+def test_a_tar_that_changes_while_it_is_embedded_fails_and_is_done_again(tmp_path, flags, clipdata, monkeypatch):
     fill = embedder._Embedding._fill
 
     def rewritten(self, unit):
@@ -157,7 +157,9 @@ def test_what_is_written_while_it_is_embedded_is_told_by_the_next_run(tmp_path, 
 
     with monkeypatch.context() as patched:
         patched.setattr(embedder._Embedding, "_fill", rewritten)
-        assert clipdata(*flags).returncode == 0
+        done = clipdata(*flags)
+    assert done.returncode == 2
+    assert "out: 1 of 3 units are missing at the end of the run (1 for one)" in done.stderr
     assert clipdata("verify", "out").returncode == 2
     done = clipdata(*flags)
     assert done.returncode == 0

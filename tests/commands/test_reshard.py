@@ -245,7 +245,7 @@ def test_wrong_inputs_and_outputs(tmp_path, pool, clipdata):
     tail = ("--subset", "s.npy", "--out", "out")
     assert refused(clipdata("reshard", "missing", *tail), "missing: no such file or folder")
     assert refused(clipdata("reshard", "empty", *tail), "empty: the folder holds no .tar file")
-    assert refused(clipdata("reshard", "s.npy", *tail), "s.npy: damaged or not a tar")
+    assert refused(clipdata("reshard", "s.npy", *tail), "s.npy: is a .npy array, not a tar file")
     assert refused(clipdata("reshard", "hex", "--subset", "s.npy", "--out", "out2"), "'zz', expected 32 hex digits")
     assert refused(clipdata("reshard", "pool", "--subset", "no.npy", "--out", "out3"), "no.npy: no such file")
     assert refused(clipdata("reshard", "pool", "--subset", "floats.npy", "--out", "out3"), "dtype u8,u8")

@@ -77,7 +77,7 @@ def empty(pool: Path) -> None:
         (lambda pool: shutil.rmtree(pool), ["pool: no such folder"]),
         (
             lambda pool: (pool / "00000001.parquet").write_text("?"),
-            ["00000001.parquet: damaged or not a parquet file"],
+            ["00000001.parquet: is a text file, not a parquet file"],
         ),
     ],
 )

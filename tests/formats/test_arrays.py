@@ -105,7 +105,10 @@ def test_false_headers_are_refused(tmp_path, data, words):
         with zipfile.ZipFile(tmp_path / "a.npz", "w", kind) as file:
             file.writestr("x.npy", data)
         for name in ("a.npz", "a.npy"):
-            with pytest.raises(InputError, match=rf"{name}: damaged or not a NumPy file .*{words}"):
+            expected = rf"damaged or not a NumPy file .*{words}"
+            if words == "magic" and name == "a.npy":
+                expected = r"is an? (text|empty) file, not a \.npy array; write it again"
+            with pytest.raises(InputError, match=rf"{name}: {expected}"):
                 read_array(str(tmp_path / name), "x")
 
 

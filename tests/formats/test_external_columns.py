@@ -83,5 +83,5 @@ def test_bad_npy_columns_are_refused(tmp_path):
         with pytest.raises(InputError, match=words):
             external_columns.open_columns([str(tmp_path / f"{name}.npy")])
     (tmp_path / "x.npy").write_bytes(b"no")
-    with pytest.raises(InputError, match=r"not a \.npy file"):
+    with pytest.raises(InputError, match=r"is a text file, not a \.npy array"):
         external_columns.open_columns([str(tmp_path / "x.npy")])

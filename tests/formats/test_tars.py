@@ -89,7 +89,7 @@ def test_truncation_is_refused(tmp_path):
     data = path.read_bytes()
     for end in range(0, len(data.rstrip(b"\0")), 61):
         path.write_bytes(data[:end])
-        with pytest.raises(InputError, match=r"t\.tar: damaged or not a tar file"):
+        with pytest.raises(InputError, match=r"t\.tar: (damaged or|is an empty file,) not a tar file"):
             list(tars.read_tar(str(path)))
 
 
