@@ -12,6 +12,7 @@ from typing import Any
 from clipdata_jax import config, storage
 from clipdata_jax.commands import plan_estimates
 from clipdata_jax.commands.plan_estimates import Estimate, size_text
+from clipdata_jax.config.base import as_tuple
 from clipdata_jax.config.planning import PLANNED
 from clipdata_jax.embedding import single_file
 from clipdata_jax.errors import InputError
@@ -19,15 +20,7 @@ from clipdata_jax.runs import telemetry
 from clipdata_jax.runs.records import UnitTimes
 from clipdata_jax.runtime.console import counted
 
-# command -> the command whose output it reads, and its option that says where that is
-_READS = {
-    "score": ("embed", "pool"),
-    "select": ("score", "scores"),
-    "filter": ("embed", "metadata"),
-    "norm-sim-d": ("embed", "pool"),
-    "train": ("reshard", "tars"),
-    "evaluate": ("train", "model"),
-}
+_FOLDERS = ("embed", "score", "reshard", "train")  # commands that fill one
 
 
 def run(options: config.Plan, given: config.Run | None = None) -> list[Estimate]:
@@ -65,14 +58,14 @@ def run(options: config.Plan, given: config.Run | None = None) -> list[Estimate]
 
 def _awaited(name: str, planned: Mapping[str, Any]) -> str:
     """The command of the plan that still has to write what this one reads, if there is such."""
-    maker, option = _READS.get(name, ("", ""))
-    if maker not in planned:
-        return ""
-    paths = getattr(planned[name], option)
-    path = paths if isinstance(paths, str) else paths[0]
-    out = planned[maker].out.rstrip("/")
-    waits = f"{path.rstrip('/')}/".startswith(f"{out}/") and not storage.exists(f"{out}/{storage.MANIFEST}")
-    return maker if waits else ""
+    values = [value for option, value in vars(planned[name]).items() if option != "out"]
+    paths = [path for value in values for path in as_tuple(value) if isinstance(path, str)]
+    for maker in (one for one in _FOLDERS if one in planned and one != name):
+        out: str = planned[maker].out.rstrip("/")
+        reads = any(f"{path.rstrip('/')}/".startswith(f"{out}/") for path in paths)
+        if reads and not storage.exists(f"{out}/{storage.MANIFEST}"):
+            return maker
+    return ""
 
 
 def _host_memory() -> int:

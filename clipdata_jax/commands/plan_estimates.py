@@ -148,8 +148,8 @@ def _model(folder: str) -> tuple[int, int, int]:
 
 
 def _embed(options: config.Embed) -> Estimate:
-    columns = {"image_column": options.image_column, "caption_column": options.caption_column}
-    found = list(sources.find_sources(options.sources, images_only=options.images_only, **columns).units.values())
+    named = {name: getattr(options, name) for name in ("images_only", "image_column", "caption_column")}
+    found = list(sources.find_sources(options.sources, **named).units.values())
     rows, stored = _samples(found)
     dims, sizes, weights = zip(*map(_model, options.models().values()), strict=True)
     row = 2 * (1 if options.images_only else 2) * sum(dims)
@@ -180,19 +180,21 @@ def _pool(options: config.Score | config.NormSimD, folder: str, *, texts: bool) 
 
 def _score(options: config.Score) -> Estimate:
     pool, tag, row, row_float32 = _pool(options, options.pool, texts=True)
-    settings, norm_sim, named = options.neg_clip_loss, options.norm_sim, options.norm_sim.targets()
+    chosen, settings = options.chosen(), options.neg_clip_loss
+    norm_sim, named = options.norm_sim, options.norm_sim.targets()
     temperatures, _ = units.choose_temperatures(settings.temperatures(), target_sets.made_by_model(options.pool, tag))
     in_unit = [sum(shard.rows for shard in unit) for unit in score.plan_units(pool, settings)]
-    columns, targets, notes = int("clip_score" in options.chosen()), 0, []
-    if "neg_clip_loss" in options.chosen():
+    columns, targets, notes = int("clip_score" in chosen), 0, []
+    if "neg_clip_loss" in chosen:
         columns += 4 * len(neg_clip_loss_columns(settings, tag, temperatures))
         if max(settings.batch_sizes()) > len(pool):
             notes.append(f"--batch-size is more than the pool's {len(pool):,} pairs, which make one batch")
-    if "norm_sim" in options.chosen():
+    if "norm_sim" in chosen:
         columns += len(norm_sim.p) * (len(named) + (norm_sim.union is not None))
         columns += len(named) * (norm_sim.nearest and math.inf in norm_sim.p)
         ready = {path for path in named.values() if target_sets.is_embedded(path)}
-        targets = sum(_target_rows(path, tag) for path in ready)
+        parts = (storage.Folder(path).files(".npz") if storage.is_folder(path) else [path] for path in ready)
+        targets = sum(arrays.array_shape(part, f"{tag}_img")[0] for part in itertools.chain(*parts))
         if left := sorted({*named.values()} - ready):
             notes.append(f"not counted, for their images aren't embedded yet: {', '.join(left[:3])}")
     shards = [shard.rows for shard in pool.shards if shard.rows]
@@ -218,11 +220,6 @@ def _score(options: config.Score) -> Estimate:
         rows_timed=len(pool),
         notes=tuple(notes),
     )
-
-
-def _target_rows(path: str, tag: str) -> int:
-    parts = storage.Folder(path).files(".npz") if storage.is_folder(path) else [path]
-    return sum(arrays.array_shape(part, f"{tag}_img")[0] for part in parts)
 
 
 def _select(options: config.Select) -> Estimate:

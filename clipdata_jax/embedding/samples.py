@@ -134,15 +134,6 @@ def _decode(
     return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height)
 
 
-def captions_of(sample: tars.RawSample) -> tuple[str, ...]:
-    """All captions of a sample.
-
-    Raises:
-      InputError: it has none, or what holds them can't be read.
-    """
-    return _captions(sample, json_fields(sample.members))[1]
-
-
 def _captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The caption and all captions, none of them empty."""
     several = fields.get("captions")

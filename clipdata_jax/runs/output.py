@@ -347,10 +347,8 @@ class Writer(Generic[_Parameters]):
           InputError: a unit before this one could not be written.
         """
         self._pending.append(self._thread.submit(self._complete, *args, **named))
-        while len(self._pending) > _WAITING or self._pending[0].done():
+        while len(self._pending) > _WAITING or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
-            if not self._pending:
-                return
 
     def __enter__(self) -> Self:
         return self

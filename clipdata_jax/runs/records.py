@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeAlias, TypeVar, cast
 
@@ -98,17 +97,11 @@ class UnitTimes:
     def from_json(cls, content: object) -> Self:
         """Reads a line; raises InputError if it is something else."""
         line = _mapping(content, "a line of times")
-        seconds = {name: float(_number(line, f"{name}_seconds", 0)) for name in SECONDS}
-        rates: dict[str, Any] = {name: float(_number(line, name)) for name in ("time", "rows", "rows_per_second")}
-        return cls(
-            **rates,
-            unit=_field(line, "unit", str, None),
-            step=_field(line, "step", int, None),
-            process=_field(line, "process", int, 0),
-            seconds=seconds,
-            resident_bytes=_field(line, "resident_bytes", int, None),
-            device_bytes=_field(line, "device_bytes", int, None),
-        )
+        read: dict[str, Any] = {name: _field(line, name, float) for name in ("time", "rows", "rows_per_second")}
+        whole = ("step", "process", "resident_bytes", "device_bytes")
+        read |= {name: _field(line, name, int) for name in whole if line.get(name) is not None}
+        seconds = {name: _field(line, f"{name}_seconds", float, 0.0) for name in SECONDS}
+        return cls(**read, unit=_field(line, "unit", str, None), seconds=seconds)
 
     def to_json(self) -> dict[str, object]:
         """The line as `from_json` reads it."""
@@ -285,19 +278,20 @@ def _field(content: Mapping[str, object], name: str, kind: type[_T], *default: A
     if default and (name not in content or content[name] is None):
         return default[0]
     value = content.get(name)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if kind is float and isinstance(value, (int, float)) and 0 <= value < 1e15:  # NaN is in no range
+        return float(value)
+    if kind is float or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InputError(f"its {name!r} is {_shown(value)}, expected {_KINDS[kind]}")
     return value
 
 
-_KINDS: dict[type, str] = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
-
-
-def _number(content: Mapping[str, object], name: str, *default: float) -> float:
-    value = content.get(name, *default)
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value < 1e15:
-        raise InputError(f"its {name!r} is {_shown(value)}, expected a number of at least 0")
-    return value
+_KINDS: dict[type, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number of at least 0",
+    dict: "an object",
+    list: "a list",
+}
 
 
 def _shown(value: object) -> str:
