@@ -14,7 +14,8 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import file_kinds
 
 T = TypeVar("T")
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "jpe")
+"""Extensions of images; of a sample's several images the first in this order counts."""
 MEMBER_BYTES = 1 << 28
 """The largest member that is read into memory."""
 _PIECE = 1 << 20
@@ -36,7 +37,7 @@ class RawSample:
     names: dict[str, str]
 
     def image(self) -> bytes | None:
-        """The encoded image, whichever of jpg, jpeg, png, webp it is; None if there is none."""
+        """The encoded image, the first of `IMAGE_EXTENSIONS` that there is; None if there is none."""
         return next((self.members[ext] for ext in IMAGE_EXTENSIONS if ext in self.members), None)
 
 

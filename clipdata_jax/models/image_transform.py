@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 import math
 import warnings
@@ -22,8 +23,10 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
-# The formats of the web. Pillow reads more, some through external programs, which no input should start.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# The formats of the web. Pillow reads more, some through external programs, which no input should start; AVIF since
+# its version 11.3.
+_AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *_AVIF)
 
 # Pillow warns about large images, which `max_pixels` refuses here, and about odd metadata, which is not read. A
 # filter per call would not be safe in the threads that decode.
@@ -37,7 +40,7 @@ def open_image(data: bytes) -> Image.Image:
     Several `ImageTransform`s can then share the decoding, which takes most of the time.
 
     Args:
-      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
+      data: the bytes of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.
 
     Returns:
       The image, of known size; `ImageTransform` takes it in place of bytes.
@@ -117,7 +120,7 @@ class ImageTransform:
         """Converts an image to the model's input.
 
         Args:
-          source: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file (the first frame of an animation), or an
+          source: the bytes of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file (the first frame of an animation), or an
             open image, which is not modified; a broken one is closed.
 
         Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import importlib.util
 import io
 import warnings
 
@@ -11,7 +12,9 @@ from PIL import Image
 
 SIDE = 160
 MAX_PIXELS = 64_000_000
-_FORMATS = ("JPEG", "PNG", "WEBP")
+# Those that `models.open_image` takes, without jax.
+_AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *_AVIF)
 _QUALITIES = (82, 60, 35)
 _MAX_BYTES = 12_000
 
@@ -35,7 +38,7 @@ def make(data: bytes, *, side: int = SIDE) -> Thumbnail | str:
     """Decodes an image and encodes a thumbnail of it.
 
     Args:
-      data: the bytes of a JPEG, PNG or WebP file, from anywhere.
+      data: the bytes of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file, from anywhere.
       side: pixels that neither side has more of.
 
     Returns:

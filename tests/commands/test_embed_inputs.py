@@ -1,10 +1,12 @@
 """The real `clipdata embed` on inputs as people have them: nothing is left out, merged or cut without a word."""
 
+import io
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from support.checkpoints import make_checkpoint
 from support.images import jpeg, write_pairs
 
@@ -87,3 +89,22 @@ def test_joined_sources_are_several(tmp_path, embed, clipdata, small):
     done = clipdata("evaluate", small, "--retrieval", joined, "--out", "e.json")
     assert done.returncode == 0, done.stderr
     assert "12" in done.stdout
+
+
+def encoded(kind, seed=0):
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(seed))).save(buffer, kind)
+    return buffer.getvalue()
+
+
+KINDS = {"gif": "GIF", "bmp": "BMP", "tif": "TIFF", "tiff": "TIFF", "avif": "AVIF", "jfif": "JPEG", "JPE": "JPEG"}
+
+
+def test_images_of_every_kind_in_a_tar_are_embedded(tmp_path, embed):
+    members = [(f"{number}.{name}", encoded(kind)) for number, (name, kind) in enumerate(KINDS.items())]
+    tars.write_tar(str(tmp_path / "0.tar"), members)
+    done = embed("0.tar", "--images-only", "--out", "out.npy")
+    assert done.returncode == 0, done.stderr
+    assert f"Embedded {len(KINDS)} images" in done.stdout
+    rows = np.load(tmp_path / "out.npy").astype(np.float32)
+    assert (rows @ rows.T).min() > 0.9  # the same image, but for the loss of its encoding

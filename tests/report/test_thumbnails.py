@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipdata_jax.models import image_transform
 from clipdata_jax.report import thumbnails
 
 
@@ -90,3 +91,11 @@ def test_damaged_files_are_unreadable():
             bad = good.copy()
             bad[random.integers(0, len(bad), 20)] = random.integers(0, 256, 20)
             assert isinstance(thumbnails.make(bad.tobytes()), (str, thumbnails.Thumbnail))
+
+
+def test_what_can_be_embedded_can_be_shown():
+    assert set(thumbnails._FORMATS) == set(image_transform._FORMATS)
+    for kind in thumbnails._FORMATS:
+        buffer = io.BytesIO()
+        Image.new("RGB", (300, 200), "red").save(buffer, kind)
+        assert isinstance(thumbnails.make(buffer.getvalue()), thumbnails.Thumbnail)
