@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from clipdata_jax import config, storage
 from clipdata_jax.embedding import single_file
 from clipdata_jax.errors import InputError
-from clipdata_jax.runs import manifest
-from clipdata_jax.runs.verify import Check, CheckedRun, Problem, open_file, open_folder
+from clipdata_jax.runs import manifest, verify
+from clipdata_jax.runs.verify import Check, CheckedRun, Problem
 from clipdata_jax.runtime import console, threads
 
 
@@ -39,17 +39,19 @@ def _open(path: str, options: config.Verify) -> CheckedRun:
     path = (path.rstrip("/") or path).removesuffix(f".{manifest.NAME}")
     parts = single_file.parts_folder(path)
     unfinished = single_file.is_file(path) and not storage.exists(path) and storage.is_folder(parts)
-    folder = parts if unfinished else path
-    at = storage.Folder(folder)
+    run = CheckedRun(parts if unfinished else path, options.pool, options.stores)
+    at = storage.Folder(run.path)
+    if at.is_folder() and not at.exists(storage.PLAN):
+        raise InputError(f"{at}: holds no {storage.PLAN}; expected a folder that a command of ours filled")
     if at.is_folder():
-        if not at.exists(storage.PLAN):
-            raise InputError(f"{folder}: holds no {storage.PLAN}; expected a folder that a command of ours filled")
-        return open_folder(folder, pool=options.pool, stores=options.stores)
-    if storage.exists(f"{path}.{manifest.NAME}"):
-        return open_file(path, pool=options.pool, stores=options.stores)
-    if storage.exists(path):
+        verify.read_folder(run)
+    elif storage.exists(f"{path}.{manifest.NAME}"):
+        verify.read_file(run)
+    elif at.exists():
         raise InputError(f"{path}: no {path}.{manifest.NAME} beside it, so there is nothing to compare it with")
-    raise InputError(f"{path}: no such file or folder; check the path")
+    else:
+        raise InputError(f"{path}: no such file or folder; check the path")
+    return run
 
 
 def _check_all(checks: Sequence[Check], how_many: int) -> list[Problem]:

@@ -18,17 +18,7 @@ from clipdata_jax.runs.records import Facts, FileEntry, Manifest, RunPlan
 
 NAME = storage.MANIFEST
 # Options that say where and how the work is done, not what comes of it.
-_HOW = (
-    "workers",
-    "out",
-    "on_bad",
-    "max_bad_rows",
-    "memory_gb",
-    "processes",
-    "explain",
-    "profile",
-    "stop_after",
-)
+_HOW = ("workers", "out", "on_bad", "max_bad_rows", "memory_gb", "processes", "explain", "profile", "stop_after")
 _PACKAGES = ("clipdata_jax", "jax", "jaxlib", "flax", "numpy", "pyarrow", "pillow", "transformers")
 
 

@@ -252,12 +252,7 @@ def read(kind: type[_Record], path: str) -> _Record:
 def to_json(content: object) -> bytes:
     """JSON with sorted keys, two spaces, a final newline: the same content gives the same bytes."""
     text = json.dumps(
-        content,
-        indent=2,
-        sort_keys=True,
-        ensure_ascii=False,
-        allow_nan=False,
-        default=lambda one: one.to_json(),
+        content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=lambda one: one.to_json()
     )
     # Names in a tar may not be UTF-8; the surrogates that stand for their bytes are escaped as JSON does it.
     return f"{text}\n".encode(errors="backslashreplace")

@@ -150,22 +150,17 @@ class CheckedRun:
         return False
 
 
-def open_folder(folder: str, *, pool: str, stores: tuple[str, ...] = ()) -> CheckedRun:
-    """Reads a folder's records.
-
-    Args:
-      folder: that a command filled, or fills.
-      pool: how inputs are compared, see `CheckedRun`.
-      stores: where they may lie, see `CheckedRun`.
+def read_folder(run: CheckedRun) -> None:
+    """Reads the records of a folder that a command filled, or fills.
 
     Raises:
       InputError: there is no plan, or it can't be read: this is not a run.
     """
-    plan = records.read(RunPlan, storage.join(folder, storage.PLAN))
+    path, listed = storage.join(run.path, storage.PLAN), storage.Folder(run.path).sizes()
+    plan = records.read(RunPlan, path)
     receipt_of = {unit: f"receipts/{unit}.json" for unit in plan.units or ()}
     if not all(map(is_inside, receipt_of)):
-        raise InputError(f"{storage.join(folder, storage.PLAN)}: its units are not a list of plain names")
-    run, listed = CheckedRun(folder, pool, stores, plan.command), storage.Folder(folder).sizes()
+        raise InputError(f"{path}: its units are not a list of plain names")
     there = [(unit, name) for unit, name in receipt_of.items() if name in listed]
     read = threads.prefetch(lambda name: _read(run, Receipt, name), [name for _, name in there])
     receipts: dict[str, Receipt] = {}
@@ -175,7 +170,7 @@ def open_folder(folder: str, *, pool: str, stores: tuple[str, ...] = ()) -> Chec
         elif receipt is not None:
             receipts[unit] = receipt
     run.problems.sort(key=lambda problem: problem.path)  # threads noted them
-    run.units = len(receipt_of), len(receipts)
+    run.command, run.units = plan.command, (len(receipt_of), len(receipts))
     parts = {name: entry for receipt in receipts.values() for name, entry in receipt.files.items()}
     if manifest.NAME in listed:
         for name in receipt_of.values():
@@ -187,7 +182,6 @@ def open_folder(folder: str, *, pool: str, stores: tuple[str, ...] = ()) -> Chec
         _find_foreign(run, {*listed} - {*parts, *_OWN, *receipt_of.values()})
     run.add_inputs((*plan.inputs, *(entry for receipt in receipts.values() for entry in receipt.inputs)))
     _find_added(run, plan)
-    return run
 
 
 def _read(run: CheckedRun, kind: type[_Record], name: str) -> _Record | None:
@@ -237,24 +231,18 @@ def _find_added(run: CheckedRun, plan: RunPlan) -> None:
                 run.add("foreign", path, "is in the pool, but was not when the run began")
 
 
-def open_file(path: str, *, pool: str, stores: tuple[str, ...] = ()) -> CheckedRun:
-    """Reads the manifest beside a file.
-
-    Args:
-      path: of the file. (The manifest names it too, but a file may be moved with its manifest, and a name that
-        a record holds is not to be opened.)
-      pool: how inputs are compared, see `CheckedRun`.
-      stores: where they may lie, see `CheckedRun`.
+def read_file(run: CheckedRun) -> None:
+    """Reads the manifest beside a file, which names the file too, but may have been moved with it.
 
     Raises:
       InputError: the manifest is missing or can't be read.
     """
-    beside = f"{path}.{manifest.NAME}"
+    path, beside = run.path, f"{run.path}.{manifest.NAME}"
     made = records.read(Manifest, beside)
-    run = CheckedRun(path, pool, stores, made.command)
     if len(made.outputs) != 1:
         raise InputError(f"{beside}: names {len(made.outputs)} outputs, expected the file beside it")
     [(name, entry)] = made.outputs.items()
+    run.command = made.command
     if name.rpartition("/")[2] != path.rpartition("/")[2]:
         run.add("damaged", beside, f"is the manifest of {name[:200]!r}")
     if storage.exists(path):
@@ -262,7 +250,6 @@ def open_file(path: str, *, pool: str, stores: tuple[str, ...] = ()) -> CheckedR
     else:
         run.add("missing", path, "its manifest is there, the file is not")
     run.add_inputs(made.read_files())
-    return run
 
 
 def is_inside(name: str) -> bool:
