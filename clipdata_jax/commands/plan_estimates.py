@@ -105,26 +105,32 @@ def _bytes(paths: Iterable[str]) -> int:
 
 def _samples(found: Sequence[sources.Source]) -> tuple[list[int], float]:
     """The samples in each source, and the bytes of one; of tars estimates, by the first samples of up to three."""
-    count = weight = stored = 0
-    for source in found[:: max(1, len(found) // 3)][:3]:
-        # A member takes a header, and whole blocks of 512 bytes.
-        looked_at = [
-            sum(512 * (1 + -(-len(data) // 512)) for data in sample.members.values())
-            for sample in itertools.islice(source.samples(), _LOOKED_AT)
-        ]
-        count, stored = count + len(looked_at), stored + sum(looked_at)
-        weight += _bytes(source.inputs) if len(looked_at) < _LOOKED_AT else sum(looked_at)
-    if found and not count:
+    in_tars = [source for source in found if isinstance(source, sources.TarSource)]
+    others = [source for source in found if not isinstance(source, sources.TarSource)]
+    count = weight = 0
+    sizes: list[int] = []
+    for source in in_tars[:: max(1, len(in_tars) // 3)][:3]:
+        read = [_size(sample) for sample in itertools.islice(source.samples(), _LOOKED_AT)]
+        count, sizes = count + len(read), sizes + read
+        weight += storage.size(source.path) if len(read) < _LOOKED_AT else sum(read)
+    sizes += [_size(sample) for one in others[:1] for sample in itertools.islice(one.samples(), _LOOKED_AT)]
+    if found and not sizes:
         raise InputError(f"{found[0].path}: holds no sample, nor do others that were looked into")
 
     def samples_in(source: sources.Source) -> int:
-        if isinstance(source, sources.ImageFolder):
-            return len(source.names)
         if isinstance(source, sources.RowRange):
             return source.stop - source.start
-        return round(_bytes(source.inputs) * count / weight)
+        is_folder = isinstance(source, sources.ImageFolder)
+        return len(source.image_files()) if is_folder else round(_bytes(source.inputs) * count / max(weight, 1))
 
-    return list(map(samples_in, found)), stored / max(count, 1)
+    return list(map(samples_in, found)), sum(sizes) / max(len(sizes), 1)
+
+
+def _size(sample: tars.RawSample) -> int:
+    """The bytes of a sample; in a tar a member takes a header, and whole blocks of 512 bytes."""
+    if isinstance(sample, tars.ImageFileSample):
+        return storage.size(sample.path) if storage.exists(sample.path) else 0
+    return sum(512 * (1 + -(-len(data) // 512)) for data in sample.members.values())
 
 
 def _tars(patterns: Sequence[str]) -> list[sources.TarSource]:
@@ -155,10 +161,9 @@ def _embed(options: config.Embed) -> Estimate:
     row = 2 * (1 if options.images_only else 2) * sum(dims)
     in_unit = 2 * max(rows) * (row + 4 * _COLUMNS)
     decoding = round((options.decoders or threads.cores()) * (4 * stored + _DECODED))
-    in_tars = all(isinstance(source, sources.TarSource) for source in found)
     return Estimate(
         work=f"about {counted(sum(rows), 'pair')}, {counted(len(found), 'unit')}",
-        read=_bytes(path for source in found for path in source.inputs) if in_tars else round(sum(rows) * stored),
+        read=round(sum(_bytes(one.inputs) or rows[i] * stored for i, one in enumerate(found))),
         written=sum(rows) * (row + (0 if single_file.is_file(options.out) else _COLUMNS)),
         fixed=_BASE + 2 * sum(weights) + in_unit + decoding,
         each=9 * sum(size**2 for size in sizes),
@@ -307,15 +312,10 @@ def _train(options: config.Train) -> Estimate:
     if options.subset is not None and storage.exists(options.subset):
         pairs = min(pairs, len(uids.read_subset(options.subset)))
     if pairs < batch:
-        raise InputError(
-            f"train: there are about {pairs:,} pairs to train on, fewer than one batch of {batch:,}; give"
-            " more, or a smaller --batch-size"
-        )
-    image, most = 3 * options.image_size**2, "use a --subset of at most {:,} pairs, or a smaller --image-size"
-    if pairs * image > (bound := train.MEMORY_BOUND):
-        held, there = size_text(pairs * image), size_text(bound)
-        advice = most.format(bound // image)
-        raise InputError(f"train: {pairs:,} images, all in memory, take {held}, and there are {there}; {advice}")
+        found_pairs = f"train: there are about {pairs:,} pairs to train on, fewer than one batch of {batch:,}"
+        raise InputError(f"{found_pairs}; give more, or a smaller --batch-size")
+    train.check_memory(pairs, options.image_size)
+    image, fewer = 3 * options.image_size**2, "use a --subset of at most {:,} pairs, or a smaller --image-size"
     state = 4 * _STATES * options.width * (24 * options.layers * options.width + _TOKENS)
     checkpoints = -(-options.steps // options.checkpoint_every)
     return Estimate(
@@ -325,7 +325,7 @@ def _train(options: config.Train) -> Estimate:
         fixed=_BASE + 3 * state + 3 * batch * 4 * image,
         each=image + 8 * options.context_length + 400,
         count=pairs,
-        advice=_at_most(most, "use a smaller --width, fewer --layers or a smaller --batch-size"),
+        advice=_at_most(fewer, "use a smaller --width, fewer --layers or a smaller --batch-size"),
         rows_timed=options.steps * batch,
         notes=("every process reads all tars", f"{counted(checkpoints, 'checkpoint')} of {size_text(state)}"),
     )

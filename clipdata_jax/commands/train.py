@@ -227,16 +227,10 @@ class _Pool:
 
     def _check_memory(self, grows: float) -> None:
         """Raises once the tars read so far show that the images won't fit in memory."""
-        each = 3 * self._options.image_size**2
         expected = len(self._pixels) * grows
         if self._subset is not None:
             expected = min(expected, max(len(self._subset), len(self._pixels)))
-        if expected * each > MEMORY_BOUND:
-            raise InputError(
-                f"about {expected:,.0f} images of {each:,} bytes need {expected * each / 2**30:.0f} GiB of memory,"
-                f" more than the {MEMORY_BOUND >> 30} GiB that this trainer holds; use a smaller --subset or"
-                " --image-size"
-            )
+        check_memory(expected, self._options.image_size)
 
     def pairs(self) -> TrainingPairs:
         """The pairs, their rows of tokens cut to the longest caption: what follows an end token is never read."""
@@ -263,6 +257,17 @@ class _Pool:
             "subset_uids": len(self._subset),
             "subset_uids_not_found": len(self._subset) - len(found),
         }
+
+
+def check_memory(images: float, image_size: int) -> None:
+    """Raises InputError if that many images are more than this trainer holds in memory."""
+    each = 3 * image_size**2
+    if images * each > MEMORY_BOUND:
+        raise InputError(
+            f"about {images:,.0f} images of {each:,} bytes need {images * each / 2**30:.0f} GiB of memory, more than"
+            f" the {MEMORY_BOUND >> 30} GiB that this trainer holds; use a --subset of at most"
+            f" {MEMORY_BOUND // each:,} pairs, or a smaller --image-size"
+        )
 
 
 def _print_summary(made: Manifest, output: Output) -> None:

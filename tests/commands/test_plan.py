@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -91,6 +92,19 @@ def test_embed_and_reshard_are_planned_as_they_are_done(work, clipdata):
     assert clipdata("reshard", "tars", "--subset", "s.npy", "--out", "selected").returncode == 0
     assert 0.7 < found.written / size_of(work / "selected", "*.tar") < 1.3
     assert found.rows_timed == 12
+
+
+def test_images_of_a_folder_are_counted_beside_tars(work):
+    write_pairs(work / "tars" / "0.tar", range(3))
+    for number in range(5):
+        (work / f"images/{number}.jpg").parent.mkdir(exist_ok=True)
+        (work / f"images/{number}.jpg").write_bytes(bytes(1_000))
+    make_checkpoint(work / "model")
+    images = config.Embed(sources=("images",), model=("model",), images_only=True, out="e.npz")
+    found = estimated(images)
+    assert (found.rows_timed, found.read) == (5, 5_000)
+    found = estimated(dataclasses.replace(images, sources=("images", "tars")))
+    assert (found.rows_timed, found.units) == (8, 2)
 
 
 def test_norm_sim_d_is_planned_and_measured(work, clipdata):
