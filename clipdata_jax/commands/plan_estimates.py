@@ -1,4 +1,4 @@
-"""What each command reads, holds and writes, from listings, footers and headers. Imports no jax."""
+"""Estimates of what each command reads, holds and writes, from listings, footers and headers. Imports no jax."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CAPTIONS, _PROMPTS = 5, 80_000  # of an image to retrieve, of the classes: COCO
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a command takes: bytes of all processes together, memory of one.
+    """The needs of a command: bytes of all processes together, memory of one.
 
     Attributes:
       work: rows, shards and units, in words.

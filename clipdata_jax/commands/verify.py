@@ -55,7 +55,7 @@ def _open(path: str, options: config.Verify) -> CheckedRun:
 
 
 def _check_all(checks: Sequence[Check], how_many: int) -> list[Problem]:
-    """What is wrong with files, in order; several are read at a time."""
+    """The problems of files, in order; several are read at a time."""
     found: list[Problem] = []
     with console.bar(total=sum(map(Check.bytes_to_read, checks)), unit="B", name="verify") as bar:
         several = how_many or 2 * threads.cores()
@@ -66,7 +66,7 @@ def _check_all(checks: Sequence[Check], how_many: int) -> list[Problem]:
 
 
 def _summary_line(one: CheckedRun, wrong: set[str]) -> str:
-    """How far the run is done, and what was compared how."""
+    """The progress of the run, and its files by how they were compared."""
     count, done = one.units
     parts = [f"{one.path}: {one.command}"]
     if count:
@@ -86,5 +86,5 @@ def _compared(checks: Sequence[Check], noun: str) -> str:
         "by size alone": sum(entry.digest is None and entry.bytes is not None for entry in entries),
         "by name alone": sum(entry.digest is None and entry.bytes is None for entry in entries),
     }
-    told = [f"{console.counted(count, noun)} {how}" for how, count in counts.items() if count]
-    return " and ".join(told or [f"{console.counted(0, noun)} compared by digest"])
+    texts = [f"{console.counted(count, noun)} {how}" for how, count in counts.items() if count]
+    return " and ".join(texts or [f"{console.counted(0, noun)} compared by digest"])

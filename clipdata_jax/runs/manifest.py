@@ -31,7 +31,7 @@ def describe(
     devices: bool = False,
     **facts: object,
 ) -> RunPlan:
-    """What decides a run's results: command, options, inputs, versions, hardware.
+    """Describes all that decides a run's results: command, options, inputs, versions, hardware.
 
     Args:
       command: the command's name.
@@ -75,7 +75,7 @@ def _versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, object]:
-    """What scores' bits depend on: the kind of device (not how many), and the core count where it is a CPU."""
+    """The hardware that scores' bits depend on: the kind of device (not how many), and the cores of a CPU."""
     import jax
 
     device = jax.devices()[0]
@@ -104,7 +104,7 @@ def write_beside(path: str, plan: RunPlan, facts: Facts) -> Manifest:
 
 
 def first_difference(before: object, now: object, name: str = "") -> str:
-    """What differs between two runs' plans, in words; the options first, since they explain the rest."""
+    """The first difference of two runs' plans, in words; options come first, since they explain the rest."""
     if isinstance(before, dict) and isinstance(now, dict):
         # What the user chose explains best: other options bring other inputs and units.
         for key in sorted({*before, *now}, key=lambda key: (key not in ("command", "options"), key)):

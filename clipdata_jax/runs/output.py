@@ -79,12 +79,12 @@ class Output:
     def remaining(self, share: parallel.Share) -> list[str]:
         """The units of this process's share that are not done, in order.
 
-        Whatever number of processes did the others: a share only says who does what is left.
+        Any number of processes may have done the others: a share only divides what is left.
         """
         done = self.receipts()
         todo = [unit for unit in self.units[share.index :: share.count] if unit not in done]
         if todo and self.folder.exists(manifest.NAME):
-            # Of inputs that are changed now; whoever finishes writes another.
+            # Of inputs that are changed now; the last process to finish writes another.
             with contextlib.suppress(InputError, OSError):  # another process of the run may be faster
                 self.folder.remove(manifest.NAME)
         return todo
@@ -153,9 +153,9 @@ class Output:
     def finish(
         self, facts: Callable[[list[Receipt]], Facts], share: parallel.Share = parallel.ALONE
     ) -> Manifest | None:
-        """Writes `manifest.json` if every unit is done, whoever did it, and decides who reports on the run.
+        """Writes `manifest.json` if every unit is done, and decides which process reports on the run.
 
-        That is who writes the manifest; of a run that was finished before, its first process.
+        That is the one that writes the manifest; of a run that was finished before, the first.
 
         Args:
           facts: turns the units' receipts, in order, into the run's own facts (totals, skipped rows).
@@ -177,7 +177,7 @@ class Output:
                     f" ({missing[0]} for one): files were changed or removed meanwhile; give the same command again"
                 )
             console.say(
-                f"{who} is done with its units; others are missing ({missing[0]} for one), and who finishes last"
+                f"{who} is done with its units; others are missing ({missing[0]} for one); the last to finish"
                 f" writes {manifest.NAME}"
             )
             return None
@@ -185,7 +185,7 @@ class Output:
         outputs = {name: entry for receipt in receipts.values() for name, entry in receipt.files.items()}
         made = plan.finished(facts(list(receipts.values())), outputs)
         if not (self.folder.is_local or self.folder.exists(manifest.NAME)):
-            # Before the manifest, with which the run is done: who is stopped between the two comes again.
+            # Before the manifest, with which the run is done: one that is stopped between the two is continued.
             lines = [receipt.times for receipt in receipts.values() if receipt.times is not None]
             self.folder.write(storage.TIMES, records.to_lines(lines))
         if self._take_manifest(records.to_json(made), share):
@@ -194,7 +194,7 @@ class Output:
         return None
 
     def _take_manifest(self, content: bytes, share: parallel.Share) -> bool:
-        """Makes sure of the manifest; whether it is for this process to tell of it."""
+        """Writes the manifest unless it is there; returns whether this process reports on the run."""
         if self.folder.write_new(manifest.NAME, content):
             return True
         if self.folder.read_bytes(manifest.NAME) != content:
@@ -210,7 +210,7 @@ def _is_good(receipt: Receipt, listed: Mapping[str, int], fingerprints: _Fingerp
 
 
 class _Fingerprints:
-    """What tells whether inputs are as they were; of an object store a folder's by one listing."""
+    """Fingerprints of inputs; in an object store those of a folder come from one listing."""
 
     def __init__(self) -> None:
         self._folders: dict[str, dict[str, str]] = {}
@@ -328,8 +328,8 @@ _WAITING = 2  # units that it may be behind
 class Writer(Generic[_Parameters]):
     """Completes units in a thread of its own, in the order they come, while the next ones are worked on.
 
-    Leaving the block waits for all of them, after an error too: what is worked out is not thrown away. Only
-    who interrupts it waits for one unit and no more.
+    Leaving the block waits for all of them, after an error too, so that no result is lost; after an interrupt it
+    waits for one.
 
     Args:
       complete: `Output.complete`.

@@ -22,7 +22,7 @@ _Record = TypeVar("_Record", bound="RunPlan | Receipt")
 
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
-    """What is recorded of a file.
+    """The record of a file.
 
     Attributes:
       name: its path; "" where it is the key of a mapping.
@@ -112,7 +112,7 @@ class UnitTimes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """What decides a run's results.
+    """The plan of a run: all that decides its results.
 
     Attributes:
       command: its name.
@@ -175,7 +175,7 @@ class RunPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest(RunPlan):
-    """What made an output, from what, and what came of it.
+    """The record of an output: what made it, from what, and its files.
 
     Attributes:
       outputs: the files, by name.

@@ -1,4 +1,4 @@
-"""Where a run's time goes: a line of `run.jsonl` for every unit, with the same keys from every command."""
+"""The time that a run takes: a line of `run.jsonl` for every unit, with the same keys from every command."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _Record = TypeVar("_Record", Manifest, Receipt)
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is wrong with a file: "missing", "damaged", "changed", "foreign" or "refused", and why."""
+    """A fault of a file: "missing", "damaged", "changed", "foreign" or "refused", and why."""
 
     kind: str
     path: str
@@ -42,11 +42,11 @@ class Check:
     wrong: str = "damaged"
 
     def bytes_to_read(self) -> int:
-        """How many bytes the check reads."""
+        """The number of bytes that the check reads."""
         return 0 if self.entry.digest is None else self.entry.bytes or 0
 
     def problem(self) -> Problem | None:
-        """What is wrong with the file: whether it may be opened, is there, its size, its digest, in this order."""
+        """Checks in this order that the file may be opened, is there, and has the recorded size and digest."""
         try:
             if not _may_be_read(self.path):
                 return Problem("refused", self.path, "is not a regular file; not opened")

@@ -161,7 +161,7 @@ def test_workers_share_the_tars_and_the_last_one_writes_the_manifest(tmp_path, p
     first = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--worker", "1/2")
     assert alone.returncode == first.returncode == 0
     assert first.stdout == (
-        "out: process 2 of 2 is done with its units; others are missing (000 for one), and who finishes last"
+        "out: process 2 of 2 is done with its units; others are missing (000 for one); the last to finish"
         " writes manifest.json\n"
     )
     assert not (tmp_path / "out/manifest.json").exists()
