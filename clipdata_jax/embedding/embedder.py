@@ -121,7 +121,7 @@ def embed(
     if len(now) < len(todo):
         raise StoppedEarly(len(now), len(todo))
     finish = functools.partial(single_file.finish, out, output, plan) if single else output.finish
-    result = finish(_summarise, share)
+    result = finish(functools.partial(_summarise, found.passed_over), share)
     return None if result is None else EmbedResult(result, was_complete=output.was_finished and not todo)
 
 
@@ -308,8 +308,8 @@ class _Embedding:
         self._output.complete(unit.name, parts, done, inputs=unit.entries, times=times)
 
 
-def _summarise(receipts: list[Receipt]) -> Facts:
-    """Sums up the receipts of all units.
+def _summarise(passed_over: Mapping[str, int], receipts: list[Receipt]) -> Facts:
+    """Sums up the receipts of all units, and the files that were passed over.
 
     Raises:
       InputError: everything was skipped.
@@ -326,6 +326,7 @@ def _summarise(receipts: list[Receipt]) -> Facts:
         "pairs": pairs,
         "skipped_samples": samples,
         "skipped_tars": tars,
+        "passed_over": dict(passed_over),
         "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
         "pool": pool,
     }

@@ -9,17 +9,22 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import caption_tables, tars, tfds_datasets
+from clipdata_jax.formats import caption_tables, file_kinds, tars, tfds_datasets
 from clipdata_jax.formats.caption_tables import CaptionTable
 from clipdata_jax.formats.tfds_datasets import TfdsSplit
+from clipdata_jax.runtime import console, threads
 
 ROWS = 10_000
 """Images in a unit that isn't a tar."""
+# Files and folders that systems and file managers leave, besides those that begin with a dot; in lower case.
+_SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
+_SYSTEM |= {"system volume information"}
 
 
 class Source(Protocol):
@@ -111,10 +116,12 @@ class Sources:
     Attributes:
       units: unit name -> source, in order.
       facts: names, sizes and digests of everything but tars, which the units' receipts list; JSON-able.
+      passed_over: number of files in folders of images that are not images, by the ending of their names.
     """
 
     units: dict[str, Source]
     facts: list[dict[str, str | int]]
+    passed_over: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def shared_names(self) -> frozenset[str]:
         """The file names that several sources share, where a uid made of name and key would be ambiguous."""
@@ -143,6 +150,7 @@ def find_sources(
     """
     found: list[tuple[str, Sequence[Source]]] = []
     facts: list[dict[str, str | int]] = []
+    passed_over: Counter[str] = Counter()
     columns = (image_column, None if images_only else caption_column)
     for path in _expand(patterns):
         if path.startswith(tfds_datasets.PREFIX):
@@ -156,7 +164,7 @@ def find_sources(
             found.append((table, _cut(opened)))
             facts.append(opened.facts())
         elif storage.is_folder(path) and not storage.Folder(path).files(".tar"):
-            images, fact = _images(path.rstrip("/"), images_only)
+            images, fact = _images(path.rstrip("/"), images_only, passed_over)
             found.append((path.rstrip("/"), images))
             facts.append(fact)
         else:
@@ -168,7 +176,7 @@ def find_sources(
         for flag, column in (("image-column", image_column), ("caption-column", caption_column)):
             if column is not None:
                 raise InputError(f"--{flag} is {column!r}, but none of the sources is a table; leave it out")
-    return Sources(_named(found), facts)
+    return Sources(_named(found), facts, passed_over)
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
@@ -186,7 +194,8 @@ def _table_of(path: str) -> str | None:
     if at.files(".tar"):
         return None
     storage.check_finished(at)
-    inside = [name for name in at.files() if name.lower().endswith(caption_tables.SUFFIXES)]
+    tables = [name for name in at.files() if name.lower().endswith(caption_tables.SUFFIXES)]
+    inside = [name for name in tables if not name.rpartition("/")[2].startswith(".")]
     if len(inside) > 1:
         raise InputError(
             f"{path}: holds {len(inside)} tables, {inside[0]} and {inside[1]} among them; name the one to embed"
@@ -194,21 +203,18 @@ def _table_of(path: str) -> str | None:
     return inside[0] if inside else None
 
 
-def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, str | int]]:
+def _images(folder: str, images_only: bool, passed_over: Counter[str]) -> tuple[list[Source], dict[str, str | int]]:
     at = storage.Folder(folder)
     storage.check_finished(at)
     sizes = at.sizes()
-    names = [
-        name
-        for name in sorted(sizes)
-        if name.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS and not name.rpartition("/")[2].startswith(".")
-    ]
+    names, others = _split_images(at, sizes)
     if not images_only:
         hint = "; --images-only embeds the images in it, without captions" if names else ""
         raise InputError(f"{folder}: the folder holds no .tar file; expected webdataset tars{hint}")
     if not names:
-        endings = ", .".join(tars.IMAGE_EXTENSIONS)
-        raise InputError(f"{folder}: the folder holds neither .tar files nor images (.{endings})")
+        held = f"; {console.passed_over(others).lower()}" if others else ""
+        raise InputError(f"{folder}: the folder holds neither .tar files nor images{held}")
+    passed_over += others
     digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in names]).encode()).hexdigest()
     cut: list[Source] = [
         ImageFolder(folder, tuple(names[start : start + ROWS])) for start in range(0, len(names), ROWS)
@@ -220,6 +226,38 @@ def _images(folder: str, images_only: bool) -> tuple[list[Source], dict[str, str
         "bytes": total,
         "names_and_sizes": f"sha256:{digest}",
     }
+
+
+def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], Counter[str]]:
+    """The names of a folder's images, sorted, and the number of its other files by ending.
+
+    A file that is named as an image counts as one, so that a broken one is an error; others are told by their first
+    bytes.
+    """
+    images, unknown = [], []
+    others: Counter[str] = Counter()
+    for name in names:
+        if any(part.startswith(".") or part in _SYSTEM for part in name.lower().split("/")):
+            others[console.HIDDEN] += 1
+        elif name.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS:
+            images.append(name)
+        else:
+            unknown.append(name)
+
+    def head(name: str) -> bytes:
+        try:
+            with at.open_read(name) as file:
+                return file.read(file_kinds.HEAD)
+        except InputError:
+            return b""
+
+    for name, start in zip(unknown, threads.prefetch(head, unknown, threads=at.threads), strict=True):
+        if file_kinds.is_image(start):
+            images.append(name)
+        else:
+            _, dot, ending = name.rpartition("/")[2].rpartition(".")
+            others[f".{ending.lower()}" if dot else "no ending"] += 1
+    return sorted(images), others
 
 
 def _cut(whole: CaptionTable | TfdsSplit) -> list[RowRange]:

@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+HIDDEN = "hidden or system"
+"""Name in counts of files that begin with a dot, or that systems and file managers leave."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\n\t]")
 
 
@@ -131,3 +133,22 @@ def skipped(listed: str, **reasons: Sequence[str]) -> str:
 def skipped_samples(samples: Iterable[Mapping[str, str]]) -> list[str]:
     """Formats a manifest's `skipped_samples`, each with "tar", "key" and "reason"."""
     return [f"{bad['tar']}: sample {bad['key']!r}: {bad['reason']}" for bad in samples]
+
+
+def passed_over(counts: Mapping[str, int]) -> str:
+    """Formats the number of files that were not taken for images; "" if all were.
+
+    Args:
+      counts: ending of the names, or `HIDDEN` -> number of files.
+
+    >>> print(passed_over({".json": 2, ".txt": 3, HIDDEN: 1}))
+    Passed over 5 files that are not images: .txt 3, .json 2; and 1 hidden or system file
+    """
+    others = sorted(((name, n) for name, n in counts.items() if name != HIDDEN), key=lambda one: (-one[1], one[0]))
+    parts = []
+    if total := sum(number for _, number in others):
+        kinds = ", ".join(f"{name} {number:,}" for name, number in others)
+        parts.append(f"{counted(total, 'file')} that {'is not an image' if total == 1 else 'are not images'}: {kinds}")
+    if HIDDEN in counts:
+        parts.append(counted(counts[HIDDEN], f"{HIDDEN} file"))
+    return f"Passed over {'; and '.join(parts)}" if parts else ""

@@ -87,6 +87,8 @@ class TargetSets:
         out = storage.join(cache, f"{name}-{_key(found, digest, self.tag, cache)}.npz")
         is_cached = storage.exists(out) and bool(manifest.read_facts(out))
         console.say(f"Target {name}: {path}, embeddings in {out}{', made before' if is_cached else ''}")
+        if found.passed_over:
+            console.say(console.passed_over(found.passed_over))
         if is_cached:
             return out
         if not self.alone:

@@ -10,6 +10,7 @@ from PIL import Image
 from support.checkpoints import make_checkpoint
 from support.images import jpeg, write_pairs
 
+from clipdata_jax import storage
 from clipdata_jax.formats import tars, uids
 
 
@@ -108,3 +109,41 @@ def test_images_of_every_kind_in_a_tar_are_embedded(tmp_path, embed):
     assert f"Embedded {len(KINDS)} images" in done.stdout
     rows = np.load(tmp_path / "out.npy").astype(np.float32)
     assert (rows @ rows.T).min() > 0.9  # the same image, but for the loss of its encoding
+
+
+def test_images_of_a_folder_are_told_by_content_and_the_rest_is_counted(tmp_path, embed):
+    files = {f"{number}.{name}": encoded(kind) for number, (name, kind) in enumerate(KINDS.items())}
+    files |= {"in/no_ending": encoded("PNG"), "in/9.DAT": encoded("WEBP"), "8.jpg": jpeg(0)}
+    taken = len(files)
+    hidden = [".ipynb_checkpoints/8-checkpoint.jpg", "in/@eaDir/8.jpg/thumb.jpg", ".Trash-1000/files/8.jpg"]
+    hidden += ["__MACOSX/._8.jpg", "in/._8.jpg", "Thumbs.db", "in/desktop.ini"]
+    files |= dict.fromkeys(hidden, jpeg(1))
+    files |= {"a.txt": b"a", "in/b.txt": b"b", "c.TXT": b"", "a.json": b"{}", "b.json": b"[1]", "README": b"\xff"}
+    for name, data in files.items():
+        storage.write_bytes(f"{tmp_path}/images/{name}", data)
+    done = embed("images", "--images-only", "--out", "out.npz")
+    assert done.returncode == 0, done.stderr
+    assert f"Embedded {taken} images" in done.stdout
+    words = "Passed over 6 files that are not images: .txt 3, .json 2, no ending 1; and 7 hidden or system files"
+    assert words in done.stdout
+    told = json.loads((tmp_path / "out.npz.manifest.json").read_text())
+    assert told["passed_over"] == {".json": 2, ".txt": 3, "hidden or system": 7, "no ending": 1}
+    rows = np.load(tmp_path / "out.npz")["clip_img"].astype(np.float32)
+    assert len(rows) == taken
+    assert (rows @ rows.T).min() > 0.9
+
+
+def test_a_broken_file_named_as_an_image_is_not_passed_over(tmp_path, embed):
+    storage.write_bytes(f"{tmp_path}/images/a.jpg", b"<html>no such image</html>")
+    storage.write_bytes(f"{tmp_path}/images/b.jpg", jpeg(0))
+    done = embed("images", "--images-only", "--out", "out.npz")
+    assert done.returncode == 2
+    assert "sample 'a.jpg': not an image" in done.stderr
+
+
+def test_a_folder_without_images_tells_what_it_holds(tmp_path, embed):
+    storage.write_bytes(f"{tmp_path}/images/a.svg", b"<svg/>")
+    storage.write_bytes(f"{tmp_path}/images/.b.jpg", jpeg(0))
+    done = embed("images", "--images-only", "--out", "out.npz")
+    assert done.returncode == 2
+    assert "images: the folder holds neither .tar files nor images; passed over 1 file that is not" in done.stderr

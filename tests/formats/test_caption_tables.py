@@ -6,7 +6,7 @@ import io
 import pytest
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import delimited
+from clipdata_jax.formats.caption_tables import read_delimited
 
 STRAY = ["one", '"unbalanced', "c", 'the 5" pipe', '"quoted"']
 
@@ -14,7 +14,7 @@ STRAY = ["one", '"unbalanced', "c", 'the 5" pipe', '"quoted"']
 def read(tmp_path, text, name="t.csv", encoding="utf-8"):
     path = tmp_path / name
     path.write_bytes(text.encode(encoding))
-    return [list(row.values()) for row in delimited.read_delimited(str(path)).to_pylist()]
+    return [list(row.values()) for row in read_delimited(str(path)).to_pylist()]
 
 
 def test_quotes_between_tabs_are_text(tmp_path):
@@ -52,7 +52,7 @@ def test_unbalanced_quotes_between_commas_are_refused_by_line(tmp_path, text, li
 def test_byte_order_marks_are_no_part_of_the_header(tmp_path, encoding, delimiter):
     path = tmp_path / "t"
     path.write_bytes(f'"p"{delimiter}c\n1{delimiter}café\n'.encode(encoding))
-    assert delimited.read_delimited(str(path)).to_pylist() == [{"p": "1", "c": "café"}]
+    assert read_delimited(str(path)).to_pylist() == [{"p": "1", "c": "café"}]
 
 
 def test_lines_end_at_line_ends_only(tmp_path):
