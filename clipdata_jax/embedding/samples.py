@@ -46,11 +46,16 @@ class Decoded:
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
-    """A sample that can't be used, and why."""
+    """A sample that can't be used, and why; `lacks_member` where its tar may hold what it lacks elsewhere."""
 
     tar: str
     key: str
     reason: str
+    lacks_member: bool = False
+
+
+class _MissingError(InputError):
+    """A sample lacks its image or caption."""
 
 
 def decoded_samples(
@@ -93,6 +98,8 @@ def decoded_samples(
 
     for item in threads.prefetch(decode, _until_broken(samples), threads=decoders):
         if isinstance(item, Bad) and on_bad == "stop":
+            if item.lacks_member:
+                tars.check_adjacent(path)
             raise InputError(f"{item.tar}: sample {item.key!r}: {item.reason}; fix it, or pass --on-bad skip")
         if item is not None:
             yield item
@@ -124,13 +131,13 @@ def _decode(
         caption, captions = _captions(sample, fields) if need_caption else ("", ())
         data = sample.image()
         if data is None:
-            raise InputError(f"no image among its members (.{', .'.join(sample.members)})")
+            raise _MissingError(f"no image among its members (.{', .'.join(sample.members)})")
         with open_image(data) as image:
             width, height = image.size
             pixels = tuple(transform(image) for transform in transforms)
         label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
     except InputError as error:
-        return Bad(path, sample.key, str(error))
+        return Bad(path, sample.key, str(error), isinstance(error, _MissingError) and bool(sample.names))
     return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height)
 
 
@@ -142,7 +149,7 @@ def _captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str, tupl
     several = several or []
     one = _text(sample.members["txt"], "txt") if "txt" in sample.members else fields.get("caption")
     if one is None and not several:
-        raise InputError('no caption: expected a .txt, or "caption" or "captions" in its .json')
+        raise _MissingError('no caption: expected a .txt, or "caption" or "captions" in its .json')
     caption = _checked(several[0] if one is None else one)
     return caption, (tuple(map(_checked, several)) if several else (caption,))
 

@@ -22,6 +22,10 @@ _PIECE = 1 << 20
 _NOT_TAR = "expected webdataset tars; tables of images and captions are named .csv, .tsv or .parquet"
 
 
+class NotAdjacentError(InputError):
+    """The members of a sample lie apart in its tar: webdataset would split it in two."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RawSample:
     """One sample as stored: the members of a tar that share a key.
@@ -78,11 +82,28 @@ def read_tar(path: str) -> Iterator[RawSample]:
         yield RawSample(key, members, names)
 
 
+def check_adjacent(path: str) -> None:
+    """Checks from a tar's headers that the members of each sample are adjacent, as far as it can be read.
+
+    Raises:
+      NotAdjacentError: those of one aren't.
+    """
+    try:
+        with storage.open_read(path) as file:
+            for _ in group_members(path, ((info.name, None) for info, _ in walk(path, file))):
+                pass
+    except NotAdjacentError:
+        raise
+    except InputError:
+        return
+
+
 def group_members(path: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T], dict[str, str]]]:
     """Groups (name, member) pairs to samples: (key, extension -> member, extension -> name).
 
     Raises:
-      InputError: a sample's members are not adjacent, or it has two of the same extension.
+      NotAdjacentError: a sample's members are not adjacent.
+      InputError: a sample has two members of the same extension.
     """
     seen: set[str] = set()
     key = ""
@@ -97,9 +118,10 @@ def group_members(path: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple
             if found:
                 yield key, found, names
             if member_key in seen:
-                raise InputError(
-                    f"{path}: the members of key {member_key!r} are not adjacent"
-                    f" (found {name!r} after another sample); sort the tar by name"
+                raise NotAdjacentError(
+                    f"{path}: the members of sample {member_key!r} lie apart (found {name!r} after other samples), as"
+                    " in a tar sorted by type; unpack it, and re-pack it from within its folder with: find * -type f |"
+                    " LC_ALL=C sort | tar -cf ../sorted.tar -T -"
                 )
             seen.add(member_key)
             key, found, names = member_key, {}, {}

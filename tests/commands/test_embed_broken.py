@@ -91,7 +91,7 @@ def test_every_kind_of_broken_member_is_listed_and_the_rest_embedded(tmp_path, p
         assert words in skipped[key], (key, skipped[key])
     assert {entry["tar"] for entry in manifest["skipped_samples"]} == {"pool/members.tar"}
     reasons = "\n".join(manifest["skipped_tars"])
-    for words in ("key 'a' are not adjacent", "repeated.tar: key 'b' has two members .jpg"):
+    for words in ("members of sample 'a' lie apart", "repeated.tar: key 'b' has two members .jpg"):
         assert words in reasons
     assert len(manifest["skipped_tars"]) == 4
     assert manifest["pairs"] == len(GOOD) + 3

@@ -147,3 +147,22 @@ def test_a_folder_without_images_tells_what_it_holds(tmp_path, embed):
     done = embed("images", "--images-only", "--out", "out.npz")
     assert done.returncode == 2
     assert "images: the folder holds neither .tar files nor images; passed over 1 file that is not" in done.stderr
+
+
+@pytest.mark.parametrize("kinds", ["jpg txt", "txt jpg", "json txt jpg"])
+@pytest.mark.parametrize("flags", [(), ("--images-only",)])
+def test_a_tar_sorted_by_type_is_named_as_such(tmp_path, embed, kinds, flags):
+    content = {"jpg": jpeg(0), "txt": b"a caption", "json": b"{}"}
+    members = [(f"{number:03}.{kind}", content[kind]) for kind in kinds.split() for number in range(40)]
+    tars.write_tar(str(tmp_path / "0.tar"), members)
+    done = embed("0.tar", "--out", "out", *flags)
+    assert done.returncode == 2
+    assert "0.tar: the members of sample '000' lie apart (found '000." in done.stderr
+    assert "sort | tar -cf ../sorted.tar -T -" in done.stderr
+
+
+def test_a_caption_that_is_nowhere_is_missing(tmp_path, embed):
+    tars.write_tar(str(tmp_path / "0.tar"), [("0.jpg", jpeg(0)), ("1.jpg", jpeg(0)), ("1.txt", b"one")])
+    done = embed("0.tar", "--out", "out")
+    assert done.returncode == 2
+    assert "0.tar: sample '0': no caption: expected a .txt" in done.stderr

@@ -107,7 +107,7 @@ def test_damaged_headers_are_refused(tmp_path, at):
 def test_ambiguous_samples_are_refused(tmp_path):
     path = str(tmp_path / "t.tar")
     tars.write_tar(path, [("0.jpg", b""), ("1.jpg", b""), ("0.txt", b"")])
-    with pytest.raises(InputError, match="members of key '0' are not adjacent"):
+    with pytest.raises(InputError, match="members of sample '0' lie apart"):
         list(tars.read_tar(path))
     tars.write_tar(path, [("0.jpg", b""), ("0.JPG", b"")])
     with pytest.raises(InputError, match=r"key '0' has two members \.jpg"):
