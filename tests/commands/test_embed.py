@@ -174,7 +174,7 @@ def test_a_missing_tokenizer_is_told_first_and_not_missed_by_images(tmp_path, ch
     flags = ("embed", "0.tar", "--model", "clip", "--batch-size", 4)
     done = clipdata(*flags, "--out", "pairs")
     assert done.returncode == 2, done.stderr
-    assert "clip has no tokenizer: put tokenizer.json" in done.stderr, done.stderr
+    assert "clip has no tokenizer; put the model's tokenizer.json there" in done.stderr, done.stderr
     done = clipdata(*flags, "--out", "target.npy", "--images-only", "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
     assert "Embedded 2 images" in done.stdout, done.stderr

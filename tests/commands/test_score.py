@@ -310,7 +310,7 @@ def test_processes_on_an_object_store_take_rows_from_the_first_one_s_plan(tmp_pa
     units = ("--batch-size", 40, "--group", 1)
     assert clipdata(*command, *units, "--worker", "0/2").returncode == 0
     asked = []
-    monkeypatch.setattr(embedding_shards, "_footer_rows", asked.append)
+    monkeypatch.setattr(embedding_shards, "_rows_or_error", asked.append)
     done = clipdata(*command, *units, "--worker", "1/2")
     assert done.returncode == 0, done.stderr
     assert not asked, done.stderr
