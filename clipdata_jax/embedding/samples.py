@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from clipdata_jax.errors import InputError, OnBad
-from clipdata_jax.formats import tars
+from clipdata_jax.formats import file_kinds, tars
 from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, TEXT_BYTES, json_fields, sample_uid
 from clipdata_jax.runtime import threads
 
@@ -132,6 +132,9 @@ def _decode(
         data = sample.image()
         if data is None:
             raise _MissingError(f"no image among its members (.{', .'.join(sample.members)})")
+        kind, advice = file_kinds.recognise(data[: file_kinds.HEAD])
+        if advice:
+            raise InputError(f"not an image but {kind}; {advice}")
         with open_image(data) as image:
             width, height = image.size
             pixels = tuple(transform(image) for transform in transforms)

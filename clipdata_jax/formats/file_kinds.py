@@ -52,7 +52,7 @@ def kind_of(head: bytes) -> str:
     >>> kind_of(b"GIF89a..."), kind_of(b"<!DOCTYPE html><html>"), kind_of(b"a caption"), kind_of(bytes(9))
     ('a GIF image', 'a web page', 'a text file', '')
     """
-    return _recognise(head)[0]
+    return recognise(head)[0]
 
 
 def is_image(head: bytes) -> bool:
@@ -60,7 +60,12 @@ def is_image(head: bytes) -> bool:
     return kind_of(head).endswith("image")
 
 
-def _recognise(head: bytes) -> tuple[str, str]:
+def recognise(head: bytes) -> tuple[str, str]:
+    """Returns `kind_of` a file, and what to do about one that nothing here reads; "" for other kinds.
+
+    Args:
+      head: its first `HEAD` bytes, or all of a shorter file.
+    """
     if not head:
         return "an empty file", ""
     for kind, pattern, advice in _PATTERNS:
@@ -81,7 +86,7 @@ def mistaken(path: str, expected: str, advice: str) -> str:
     """
     try:
         with storage.open_read(path) as file:
-            kind, known_advice = _recognise(file.read(HEAD))
+            kind, known_advice = recognise(file.read(HEAD))
     except InputError:
         return ""
     if kind in ("", expected) or (expected, kind) == ("a .npz file", "a zip file"):

@@ -133,12 +133,20 @@ def test_images_of_a_folder_are_told_by_content_and_the_rest_is_counted(tmp_path
     assert (rows @ rows.T).min() > 0.9
 
 
-def test_a_broken_file_named_as_an_image_is_not_passed_over(tmp_path, embed):
-    storage.write_bytes(f"{tmp_path}/images/a.jpg", b"<html>no such image</html>")
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"<html>no such image</html>", "not an image but a web page; its download failed; download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not an image but a Git LFS pointer; fetch the file itself"),
+        (b"no image", "not an image: 8 bytes starting b'no image'"),
+    ],
+)
+def test_a_broken_file_named_as_an_image_is_not_passed_over(tmp_path, embed, data, words):
+    storage.write_bytes(f"{tmp_path}/images/a.jpg", data)
     storage.write_bytes(f"{tmp_path}/images/b.jpg", jpeg(0))
     done = embed("images", "--images-only", "--out", "out.npz")
     assert done.returncode == 2
-    assert "sample 'a.jpg': not an image" in done.stderr
+    assert f"images: sample 'a.jpg': {words}" in done.stderr
 
 
 def test_a_folder_without_images_tells_what_it_holds(tmp_path, embed):
