@@ -120,7 +120,7 @@ def _wait(share: parallel.Share) -> None:
 
 def _read_rows(output: Output, pool: EmbeddingPool, tag: str, options: NormSimD, survivors: np.ndarray | None) -> None:
     """Reads the rows into the working folder, unless that is done."""
-    if output.receipt(UNIT) is not None:
+    if UNIT in output.receipts():
         return
     # Steps that were taken on other rows are void.
     _remove(output.path(_STATE))
@@ -144,7 +144,7 @@ def _read_rows(output: Output, pool: EmbeddingPool, tag: str, options: NormSimD,
 
 def _facts(output: Output) -> Facts:
     """The facts about the rows for the manifest."""
-    receipt = output.receipt(UNIT)
+    receipt = output.receipts().get(UNIT)
     if receipt is None:
         raise InputError(f"{output.folder}: the pool's files change while they are read; run the command again")
     return {**receipt.facts, "pool_files": [entry.without_fingerprint() for entry in receipt.inputs]}

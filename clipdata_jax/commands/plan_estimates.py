@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -202,17 +203,6 @@ def _score(options: config.Score) -> Estimate:
         targets = sum(arrays.array_shape(part, f"{tag}_img")[0] for part in itertools.chain(*parts))
         if left := sorted({*named.values()} - ready):
             notes.append(f"not counted, for their images aren't embedded yet: {', '.join(left[:3])}")
-    shards = [shard.rows for shard in pool.shards if shard.rows]
-
-    def advice(fits: int) -> str:
-        if max(shards) > fits or settings.division == "shard":
-            return f"write shards of at most {max(0, fits):,} pairs"
-        if settings.mix_shards and settings.mix_shards > 1:
-            return f"use a smaller --mix-shards: {max(1, fits // max(shards))} or less"
-        # Shards that don't fill a group make a unit of nearly two groups and a shard.
-        most = max((fits - max(shards)) // 2, min(shards))
-        return f"use a smaller --batch-size or --group: together at most {most:,} pairs"
-
     return Estimate(
         work=f"{counted(len(pool), 'pair')}, {counted(len(pool.shards), 'shard')}, {counted(len(in_unit), 'unit')}",
         read=_bytes(path for shard in pool.shards for path in units.shard_files(shard)),
@@ -220,11 +210,22 @@ def _score(options: config.Score) -> Estimate:
         fixed=_BASE + targets * row_float32,
         each=2 * 2 * row + 3 * _UID + 2 * _SCORE * columns,  # one unit is scored, one is read
         count=max(in_unit),
-        advice=advice,
+        advice=functools.partial(_smaller_unit, settings, [shard.rows for shard in pool.shards if shard.rows]),
         units=len(in_unit),
         rows_timed=len(pool),
         notes=tuple(notes),
     )
+
+
+def _smaller_unit(settings: config.NegClipLoss, shards: Sequence[int], fits: int) -> str:
+    """The advice that makes units of at most `fits` pairs of shards of these sizes."""
+    if max(shards) > fits or settings.division == "shard":
+        return f"write shards of at most {max(0, fits):,} pairs"
+    if settings.mix_shards and settings.mix_shards > 1:
+        return f"use a smaller --mix-shards: {max(1, fits // max(shards))} or less"
+    # Shards that don't fill a group make a unit of nearly two groups and a shard.
+    most = max((fits - max(shards)) // 2, min(shards))
+    return f"use a smaller --batch-size or --group: together at most {most:,} pairs"
 
 
 def _select(options: config.Select) -> Estimate:

@@ -48,7 +48,7 @@ def run(options: Train) -> Manifest | None:
         # A resumed run must see the same pairs, so the tars' digests belong to the plan.
         plan = manifest.describe("train", options, inputs=[*inputs, *paths], devices=True)
         output = _open(options.out, plan, share)
-        if output.receipt(_UNIT) is None:
+        if _UNIT not in output.receipts():
             _train(options, _Pool(options, paths, tokenizer, subset), tokenizer, Path(folder), output)
     if share.index:
         print(f"{options.out}: process {share.index + 1} of {share.count} is done; the first one writes the model")

@@ -49,10 +49,6 @@ class Output:
         """The path of a file in the folder."""
         return self.folder.join(name)
 
-    def receipt(self, unit: str) -> Receipt | None:
-        """The receipt of a unit, or None if the unit is not done."""
-        return self._receipt(unit, self.folder.sizes(), _Fingerprints())
-
     def receipts(self) -> dict[str, Receipt]:
         """The receipts of the units that are done, in order: unit -> receipt.
 
