@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from typing import Annotated, TypeVar
 
 import tyro
@@ -68,8 +69,30 @@ def split_assignment(text: str, flag: str) -> tuple[str, str]:
     """Splits `name=path`; the name must be an identifier, since it becomes part of a column's name."""
     name, sign, path = text.partition("=")
     good = bool(sign and path and IDENTIFIER.fullmatch(name))
-    require(good, flag, text, "NAME=PATH where NAME consists of letters, digits and _")
+    advice = name_advice(name) if sign and path else ""
+    require(good, flag, text, f"NAME=PATH where NAME consists of letters, digits and _{advice}")
     return name, path
+
+
+def name_advice(name: str) -> str:
+    """Advice such as "; try my_target" for a name that is not an identifier; "" if nothing like it is one.
+
+    >>> name_advice("my-target")
+    '; try my_target'
+    """
+    tried = as_identifier(name)
+    return f"; try {tried}" if tried.strip("_") and tried != name else ""
+
+
+def as_identifier(name: str) -> str:
+    """The identifier most like a name: accents dropped, other characters replaced by _.
+
+    >>> as_identifier("vit-b-32"), as_identifier("ziel-\u00fc"), as_identifier("3d")
+    ('vit_b_32', 'ziel_u', '_3d')
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    tried = re.sub(r"\W", "_", plain if plain.strip() else name, flags=re.ASCII)
+    return tried if IDENTIFIER.fullmatch(tried) else f"_{tried}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

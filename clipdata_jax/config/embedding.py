@@ -12,6 +12,7 @@ from clipdata_jax.config.base import (
     Profile,
     StopAfter,
     Workers,
+    name_advice,
     require,
     require_positive,
     require_some,
@@ -81,7 +82,8 @@ class Embed:
 def _split_tag(text: str) -> tuple[str, str]:
     tag, sign, folder = text.partition("=")
     if sign and folder and "/" not in tag:
-        expected = "TAG=FOLDER where TAG consists of letters, digits and _ (write ./a=b for a folder a=b)"
+        words = "TAG=FOLDER where TAG consists of letters, digits and _"
+        expected = f"{words}{name_advice(tag)} (write ./a=b for a folder a=b)"
         require(bool(IDENTIFIER.fullmatch(tag)), "model", text, expected)
         return tag, folder
     return "clip", text

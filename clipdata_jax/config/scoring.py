@@ -18,6 +18,7 @@ from clipdata_jax.config.base import (
     StopAfter,
     Workers,
     as_tuple,
+    name_advice,
     require,
     require_positive,
     require_stop_after,
@@ -120,7 +121,8 @@ class NormSim:
             require(good, "target", self.target, "names that don't collide with the columns NAME_row of --nearest")
         if self.union is not None:
             good = bool(IDENTIFIER.fullmatch(self.union)) and self.union not in names
-            require(good, "union", self.union, "letters, digits and _, and not the name of a target")
+            expected = "letters, digits and _, and not the name of a target"
+            require(good, "union", self.union, f"{expected}{name_advice(self.union)}")
         for name in ("signed", "nearest"):
             if getattr(self, name):
                 require(math.inf in self.p, "p", self.p, f"inf among the norms, for --{name}")

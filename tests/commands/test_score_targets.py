@@ -175,6 +175,12 @@ def test_a_target_of_another_model_is_refused(tmp_path, checkpoint, other, clipd
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (
+            ["--target", "my-target=few.npy"],
+            "expected NAME=PATH where NAME consists of letters, digits and _; try my_target",
+        ),
+        (["--target", "ziel-ü=few.npy"], "letters, digits and _; try ziel_u"),
+        ([*TARGETS, "--union", "all-of"], "and not the name of a target; try all_of"),
         (["--where", "first.npy"], "--where doesn't work with neg_clip_loss"),
         ([*TARGETS, "--union", "few"], "--union is 'few', expected letters, digits and _, and not"),
         (
