@@ -4,7 +4,7 @@ Every command that fills a folder uses this module. A folder of results holds `p
 the units' own files, one receipt per finished unit under `receipts/`, `run.jsonl` (times; on an object store it comes
 last, from the receipts) and, when all units are done, `manifest.json`. A unit's files appear one by one, each whole;
 its receipt comes last, so a unit with a receipt whose files are all there in the recorded size is done, and any other
-is done again.
+is done again. A folder that holds a plan and nothing else is free for any run, unless a process is at work there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import functools
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, Generic, ParamSpec, Self
@@ -43,6 +44,7 @@ class Output:
     folder: storage.Folder
     units: tuple[str, ...]
     was_finished: bool = False
+    _plan: bytes = dataclasses.field(default=b"", repr=False, compare=False)
     _known: dict[str, tuple[int, Receipt]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def path(self, name: str) -> str:
@@ -108,10 +110,14 @@ class Output:
         """
         start = time.monotonic()
         self._check_there()
-        entries = {
-            name: FileEntry("", *self.folder.write(name, content, digests=name not in undigested))
-            for name, content in parts.items()
-        }
+        try:
+            entries = {
+                name: FileEntry("", *self.folder.write(name, content, digests=name not in undigested))
+                for name, content in parts.items()
+            }
+        except InputError as error:
+            kept = "; the units finished before are kept" if self.receipts() else ""
+            raise InputError(f"{error}{kept}") from error
         marked = [
             entry if entry.fingerprint else dataclasses.replace(entry, fingerprint=storage.fingerprint(entry.name))
             for entry in inputs
@@ -131,11 +137,17 @@ class Output:
 
         Raises:
           StorageError: the plan is gone.
+          InputError: it is another run's, which began while this one had finished nothing.
         """
         if self.folder.is_local and not self.folder.exists(storage.PLAN):
             raise StorageError(
                 f"{self.folder}: its {storage.PLAN} is gone; was the disk unmounted? What was finished is kept there:"
                 " mount it and give the command again"
+            )
+        # Where a unit is finished no other run begins.
+        if not self._known and self.folder.read_bytes(storage.PLAN) != self._plan:
+            raise InputError(
+                f"{self.folder}: another run has begun here before this one finished anything; choose another --out"
             )
 
     def log(self, times: UnitTimes) -> None:
@@ -258,11 +270,57 @@ def open_output(folder: str, *, plan: RunPlan, units: Sequence[str]) -> Output:
     """
     plan = dataclasses.replace(plan, units=tuple(units))
     at = storage.Folder(folder)
+    _replace_unused_plan(at, records.to_json(plan))
     was_finished = is_done(folder, plan)
     at.sweep()
-    if not was_finished and not at.write_new(storage.PLAN, records.to_json(plan)):
-        is_done(folder, plan)  # of this run, perhaps begun at the same time
-    return Output(at, tuple(units), was_finished=was_finished)
+    if not was_finished:
+        at.write_new(storage.PLAN, records.to_json(plan))
+    lock = storage.hold(at.at(storage.PLAN).inner) if at.is_local else None
+    written = at.read_bytes(storage.PLAN)
+    if written != records.to_json(plan):
+        is_done(folder, plan)  # another run may have begun at the same time
+    output = Output(at, tuple(units), was_finished=was_finished, _plan=written)
+    if lock is not None:
+        _held[at.inner] = weakref.finalize(output, storage.release, lock)
+    return output
+
+
+# By folder. An error that is shown may keep an output of this process alive, but not the run.
+_held: dict[str, Callable[[], object]] = {}
+
+
+def _replace_unused_plan(at: storage.Folder, plan: bytes) -> None:
+    """Replaces the plan of another run that has finished nothing and has no other process on this machine."""
+    if at.inner in _held and _is_unused(at, plan):
+        _held.pop(at.inner)()
+    for _ in range(_TRIES):
+        if not _is_unused(at, plan):
+            return
+        if not at.is_local:
+            at.write(storage.PLAN, plan)
+            return
+        lock = storage.hold(at.at(storage.PLAN).inner, alone=True)
+        if lock is not None:
+            try:
+                if _is_unused(at, plan):
+                    at.write(storage.PLAN, plan)
+                return
+            finally:
+                storage.release(lock)
+        time.sleep(_SECONDS)  # perhaps another process of this run is replacing it
+
+
+_TRIES, _SECONDS = 20, 0.1
+
+
+def _is_unused(at: storage.Folder, plan: bytes) -> bool:
+    """Whether a folder holds nothing but another run's plan."""
+    if [name for name in at.names() if not name.startswith(".")] != [storage.PLAN]:
+        return False
+    written = at.read_bytes(storage.PLAN)
+    with contextlib.suppress(ValueError, RecursionError, InputError):
+        return written != plan and RunPlan.from_json(json.loads(written)).units is not None
+    return False
 
 
 def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False) -> bool:

@@ -30,4 +30,6 @@ from clipdata_jax.storage.run_folder import TIMES as TIMES
 from clipdata_jax.storage.run_folder import TRACE as TRACE
 from clipdata_jax.storage.run_folder import check_finished as check_finished
 from clipdata_jax.storage.run_folder import recorded_sizes as recorded_sizes
+from clipdata_jax.storage.temporary import hold as hold
+from clipdata_jax.storage.temporary import release as release
 from clipdata_jax.storage.temporary import scratch as scratch

@@ -91,7 +91,8 @@ def explained_writes(at: Location, *, new: bool) -> Iterator[None]:
         if not (reason := _reason(error)) or (new and isinstance(error, FileExistsError)):
             raise
         where = "" if at.is_local else f" through a temporary file in {tempfile.gettempdir()}"
-        raise InputError(f"{at}: can't be written{where} ({reason}); what was finished before is kept") from error
+        kept = "; what it held before is kept" if at.is_local and os.path.isfile(at.inner) else ""
+        raise InputError(f"{at}: can't be written{where} ({reason}){kept}") from error
 
 
 def _reason(error: OSError) -> str:

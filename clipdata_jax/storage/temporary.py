@@ -66,6 +66,38 @@ def scratch(prefix: str) -> Iterator[str]:
         yield folder
 
 
+def hold(path: str, *, alone: bool = False) -> int | None:
+    """Locks an existing local file until its process ends or `release`s it, beside others that hold it, or alone.
+
+    Returns:
+      The lock; None if others hold the file and it is wanted alone, or one holds it alone, or it is gone.
+
+    >>> _create("held")
+    >>> first, second, third = hold("held"), hold("held"), hold("held", alone=True)
+    >>> third is None
+    True
+    >>> release(first), release(second), release(hold("held", alone=True))
+    (None, None, None)
+    """
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError:
+        pass  # no locks here
+    return lock
+
+
+def release(lock: int) -> None:
+    """Gives back what `hold` returned."""
+    os.close(lock)
+
+
 def sweep(folder: str, prefix: str = "", *, deep: bool = True) -> None:
     """Removes the temporary files of killed processes from a local folder.
 

@@ -56,6 +56,17 @@ def test_an_error_on_the_devices_is_not_taken_for_a_bad_tar(tmp_path, flags, cli
     assert content["skipped_tars"] == []
 
 
+def test_a_run_that_finished_no_tar_leaves_its_folder_free(flags, clipdata, monkeypatch):
+    def fails(*_):
+        raise InputError("the devices' error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encoder.Encoder, "images", fails)
+        assert "the devices' error" in clipdata(*flags, "--dtype", "bfloat16").stderr
+    done = clipdata(*flags)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("number", [27, 28])  # file too large, disk full
 def test_an_error_of_the_writer_is_one_sentence_and_leaves_no_half_file(tmp_path, flags, clipdata, monkeypatch, number):
     error = OSError(number, os.strerror(number))

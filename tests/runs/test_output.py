@@ -7,6 +7,7 @@ import pytest
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
+from clipdata_jax.runs import output as output_module
 from clipdata_jax.runs import telemetry
 from clipdata_jax.runs.output import Output, Writer, open_output
 from clipdata_jax.runs.records import RunPlan, UnitTimes
@@ -75,6 +76,41 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, 
     storage.write_bytes(first.path("plan.json"), b"{")
     with pytest.raises(InputError, match=r"plan\.json doesn't say what it holds \(Expecting"):
         open_output(folder, plan=RunPlan(command="a"), units=["u"])
+
+
+def test_a_folder_where_nothing_was_finished_is_free_once_its_process_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_module, "_SECONDS", 0.0)
+    folder, a, b = str(tmp_path / "out"), RunPlan(command="a"), RunPlan(command="b")
+    first = open_output(folder, plan=a, units=["u", "v"])
+    other_process = storage.hold(first.path("plan.json"))
+    with pytest.raises(InputError, match=r"another run \(command was \"a\", now \"b\"\)"):
+        open_output(folder, plan=b, units=["u"])
+    storage.release(other_process)
+    open_output(folder, plan=b, units=["u"])  # though `first` is alive in this process, after an error perhaps
+    first = open_output(folder, plan=a, units=["u", "v"])
+    first.complete("u", {"u.npy": b"1"}, {})
+    with pytest.raises(InputError, match=r"another run .*; choose another --out, or delete the folder"):
+        open_output(folder, plan=b, units=["u"])
+
+
+def test_a_run_whose_folder_another_took_over_stops_before_it_writes():
+    folder = "memory://taken-over"  # without locks
+    first = open_output(folder, plan=RunPlan(command="a"), units=["u"])
+    second = open_output(folder, plan=RunPlan(command="b"), units=["u"])
+    with pytest.raises(InputError, match="another run has begun here before this one finished anything"):
+        first.complete("u", {"u.npy": b"1"}, {})
+    second.complete("u", {"u.npy": b"2"}, {})
+    assert storage.read_bytes(f"{folder}/u.npy") == b"2"
+
+
+def test_an_error_in_writing_says_that_work_is_kept_only_where_there_is_some(tmp_path):
+    output = open_output(str(tmp_path), plan=RunPlan(command="a"), units=["u", "v"])
+    (tmp_path / "v.npy").mkdir()
+    for kept in ("", "; the units finished before are kept"):
+        with pytest.raises(InputError) as told:
+            output.complete("v", {"v.npy": b"1"}, {})
+        assert str(told.value) == f"{tmp_path}/v.npy: can't be written (is a directory){kept}"
+        output.complete("u", {"u.npy": b"1"}, {})
 
 
 def test_times_in_a_store_are_those_of_the_units_whenever_a_run_is_stopped(monkeypatch):

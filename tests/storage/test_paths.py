@@ -196,7 +196,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path):
     storage.write_bytes(path, b"before")
     for write in (lambda file: np.save(file, np.zeros(1 << 14)), lambda file: file.write(bytes(1 << 17))):
         with (
-            pytest.raises(InputError, match=r"f\.npy: can't be written \(.+\); what was finished before is kept"),
+            pytest.raises(InputError, match=r"f\.npy: can't be written \(.+\); what it held before is kept"),
             small_files(),
         ):
             storage.Folder(path).write("", write)
