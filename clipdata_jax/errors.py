@@ -59,4 +59,4 @@ def of_the_disk(error: OSError) -> str:
     import tempfile
 
     where = error.filename or f"a file, perhaps a temporary one in {tempfile.gettempdir()} (TMPDIR sets where)"
-    return f"{where}: {(error.strerror or str(error)).lower()}; what was finished is kept: give the same command again"
+    return f"{where}: {(error.strerror or str(error)).lower()}; once that is fixed, give the same command again"

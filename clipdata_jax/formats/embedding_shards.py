@@ -12,7 +12,7 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, OnBad
-from clipdata_jax.formats import arrays, file_kinds, parquet, uids
+from clipdata_jax.formats import arrays, file_kinds, parquet, score_tables, uids
 from clipdata_jax.runtime import threads
 
 BAD_REASONS = {1: "not finite", 2: "zero", 3: "not of unit norm"}
@@ -123,6 +123,8 @@ def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> E
     embeddings = {_stem(path): path for path in at.files(".npz")}
     if not embeddings and at.files(".tar"):
         raise InputError(f"{folder}: holds tars, not embeddings; run `clipdata embed {folder} ...` first")
+    if metadata and not embeddings:
+        score_tables.check_not_scores(folder, parquet.rows_and_types(min(metadata.values()))[1])
     if not metadata and not embeddings:
         raise InputError(
             f"{folder}: the pool is empty; expected metadata shards, name.parquet beside name.npz, or"
@@ -269,24 +271,36 @@ def find_bad_rows(embeddings: Sequence[np.ndarray], *, normalize: bool = False) 
       normalize: whether to scale rows of another norm to unit norm, rather than report them.
 
     Returns:
-      The arrays (scaled if asked), and shape (n,) uint8: 0 good, 1 not finite, 2 zero, 3 not of unit norm
-      (|norm - 1| above 2e-3, for bfloat16 above 1e-2).
+      The arrays, and shape (n,) uint8: 0 good, 1 not finite, 2 zero, 3 not of unit norm (|norm - 1| above 2e-3, for
+      bfloat16 above 1e-2). If asked they are scaled, and are float32 at least where a row was not of unit norm:
+      rounded to their format again, rows would have other directions.
     """
+    norms = [np.empty(len(emb), np.float32) for emb in embeddings]
     bad = np.zeros(len(embeddings[0]), np.uint8)
-    result = []
-    for emb in embeddings:
-        out = np.empty_like(emb) if normalize else emb
+    off = False
+    for emb, norm in zip(embeddings, norms, strict=True):
         tolerance = _NORM_TOLERANCE.get(emb.dtype.name, 2e-3)
         for start in range(0, len(emb), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            norm = _norms(emb[rows])
-            found = np.select([~np.isfinite(norm), norm == 0, np.abs(norm - 1) > tolerance], [1, 2, 3])
+            norm[rows] = here = _norms(emb[rows])
+            found = np.select([~np.isfinite(here), here == 0, np.abs(here - 1) > tolerance], [1, 2, 3])
             if normalize:
+                off |= bool((found == 3).any())
                 found[found == 3] = 0
-                out[rows] = emb[rows].astype(np.float32) / np.where(np.isfinite(norm) & (norm > 0), norm, 1)[:, None]
             bad[rows] = np.where(bad[rows] == 0, found, bad[rows])
-        result.append(out)
-    return result, bad
+    if not normalize:
+        return list(embeddings), bad
+    return [_scale(emb, norm, widen=off) for emb, norm in zip(embeddings, norms, strict=True)], bad
+
+
+def _scale(emb: np.ndarray, norm: np.ndarray, *, widen: bool) -> np.ndarray:
+    """Divides rows by their norms, where these are finite and not 0, in float32."""
+    out = np.empty(emb.shape, np.result_type(emb.dtype, np.float32) if widen else emb.dtype)
+    divisor = np.where(np.isfinite(norm) & (norm > 0), norm, 1)[:, None]
+    for start in range(0, len(emb), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        out[rows] = emb[rows].astype(np.float32) / divisor[rows]
+    return out
 
 
 def _norms(block: np.ndarray) -> np.ndarray:

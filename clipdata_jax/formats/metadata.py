@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, OnBad
-from clipdata_jax.formats import parquet, uids
+from clipdata_jax.formats import parquet, score_tables, uids
 from clipdata_jax.runtime import threads
 
 _Read = TypeVar("_Read")
@@ -101,8 +101,10 @@ def list_parts(folder: str, skipped: Skipped) -> tuple[Part, ...]:
     def read(path: str) -> Part | None:
         return skipped.attempt(path, functools.partial(_read_footer, path))
 
-    parts = threads.prefetch(read, paths, threads=at.threads)
-    return tuple(part for part in parts if part is not None)
+    parts = tuple(part for part in threads.prefetch(read, paths, threads=at.threads) if part is not None)
+    if parts:
+        score_tables.check_not_scores(folder, parts[0].types)
+    return parts
 
 
 def _read_footer(path: str) -> Part:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -170,6 +170,18 @@ def open_tables(folders: Sequence[str]) -> ScoreTable:
         {name: held_by[0] for name, held_by in holders.items()},
         {name: tuple(held_by) for name, held_by in holders.items() if len(held_by) > 1},
     )
+
+
+def check_not_scores(folder: str, names: Collection[str]) -> None:
+    """Checks that a folder given as metadata, whose files have these columns, is not a score table.
+
+    Raises:
+      InputError: it is one.
+    """
+    if set(uids.HALVES) <= set(names) and "uid" not in names:
+        raise InputError(
+            f"{folder}: this is a score table, not metadata; name the folder of embeddings that it was scored from"
+        )
 
 
 def _footers(folder: str) -> tuple[dict[str, int], list[str]]:

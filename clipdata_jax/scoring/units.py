@@ -131,7 +131,8 @@ class UnitReader:
 
     def _join(self, shards: Sequence[EmbeddingShard], parts: Sequence[np.ndarray | None]) -> np.ndarray:
         """One array of all shards' rows; that of a single shard stays mapped from its file."""
-        dtype = next((part.dtype for part in parts if part is not None), np.dtype(np.float16))
+        dtypes = {part.dtype for part in parts if part is not None}
+        dtype = np.result_type(*dtypes) if dtypes else np.dtype(np.float16)
         whole = [
             np.zeros((shard.rows, self.dim), dtype) if part is None else part
             for shard, part in zip(shards, parts, strict=True)

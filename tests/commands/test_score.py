@@ -225,6 +225,23 @@ def test_bad_rows_are_masked_counted_and_shift_nothing(tmp_path, pool, clipdata)
     assert "1 not finite, 1 zero;" in done.stdout
 
 
+@pytest.mark.parametrize(("texts", "group"), [(1, 1), (3, 3)])
+def test_normalized_float16_rows_are_scored_as_exactly_as_float32_rows(tmp_path, clipdata, texts, group):
+    made = make_pool(tmp_path / "pool", [60, 50, 40])
+    img, txt = 3 * made["img"], (texts * made["txt"]).astype(np.float16)
+    img[110:] = made["img"][110:]  # the last shard is of unit norm
+    for shard, start in enumerate([0, 60, 110]):
+        rows = slice(start, start + [60, 50, 40][shard])
+        edit_npz(tmp_path / "pool" / f"{shard:08d}.npz", b32_img=img[rows], b32_txt=txt[rows])
+    done = clipdata("score", "pool", "--out", "s", "--batch-size", 40, "--group", group, "--normalize")
+    assert done.returncode == 0, done.stderr
+    found = read(tmp_path / "s", "clip_score")
+    f, g = (rows.astype(np.float64) for rows in (img, txt))
+    f, g = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (f, g))
+    np.testing.assert_allclose(found["clip_score"][:110], (f * g).sum(1)[:110], atol=3e-7)
+    np.testing.assert_allclose(found["clip_score"][110:], (f * g).sum(1)[110:], atol=5e-4)
+
+
 def test_the_standard_error_is_there_where_there_are_several_batches(tmp_path, pool, clipdata):
     assert clipdata("score", "pool", "--out", "several", *SMALL, "--temperature", 0.5).returncode == 0
     assert clipdata("score", "pool", "--out", "one", "--temperature", 0.5).returncode == 0

@@ -168,3 +168,48 @@ def test_a_batch_larger_than_the_pool_is_one_batch_and_said_so(tmp_path, clipdat
 def test_a_config_file_s_division_must_be_known():
     with pytest.raises(InputError, match="--division is 'half', expected"):
         NegClipLoss(division="half")
+
+
+def make_scaled(folder: Path) -> None:
+    """Writes a pool whose image embeddings are of norm 3."""
+    made = make_pool(folder, [40, 30])
+    for path, rows in zip(sorted(folder.glob("*.npz")), np.split(made["img"], [40]), strict=True):
+        edit_npz(path, b32_img=3 * rows)
+
+
+def test_a_run_that_failed_before_a_unit_was_done_leaves_its_folder_free(tmp_path, clipdata):
+    make_scaled(tmp_path / "pool")
+    command = ("score", "pool", "--out", "s", "--batch-size", 30, "--group", 1)
+    failed = clipdata(*command)
+    assert failed.returncode == 2
+    assert "or use --normalize" in failed.stderr
+    done = clipdata(*command, "--normalize", "--stop-after", 1)
+    assert done.returncode == 75, done.stderr
+    refused = clipdata(*command)  # now a unit is done
+    assert refused.returncode == 2
+    assert (
+        "s: already holds the results of another run (options.normalize was true, now false); choose another --out,"
+        " or delete the folder" in refused.stderr
+    )
+    done = clipdata(*command, "--normalize")
+    assert done.returncode == 0, done.stderr
+    assert clipdata("verify", "s").returncode == 0
+
+
+def test_a_score_table_given_as_metadata_is_named_as_such(pool, clipdata):
+    assert clipdata("score", "pool", "--out", "s", *SMALL).returncode == 0
+    for command in (
+        ("score",),
+        ("norm-sim-d", "--fraction", 0.5),
+        ("filter", "--preset", "clip_score", "--arch", "b32", "--fraction", 0.5),
+    ):
+        done = clipdata(*command, "s", "--out", "o.npy")
+        assert done.returncode == 2
+        assert "s: this is a score table, not metadata; name the folder of embeddings" in done.stderr
+
+
+def test_nothing_is_said_to_be_kept_where_nothing_was(tmp_path, pool, clipdata):
+    (tmp_path / "file").write_text("")
+    done = clipdata("score", "pool", "--out", "file/s", *SMALL)
+    assert done.returncode == 2
+    assert "file/s/plan.json: can't be written (not a directory)\n" in done.stderr

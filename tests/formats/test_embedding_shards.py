@@ -31,6 +31,10 @@ def test_bad_rows_are_found(dtype, normalize):
     want = {3: 2, 600: 1, 601: 1, 1029: 0 if normalize else 3}
     assert {row: int(bad[row]) for row in want} == want
     assert bad.sum() == sum(want.values())
-    assert got[1].dtype == rows.dtype
     if normalize:
-        np.testing.assert_allclose(got[1][1029].astype(float), 0.5, atol=1e-3)
+        assert got[1].dtype == np.result_type(rows.dtype, np.float32)
+        np.testing.assert_allclose(got[1][1029].astype(float), 0.5, atol=1e-7)
+        unit, _ = find_bad_rows([rows[:3]], normalize=True)
+        assert unit[0].dtype == rows.dtype
+    else:
+        assert got[1].dtype == rows.dtype
