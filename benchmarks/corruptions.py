@@ -107,10 +107,7 @@ def main() -> int:
             if options.verbose or outcome not in _GOOD:
                 mark = "" if outcome in _GOOD else "!!! "
                 told = f"{limits.seconds:.1f} s, {limits.bytes >> 20} MB"
-                print(
-                    f"{mark}{case.name}{' (skip)' * case.skip}: {outcome}, {told}: {said[-1500:]}",
-                    file=sys.stderr,
-                )
+                print(f"{mark}{case.name}{' (skip)' * case.skip}: {outcome}, {told}: {said[-1500:]}", file=sys.stderr)
     figures = {"cases": outcomes.total(), **outcomes, "longest_s": round(longest, 1), "most_mb": most >> 20}
     print(json.dumps({"benchmark": "corruptions", **figures}))
     return 1 if outcomes["bad"] else 0

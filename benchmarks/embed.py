@@ -155,9 +155,7 @@ def make_checkpoint(folder: Path, *, small: bool) -> Path:
     config = models.VIT_B_32
     text = {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eos_token_id, **thin}
     config = dataclasses.replace(
-        config,
-        vision=dataclasses.replace(config.vision, **thin),
-        text=dataclasses.replace(config.text, **text),
+        config, vision=dataclasses.replace(config.vision, **thin), text=dataclasses.replace(config.text, **text)
     )
     models.save_clip(models.CLIP(config, rngs=nnx.Rngs(0)), folder)
     return folder

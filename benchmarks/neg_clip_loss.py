@@ -22,15 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _timing import (
-    PRODUCT_GFLOP,
-    alternate,
-    anonymous_memory,
-    median_ratio,
-    plain_product,
-    report,
-    unit_rows,
-)
+from _timing import PRODUCT_GFLOP, alternate, anonymous_memory, median_ratio, plain_product, report, unit_rows
 
 import clipdata_jax as cj
 

@@ -15,20 +15,7 @@ from _commands import MODEL, digests, draw, independent, joined, run
 from _timing import report
 
 NAMES = ("embed", "score", "select", "norm-sim-d", "reshard", "train")
-TRAIN = [
-    "--steps",
-    "20",
-    "--warmup",
-    "4",
-    "--batch-size",
-    "64",
-    "--patch-size",
-    "16",
-    "--width",
-    "32",
-    "--layers",
-    "1",
-]
+TRAIN = ["--steps", "20", "--warmup", "4", "--batch-size", "64", "--patch-size", "16", "--width", "32", "--layers", "1"]
 
 
 def commands(out: str) -> dict[str, list[str]]:
@@ -36,14 +23,7 @@ def commands(out: str) -> dict[str, list[str]]:
     return {
         "embed": ["embed", "pool", "--model", f"demo={MODEL}", "--batch-size", "64", "--out", f"embed-{out}"],
         "score": ["score", "embed-1", "--batch-size", "64", "--group", "2", "--out", f"score-{out}"],
-        "select": [
-            "select",
-            f"score-{out}",
-            "--rule",
-            "top(neg_clip_loss, 0.3)",
-            "--out",
-            f"select-{out}.npy",
-        ],
+        "select": ["select", f"score-{out}", "--rule", "top(neg_clip_loss, 0.3)", "--out", f"select-{out}.npy"],
         "norm-sim-d": [
             *("norm-sim-d", "embed-1", "--fraction", "0.3", "--steps", "20", "--out"),
             f"norm-sim-d-{out}.npy",

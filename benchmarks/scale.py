@@ -130,23 +130,12 @@ def main() -> None:
         folder, n = Path(name), options.shards
         make_pool(folder / "pool", n)
         run = Run(folder)
-        steps = [
-            (run.open_pool, options.rounds),
-            (run.plan, 1),
-            (run.complete, 1),
-            (run.plan, options.rounds),
-        ]
+        steps = [(run.open_pool, options.rounds), (run.plan, 1), (run.complete, 1), (run.plan, options.rounds)]
         steps += [(step, options.rounds) for step in (run.remaining, run.finish, run.select, run.verify)]
         for step, rounds in steps:
             again = " again" if step == run.plan and rounds > 1 else ""
             seconds = timed(step, rounds)
-            report(
-                f"{step.__name__}{again}",
-                shards=n,
-                seconds=seconds,
-                us_per_shard=seconds / n * 1e6,
-                rounds=rounds,
-            )
+            report(f"{step.__name__}{again}", shards=n, seconds=seconds, us_per_shard=seconds / n * 1e6, rounds=rounds)
         for file in ("plan.json", "manifest.json"):
             size = storage.size(f"{run.options.out}/{file}")
             report(file, shards=n, mb=size / 1e6, bytes_per_shard=size / n)

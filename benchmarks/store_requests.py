@@ -108,11 +108,7 @@ def measure(shards: Sequence[int], parts: int, delay: float) -> None:
             found.append(measure_score(counter, count, Path(folder) / str(count)))
         for name in found[0]:
             slope = (found[-1][name] - found[0][name]) / (shards[-1] - shards[0])
-            report(
-                f"requests of score a shard, {name}",
-                requests=slope,
-                others=found[0][name] - slope * shards[0],
-            )
+            report(f"requests of score a shard, {name}", requests=slope, others=found[0][name] - slope * shards[0])
         measure_select(counter, slow, parts, delay, Path(folder))
 
 

@@ -21,15 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from _timing import (
-    PRODUCT_GFLOP,
-    alternate,
-    anonymous_memory,
-    median_ratio,
-    peak_memory,
-    plain_product,
-    report,
-)
+from _timing import PRODUCT_GFLOP, alternate, anonymous_memory, median_ratio, peak_memory, plain_product, report
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -123,10 +115,7 @@ def main() -> None:
     rate = PRODUCT_GFLOP / statistics.median(seconds[PLAIN])
     report(PLAIN, gflop_per_second=rate)
     vision, text = model.config.vision, model.config.text
-    for tower, config, positions in (
-        ("image", vision, vision.patches + 1),
-        ("text", text, text.context_length),
-    ):
+    for tower, config, positions in (("image", vision, vision.patches + 1), ("text", text, text.context_length)):
         gflop = tower_gflop(config, options.batch, positions)
         report(f"{tower} at the plain product's rate", gflop=gflop, seconds=gflop / rate)
     for name in (*theirs, *ours):

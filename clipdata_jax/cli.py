@@ -40,8 +40,7 @@ class Command:
 
 COMMANDS = {
     "embed": Command(
-        "Embed",
-        "clipdata embed 'pool/{00000..00099}.tar' --model l14=clip-vit-large-patch14 --out metadata",
+        "Embed", "clipdata embed 'pool/{00000..00099}.tar' --model l14=clip-vit-large-patch14 --out metadata"
     ),
     "score": Command("Score", "clipdata score metadata --target in1k=imagenet.npy --out scores"),
     "select": Command(
@@ -49,8 +48,7 @@ COMMANDS = {
         "clipdata select scores --rule 'top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)' --out subset.npy",
     ),
     "filter": Command(
-        "Filter",
-        "clipdata filter metadata --preset clip_score --arch l14 --fraction 0.3 --out subset.npy",
+        "Filter", "clipdata filter metadata --preset clip_score --arch l14 --fraction 0.3 --out subset.npy"
     ),
     "norm-sim-d": Command(
         "NormSimD",
@@ -61,9 +59,7 @@ COMMANDS = {
     "reshard": Command("Reshard", "clipdata reshard pool --subset subset.npy --out selected"),
     "report": Command("Report", "clipdata report scores --subset subset.npy --tars pool --out report.html"),
     "train": Command(
-        "Train",
-        "clipdata train selected --tokenizer clip-vit-base-patch32 --steps 2000 --out run",
-        together=True,
+        "Train", "clipdata train selected --tokenizer clip-vit-base-patch32 --steps 2000 --out run", together=True
     ),
     "evaluate": Command(
         "Evaluate",

@@ -37,19 +37,7 @@ class StoppedEarly(Exception):
         )
 
 
-_DISK = (
-    "EACCES",
-    "EDQUOT",
-    "EFBIG",
-    "EHOSTDOWN",
-    "EIO",
-    "EMFILE",
-    "ENODEV",
-    "ENOSPC",
-    "ENOTCONN",
-    "EROFS",
-    "ESTALE",
-)
+_DISK = ("EACCES", "EDQUOT", "EFBIG", "EHOSTDOWN", "EIO", "EMFILE", "ENODEV", "ENOSPC", "ENOTCONN", "EROFS", "ESTALE")
 
 
 def of_the_disk(error: OSError) -> str:

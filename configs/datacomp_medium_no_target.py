@@ -19,17 +19,9 @@ def get_config() -> Run:
         ),
         select=Select(scores=(f"{work}/scores",), rule="top(neg_clip_loss, 0.3)", out=f"{work}/survivors.npy"),
         norm_sim_d=NormSimD(
-            pool=pool,
-            survivors=f"{work}/survivors.npy",
-            tag="l14",
-            fraction=0.2,
-            steps=500,
-            out=f"{work}/subset.npy",
+            pool=pool, survivors=f"{work}/survivors.npy", tag="l14", fraction=0.2, steps=500, out=f"{work}/subset.npy"
         ),
         reshard=Reshard(
-            tars=("datacomp/medium/shards",),
-            subset=f"{work}/subset.npy",
-            out=f"{work}/shards",
-            on_bad="skip",
+            tars=("datacomp/medium/shards",), subset=f"{work}/subset.npy", out=f"{work}/shards", on_bad="skip"
         ),
     )

@@ -72,8 +72,7 @@ def test_links_lead_to_files(page):
 
 
 @pytest.mark.parametrize(
-    ("module", "pages"),
-    [("__init__.pyi", ["scores", "models"]), ("selection/__init__.py", ["selection"])],
+    ("module", "pages"), [("__init__.pyi", ["scores", "models"]), ("selection/__init__.py", ["selection"])]
 )
 def test_api_pages_name_every_public_function(module, pages):
     tree = ast.parse((ROOT / "clipdata_jax" / module).read_text())

@@ -20,10 +20,7 @@ _CALLS = {"eval", "exec", "extract", "extractall", "unpack_archive", "system", "
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            yield (
-                (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")),
-                node,
-            )
+            yield ((node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")), node)
 
 
 def wrong(source: str) -> set[str]:
@@ -44,20 +41,12 @@ def wrong(source: str) -> set[str]:
 
 def test_only_config_files_are_code():
     found = {str(path.relative_to(ROOT)): wrong(path.read_text("utf-8")) for path in ROOT.rglob("*.py")}
-    assert {name: what for name, what in found.items() if what} == {
-        "config/run.py": {"runpy.run_path"},
-    }
+    assert {name: what for name, what in found.items() if what} == {"config/run.py": {"runpy.run_path"}}
 
 
 @pytest.mark.parametrize(
     "source",
-    [
-        "np.load(f)",
-        "np.load(f, allow_pickle=True)",
-        "import pickle",
-        "from torch import load",
-        "tar.extract(m)",
-    ],
+    ["np.load(f)", "np.load(f, allow_pickle=True)", "import pickle", "from torch import load", "tar.extract(m)"],
 )
 def test_the_check_finds_what_it_looks_for(source):
     assert wrong(source)

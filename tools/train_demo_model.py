@@ -41,13 +41,7 @@ def main(config_file: str) -> None:
     trained = Path(options.out) / "model"
     SHIPPED.mkdir(exist_ok=True)
     models.save_clip(models.load_clip(trained), SHIPPED, dtype="float16")
-    for name in (
-        "tokenizer.json",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer_config.json",
-        "preprocessor_config.json",
-    ):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "preprocessor_config.json"):
         shutil.copy(trained / name, SHIPPED / name)
     print(f"{SHIPPED}: {sum(file.stat().st_size for file in SHIPPED.iterdir()) / 1e6:.1f} MB")
 

@@ -111,10 +111,7 @@ def _open_preset(options: Filter, parts: Sequence[metadata.Part], skipped: metad
 
 
 def _near_targets(
-    options: Filter,
-    parts: Sequence[metadata.Part],
-    captions: presets.Preset,
-    skipped: metadata.Skipped,
+    options: Filter, parts: Sequence[metadata.Part], captions: presets.Preset, skipped: metadata.Skipped
 ) -> presets.Preset:
     from clipdata_jax.filters import images  # imports jax
 
@@ -137,10 +134,7 @@ def _near_targets(
 
 
 def _apply(
-    preset: presets.Preset,
-    parts: Sequence[metadata.Part],
-    sorter: UidSorter,
-    skipped: metadata.Skipped,
+    preset: presets.Preset, parts: Sequence[metadata.Part], sorter: UidSorter, skipped: metadata.Skipped
 ) -> FilterSummary:
     """Adds the kept uids to the sorter."""
     conditions = preset.conditions

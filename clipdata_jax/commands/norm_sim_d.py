@@ -85,12 +85,7 @@ def _read_survivors(path: str) -> np.ndarray:
 
 
 def _prepare(
-    options: NormSimD,
-    pool: EmbeddingPool,
-    tag: str,
-    plan: RunPlan,
-    survivors: np.ndarray | None,
-    share: parallel.Share,
+    options: NormSimD, pool: EmbeddingPool, tag: str, plan: RunPlan, survivors: np.ndarray | None, share: parallel.Share
 ) -> tuple[Output, Facts, int]:
     """The working folder with the rows in it, their facts, and the number of rows that a step drops."""
     folder = f"{options.out}.{_WORK}"
@@ -213,12 +208,7 @@ def _write(out: str, plan: RunPlan, facts: Facts, rows: Rows, state: State) -> M
     kept = uids.sort_unique(chosen)
     uids.write_subset(out, kept)
     counts = {"kept": len(chosen), "uids": len(kept), "repeats": ranking.count_repeats(np.array(rows.uid))}
-    found = {
-        **facts,
-        **counts,
-        "steps_taken": state.step,
-        "trace": [state.trace[0], state.trace[-1]],
-    }
+    found = {**facts, **counts, "steps_taken": state.step, "trace": [state.trace[0], state.trace[-1]]}
     return manifest.write_beside(out, plan, found)
 
 

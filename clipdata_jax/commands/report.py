@@ -21,18 +21,7 @@ from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runtime import console
 
 # Parts of a manifest that are shown elsewhere on the page or are too long for it.
-_LEFT_OUT = (
-    "inputs",
-    "outputs",
-    "pool",
-    "units",
-    "options",
-    "versions",
-    "rule",
-    "steps",
-    "replaced_share",
-    "trace",
-)
+_LEFT_OUT = ("inputs", "outputs", "pool", "units", "options", "versions", "rule", "steps", "replaced_share", "trace")
 _MOST_FACTS, _LONGEST_FACT, _LONGEST_RULE, _LONGEST_NAME = 80, 300, 2_000, 60
 
 
@@ -126,9 +115,7 @@ def _write_manifest(
     subsets = [options.subset, *(path for _, path in options.compared())]
     inputs = [*subsets, *_part_paths(table)]
     manifest.write_beside(
-        options.out,
-        manifest.describe("report", options, inputs=inputs, counts=counts, skipped_tars=list(skipped)),
-        {},
+        options.out, manifest.describe("report", options, inputs=inputs, counts=counts, skipped_tars=list(skipped)), {}
     )
 
 

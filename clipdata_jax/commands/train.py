@@ -252,11 +252,7 @@ class _Pool:
         }
         if self._subset is None:
             return facts
-        return {
-            **facts,
-            "subset_uids": len(self._subset),
-            "subset_uids_not_found": len(self._subset) - len(found),
-        }
+        return {**facts, "subset_uids": len(self._subset), "subset_uids_not_found": len(self._subset) - len(found)}
 
 
 def check_memory(images: float, image_size: int) -> None:

@@ -113,12 +113,7 @@ class Workers:
     def __post_init__(self) -> None:
         if self.worker is not None:
             match = re.fullmatch(r"(\d+)/(\d+)", self.worker)
-            require(
-                match is not None and int(match[1]) < int(match[2]),
-                "worker",
-                self.worker,
-                '"i/n" with 0 <= i < n',
-            )
+            require(match is not None and int(match[1]) < int(match[2]), "worker", self.worker, '"i/n" with 0 <= i < n')
             require(self.coordinator is None, "coordinator", self.coordinator, "no value with --worker")
         if self.coordinator in ("auto", "none"):
             for name in ("num_processes", "process_id"):

@@ -167,11 +167,7 @@ def _sea(c: _Canvas) -> None:
     c.box(0, c.horizon, 1, 1, vary((40, 118, 176), c.rng))
     c.box(0, c.horizon, 1, c.horizon + 0.07, vary((74, 150, 198), c.rng))
     for x, y in c.scatter(12, c.horizon + 0.08, 1.0):
-        c.line(
-            [(x - 0.05, y), (x - 0.02, y - 0.018), (x + 0.02, y), (x + 0.05, y - 0.018)],
-            (168, 212, 232),
-            0.012,
-        )
+        c.line([(x - 0.05, y), (x - 0.02, y - 0.018), (x + 0.02, y), (x + 0.05, y - 0.018)], (168, 212, 232), 0.012)
 
 
 def _snow(c: _Canvas) -> None:

@@ -19,10 +19,7 @@ AERIAL = frozenset({"balloon", "bird", "butterfly", "kite", "moon", "rocket", "s
 # The side of a thing as a share of the image's, by the word for its size.
 SIDES = {"small": 0.24, "medium": 0.36, "big": 0.58}
 
-_HOMES = {
-    "boat": ("sea", "sea", "beach", "room", "underwater"),
-    "fish": ("sea", "underwater", "underwater", "beach"),
-}
+_HOMES = {"boat": ("sea", "sea", "beach", "room", "underwater"), "fish": ("sea", "underwater", "underwater", "beach")}
 _LAND = tuple(b for b in BACKGROUNDS if b not in ("sea", "underwater"))
 _AIR = tuple(b for b in BACKGROUNDS if b != "underwater")
 

@@ -139,10 +139,7 @@ def make_zero_shot(folder: str, *, per_class: int = 25, seed: int = 0, size: int
     order = rng_of("zero_shot", seed, 0, "deal").permutation(count).tolist()
     paths = _free_paths(folder, 1)
     write_tar(paths[0], _zero_shot_members(order, seed, size))
-    for name, content in (
-        ("classnames", [words.NOUNS[k][0][0] for k in KINDS]),
-        ("templates", list(TEMPLATES)),
-    ):
+    for name, content in (("classnames", [words.NOUNS[k][0][0] for k in KINDS]), ("templates", list(TEMPLATES))):
         storage.write_bytes(storage.join(folder, f"{name}.json"), f"{json.dumps(content, indent=1)}\n".encode())
     return paths
 

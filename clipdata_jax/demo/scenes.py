@@ -121,11 +121,7 @@ def _arrange(facts: Facts, horizon: float, rng: np.random.Generator) -> list[lis
         lefts[first], lefts[second] = float(gaps[0]), widths[first] + float(gaps[1])
     return [
         [
-            _Spot(
-                left + side * (i + 0.5),
-                _height(t, side, facts.background, horizon, stacked, rng),
-                0.96 * side,
-            )
+            _Spot(left + side * (i + 0.5), _height(t, side, facts.background, horizon, stacked, rng), 0.96 * side)
             for i in range(t.count)
         ]
         for t, side, left in zip(things, sides, lefts, strict=True)

@@ -44,11 +44,7 @@ COLOURS: dict[str, Phrases] = {
     "yellow": ("yellow", "lemon"),
 }
 
-SIZES: dict[str, Phrases] = {
-    "small": ("small", "tiny", "little"),
-    "medium": (),
-    "big": ("big", "large", "huge"),
-}
+SIZES: dict[str, Phrases] = {"small": ("small", "tiny", "little"), "medium": (), "big": ("big", "large", "huge")}
 
 COUNTS: dict[int, Phrases] = {
     1: ("a", "a", "a", "one", "a single"),
@@ -139,15 +135,7 @@ SKIES: dict[str, Phrases] = {
     "snowfall": ("in falling snow", "while it snows", "with snowflakes in the air"),
 }
 
-MEDIA: Phrases = (
-    "picture",
-    "photo",
-    "drawing",
-    "illustration",
-    "painting",
-    "image",
-    "cartoon",
-)
+MEDIA: Phrases = ("picture", "photo", "drawing", "illustration", "painting", "image", "cartoon")
 PRAISE: Phrases = ("cute", "lovely", "pretty", "nice", "beautiful")
 TAILS: Phrases = (" - free clip art", " | stock illustration", " (drawing)", " - wall art print", " for kids")
 OPENINGS: Phrases = ("Look, ", "We saw ", "My drawing of ", "Here we see ", "You can see ")

@@ -63,9 +63,7 @@ class EmbeddingReader:
             raise InputError(f"{self.arrays[part.path]}: dimension {emb.shape[1]}, but other files have {self.dim}")
         _, bad = embedding_shards.find_bad_rows([emb])
         return dataclasses.replace(
-            columns,
-            values={**columns.values, self.column: emb},
-            null={**columns.null, self.column: bad > 0},
+            columns, values={**columns.values, self.column: emb}, null={**columns.null, self.column: bad > 0}
         )
 
 

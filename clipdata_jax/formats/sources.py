@@ -130,11 +130,7 @@ class Sources:
 
 @storage.stat_cache()
 def find_sources(
-    patterns: Sequence[str],
-    *,
-    images_only: bool,
-    image_column: str | None = None,
-    caption_column: str | None = None,
+    patterns: Sequence[str], *, images_only: bool, image_column: str | None = None, caption_column: str | None = None
 ) -> Sources:
     """Finds the sources that patterns match.
 
@@ -220,12 +216,7 @@ def _images(folder: str, images_only: bool, passed_over: Counter[str]) -> tuple[
         ImageFolder(folder, tuple(names[start : start + ROWS])) for start in range(0, len(names), ROWS)
     ]
     total = sum(sizes[name] for name in names)
-    return cut, {
-        "name": folder,
-        "images": len(names),
-        "bytes": total,
-        "names_and_sizes": f"sha256:{digest}",
-    }
+    return cut, {"name": folder, "images": len(names), "bytes": total, "names_and_sizes": f"sha256:{digest}"}
 
 
 def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], Counter[str]]:

@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models.checkpoint_files import (
-    CONFIG,
-    OPEN_CLIP_CONFIG,
-    OPEN_CLIP_WEIGHTS,
-    WEIGHTS,
-    read_json,
-)
+from clipdata_jax.models.checkpoint_files import CONFIG, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, read_json
 from clipdata_jax.models.clip_config import CLIPConfig
 from clipdata_jax.models.open_clip_config import config_from_open_clip, open_clip_text_prefix
 from clipdata_jax.models.transformers_config import config_from_transformers, is_siglip

@@ -175,10 +175,7 @@ class ImageTransform:
 
 
 def _scaled_centre(
-    image: Image.Image,
-    scaled: tuple[int, int],
-    centre: tuple[int, int, int, int],
-    kernel: Image.Resampling,
+    image: Image.Image, scaled: tuple[int, int], centre: tuple[int, int, int, int], kernel: Image.Resampling
 ) -> Image.Image:
     """Computes `image.resize(scaled, kernel).crop(centre)` with less work where much is cropped.
 

@@ -20,14 +20,7 @@ from clipdata_jax.models.checkpoint_files import (
 from clipdata_jax.models.checkpoint_layout import Convention, find_layout
 from clipdata_jax.models.clip_config import TextConfig
 from clipdata_jax.models.open_clip_config import open_clip_tokenizer_options
-from clipdata_jax.models.tokenizer import (
-    END,
-    START,
-    OpenClipTokenizer,
-    Tokenizer,
-    TransformersTokenizer,
-    clip_backend,
-)
+from clipdata_jax.models.tokenizer import END, START, OpenClipTokenizer, Tokenizer, TransformersTokenizer, clip_backend
 from clipdata_jax.models.transformers_config import is_siglip
 
 if TYPE_CHECKING:
@@ -83,9 +76,7 @@ def _load_clip_tokenizer(folder: Path, text: TextConfig | None) -> Tokenizer:
     backend, settings = _read_backend(folder), _settings(folder)
     _check_clips(folder, {token: backend.token_to_id(token) for token in (START, END)})
     return Tokenizer(
-        backend,
-        context_length=_context_length(folder, text, settings),
-        pad_token=_pad_token(folder, settings, backend),
+        backend, context_length=_context_length(folder, text, settings), pad_token=_pad_token(folder, settings, backend)
     )
 
 

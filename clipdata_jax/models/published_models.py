@@ -21,12 +21,7 @@ def _clip(
     text_width, text_layers, text_heads = text
     return CLIPConfig(
         vision=VisionConfig(
-            width=width,
-            layers=layers,
-            heads=heads,
-            mlp_width=mlp_width,
-            image_size=image_size,
-            patch_size=patch_size,
+            width=width, layers=layers, heads=heads, mlp_width=mlp_width, image_size=image_size, patch_size=patch_size
         ),
         text=TextConfig(width=text_width, layers=text_layers, heads=text_heads, mlp_width=4 * text_width),
         embed_dim=embed_dim,
@@ -52,12 +47,7 @@ def _siglip(*, width: int, layers: int, heads: int, mlp_width: int, image_size: 
         "layer_norm_eps": 1e-6,
     }
     return CLIPConfig(
-        vision=VisionConfig(
-            **shape,
-            image_size=image_size,
-            patch_size=patch,
-            pool="attention",
-        ),
+        vision=VisionConfig(**shape, image_size=image_size, patch_size=patch, pool="attention"),
         text=TextConfig(
             **shape,
             vocab_size=32000,

@@ -182,11 +182,7 @@ def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> t
 
     backend = tokenizers.Tokenizer(
         models.BPE(
-            vocab=vocabulary,
-            merges=merges,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-            unk_token=END,
+            vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
         )
     )
     backend.normalizer = normalizers.Sequence(

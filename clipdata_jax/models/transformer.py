@@ -155,10 +155,7 @@ class TransformerBlock(nnx.Module):
 
 
 def apply_layers(
-    layers: Sequence[TransformerBlock],
-    x_bld: Float[Array, "b l d"],
-    *,
-    only_b: Int[Array, " b"] | None = None,
+    layers: Sequence[TransformerBlock], x_bld: Float[Array, "b l d"], *, only_b: Int[Array, " b"] | None = None
 ) -> Float[Array, "b m d"]:
     """Applies the layers; with `only_b`, returns only that position of each row: (b, 1, d).
 

@@ -17,11 +17,7 @@ from clipdata_jax.models.clip_config import (
     VisionConfig,
 )
 
-_ACTIVATIONS: dict[str, Activation] = {
-    "quick_gelu": "quick_gelu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
+_ACTIVATIONS: dict[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 _CLIP: dict[str, Any] = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _CLIP_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, **_CLIP}
@@ -169,11 +165,7 @@ def _write_siglip(config: CLIPConfig) -> dict[str, Any]:
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
         "vision_config": {"model_type": "siglip_vision_model", **_vision(config), "vision_use_head": True},
-        "text_config": {
-            "model_type": "siglip_text_model",
-            **_text(config),
-            "projection_size": config.embed_dim,
-        },
+        "text_config": {"model_type": "siglip_text_model", **_text(config), "projection_size": config.embed_dim},
     }
 
 
@@ -185,11 +177,7 @@ def _vision(config: CLIPConfig) -> dict[str, Any]:
 
 def _text(config: CLIPConfig) -> dict[str, Any]:
     tower = config.text
-    return {
-        **_write_tower(tower),
-        "vocab_size": tower.vocab_size,
-        "max_position_embeddings": tower.context_length,
-    }
+    return {**_write_tower(tower), "vocab_size": tower.vocab_size, "max_position_embeddings": tower.context_length}
 
 
 def _write_tower(tower: VisionConfig | TextConfig) -> dict[str, Any]:

@@ -121,8 +121,7 @@ def plan(
     everything = [Selection(POOL, np.broadcast_to(True, own.shape)), *selections]
     samples = [
         caption_statistics.CaptionSample(
-            one.name,
-            _draw(one.kept, None, caption_statistics.MOST, seed=seed, salt=f"captions of {one.name}").rows,
+            one.name, _draw(one.kept, None, caption_statistics.MOST, seed=seed, salt=f"captions of {one.name}").rows
         )
         for one in (everything if images else ())
     ]

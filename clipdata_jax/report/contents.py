@@ -133,12 +133,7 @@ def plan(
 
 
 def _choose(
-    contents: Contents,
-    scores: Mapping[str, np.ndarray],
-    kept: np.ndarray,
-    wanted: int,
-    seed: int,
-    also: Iterable[int],
+    contents: Contents, scores: Mapping[str, np.ndarray], kept: np.ndarray, wanted: int, seed: int, also: Iterable[int]
 ) -> Contents:
     ranks = {entry.name: entry.ranks for entry in contents.figures}
     bands = {

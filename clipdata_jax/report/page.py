@@ -11,16 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from clipdata_jax.report import (
-    caption_statistics,
-    column_labels,
-    comparison,
-    histogram,
-    lines,
-    text,
-    throughput,
-    trace,
-)
+from clipdata_jax.report import caption_statistics, column_labels, comparison, histogram, lines, text, throughput, trace
 from clipdata_jax.report.caption_statistics import Captions
 from clipdata_jax.report.comparison import Comparison
 from clipdata_jax.report.contents import Contents

@@ -51,12 +51,6 @@ def charts(steps: Sequence[TraceStep]) -> list[tuple[str, lines.LineChart]]:
     moments = {"main": eigenvalue(0), "other": eigenvalue(1)}
     return [
         ("Remaining pairs", draw(rows, text.compact, from_zero=True, least_span=1.0)),
-        (
-            "Lowest score kept",
-            draw(kept, lambda x: text.value(x, 4), from_zero=False, least_span=1e-3),
-        ),
-        (
-            "Largest and second eigenvalue",
-            draw(moments, lambda x: text.value(x, 3), from_zero=True, least_span=1e-3),
-        ),
+        ("Lowest score kept", draw(kept, lambda x: text.value(x, 4), from_zero=False, least_span=1e-3)),
+        ("Largest and second eigenvalue", draw(moments, lambda x: text.value(x, 3), from_zero=True, least_span=1e-3)),
     ]

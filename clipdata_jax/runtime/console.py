@@ -54,10 +54,7 @@ def _show(match: re.Match[str]) -> str:
 @contextlib.contextmanager
 def all_printable() -> Iterator[None]:
     """Makes all that is printed in the block `printable`: captions, keys and column names are untrusted text."""
-    with (
-        contextlib.redirect_stdout(_Printable(sys.stdout)),
-        contextlib.redirect_stderr(_Printable(sys.stderr)),
-    ):
+    with contextlib.redirect_stdout(_Printable(sys.stdout)), contextlib.redirect_stderr(_Printable(sys.stderr)):
         yield
 
 

@@ -190,11 +190,7 @@ def _score(*arguments: Any) -> Array:
 
 @jax.jit
 def _statistics(
-    image_emb: Array,
-    text_emb: Array,
-    batch_of_cell: Array | tuple[Array, ...],
-    temperature: Array,
-    mask: Array | None,
+    image_emb: Array, text_emb: Array, batch_of_cell: Array | tuple[Array, ...], temperature: Array, mask: Array | None
 ) -> NegClipLossStatistics:
     several = isinstance(batch_of_cell, tuple) or batch_of_cell.ndim == 3
     args = image_emb, text_emb, batch_of_cell, temperature, mask
@@ -202,11 +198,7 @@ def _statistics(
 
 
 def _of_group(
-    image_emb: Array,
-    text_emb: Array,
-    batch_of_cell: Array | tuple[Array, ...],
-    temperature: Array,
-    mask: Array | None,
+    image_emb: Array, text_emb: Array, batch_of_cell: Array | tuple[Array, ...], temperature: Array, mask: Array | None
 ) -> NegClipLossStatistics:
     several = batch_of_cell if isinstance(batch_of_cell, tuple) else (batch_of_cell,)
     sizes = (len(several),) if isinstance(batch_of_cell, tuple) else batch_of_cell.shape[:-2]

@@ -75,11 +75,7 @@ def assign_clusters(
 
 
 def lloyd_step(
-    image_emb: Float[AnyArray, "n d"],
-    mask: Bool[AnyArray, " n"],
-    centroids: Float[AnyArray, "k d"],
-    *,
-    mesh: Mesh,
+    image_emb: Float[AnyArray, "n d"], mask: Bool[AnyArray, " n"], centroids: Float[AnyArray, "k d"], *, mesh: Mesh
 ) -> LloydStep:
     """Takes a step of spherical k-means: assigns all rows, then moves each centroid to the direction of its rows' sum.
 
@@ -125,11 +121,7 @@ def _check(image_emb: AnyArray, centroids: AnyArray, mesh: Mesh | None) -> None:
 
 def _place(image_emb: AnyArray, centroids: AnyArray, *more: AnyArray, mesh: Mesh) -> tuple[Array, ...]:
     rows, everywhere = jax.NamedSharding(mesh, P("data")), jax.NamedSharding(mesh, P())
-    return (
-        jax.device_put(image_emb, rows),
-        jax.device_put(centroids, everywhere),
-        *jax.device_put(more, rows),
-    )
+    return (jax.device_put(image_emb, rows), jax.device_put(centroids, everywhere), *jax.device_put(more, rows))
 
 
 @jax.jit

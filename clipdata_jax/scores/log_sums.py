@@ -145,12 +145,7 @@ def _tile_log_sums(
         rows, cols = by_cell.sum(axis=3).reshape(-1, k), by_cell.sum(axis=1).reshape(k, -1)
         fits = _in_range(rows, row_mask_t, col_mask_t.reshape(k, -1))
         fits &= _in_range(cols.T, col_mask_t, row_mask_t.reshape(k, -1))
-        return jax.lax.cond(
-            fits,
-            lambda _: (jnp.log(rows) + middle, jnp.log(cols) + middle),
-            careful,
-            None,
-        )
+        return jax.lax.cond(fits, lambda _: (jnp.log(rows) + middle, jnp.log(cols) + middle), careful, None)
 
     # A branch on a GPU waits for the host at every tile.
     return jax.lax.platform_dependent(None, cuda=careful, rocm=careful, default=quick)

@@ -36,11 +36,7 @@ class Reduced(NamedTuple):
 
 
 def norm_sim(
-    image_emb: Float[AnyArray, "b d"],
-    target_emb: Float[AnyArray, "n d"],
-    *,
-    p: float = math.inf,
-    signed: bool = False,
+    image_emb: Float[AnyArray, "b d"], target_emb: Float[AnyArray, "n d"], *, p: float = math.inf, signed: bool = False
 ) -> Float[Array, " b"]:
     """Scores each image by the p-norm of its cosines with the target images.
 
@@ -123,12 +119,7 @@ def _nearest_target(image_emb: Array, target_emb: Array, *, signed: bool) -> Nea
 
 
 def reduce_targets(
-    image_emb: Array,
-    target_emb: Array,
-    *,
-    p: float = math.inf,
-    signed: bool = False,
-    nearest: bool = False,
+    image_emb: Array, target_emb: Array, *, p: float = math.inf, signed: bool = False, nearest: bool = False
 ) -> Reduced:
     """Streams the targets past the images, tile by tile; `total` is 0 for p = inf, `row` unless `nearest`."""
     rows, targets = Blocks.of(len(image_emb)), Blocks.of(len(target_emb))

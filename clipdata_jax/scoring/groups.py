@@ -114,8 +114,7 @@ def _plan_batches(rows: int, batch_sizes: tuple[int, ...]) -> tuple[tuple[int, .
         nearest = [counts[int(np.argmin(np.abs(np.array(counts) - ratio)))] for ratio in wanted]
         batches = tuple(fewest if ratio == min(wanted) else n for n, ratio in zip(nearest, wanted, strict=True))
         off = max(
-            (abs(n / ratio - 1) for n, ratio in zip(batches, wanted, strict=True) if ratio > min(wanted)),
-            default=0.0,
+            (abs(n / ratio - 1) for n, ratio in zip(batches, wanted, strict=True) if ratio > min(wanted)), default=0.0
         )
         if off < best[0]:
             best = off, batches, cells

@@ -157,11 +157,7 @@ class TablePool(ScoredPool):
     """
 
     def __init__(
-        self,
-        table: ScoreTable,
-        names: Sequence[str],
-        external: Mapping[str, ExternalColumns],
-        memory: float,
+        self, table: ScoreTable, names: Sequence[str], external: Mapping[str, ExternalColumns], memory: float
     ) -> None:
         super().__init__(table.rows, memory=memory)
         self._table, self._external = table, external

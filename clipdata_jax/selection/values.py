@@ -33,9 +33,7 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _arithmetic(
-    sign: str,
-) -> tuple[Callable[[Value, Value | Number], Value], Callable[[Value, Number], Value]]:
+def _arithmetic(sign: str) -> tuple[Callable[[Value, Value | Number], Value], Callable[[Value, Number], Value]]:
     """The methods for `self sign other` and `other sign self`."""
     return (
         lambda self, other: Arithmetic(self, sign, value(other)),

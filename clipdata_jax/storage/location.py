@@ -101,10 +101,7 @@ def _connect(path: str) -> tuple[Any, str]:
 def _options(protocol: str) -> dict[str, Any]:
     options: dict[str, Any] = {"use_listings_cache": False}  # other processes write too
     if protocol in _S3:
-        options["config_kwargs"] = {
-            "retries": {"total_max_attempts": 1},
-            "max_pool_connections": CONNECTIONS,
-        }
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, "max_pool_connections": CONNECTIONS}
     if protocol in _WEB:
         import aiohttp
 

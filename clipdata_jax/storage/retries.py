@@ -29,12 +29,7 @@ _TRANSIENT = {
     "ClientConnectionError", "ClientPayloadError", "ConnectionError", "FlexibleChecksumError", "HTTPClientError",
     "IncompleteRead", "IncompleteReadError", "ResponseParserError", "TimeoutError", "TransportError",
 }  # fmt: skip
-_NO_CREDENTIALS = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "DefaultCredentialsError",
-    "TokenRetrievalError",
-}
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "TokenRetrievalError"}
 _REFUSED = {"BotoCoreError", "ClientError"}
 
 
@@ -48,11 +43,7 @@ def time_limit(size: int) -> float:
 
 
 def call(
-    at: Location,
-    function: Callable[..., T],
-    *arguments: Any,
-    seconds: float | None = _SECONDS,
-    **options: Any,
+    at: Location, function: Callable[..., T], *arguments: Any, seconds: float | None = _SECONDS, **options: Any
 ) -> T:
     """Calls a method of a file system, with a time limit and retries of transient failures.
 

@@ -220,8 +220,5 @@ def make_step(
         return TrainState(params, opt_state, state.step + 1), loss
 
     return jax.jit(
-        step,
-        in_shardings=(replicated, rows, rows),
-        out_shardings=(replicated, replicated),
-        donate_argnums=0,
+        step, in_shardings=(replicated, rows, rows), out_shardings=(replicated, replicated), donate_argnums=0
     )

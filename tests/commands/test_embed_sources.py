@@ -149,14 +149,8 @@ def test_a_tfds_split_becomes_a_target_of_one_file(tmp_path, small, clipdata, mo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (
-            ["--model", "a=x", "a=y"],
-            "--model is ('a=x', 'a=y'), expected TAG=FOLDER with distinct tags",
-        ),
-        (
-            ["--model", "x", "--out", "t.npz"],
-            "--out is 't.npz', expected a folder; single files are for --images-only",
-        ),
+        (["--model", "a=x", "a=y"], "--model is ('a=x', 'a=y'), expected TAG=FOLDER with distinct tags"),
+        (["--model", "x", "--out", "t.npz"], "--out is 't.npz', expected a folder; single files are for --images-only"),
         (
             ["--model", "a=x", "b=y", "--images-only", "--out", "t.npy"],
             "--out is 't.npy', expected a .npz or a folder for several models",

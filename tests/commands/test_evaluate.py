@@ -132,17 +132,11 @@ BAD = {
     "no tars": ({"tars": "nowhere.tar"}, "nowhere.tar"),
     "names of another form": ({"classnames": '{"cifar10": []}'}, "expected a JSON list of class names"),
     "names that are no JSON": ({"classnames": "airplane"}, "not JSON"),
-    "a prompt without a place": (
-        {"templates": '["a photo"]'},
-        "the prompt 'a photo' has no {c} for the class",
-    ),
+    "a prompt without a place": ({"templates": '["a photo"]'}, "the prompt 'a photo' has no {c} for the class"),
     "too few names": ({"classnames": '["one", "two"]'}, "expected a number from 0 to 1"),
     "a broken image": ({"broken": True}, "sample '000001': not an image"),
     "a cut tar": ({"cut": True}, "damaged or not a tar"),
-    "an output that is there": (
-        {"there": True},
-        "figures.json: already exists and was not written by this command",
-    ),
+    "an output that is there": ({"there": True}, "figures.json: already exists and was not written by this command"),
 }
 
 

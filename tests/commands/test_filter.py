@@ -184,10 +184,7 @@ def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
         ("metadata --preset laion2b --synsets ids.txt", "--synsets is 'ids.txt', expected no value"),
         ("metadata --preset text_based", "--synsets is None"),
         ("metadata --preset best_filter", "basic_filter"),
-        (
-            "metadata --preset clip_score --arch h14 --fraction 0.3",
-            "'clip_h14_similarity_score' is missing; it has",
-        ),
+        ("metadata --preset clip_score --arch h14 --fraction 0.3", "'clip_h14_similarity_score' is missing; it has"),
         ("metadata --preset basic_filter --lid-model none.bin", "none.bin: no such file"),
         ("metadata --preset basic_filter --lid-model metadata/00000000.parquet", "not a fastText model"),
         ("nowhere --preset no_filter", "nowhere: no such folder"),

@@ -70,16 +70,7 @@ def test_given_centroids_keep_the_images_of_the_targets_clusters(tmp_path, clipd
     np.save(tmp_path / "centroids.npy", centroids)
     np.save(tmp_path / "target.npy", target)
     preset = "image_based_intersect_clip_score" if more else "image_based"
-    arguments = (
-        "filter",
-        "metadata",
-        "--preset",
-        preset,
-        "--target",
-        "target.npy",
-        "--centroids",
-        "centroids.npy",
-    )
+    arguments = ("filter", "metadata", "--preset", preset, "--target", "target.npy", "--centroids", "centroids.npy")
     done = clipdata(*arguments, *more, "--out", "s.npy")
     assert done.returncode == 0, done.stderr
     wanted = set(nearest(target, centroids).tolist())
@@ -173,10 +164,7 @@ def test_many_clusters_are_seeded_in_rounds():
         ("--preset image_based_intersect_clip_score --target t.npy --centroids c.npy", "--arch is None"),
         ("--preset image_based --target t.npy --centroids c.npy --tag b32", "no embeddings tagged 'b32'"),
         ("--preset image_based --target t.npy --centroids c.pt", "pickles, as torch writes, are not loaded"),
-        (
-            "--preset image_based --target t.npy --centroids wide.npy",
-            "float64[3, 20], expected floats of shape (k,",
-        ),
+        ("--preset image_based --target t.npy --centroids wide.npy", "float64[3, 20], expected floats of shape (k,"),
         ("--preset image_based --target t.npy --centroids nan.npy", "a centroid is not finite"),
         ("--preset image_based --target wide.npy --centroids c.npy", "the target has dimension 20"),
         ("--preset no_filter --target t.npy", "--target is 't.npy', expected no value"),

@@ -18,19 +18,7 @@ RULES = {
     " | top(rank(clip_score) + 0.5 * rank(norm_sim_2_tt), 0.1)",
 }
 COMMANDS = {
-    "group": (
-        *SMALL,
-        "--target",
-        "tt=tt.npy",
-        "t2=t2.npy",
-        "--p",
-        "inf",
-        2,
-        3,
-        "--nearest",
-        "--union",
-        "both",
-    ),
+    "group": (*SMALL, "--target", "tt=tt.npy", "t2=t2.npy", "--p", "inf", 2, 3, "--nearest", "--union", "both"),
     "shard": (*SMALL, "--division", "shard", "--seed", 5),
     "mixed": [
         "--batch-size",

@@ -76,18 +76,7 @@ def test_it_is_the_plain_selection_from_the_survivors(tmp_path, clipdata, small_
     made = skewed(tmp_path / "pool")
     of_pool = np.sort(np.random.default_rng(0).permutation(100)[:70])
     uids.write_subset(str(tmp_path / "best.npy"), as_uids(made["uid"][of_pool]))
-    command = [
-        "norm-sim-d",
-        "pool",
-        "--survivors",
-        "best.npy",
-        "--fraction",
-        0.2,
-        "--steps",
-        7,
-        "--init",
-        init,
-    ]
+    command = ["norm-sim-d", "pool", "--survivors", "best.npy", "--fraction", 0.2, "--steps", 7, "--init", init]
     done = clipdata(*command, "--out", "new/s.npy")
     assert done.returncode == 0, done.stderr
     emb = made["img"][of_pool]
@@ -252,10 +241,7 @@ def test_equal_scores_go_by_uid_and_no_step_leaves_an_error_in_the_moment():
             ["--fraction", 0.2, "--survivors", "ten.npy", "--out", "s.npy"],
             ["--fraction 0.2 keeps 20 pairs, but the survivors in ten.npy are 10"],
         ),
-        (
-            ["--fraction", 0.2, "--worker", "0/2", "--out", "s.npy"],
-            ["--worker: the steps of norm-sim-d need all"],
-        ),
+        (["--fraction", 0.2, "--worker", "0/2", "--out", "s.npy"], ["--worker: the steps of norm-sim-d need all"]),
         (["--fraction", 0.2, "--tag", "l14", "--out", "s.npy"], ["no embeddings tagged 'l14'"]),
     ],
 )

@@ -33,10 +33,7 @@ def test_selections_are_compared(pool, clipdata):
     html = (pool / "page.html").read_text("utf-8")
     kept = uids.find(uids.read_subset(str(pool / "subset.npy")), uid) >= 0
     told = json.loads((pool / "page.html.manifest.json").read_bytes())["counts"]["compared"]
-    assert told == {
-        "first": {"kept": 50, "shared": int(kept[:50].sum())},
-        "no pairs": {"kept": 0, "shared": 0},
-    }
+    assert told == {"first": {"kept": 50, "shared": int(kept[:50].sum())}, "no pairs": {"kept": 0, "shared": 0}}
     grid = html.split("Dropped here, kept by <code>first</code>")[1].split('<div class="band">')[0]
     shown = [int(row) for row in re.findall(r">caption (\d+)<", grid)]
     assert len(shown) == 6
@@ -102,10 +99,7 @@ def test_other_target_images_than_were_scored_are_refused(pool):
     both = (str(pool / "scores"), str(pool / "nearest"))
     for target, words in (
         (f"mine={pool / 'target'}", "holds 9 images, but it was scored with 10; pass exactly the images"),
-        (
-            f"in1k={pool / 'target'}",
-            r"have no nearest images of it \(targets that have: mine",
-        ),
+        (f"in1k={pool / 'target'}", r"have no nearest images of it \(targets that have: mine"),
     ):
         with pytest.raises(InputError, match=words):
             report.run(options(pool, scores=both, target=(target,)))
@@ -114,8 +108,7 @@ def test_other_target_images_than_were_scored_are_refused(pool):
 
 
 @pytest.mark.parametrize(
-    "told",
-    ["[]", '{"options": {"norm_sim": {"union": null}}}', '{"options": {"norm_sim": {"union": "all"}}}'],
+    "told", ["[]", '{"options": {"norm_sim": {"union": null}}}', '{"options": {"norm_sim": {"union": "all"}}}']
 )
 def test_a_union_is_what_the_manifest_calls_so(tmp_path, told):
     columns = {f"norm_sim_inf_{name}": np.zeros(2, np.float32) for name in ("mine", "all", "None")}

@@ -143,10 +143,7 @@ def test_the_division_of_the_paper_cuts_whole_files(tmp_path, clipdata):
     assert np.isnan(error[90:130]).all()
     assert np.mean(error[:90] > 0) > 0.5
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["groups"] == {
-        "count": 3,
-        "sizes": [{"batch_size": 40, "batches": 8, "effective": [10, 40]}],
-    }
+    assert manifest["groups"] == {"count": 3, "sizes": [{"batch_size": 40, "batches": 8, "effective": [10, 40]}]}
 
 
 def test_the_paper_code_s_numbers_come_of_its_permutations(golden):
@@ -187,9 +184,7 @@ def test_the_standard_error_of_whole_files_counts_what_their_cuts_share():
 
 
 @pytest.mark.parametrize(
-    ("flags", "counts"),
-    [(("--mix-shards", 3), (1, 2, 8)), (("--division", "shard"), (1, 8))],
-    ids=["mixed", "shard"],
+    ("flags", "counts"), [(("--mix-shards", 3), (1, 2, 8)), (("--division", "shard"), (1, 8))], ids=["mixed", "shard"]
 )
 def test_the_same_bits_on_any_number_of_devices_and_workers(tmp_path, clipdata, monkeypatch, flags, counts):
     make_pool(tmp_path / "pool", [90, 40, 130])
@@ -207,14 +202,7 @@ def test_the_same_bits_on_any_number_of_devices_and_workers(tmp_path, clipdata, 
             assert part.read_bytes() == (tmp_path / other / part.name).read_bytes(), (other, part.name)
 
 
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "collective-permute",
-    "all-to-all",
-    "reduce-scatter",
-    "collective-",
-)
+COLLECTIVES = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter", "collective-")
 
 
 def test_the_program_that_score_runs_on_eight_devices_has_no_collective(tmp_path, clipdata, monkeypatch):

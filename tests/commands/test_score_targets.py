@@ -138,16 +138,7 @@ def test_a_target_of_images_is_embedded_once(tmp_path, checkpoint, clipdata):
 @pytest.mark.parametrize("flags", [["b=missing.npy"], ["--where", "missing.npy"]])
 def test_what_is_missing_is_told_before_images_are_embedded(tmp_path, checkpoint, made, clipdata, flags):
     write_pairs(tmp_path / "0.tar", range(2))
-    more = (
-        "--target-model",
-        checkpoint,
-        "--target-cache",
-        "cache",
-        "--scores",
-        "norm_sim",
-        "--out",
-        "scores",
-    )
+    more = ("--target-model", checkpoint, "--target-cache", "cache", "--scores", "norm_sim", "--out", "scores")
     done = clipdata("score", "pool", "--target", "a=0.tar", *flags, *more)
     assert done.returncode == 2, done.stderr
     assert "missing.npy: no such file" in done.stderr, done.stderr
@@ -183,10 +174,7 @@ def test_a_target_of_another_model_is_refused(tmp_path, checkpoint, other, clipd
         ([*TARGETS, "--union", "all-of"], "and not the name of a target; try all_of"),
         (["--where", "first.npy"], "--where doesn't work with neg_clip_loss"),
         ([*TARGETS, "--union", "few"], "--union is 'few', expected letters, digits and _, and not"),
-        (
-            [*TARGETS, "--p", "2", "--nearest"],
-            "--p is (2.0,), expected inf among the norms, for --nearest",
-        ),
+        ([*TARGETS, "--p", "2", "--nearest"], "--p is (2.0,), expected inf among the norms, for --nearest"),
         ([*TARGETS, "--where", "missing.npy"], "missing.npy: no such file"),
         (["--target", "t=nowhere"], "nowhere: no such file or folder"),
         ([*TARGETS, "--p", "1e20"], "--p is 1e+20, expected a number from 1 to 999,999, or inf"),

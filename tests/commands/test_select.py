@@ -245,8 +245,7 @@ def test_files_and_memory_change_nothing(tmp_path, clipdata, monkeypatch, rule):
 
 
 @pytest.mark.parametrize(
-    ("rule", "kept"),
-    [("top(neg_clip_loss, 1)", 100), ("top(neg_clip_loss, 1) >> bottom(norm_sim_inf, 0.29)", 29)],
+    ("rule", "kept"), [("top(neg_clip_loss, 1)", 100), ("top(neg_clip_loss, 1) >> bottom(norm_sim_inf, 0.29)", 29)]
 )
 def test_fraction_1_keeps_every_pair_with_a_score(tmp_path, clipdata, rule, kept):
     make_table(tmp_path / "scores")
@@ -257,16 +256,10 @@ def test_fraction_1_keeps_every_pair_with_a_score(tmp_path, clipdata, rule, kept
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (
-            "top(neg_clip_lost, 0.3)",
-            ["unknown column 'neg_clip_lost'", "did you mean neg_clip_loss?", "^^^^"],
-        ),
+        ("top(neg_clip_lost, 0.3)", ["unknown column 'neg_clip_lost'", "did you mean neg_clip_loss?", "^^^^"]),
         ("top(neg_clip_loss, 0.3", ["never closed", "\n     ^"]),
         ("top(neg_clip_loss, 0)", ["the fraction is 0", "above 0 and at most 1", "\n" + " " * 21 + "^"]),
-        (
-            "top(neg_clip_loss, 1.5)",
-            ["the fraction is 1.5", "above 0 and at most 1", "\n" + " " * 21 + "^^^"],
-        ),
+        ("top(neg_clip_loss, 1.5)", ["the fraction is 1.5", "above 0 and at most 1", "\n" + " " * 21 + "^^^"]),
         ("uids('none.npy')", ["none.npy: no such file"]),
         ("", ["the rule is empty"]),
     ],

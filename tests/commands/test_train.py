@@ -171,26 +171,14 @@ BAD = {
     "no such tars": (good_tar, ("--tars", "nowhere"), "nowhere"),
     "no tokenizer": (good_tar, ("--tokenizer", "nowhere"), "nowhere"),
     "tokenizer of no files": (good_tar, ("--tokenizer", "."), "has no tokenizer"),
-    "subset of another pool": (
-        foreign_subset,
-        ("--subset", "subset.npy"),
-        "none of the 1 uids of subset.npy",
-    ),
+    "subset of another pool": (foreign_subset, ("--subset", "subset.npy"), "none of the 1 uids of subset.npy"),
     "fewer pairs than a batch": (
         good_tar,
         ("--batch-size", "64"),
         "20 pairs to train on, expected at least a batch of 64",
     ),
-    "batch of odd size": (
-        good_tar,
-        ("--batch-size", "9"),
-        "--batch-size is 9, expected a multiple of the 8 devices",
-    ),
-    "independent workers": (
-        good_tar,
-        ("--worker", "0/2"),
-        "--worker: training needs all its processes at once",
-    ),
+    "batch of odd size": (good_tar, ("--batch-size", "9"), "--batch-size is 9, expected a multiple of the 8 devices"),
+    "independent workers": (good_tar, ("--worker", "0/2"), "--worker: training needs all its processes at once"),
 }
 
 
@@ -223,10 +211,7 @@ def test_real_images_are_learnt_and_found_again(tmp_path, shared, clipdata):
     members = [(name, s.members[ext]) for s in samples for ext, name in s.names.items()]
     tars.write_tar(str(tmp_path / "slice.tar"), members)
     models.train_tokenizer(
-        [s.members["txt"].decode() for s in samples],
-        tmp_path / "tokenizer",
-        vocab_size=1024,
-        context_length=16,
+        [s.members["txt"].decode() for s in samples], tmp_path / "tokenizer", vocab_size=1024, context_length=16
     )
     fixed = ["--steps", "60", "--warmup", "5", "--batch-size", "64", "--learning-rate", "3e-3"]
     arguments = ["slice.tar", "--tokenizer", "tokenizer", "--out", "run", *fixed, *TINY, "--width", 32]

@@ -122,10 +122,7 @@ def test_another_runs_file_stays(tmp_path, clipdata):
         clipdata("uids", "minus", "mine.npy", "third.txt", "--out", "u.npy"),
         'u.npy: already holds the results of another run (options.operation was "union", now "minus")',
     )
-    refused(
-        clipdata("uids", "union", "mine.npy", "--out", "u.npy"),
-        '(options.files was ["mine.npy", "third.txt"]',
-    )
+    refused(clipdata("uids", "union", "mine.npy", "--out", "u.npy"), '(options.files was ["mine.npy", "third.txt"]')
     refused(
         clipdata("uids", "union", "mine.npy", "--out", "third.txt"),
         "third.txt: already exists and was not written by this command",
@@ -153,11 +150,7 @@ def test_what_is_wrong_with_a_file_is_found(tmp_path, clipdata):
     refused(clipdata("uids", "verify", "twice.npy"), "twice.npy: 1 row repeats a uid, the first in row 200")
     done = clipdata("uids", "verify", "mine.npy", "big.npy", "broken.npy", "nothing.npy")
     assert done.stdout == "mine.npy: good: 200 uids, sorted, unique\n"
-    words = (
-        "big.npy: holds [('f0', '>u8'), ('f1', '>u8')]",
-        "broken.npy: not a .npy",
-        "nothing.npy: no such file",
-    )
+    words = ("big.npy: holds [('f0', '>u8'), ('f1', '>u8')]", "broken.npy: not a .npy", "nothing.npy: no such file")
     refused(done, *words, "`clipdata uids convert`")
     refused(
         clipdata("uids", "verify", "third.txt", "mine.npy", "--pool", "theirs.npy"),
@@ -175,14 +168,8 @@ def test_what_is_wrong_with_a_file_is_found(tmp_path, clipdata):
         (["minus", "mine.npy", "--out", "u.npy"], "minus takes two files or more, found one"),
         (["convert", "mine.npy", "third.txt", "--out", "u.npy"], "convert takes one file, found 2"),
         (["stats", "mine.npy", "--out", "u.npy"], "--out is 'u.npy', expected no value with stats"),
-        (
-            ["union", "mine.npy", "--out", "u.npy", "--pool", "p"],
-            "--pool is 'p', expected no value except with verify",
-        ),
-        (
-            ["union", "mine.npy", "--out", "u.npy", "--halves"],
-            "--halves needs an --out that ends in .parquet",
-        ),
+        (["union", "mine.npy", "--out", "u.npy", "--pool", "p"], "--pool is 'p', expected no value except with verify"),
+        (["union", "mine.npy", "--out", "u.npy", "--halves"], "--halves needs an --out that ends in .parquet"),
     ],
 )
 def test_wrong_options(tmp_path, clipdata, arguments, words):

@@ -38,18 +38,7 @@ def made(tmp_path_factory):
         tars_uids = [uids.uid_of("0.tar", f"{seed:05}") for seed in range(3)]
         uids.write_subset("first.npy", uids.from_hex(sorted(tars_uids)))
         for command in (
-            [
-                "score",
-                "pool",
-                "--out",
-                "scores",
-                "--scores",
-                "clip_score",
-                "--batch-size",
-                "16",
-                "--group",
-                "2",
-            ],
+            ["score", "pool", "--out", "scores", "--scores", "clip_score", "--batch-size", "16", "--group", "2"],
             ["select", "scores", *rule, "--out", "subset.npy"],
             ["uids", "union", "subset.npy", "subset.npy", "--multiset", "--out", "twice.npy"],
             [*embed, "--out", "metadata"],
@@ -187,8 +176,7 @@ def test_damage_to_other_outputs_is_named(output, damage, words, work, clipdata)
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["memory://pool/a", "memory://subset.npy/../a", "simplecache::memory://pool/a", "file:///etc/hostname"],
+    "name", ["memory://pool/a", "memory://subset.npy/../a", "simplecache::memory://pool/a", "file:///etc/hostname"]
 )
 def test_no_store_is_asked_because_a_record_names_it(name, work, clipdata, monkeypatch):
     entry = {"name": name, "bytes": 1}
@@ -213,10 +201,7 @@ def test_a_store_that_the_user_names_is_asked(work, clipdata):
     edit(work / "scores/plan.json", lambda plan: plan["options"].update(pool="memory://other"))
     assert "refused: memory://other/" in clipdata("verify", "scores").stdout
     for name in ("/proc/kmsg", "\ud800"):
-        edit(
-            work / "subset.npy.manifest.json",
-            lambda content, name=name: content["inputs"].append({"name": name}),
-        )
+        edit(work / "subset.npy.manifest.json", lambda content, name=name: content["inputs"].append({"name": name}))
         done = clipdata(*command)
         assert done.returncode == 2
         assert f"refused: {printable(name)}: is not a regular file; not opened" in done.stdout

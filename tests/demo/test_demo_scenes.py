@@ -86,14 +86,7 @@ def test_everything_a_caption_says_is_in_the_facts():
 
 @pytest.mark.parametrize(
     "lie",
-    [
-        "a blue car at night",
-        "two red cars",
-        "a big red car",
-        "a red cat",
-        "a red car in winter",
-        "a red car by rain",
-    ],
+    ["a blue car at night", "two red cars", "a big red car", "a red cat", "a red car in winter", "a red car by rain"],
 )
 def test_the_check_finds_lies(lie):
     car = Thing(kind="car", colour="red", size="medium", count=1)

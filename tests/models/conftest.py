@@ -21,8 +21,7 @@ def filled() -> Callable[[CLIPConfig], CLIP]:
         structure, state = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
         rng = np.random.default_rng(0)
         return nnx.merge(
-            structure,
-            jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.3, leaf.shape), leaf.dtype), state),
+            structure, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.3, leaf.shape), leaf.dtype), state)
         )
 
     return fill

@@ -17,13 +17,7 @@ from support.towers import SIGLIP, SMALL, captions, images, jit
 from clipdata_jax.models import CLIP, CLIPConfig, load_clip
 from clipdata_jax.models.transformer import Builder, TransformerBlock
 
-MODELS = [
-    "hf_clip_quickgelu",
-    "hf_clip_gelu_legacy_eos",
-    "hf_siglip",
-    "open_clip_gelu",
-    "open_clip_quickgelu",
-]
+MODELS = ["hf_clip_quickgelu", "hf_clip_gelu_legacy_eos", "hf_siglip", "open_clip_gelu", "open_clip_quickgelu"]
 image_of = jit(CLIP.encode_image, static_argnames="normalize")
 text_of = jit(CLIP.encode_text, static_argnames="normalize")
 

@@ -75,12 +75,7 @@ def test_config_survives_transformers_form():
 
 def test_what_config_json_leaves_out_is_vit_b_32():
     config = config_from_transformers({"model_type": "clip", "text_config_dict": {"num_hidden_layers": 3}})
-    assert (config.vision.width, config.vision.layers, config.vision.heads, config.embed_dim) == (
-        768,
-        12,
-        12,
-        512,
-    )
+    assert (config.vision.width, config.vision.layers, config.vision.heads, config.embed_dim) == (768, 12, 12, 512)
     assert (config.text.width, config.text.layers, config.text.mlp_width) == (512, 3, 2048)
     assert config.text.eos_token_id == 49407
 
@@ -109,11 +104,7 @@ def test_other_configs_are_refused(content: dict, message: str):
         ("text", {"eos_token_id": 2}, "has no field for text.eos_token_id 2"),
         ("text", {"causal": False, "pool": "first"}, "has no field for text.causal False, text.pool 'first'"),
         ("vision", {"layer_scale_init": 0.1}, "has no field for vision.layer_scale_init 0.1"),
-        (
-            "vision",
-            {"pool": "mean", "pre_norm": False},
-            "has no field for vision.pool 'mean', vision.pre_norm False",
-        ),
+        ("vision", {"pool": "mean", "pre_norm": False}, "has no field for vision.pool 'mean', vision.pre_norm False"),
     ],
 )
 def test_what_transformers_form_cant_say_is_named(tower: str, change: dict, message: str):
@@ -150,17 +141,9 @@ def test_open_clips_options_are_read():
         "norm_kwargs": {"eps": 1e-6},
         "timm_model_name": None,
     }
-    text = {
-        "no_causal_mask": True,
-        "pool_type": "last",
-        "act_kwargs": {"approximate": "tanh"},
-        "embed_cls": False,
-    }
+    text = {"no_causal_mask": True, "pool_type": "last", "act_kwargs": {"approximate": "tanh"}, "embed_cls": False}
     config = config_from_open_clip(
-        {
-            **open_clip(vision, text, init_logit_bias=-10, init_logit_scale=2.0),
-            "preprocess_cfg": {"mean": 0.5},
-        }
+        {**open_clip(vision, text, init_logit_bias=-10, init_logit_scale=2.0), "preprocess_cfg": {"mean": 0.5}}
     )
     got = config.vision
     assert (got.pool, got.pre_norm, got.norm_after_pool, got.layer_scale_init) == ("mean", False, True, 0.1)
@@ -174,13 +157,7 @@ def test_open_clips_options_are_read():
 def test_what_open_clips_towers_have_and_these_dont_is_one_error():
     content = open_clip(
         {"timm_model_name": "vit_base_patch16_siglip_224", "layers": [3, 4, 6, 3], "attentional_pool": True},
-        {
-            "hf_model_name": "roberta-base",
-            "embed_cls": True,
-            "pool_type": "none",
-            "proj_bias": True,
-            "rope": 1,
-        },
+        {"hf_model_name": "roberta-base", "embed_cls": True, "pool_type": "none", "proj_bias": True, "rope": 1},
         multimodal_cfg={"width": 768},
     )
     content["model_cfg"]["vision_cfg"]["act_kwargs"] = {"inplace": True}

@@ -90,13 +90,7 @@ def test_siglips_pixels_are_exactly_those_of_transformers(
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     side = {"height": 32, "width": 32}
-    write(
-        tmp_path,
-        image_processor_type="SiglipImageProcessor",
-        size=side,
-        resample=resample,
-        do_convert_rgb=None,
-    )
+    write(tmp_path, image_processor_type="SiglipImageProcessor", size=side, resample=resample, do_convert_rgb=None)
     transform = load_image_transform(tmp_path)
     assert transform == ImageTransform(size=32, fit="squash", interpolation=interpolation)
     theirs = SiglipImageProcessorPil(size=side, resample=resample)

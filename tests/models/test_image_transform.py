@@ -73,10 +73,7 @@ def test_opaque_pixels_are_scaled_whole_then_cut_at_the_centre(sides, mode: str,
     image = Image.fromarray(noise).convert(mode)
     shorter, kernel = min(sides), Image.Resampling.BICUBIC
     width, height = (resize if side == shorter else int(resize * side / shorter) for side in sides)
-    for convention, half in (
-        ("transformers", lambda spare: spare // 2),
-        ("open_clip", lambda s: round(s / 2)),
-    ):
+    for convention, half in (("transformers", lambda spare: spare // 2), ("open_clip", lambda s: round(s / 2))):
         first_rgb = image.convert("RGB") if convention == "transformers" else image
         left, top = half(width - 16), half(height - 16)
         scaled = first_rgb.resize((width, height), kernel).convert("RGB")
@@ -161,16 +158,10 @@ def test_an_open_image_is_left_as_it_is():
     ("data", "message"),
     [
         (b"", r"empty \(0 bytes\)"),
-        (
-            b"<html>not found</html>",
-            r"not an image: 22 bytes starting b'<html>no' are none of \('JPEG', 'PNG'",
-        ),
+        (b"<html>not found</html>", r"not an image: 22 bytes starting b'<html>no' are none of \('JPEG', 'PNG'"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (b"\x89PNG\r\n\x1a\n", "not an image|can't be read"),
-        (
-            encoded(Image.new("RGB", (200, 200), "red"), "JPEG")[:700],
-            "can't be decoded .* truncated or broken",
-        ),
+        (encoded(Image.new("RGB", (200, 200), "red"), "JPEG")[:700], "can't be decoded .* truncated or broken"),
         (encoded(Image.effect_noise((200, 200), 90))[:5000], "can't be decoded .* truncated or broken"),
         (png_header(20, 20), "can't be decoded"),
         (png_header(8000, 8001), r"has 8000 x 8001 pixels, over max_pixels 64,000,000"),

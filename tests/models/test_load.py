@@ -114,8 +114,7 @@ def test_saving_leaves_no_half_written_file(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "table"),
-    [(MODELS[0], CLIP_TABLE), (MODELS[2], SIGLIP_TABLE), ("open_clip_gelu", open_clip_table())],
+    ("name", "table"), [(MODELS[0], CLIP_TABLE), (MODELS[2], SIGLIP_TABLE), ("open_clip_gelu", open_clip_table())]
 )
 def test_the_table_is_the_same_both_ways(name: str, table: tuple, golden: Path):
     file = next((golden / "models" / name).glob("*.safetensors"))
@@ -217,10 +216,7 @@ def test_weights_in_several_files_are_read(folder: Path):
     want, file = parameters(load_clip(folder)), folder / "model.safetensors"
     tensors = sorted(load_file(file).items())
     file.unlink()
-    shards = {
-        "model-00001-of-00002.safetensors": tensors[:9],
-        "model-00002-of-00002.safetensors": tensors[9:],
-    }
+    shards = {"model-00001-of-00002.safetensors": tensors[:9], "model-00002-of-00002.safetensors": tensors[9:]}
     for name, part in shards.items():
         save_file(dict(part), folder / name)
     places = {tensor: name for name, part in shards.items() for tensor, _ in part}

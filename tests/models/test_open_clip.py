@@ -140,10 +140,7 @@ def test_open_clips_other_names_give_the_same_model(folder: Path):
         load_clip(folder)
     shared = ("visual.", "logit_scale")
     renamed = {name if name.startswith(shared) else f"text.{name}": array for name, array in tensors.items()}
-    mask = {
-        "text.attn_mask": np.zeros((12, 12), np.float32),
-        "logit_scale": tensors["logit_scale"].reshape(1),
-    }
+    mask = {"text.attn_mask": np.zeros((12, 12), np.float32), "logit_scale": tensors["logit_scale"].reshape(1)}
     save_file({**renamed, **mask}, weights)
     got = parameters(load_clip(folder))
     assert all((got[path] == array).all() for path, array in parameters(want).items())
@@ -189,8 +186,7 @@ def test_a_fused_tensor_of_another_shape_is_named(folder: Path):
 def test_open_clips_pickles_are_refused_with_the_command_that_converts(folder: Path):
     (folder / OPEN_CLIP[1]).rename(folder / "open_clip_pytorch_model.bin")
     with pytest.raises(
-        InputError,
-        match=r"no open_clip_model\.safetensors, only open_clip_pytorch_model\.bin: .*weights_only=True",
+        InputError, match=r"no open_clip_model\.safetensors, only open_clip_pytorch_model\.bin: .*weights_only=True"
     ):
         load_clip(folder)
 

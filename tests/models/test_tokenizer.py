@@ -141,8 +141,7 @@ def test_bad_captions_are_named_by_their_place(folder: Path):
 def test_missing_and_foreign_files_are_named(folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        InputError,
-        match=r"has no tokenizer; put the model's tokenizer\.json there, or its vocab\.json and merges",
+        InputError, match=r"has no tokenizer; put the model's tokenizer\.json there, or its vocab\.json and merges"
     ):
         load_tokenizer(tmp_path / "empty")
     (folder / "tokenizer_config.json").unlink()

@@ -47,16 +47,8 @@ def test_nearest_targets_are_counted_and_a_union_named_is_left_out():
 
 
 def test_lengths_and_languages_are_of_the_captions_found():
-    samples = [
-        CaptionSample("x", (1, 2, 3, 4)),
-        CaptionSample("y", (9,)),
-        CaptionSample("z", (3,)),
-    ]
-    found = {
-        1: Caption(2, "en"),
-        2: Caption(3, "de"),
-        3: Caption(7, "en"),
-    }
+    samples = [CaptionSample("x", (1, 2, 3, 4)), CaptionSample("y", (9,)), CaptionSample("z", (3,))]
+    found = {1: Caption(2, "en"), 2: Caption(3, "de"), 3: Caption(7, "en")}
     told = describe(samples, found)
     x, y, z = told.facts
     assert (x.captions, x.median, x.mean) == (3, 3, 4)

@@ -184,10 +184,7 @@ def test_without_normsim_the_quadrants_are_clipscore_and_negcliploss():
     del scores["norm_sim_inf_in1k"]
     plan = contents.plan(scores, kept, images=2)
     assert plan.quadrants is not None
-    assert (plan.quadrants.x, plan.quadrants.y) == (
-        "clip_score",
-        "neg_clip_loss",
-    )
+    assert (plan.quadrants.x, plan.quadrants.y) == ("clip_score", "neg_clip_loss")
     alone = contents.plan({"clip_score": scores["clip_score"]}, kept, images=2)
     assert alone.quadrants is None
     assert alone.disagreement is None
@@ -199,13 +196,7 @@ def test_a_column_of_another_length_is_refused():
 
 
 def test_column_names_for_readers():
-    names = [
-        "norm_sim_2_c10",
-        "other_score",
-        "neg_clip_loss_l14_t10_b1024",
-        "norm_sim_inf_in1k",
-        "clip_score",
-    ]
+    names = ["norm_sim_2_c10", "other_score", "neg_clip_loss_l14_t10_b1024", "norm_sim_inf_in1k", "clip_score"]
     assert column_labels.ordered(names) == [names[4], names[2], names[3], names[0], names[1]]
     labels = [column_labels.label(name) for name in column_labels.ordered([*names, "neg_clip_loss_se"])]
     assert labels == [

@@ -104,12 +104,7 @@ def report_page(clipdata, tmp_path, evil: str) -> str:
     (folder / "a.parquet").write_bytes(part)
     for name, rows in (("mine", slice(0, 40, 2)), ("other", slice(0, 20))):
         uids.write_subset(f"{name}.npy", uid[rows])
-    told = {
-        "rule": evil,
-        "steps": [{"rule": evil, "seen": 1, "kept": 1}],
-        "versions": {evil: evil},
-        evil: evil,
-    }
+    told = {"rule": evil, "steps": [{"rule": evil, "seen": 1, "kept": 1}], "versions": {evil: evil}, evil: evil}
     (tmp_path / "mine.npy.manifest.json").write_bytes(records.to_json(told))
     (folder / "manifest.json").write_bytes(records.to_json(told))
     done = clipdata(
@@ -131,12 +126,7 @@ def test_hostile_text_runs_no_script_and_fetches_nothing(clipdata, tmp_path, bro
     assert "default-src 'none'" in policy
     assert "script-src" not in policy
     # All text is escaped, so that the policy isn't needed; and it holds where text is not escaped.
-    seen = browse(
-        {
-            "without policy": page.replace(policy, ""),
-            "unescaped": page.replace("<main>", f"<main>{evil}"),
-        }
-    )
+    seen = browse({"without policy": page.replace(policy, ""), "unescaped": page.replace("<main>", f"<main>{evil}")})
     assert not asked
     for name, shown in seen.items():
         assert "<title>owned" not in shown, name

@@ -61,15 +61,7 @@ def test_percent(share, shown):
 
 @pytest.mark.parametrize(
     ("share", "shown"),
-    [
-        (1e-8, "0.1"),
-        (0.004, "0.4"),
-        (0.0041, "0.5"),
-        (0.0099, "1"),
-        (0.12, "12"),
-        (0.995, "100"),
-        (1.0, "100"),
-    ],
+    [(1e-8, "0.1"), (0.004, "0.4"), (0.0041, "0.5"), (0.0099, "1"), (0.12, "12"), (0.995, "100"), (1.0, "100")],
 )
 def test_top(share, shown):
     assert text.top(share) == f"top {shown}\u202f%"
@@ -102,11 +94,5 @@ def test_decimals_tell_values_apart(spread, places):
 
 def test_sizes_and_counts():
     assert [text.file_size(1_400_000), text.file_size(11_100)] == ["1.4 MB", "12 kB"]
-    assert [text.compact(n) for n in (950, 1200, 200_000, 3e6, 1.28e10)] == [
-        "950",
-        "1.2k",
-        "200k",
-        "3M",
-        "12.8G",
-    ]
+    assert [text.compact(n) for n in (950, 1200, 200_000, 3e6, 1.28e10)] == ["950", "1.2k", "200k", "3M", "12.8G"]
     assert text.count(1234567) == "1,234,567"

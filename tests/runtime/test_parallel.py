@@ -32,11 +32,7 @@ def free_port() -> int:
 def run_two(arguments: list[str], cwd: Path, *, status: int = 0) -> list[str]:
     """Runs a Python program as two processes of one `jax.distributed` run, both to end so; what each printed."""
     port = free_port()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
     command = [sys.executable, "-W", "error", *arguments, *flags, "--process-id"]
     options = {"cwd": cwd, "env": environment, "text": True, "seconds": 240}

@@ -108,9 +108,7 @@ def check_stopped_and_goes_on(process, folder, flags, clipdata):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [IN_ITS_LAST_FILE, AS_IT_IMPORTS, IN_VAIN, IN_JAX],
-    ids=["last file", "import", "swallowed", "jax"],
+    "change", [IN_ITS_LAST_FILE, AS_IT_IMPORTS, IN_VAIN, IN_JAX], ids=["last file", "import", "swallowed", "jax"]
 )
 def test_sigterm_at_any_moment_ends_with_75(tmp_path, flags, clipdata, change):
     with start(tmp_path, change, flags) as process:

@@ -43,12 +43,7 @@ def plain_step(f, mask, c):
     sums = np.stack([f[cluster == j].astype(float).sum(axis=0) for j in range(len(c))])
     norm = np.linalg.norm(sums, axis=1, keepdims=True)
     centroids = np.where(norm > 0, sums / np.where(norm > 0, norm, 1), c)
-    return (
-        np.where(mask, cos.max(axis=1), 0),
-        cluster,
-        centroids,
-        np.bincount(cluster, minlength=len(c) + 1)[:-1],
-    )
+    return (np.where(mask, cos.max(axis=1), 0), cluster, centroids, np.bincount(cluster, minlength=len(c) + 1)[:-1])
 
 
 @pytest.mark.parametrize(
@@ -112,10 +107,7 @@ def test_sums_of_whole_numbers_are_near_the_exact_sum_in_any_order(seed, tiny):
     ("call", "words"),
     [
         (lambda f, c: cj.assign_clusters(f, c[:, 1:]), "dimensions differ"),
-        (
-            lambda f, c: cj.assign_clusters(f[:7], c, mesh=mesh_of(2)),
-            "7 rows don't divide over 2 devices",
-        ),
+        (lambda f, c: cj.assign_clusters(f[:7], c, mesh=mesh_of(2)), "7 rows don't divide over 2 devices"),
         (lambda f, c: cj.lloyd_step(f, np.ones(3, bool), c, mesh=mesh_of(1)), r"mask is bool\[3\]"),
         (lambda f, c: cj.lloyd_step(f, np.ones(8, bool), c[:0], mesh=mesh_of(1)), "empty"),
     ],

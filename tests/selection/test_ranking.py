@@ -13,10 +13,7 @@ small = st.integers(0, 3)
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    rows=st.lists(st.tuples(small, small, small, st.booleans()), min_size=1, max_size=40),
-    count=st.integers(0, 45),
-)
+@given(rows=st.lists(st.tuples(small, small, small, st.booleans()), min_size=1, max_size=40), count=st.integers(0, 45))
 def test_first_is_what_sorting_gives(rows, count):
     a, b, c, among = (np.array(values) for values in zip(*rows, strict=True))
     order = sorted((i for i in range(len(rows)) if among[i]), key=lambda i: (a[i], b[i], c[i], i))

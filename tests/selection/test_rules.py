@@ -52,10 +52,7 @@ leaves = st.one_of(
 rule_st = st.recursive(
     leaves,
     lambda inner: st.builds(
-        lambda kind, a, b: kind(a, b),
-        st.sampled_from([rules.Then, rules.And, rules.Or, rules.Minus]),
-        inner,
-        inner,
+        lambda kind, a, b: kind(a, b), st.sampled_from([rules.Then, rules.And, rules.Or, rules.Minus]), inner, inner
     ),
     max_leaves=6,
 )
@@ -138,14 +135,7 @@ def test_the_order_of_the_rows_changes_nothing(rule, pool, seed):
 
 @pytest.mark.parametrize(
     ("fraction", "rows", "count"),
-    [
-        ("0.29", 100, 29),
-        ("0.58", 100, 58),
-        ("0.57", 100, 57),
-        ("0.3", 1000, 300),
-        ("0.3", 9, 2),
-        ("0.1", 9, 0),
-    ],
+    [("0.29", 100, 29), ("0.58", 100, 58), ("0.57", 100, 57), ("0.3", 1000, 300), ("0.3", 9, 2), ("0.1", 9, 0)],
 )
 def test_a_fraction_is_exact_in_decimals(fraction, rows, count):
     assert int(float("0.29") * 100) == 28  # what binary floats make of it
@@ -235,10 +225,7 @@ def test_uids_take_pairs_whatever_their_scores(tmp_path):
 
 def test_the_reference_selection_is_reproduced(golden):
     with np.load(golden / "reference_scores.npz") as reference:
-        scores = {
-            "neg_clip_loss": reference["tau0.01_negcliploss_float64"],
-            "norm_sim_inf": reference["normsim_inf"],
-        }
+        scores = {"neg_clip_loss": reference["tau0.01_negcliploss_float64"], "norm_sim_inf": reference["normsim_inf"]}
         want = reference["select_0.3_then_0.2"]
     uid = uids.join_halves(np.zeros(1000, np.uint64), np.arange(1000, dtype=np.uint64))
     got = parse("top(neg_clip_loss, 0.3) >> top(norm_sim_inf, 0.2)").keep(scores, uid)

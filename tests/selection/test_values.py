@@ -27,10 +27,7 @@ def test_ranks_are_shares_of_the_pairs_with_a_score():
 
 def test_expressions_count_what_they_can_not_tell():
     uid = np.array([(0, i) for i in range(5)], uids.DTYPE)
-    columns = {
-        "a": np.array([1, np.nan, 0, 3, 1], np.float32),
-        "b": np.array([0, 0, 0, np.inf, 2], np.float32),
-    }
+    columns = {"a": np.array([1, np.nan, 0, 3, 1], np.float32), "b": np.array([0, 0, 0, np.inf, 2], np.float32)}
     with pools.ArrayPool(columns, uid) as pool:
         work = top(column("a") / column("b"), 1).apply(pool)
         assert np.concatenate([mask for _, mask in work]).tolist() == [False] * 4 + [True]

@@ -85,11 +85,7 @@ def test_joined_patterns_are_several(folder):
 
 
 def test_ranges_keep_their_zeros():
-    assert patterns.expand_braces("p/{008..010}/{a,b}.tar")[:3] == [
-        "p/008/a.tar",
-        "p/008/b.tar",
-        "p/009/a.tar",
-    ]
+    assert patterns.expand_braces("p/{008..010}/{a,b}.tar")[:3] == ["p/008/a.tar", "p/008/b.tar", "p/009/a.tar"]
 
 
 def test_the_stat_cache_ends_with_its_last_block():

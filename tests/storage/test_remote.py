@@ -132,10 +132,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(s3, web, monkeypatch, s
 
     write(bytes(64))
     path = {"s3": "s3://pool/f", "web": f"{address}/f"}[store]
-    with (
-        pytest.raises(StorageError, match="was changed while it was read"),
-        storage.open_read(path) as file,
-    ):
+    with pytest.raises(StorageError, match="was changed while it was read"), storage.open_read(path) as file:
         assert file.read(4) == bytes(4)
         write(b"\1" * 64)
         file.read()

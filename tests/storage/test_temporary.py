@@ -115,10 +115,7 @@ def test_scratch_folders_of_killed_processes_are_removed_at_the_next_start(tmp_p
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with storage.scratch("clipdata-") as alive:
         subprocess.run(
-            [sys.executable, "-c", SCRATCH],
-            env={**os.environ, "TMPDIR": str(tmp_path)},
-            timeout=60,
-            check=False,
+            [sys.executable, "-c", SCRATCH], env={**os.environ, "TMPDIR": str(tmp_path)}, timeout=60, check=False
         )
         assert len(os.listdir(tmp_path)) == len(others) + 2
         temporary._sweep_scratch.cache_clear()  # the next start

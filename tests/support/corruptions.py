@@ -41,17 +41,7 @@ COMMANDS = {
     "table": "embed pairs.parquet --model m=model --batch-size 8 --out out",
 }
 _OTHER_PAIRS = ("no-rows", "row-fewer", "row-more", "one-null", "column-null")
-_SKIPPING = (
-    "score",
-    "folders",
-    "npy target",
-    "npz target",
-    "norm-sim-d",
-    "filter",
-    "reshard",
-    "report",
-    "embed",
-)
+_SKIPPING = ("score", "folders", "npy target", "npz target", "norm-sim-d", "filter", "reshard", "report", "embed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +107,7 @@ def make_inputs(folder: Path, run: Callable[[list[str]], object]) -> None:
     np.save(folder / "subset.npy", np.sort(uids.from_hex([*every[::2], *map(_tar_uid, range(0, 15, 2))])))
     (folder / "more.txt").write_text("\n".join(every[:9]) + "\n")
     pq.write_table(
-        pa.table({"uid": every, "extra": random.random(len(every))}),
-        folder / "extra.parquet",
-        write_page_checksum=True,
+        pa.table({"uid": every, "extra": random.random(len(every))}), folder / "extra.parquet", write_page_checksum=True
     )
     np.save(folder / "extra.npy", extra_rows(every))
 
@@ -213,21 +201,13 @@ def _made(
         ("reshard", "subset.npy", damage.npy_damages(np.load(good / "subset.npy"))),
         ("npy columns", "extra.npy", damage.npy_damages(np.load(good / "extra.npy"))),
         ("score", parquet, damage.parquet_damages(pq.read_table(good / parquet), "uid")),
-        (
-            "filter",
-            parquet,
-            damage.parquet_damages(pq.read_table(good / parquet), "clip_b32_similarity_score"),
-        ),
+        ("filter", parquet, damage.parquet_damages(pq.read_table(good / parquet), "clip_b32_similarity_score")),
         (
             "select",
             "scores/00000001.parquet",
             damage.parquet_damages(pq.read_table(good / "scores/00000001.parquet"), "clip_score"),
         ),
-        (
-            "parquet columns",
-            "extra.parquet",
-            damage.parquet_damages(pq.read_table(good / "extra.parquet"), "extra"),
-        ),
+        ("parquet columns", "extra.parquet", damage.parquet_damages(pq.read_table(good / "extra.parquet"), "extra")),
         ("reshard", tar, damage.tar_damages(_members(1))),
         ("report", tar, damage.tar_damages(_members(1))),
         ("embed", tar, damage.tar_damages(_members(1))),
@@ -236,16 +216,8 @@ def _made(
             "model/model.safetensors",
             damage.safetensors_damages((good / "model/model.safetensors").read_bytes()),
         ),
-        (
-            "table",
-            "pairs.parquet",
-            damage.parquet_damages(pq.read_table(good / "pairs.parquet"), "file_name"),
-        ),
-        (
-            "npz target",
-            "target.npz",
-            damage.npz_damages({"b32_img": np.load(good / "target.npz")["b32_img"]}),
-        ),
+        ("table", "pairs.parquet", damage.parquet_damages(pq.read_table(good / "pairs.parquet"), "file_name")),
+        ("npz target", "target.npz", damage.npz_damages({"b32_img": np.load(good / "target.npz")["b32_img"]})),
         ("embed", tar, _with_images(damage.image_bombs(png(5)))),
     ]
     bomb = functools.partial(damage.parquet_bomb, pq.read_table(good / parquet), "uid")

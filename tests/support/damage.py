@@ -305,8 +305,7 @@ def tar_damages(members: list[tuple[str, bytes]]) -> dict[str, bytes]:
         "link-up": also((_special("z.txt", tarfile.SYMTYPE, "../../secret"), b"")),
         "link-itself": also((_special("z.png", tarfile.SYMTYPE, "z.png"), b"")),
         "link-ring": also(
-            (_special("y.png", tarfile.SYMTYPE, "z.png"), b""),
-            (_special("z.png", tarfile.SYMTYPE, "y.png"), b""),
+            (_special("y.png", tarfile.SYMTYPE, "z.png"), b""), (_special("z.png", tarfile.SYMTYPE, "y.png"), b"")
         ),
         "hard-link-out": also((_special("z.png", tarfile.LNKTYPE, "/etc/passwd"), b"")),
         "many-links": also(*((_special(f"z{i}.png", tarfile.LNKTYPE, first), b"") for i in range(300))),

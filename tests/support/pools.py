@@ -36,11 +36,7 @@ def make_pool(
         made["uid"] += uid
         made["img"].append(arrays[f"{tags[0]}_img"])
         made["txt"].append(arrays[f"{tags[0]}_txt"])
-    return {
-        "uid": np.array(made["uid"]),
-        "img": np.concatenate(made["img"]),
-        "txt": np.concatenate(made["txt"]),
-    }
+    return {"uid": np.array(made["uid"]), "img": np.concatenate(made["img"]), "txt": np.concatenate(made["txt"])}
 
 
 def edit_npz(path: Path, **changes: np.ndarray) -> None:

@@ -29,8 +29,7 @@ SIGLIP = CLIPConfig(
 
 # Compiling is what takes time here. Parity is tested with the default options; elsewhere code need not be fast.
 jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
 
 
