@@ -99,12 +99,14 @@ def test_a_target_of_images_is_embedded_once(tmp_path, checkpoint, clipdata):
     (tmp_path / "images").mkdir()
     for seed in range(4):
         (tmp_path / "images" / f"{seed}.jpg").write_bytes(jpeg(seed))
+    (tmp_path / "images" / "notes.txt").write_text("about them")
     assert clipdata("embed", "0.tar", "--model", checkpoint, "--out", "meta").returncode == 0
     flags = ("score", "meta", "--target", "mine=images", "--target-model", checkpoint)
     flags += ("--target-cache", "cache", "--scores", "norm_sim")
     done = clipdata(*flags, "--out", "scores")
     assert done.returncode == 0
     assert "Target mine: images, embeddings in cache/mine-" in done.stdout
+    assert "Passed over 1 file that is not an image: .txt 1" in done.stdout
     (file,) = (tmp_path / "cache").glob("*.npz")
     (found,) = read(tmp_path / "scores", "norm_sim_inf_mine")
     np.testing.assert_allclose(found[:4], 1, atol=2e-3)
