@@ -236,9 +236,10 @@ def _summarise(receipts: list[Receipt]) -> Facts:
 
 def _describe_size(size: dict[str, Any], rows: int) -> str:
     batches = console.counted(size["batches"], "batch")
-    asked = size["batch_size"]
+    asked, (least, most) = size["batch_size"], size["effective"]
+    pairs = f"{most:,}" if least == most else f"{least:,} to {most:,}"
     text = f" (--batch-size {asked:,} is more than the pool has)" if asked > rows else ""
-    return f"{batches} of {size['effective'][1]:,} pairs{text}"
+    return f"{batches} of {pairs} pairs{text}"
 
 
 def _other_temperature(given: Sequence[float], stated: object) -> str:

@@ -246,7 +246,9 @@ class _Embedding:
             if unit.error is not None:
                 raise unit.error
             yield from self._batches(unit.source, shard)
-            if not len(shard):
+            if not len(shard) and not shard.has_bad:
+                shard.skipped = f"{unit.source.path}: holds no samples"  # nothing is lost by going on
+            elif not len(shard):
                 what = "an image" if self._settings.images_only else "an image and a caption"
                 raise InputError(f"{unit.source.path}: holds no sample with {what}")
         except InputError as error:

@@ -82,6 +82,11 @@ class ShardBuilder:
     def __len__(self) -> int:
         return 0 if self.skipped else len(self._samples)
 
+    @property
+    def has_bad(self) -> bool:
+        """Whether a sample was left out."""
+        return bool(self._bad)
+
     def add(self, batch: PendingBatch, embedded: Future[list[Batch]]) -> None:
         """Adds the next samples, whose embeddings may still be computed."""
         self._samples += batch.samples

@@ -60,7 +60,7 @@ def by_rows(function: Callable[..., Any], *arrays: np.ndarray, size: int = _BLOC
 
     devices = jax.local_devices()
     waiting = []
-    for index, start in enumerate(range(0, len(arrays[0]), size)):
+    for index, start in enumerate(range(0, max(1, len(arrays[0])), size)):  # no rows are a block of padding
         block = [parallel.pad_rows(array[start : start + size], size) for array in arrays]
         waiting.append(function(*jax.device_put(block, devices[index % len(devices)])))
         if index >= 2 * len(devices):  # bounds the queue of converted blocks

@@ -176,3 +176,23 @@ def test_a_tar_that_changes_while_it_is_embedded_fails_and_is_done_again(tmp_pat
     assert done.returncode == 0
     assert "Embedded 11 pairs" in done.stdout
     assert clipdata("verify", "out").returncode == 0
+
+
+def test_an_empty_tar_goes_all_the_way_as_a_part_without_pairs(tmp_path, small, clipdata):
+    (tmp_path / "pool").mkdir()
+    for tar, seeds in enumerate([(), range(6), ()]):
+        write_pairs(tmp_path / f"pool/{tar}.tar", seeds)
+    for command in (
+        ("embed", "pool", "--model", small, "--batch-size", 4, "--out", "m"),
+        ("score", "m", "--out", "s", "--division", "shard", "--batch-size", 3),
+        ("select", "s", "--rule", "top(clip_score, 0.5)", "--out", "a.npy"),
+        ("report", "s", "--subset", "a.npy", "--tars", "pool", "--out", "r.html"),
+        ("reshard", "pool", "--subset", "a.npy", "--out", "r"),
+        ("reshard", "pool", "--subset", "a.npy", "--out", "p", "--samples-per-tar", 2),
+    ):
+        done = clipdata(*command)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        if command[0] == "embed":
+            assert "2 tars" in done.stdout
+            assert "pool/0.tar: holds no samples" in done.stdout
+    assert [file.name for file in sorted((tmp_path / "r").glob("*.tar"))] == ["1.tar"]

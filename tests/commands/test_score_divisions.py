@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scores.formulas import neg_clip_loss as formula
 from support.pools import edit_npz, make_pool
@@ -65,7 +67,10 @@ def test_several_temperatures_and_sizes_are_columns_of_one_pass(tmp_path, pool, 
     assert done.returncode == 0, done.stderr
     names = [f"neg_clip_loss_b32_t{t}_b{size}" for t in ("10", "12p5") for size in (20, 40)]
     assert f"Columns of negCLIPLoss: {', '.join(names)}" in done.stdout
-    assert "at temperatures 0.01 and 0.0125, in 12 batches of 23 pairs and in 6 batches of 45 pairs" in done.stdout
+    assert (
+        "at temperatures 0.01 and 0.0125, in 12 batches of 20 to 23 pairs and in 6 batches of 40 to 45 pairs"
+        in done.stdout
+    )
     columns = score_tables.open_tables([str(tmp_path / "out")]).columns
     suffixes = ("", "_se", "_log_sum_text", "_log_sum_image")
     assert set(columns) == {"clip_score", *(name + suffix for name in names for suffix in suffixes)}
@@ -144,6 +149,48 @@ def test_the_division_of_the_paper_cuts_whole_files(tmp_path, clipdata):
     assert np.mean(error[:90] > 0) > 0.5
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["groups"] == {"count": 3, "sizes": [{"batch_size": 40, "batches": 8, "effective": [10, 40]}]}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "flags", "words"),
+    [
+        ((3800, 2200), ("--batch-size", 550, "--group", 1), "in 11 batches of 542 to 550 pairs:"),
+        ((1500, 1200, 2000, 1300), ("--division", "shard"), "in 4 batches of 1,200 to 2,000 pairs (--batch-size"),
+        ((30, 30), ("--batch-size", 30, "--group", 1), "in 2 batches of 30 pairs:"),
+    ],
+)
+def test_the_summary_says_the_smallest_and_the_largest_batch(tmp_path, clipdata, sizes, flags, words):
+    make_pool(tmp_path / "pool", sizes, dim=8)
+    done = clipdata("score", "pool", "--out", "s", "--scores", "clip_score", *flags)
+    assert words in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("division", ["group", "shard"])
+def test_files_without_rows_are_parts_without_rows_for_every_command(tmp_path, clipdata, division):
+    sizes = [0, 4, 0, 40, 0]
+    pool = make_pool(tmp_path / "pool", sizes)
+    for path in (tmp_path / "pool").glob("*.parquet"):
+        table = pq.read_table(path)
+        scores = pa.array(np.zeros(len(table), np.float32))
+        pq.write_table(table.append_column("clip_b32_similarity_score", scores), path)
+    np.save(tmp_path / "t.npy", pool["img"][:3])
+    flags = ("--batch-size", 10, "--group", 1, "--division", division, "--target", "t=t.npy", "--p", "inf", 2)
+    select = ("select", "s", "--rule", "top(neg_clip_loss, 0.5)", "--out", "a.npy")
+    filtered = ("filter", "pool", "--preset", "clip_score", "--arch", "b32", "--fraction", 0.5, "--out", "f.npy")
+    for command in (
+        ("score", "pool", "--out", "s", *flags, "--nearest"),
+        select,
+        filtered,
+        ("norm-sim-d", "pool", "--fraction", 0.5, "--steps", 3, "--out", "n.npy"),
+        ("report", "s", "--subset", "a.npy", "--out", "r.html"),
+        ("verify", "s", "a.npy", "f.npy", "n.npy"),
+    ):
+        done = clipdata(*command)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    parts = [pq.read_table(path) for path in sorted((tmp_path / "s").glob("*.parquet"))]
+    assert [len(part) for part in parts] == sizes
+    assert len({str(part.schema) for part in parts}) == 1
+    assert not np.isnan(read(tmp_path / "s", "neg_clip_loss")["neg_clip_loss"]).any()
 
 
 def test_the_paper_code_s_numbers_come_of_its_permutations(golden):
