@@ -29,8 +29,9 @@ class Decoded:
       captions: "captions" of the `.json`, else the one caption; () if not needed.
       label: the `.cls` as text, None where there is none.
       pixels: uint8, what each transform made of the image.
-      width: of the image as stored, in pixels.
-      height: of the image as stored, in pixels.
+      width: "original_width" of the `.json` where it has both sizes, else of the image as stored, in pixels.
+      height: likewise.
+      url: "url" of the `.json`, None where there is none.
     """
 
     tar: str
@@ -42,6 +43,7 @@ class Decoded:
     pixels: tuple[np.ndarray, ...]
     width: int
     height: int
+    url: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +138,21 @@ def _decode(
         if advice:
             raise InputError(f"not an image but {kind}; {advice}")
         with open_image(data) as image:
-            width, height = image.size
+            width, height = _original_size(fields) or image.size
             pixels = tuple(transform(image) for transform in transforms)
+        url = fields.get("url") if isinstance(fields.get("url"), str) else None
         label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
     except InputError as error:
         return Bad(path, sample.key, str(error), isinstance(error, _MissingError) and bool(sample.names))
-    return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height)
+    return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height, url)
+
+
+def _original_size(fields: dict[str, Any]) -> tuple[int, int] | None:
+    """The image's width and height before a downloader shrank it; None if its `.json` doesn't say."""
+    width: Any = fields.get("original_width")
+    height: Any = fields.get("original_height")
+    good = all(type(side) is int and 0 < side < 1 << 31 for side in (width, height))
+    return (width, height) if good else None
 
 
 def _captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str, tuple[str, ...]]:

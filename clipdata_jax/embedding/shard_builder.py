@@ -6,7 +6,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from jaxtyping import Float16, Float32, UInt8
 from clipdata_jax.embedding.samples import Bad, Decoded
 from clipdata_jax.formats import arrays, tars, uids
 from clipdata_jax.formats.sources import Source
+
+# uid, key, caption, width, height, url
+_Row: TypeAlias = tuple[str, str, str, int, int, str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,7 @@ class PendingBatch:
     def __init__(self, rows: int) -> None:
         self._rows = rows
         self._pixels: list[UInt8[np.ndarray, "rows height width 3"]] = []
-        self.samples: list[tuple[str, str, str, int, int]] = []
-        """uid, key, caption, width, height."""
+        self.samples: list[_Row] = []
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -49,7 +51,7 @@ class PendingBatch:
             self._pixels = [np.empty((self._rows, *one.shape), one.dtype) for one in sample.pixels]
         for array, one in zip(self._pixels, sample.pixels, strict=True):
             array[len(self)] = one
-        self.samples.append((sample.uid, sample.key, sample.caption, sample.width, sample.height))
+        self.samples.append((sample.uid, sample.key, sample.caption, sample.width, sample.height, sample.url))
 
     def pixels(self, transform: int) -> UInt8[np.ndarray, "n height width 3"]:
         """The images as one transform returned them."""
@@ -57,7 +59,7 @@ class PendingBatch:
 
     def captions(self) -> list[str]:
         """The captions, in order."""
-        return [caption for _, _, caption, _, _ in self.samples]
+        return [row[2] for row in self.samples]
 
 
 class ShardBuilder:
@@ -71,7 +73,7 @@ class ShardBuilder:
 
     def __init__(self, source: Source, tags: Sequence[str], *, with_texts: bool) -> None:
         self._source, self._tags, self._with_texts = source, tags, with_texts
-        self._samples: list[tuple[str, str, str, int, int]] = []
+        self._samples: list[_Row] = []
         self._batches: list[Future[list[Batch]]] = []
         self._bad: list[Bad] = []
         self.skipped = ""
@@ -106,11 +108,11 @@ class ShardBuilder:
 
     def parquet(self) -> bytes:
         """The metadata: DataComp's columns, plus tar and key, by which `report` finds the images."""
-        uid, key, caption, width, height = zip(*self._samples, strict=True)
+        uid, key, caption, width, height, url = zip(*self._samples, strict=True)
         table = {
             "uid": pa.array(uid, pa.string()),
             "text": pa.array(caption if self._with_texts else [None] * len(uid), pa.string()),
-            "url": pa.nulls(len(uid), pa.string()),
+            "url": pa.array([None if one is None else _as_text(one) for one in url], pa.string()),
             "original_width": pa.array(width, pa.int64()),
             "original_height": pa.array(height, pa.int64()),
             "tar": pa.array([_as_text(tars.uid_name(self._source.path))] * len(uid), pa.string()),

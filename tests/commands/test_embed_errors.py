@@ -5,14 +5,15 @@ import os
 import signal
 import threading
 
+import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import make_checkpoint
-from support.images import write_pairs
+from support.images import jpeg, write_pairs
 
 from clipdata_jax import storage
 from clipdata_jax.embedding import embedder, encoder
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import arrays
+from clipdata_jax.formats import arrays, tars
 from clipdata_jax.runtime import console
 from clipdata_jax.storage import paths
 
@@ -196,3 +197,20 @@ def test_an_empty_tar_goes_all_the_way_as_a_part_without_pairs(tmp_path, small, 
             assert "2 tars" in done.stdout
             assert "pool/0.tar: holds no samples" in done.stdout
     assert [file.name for file in sorted((tmp_path / "r").glob("*.tar"))] == ["1.tar"]
+
+
+def test_url_and_original_size_come_from_the_json_where_it_has_them(tmp_path, small, clipdata):
+    jsons = [
+        {"url": "http://a/0.jpg", "original_width": 1200, "original_height": 800, "width": 50},
+        {"url": None, "original_width": 1200, "original_height": None},
+        {"original_width": "1200", "original_height": -1, "url": 5},
+    ]
+    members = []
+    for key, fields in enumerate([*jsons, {}]):
+        members += [(f"{key}.jpg", jpeg(key)), (f"{key}.txt", b"a"), (f"{key}.json", json.dumps(fields).encode())]
+    tars.write_tar(str(tmp_path / "0.tar"), members)
+    done = clipdata("embed", "0.tar", "--model", small, "--batch-size", 4, "--out", "m")
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(tmp_path / "m/0.parquet").to_pydict()
+    assert table["url"] == ["http://a/0.jpg", None, None, None]
+    assert list(zip(table["original_width"], table["original_height"], strict=True)) == [(1200, 800), *[(50, 40)] * 3]
