@@ -76,7 +76,7 @@ def run(options: config.Select) -> SelectSummary:
     inputs = _open(options)
     if options.out is None or options.explain:
         summary = _select(inputs, options, None)
-        print(_text(summary, None))
+        print(_text(summary, None, inputs))
         return summary
     rule = str(inputs.rule)  # however it was spaced
     plan = manifest.describe("select", dataclasses.replace(options, rule=rule), rule=rule)
@@ -86,7 +86,7 @@ def run(options: config.Select) -> SelectSummary:
         summary = _select(inputs, options, options.out)
     facts = {**dataclasses.asdict(summary), "repeats": summary.kept - summary.uids}
     manifest.write_beside(options.out, plan, {"inputs": entries.result(), **facts})
-    print(_text(summary, options.out))
+    print(_text(summary, options.out, inputs))
     return summary
 
 
@@ -136,10 +136,14 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectS
         return dataclasses.replace(summary, uids=uid_files.write(out, sorter.blocks()))
 
 
-def _text(summary: SelectSummary, out: str | None) -> str:
+def _text(summary: SelectSummary, out: str | None, inputs: _Inputs) -> str:
     share = console.percent(summary.kept / summary.pairs)
     where = "nothing is written" if out is None else out
     lines = [f"kept {summary.kept:,} of {summary.pairs:,} pairs ({share}): {where}", _table(summary)]
+    for source in inputs.sources:
+        if source.renamed:
+            renamed = ", ".join(f"{before!r} as {name}" for name, before in source.renamed.items())
+            lines.append(f"{source.path}: columns renamed for rules: {renamed}")
     for path, counts in summary.joined.items():
         if counts["not_in_the_pool"]:
             lines.append(

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from clipdata_jax import storage
+from clipdata_jax.config.base import as_identifier
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, parquet, uids
 from clipdata_jax.runtime import threads
@@ -58,12 +59,14 @@ class ColumnFile:
     Attributes:
       path: a parquet file, a folder of them, or a .npy file.
       parts: the files.
-      names: the numeric columns of a parquet file; the single column of a .npy file is named after it.
+      names: the numeric columns of a parquet file, as identifiers; the single column of a .npy file is named after it.
+      renamed: the name in the file of each column that is named otherwise here.
     """
 
     path: str
     parts: tuple[str, ...]
     names: tuple[str, ...]
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, names: Sequence[str]) -> ExternalColumns:
         """Reads some of the columns.
@@ -72,7 +75,7 @@ class ColumnFile:
           InputError: the file can't be read, or a uid is invalid or occurs twice.
         """
         read = _read_npy if self.path.endswith(".npy") else _read_parquet
-        each = functools.partial(read, names=names)
+        each = functools.partial(read, names={name: self.renamed.get(name, name) for name in names})
         found = list(threads.prefetch(each, self.parts, threads=storage.Folder(self.path).threads))
         uid = np.concatenate([part[0] for part in found])
         return ExternalColumns(
@@ -98,8 +101,10 @@ def open_columns(paths: Sequence[str]) -> tuple[ColumnFile, ...]:
         parts = tuple(at.files(".parquet")) if at.is_folder() else (path,)
         if not parts:
             raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column uid")
-        names = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts)
-        sources.append(ColumnFile(path, parts, names))
+        given = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts)
+        names = _as_identifiers(path, given)
+        renamed = {name: before for name, before in names.items() if name != before}
+        sources.append(ColumnFile(path, parts, tuple(names), renamed))
     return tuple(sources)
 
 
@@ -121,6 +126,17 @@ def check_shared_names(sources: Sequence[ColumnFile], taken: Collection[str], na
             raise InputError(f"column {name!r} is in {' and in '.join(holders)}; rename it in all but one")
 
 
+def _as_identifiers(path: str, given: Sequence[str]) -> dict[str, str]:
+    """Names columns as rules can: identifier -> name in the file, "vit_b_32" -> "vit-b-32"."""
+    names: dict[str, str] = {}
+    for before in given:
+        name = before if before.isidentifier() else as_identifier(before)
+        if name in names:
+            raise InputError(f"{path}: columns {names[name]!r} and {before!r} would both be named {name}; rename one")
+        names[name] = before
+    return names
+
+
 def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     names: tuple[str, ...] = ()
     footer = functools.partial(parquet.rows_and_types, advice="--columns takes parquet and npy")
@@ -130,10 +146,9 @@ def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
             raise InputError(
                 f"{path}: has no column uid, nor uid_hi and uid_lo, to join its rows by; it has {', '.join(types)}"
             )
-        numbers = [name for name, kind in types.items() if parquet.is_number(kind) and name not in uids.HALVES]
-        here = tuple(name for name in numbers if name.isidentifier())
+        here = tuple(name for name, kind in types.items() if parquet.is_number(kind) and name not in uids.HALVES)
         if not here:
-            raise InputError(f"{path}: has no numeric column whose name is a plain word")
+            raise InputError(f"{path}: has no numeric column; it has {', '.join(types)}")
         if names and here != names:
             raise InputError(
                 f"{path}: its numeric columns are {', '.join(here)}, those of the files before it {', '.join(names)}"
@@ -142,23 +157,21 @@ def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _read_parquet(path: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _read_parquet(path: str, names: Mapping[str, str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     there = parquet.rows_and_types(path)[1]
     uid_columns = uids.HALVES if set(uids.HALVES) <= set(there) else ("uid",)
-    table = parquet.read(path, [*uid_columns, *names])
-    parquet.check_numbers(path, table, names)
-    return uids.from_table(table, path), {name: table[name].to_numpy() for name in names}
+    table = parquet.read(path, [*uid_columns, *names.values()])
+    parquet.check_numbers(path, table, list(names.values()))
+    return uids.from_table(table, path), {name: table[before].to_numpy() for name, before in names.items()}
 
 
 def _npy_names(path: str) -> tuple[str, ...]:
     stem = os.path.basename(path).removesuffix(".npy")
-    if not stem.isidentifier():
-        raise InputError(f"{path}: its column would be named {stem!r}; rename the file to a plain word")
     _load_npy(path)
     return (stem,)
 
 
-def _read_npy(path: str, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _read_npy(path: str, names: Mapping[str, str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     array = _load_npy(path)
     high, low, score = array.dtype.names or ()
     return uids.join_halves(array[high], array[low]), dict.fromkeys(names, array[score])

@@ -222,6 +222,21 @@ def test_columns_of_others_join_by_uid(tmp_path, clipdata):
     assert refused(again, "the results of another run (options.columns was")
 
 
+def test_columns_of_others_are_renamed_to_identifiers_and_that_is_said(tmp_path, clipdata):
+    uid, _ = make_table(tmp_path / "scores")
+    score = np.random.default_rng(1).normal(size=100).astype(np.float32)
+    table = pa.table({"uid": uids.to_hex(uid), "vit-b-32": score, "2x": -score})
+    pq.write_table(table, tmp_path / "t.parquet")
+    flags = ("select", "scores", "--columns", "t.parquet", "--out", "s.npy", "--rule")
+    done = clipdata(*flags, "top(vit_b_32 - _2x, 0.3)")
+    assert done.returncode == 0, done.stderr
+    assert "t.parquet: columns renamed for rules: 'vit-b-32' as vit_b_32, '2x' as _2x" in done.stdout
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), np.sort(uid[np.argsort(-score)[:30]]))
+    pq.write_table(table.append_column("vit_b_32", table["2x"]), tmp_path / "t.parquet")
+    done = clipdata(*flags, "top(vit_b_32, 0.3)")
+    assert refused(done, "t.parquet: columns 'vit-b-32' and 'vit_b_32' would both be named vit_b_32; rename one")
+
+
 @pytest.mark.parametrize(
     "rule",
     [

@@ -77,11 +77,13 @@ def test_bad_npy_columns_are_refused(tmp_path):
     for name, array, words in (
         ("x", np.zeros(3, "u8,u8"), "expected uids and scores of dtype u8,u8,f4"),
         ("x", np.zeros(3), "holds float64"),
-        ("x-y", np.zeros(3, "u8,u8,f4"), "would be named 'x-y'; rename the file"),
     ):
         np.save(tmp_path / f"{name}.npy", array)
         with pytest.raises(InputError, match=words):
             external_columns.open_columns([str(tmp_path / f"{name}.npy")])
+    np.save(tmp_path / "x-y.npy", np.zeros(3, "u8,u8,f4"))
+    (file,) = external_columns.open_columns([str(tmp_path / "x-y.npy")])
+    assert (file.names, dict(file.renamed)) == (("x_y",), {"x_y": "x-y"})
     (tmp_path / "x.npy").write_bytes(b"no")
     with pytest.raises(InputError, match=r"is a text file, not a \.npy array"):
         external_columns.open_columns([str(tmp_path / "x.npy")])
