@@ -107,7 +107,7 @@ def test_several_processes_write_the_same_bytes(tmp_path, pool, clipdata):
             assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
     done = clipdata(*REPACK[:4], "--processes", 2, "--out", "stopped")
     assert done.returncode == 2
-    assert re.search(r"00[35]\.tar: damaged or not a tar", done.stderr)  # whichever is reached first
+    assert re.search(r"00[35]\.tar: is a text file, not a tar file", done.stderr)  # whichever is reached first
 
 
 def test_the_other_processes_take_what_this_one_leaves(tmp_path, pool, clipdata, monkeypatch):
@@ -123,7 +123,7 @@ def test_the_other_processes_take_what_this_one_leaves(tmp_path, pool, clipdata,
         assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
 
     (pool / "003.tar").write_bytes(b"no tar")
-    with pytest.raises(InputError, match=r"003\.tar: damaged or not a tar"):
+    with pytest.raises(InputError, match=r"003\.tar: is a text file, not a tar file"):
         reshard.run(dataclasses.replace(options, out="three"))
 
     def kill(*_):

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 # Runs the command with something in it replaced; `pause()` prints a line and sleeps.
 PROGRAM = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs, which the tests may be, ignore it
 def pause(*_):
     print("there", flush=True)
     time.sleep(1000)
