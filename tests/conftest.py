@@ -17,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Processes that tests start share what was compiled; most of their time goes there.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# They compile the package once, not each anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import jaxtyping
 import pytest
