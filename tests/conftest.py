@@ -30,6 +30,8 @@ jaxtyping.install_import_hook(
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+# jax writes the cache in place: of two processes one may find an entry half written, and compiles it itself.
+HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry"
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def clipdata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
             return _run_here(command)
         flags = {} if devices is None else {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "clipdata_jax", *command],
+            [sys.executable, "-W", "error", "-W", HALF_WRITTEN, "-m", "clipdata_jax", *command],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), **flags, **environment},
             capture_output=True,

@@ -48,7 +48,8 @@ def test_passes_are_prefetched_and_may_end_anywhere():
         read_ahead(30)
     assert read_ahead(31) == 100
     read_ahead.close()
-    assert 20 + 32 <= len(begun) <= 23 + 37  # none twice in a pass, but those behind an error
+    # Three are begun ahead of a pass that ends, and again behind the error: none is read twice otherwise.
+    assert 20 + 32 <= len(begun) <= 23 + 34 + 4
 
 
 def test_scattered_numbers_prefetch_nothing():
