@@ -222,7 +222,7 @@ def _images(folder: str, images_only: bool, passed_over: Counter[str]) -> tuple[
 def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], Counter[str]]:
     """The names of a folder's images, sorted, and the number of its other files by ending.
 
-    A file that is named as an image counts as one, so that a broken one is an error; others are told by their first
+    A file that is named as an image counts as one, so that a broken one is an error; others are judged by their first
     bytes.
     """
     images, unknown = [], []

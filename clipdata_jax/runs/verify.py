@@ -155,7 +155,7 @@ def read_folder(run: CheckedRun) -> None:
     """Reads the records of a folder that a command filled, or fills.
 
     Raises:
-      InputError: there is no plan, or it can't be read: this is not a run.
+      InputError: its plan is missing or can't be read, so it is not a run's folder.
     """
     path, listed = storage.join(run.path, storage.PLAN), storage.Folder(run.path).sizes()
     plan = records.read(RunPlan, path)
