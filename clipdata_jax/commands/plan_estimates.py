@@ -15,8 +15,11 @@ from clipdata_jax import config, storage
 from clipdata_jax.commands import norm_sim_d, score, train
 from clipdata_jax.embedding import single_file
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import arrays, external_columns, metadata, score_tables, sources, tars, uids
+from clipdata_jax.formats import arrays, external_columns, metadata, score_tables, tars, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, open_pool
+from clipdata_jax.formats.sources import discovery
+from clipdata_jax.formats.sources.image_folders import ImageFolder
+from clipdata_jax.formats.sources.source import RowRange, Source, TarSource
 from clipdata_jax.runtime import threads
 from clipdata_jax.runtime.console import counted
 from clipdata_jax.scoring import target_sets, units
@@ -104,10 +107,10 @@ def _bytes(paths: Iterable[str]) -> int:
     return sum(storage.size(path) for path in set(paths))
 
 
-def _samples(found: Sequence[sources.Source]) -> tuple[list[int], float]:
+def _samples(found: Sequence[Source]) -> tuple[list[int], float]:
     """The samples in each source, and the bytes of one; of tars estimates, by the first samples of up to three."""
-    in_tars = [source for source in found if isinstance(source, sources.TarSource)]
-    others = [source for source in found if not isinstance(source, sources.TarSource)]
+    in_tars = [source for source in found if isinstance(source, TarSource)]
+    others = [source for source in found if not isinstance(source, TarSource)]
     count = weight = 0
     sizes: list[int] = []
     for source in in_tars[:: max(1, len(in_tars) // 3)][:3]:
@@ -118,10 +121,10 @@ def _samples(found: Sequence[sources.Source]) -> tuple[list[int], float]:
     if found and not sizes:
         raise InputError(f"{found[0].path}: holds no sample, nor do others that were looked into")
 
-    def samples_in(source: sources.Source) -> int:
-        if isinstance(source, sources.RowRange):
+    def samples_in(source: Source) -> int:
+        if isinstance(source, RowRange):
             return source.stop - source.start
-        is_folder = isinstance(source, sources.ImageFolder)
+        is_folder = isinstance(source, ImageFolder)
         return len(source.image_files()) if is_folder else round(_bytes(source.inputs) * count / max(weight, 1))
 
     return list(map(samples_in, found)), sum(sizes) / max(len(sizes), 1)
@@ -134,8 +137,8 @@ def _size(sample: tars.RawSample) -> int:
     return sum(512 * (1 + -(-len(data) // 512)) for data in sample.members.values())
 
 
-def _tars(patterns: Sequence[str]) -> list[sources.TarSource]:
-    return [sources.TarSource(path) for path in (tars.find_tars(patterns) if patterns else ())]
+def _tars(patterns: Sequence[str]) -> list[TarSource]:
+    return [TarSource(path) for path in (tars.find_tars(patterns) if patterns else ())]
 
 
 def _model(folder: str) -> tuple[int, int, int]:
@@ -156,7 +159,7 @@ def _model(folder: str) -> tuple[int, int, int]:
 
 def _embed(options: config.Embed) -> Estimate:
     named = {name: getattr(options, name) for name in ("images_only", "image_column", "caption_column")}
-    found = list(sources.find_sources(options.sources, **named).units.values())
+    found = list(discovery.find_sources(options.sources, **named).units.values())
     rows, stored = _samples(found)
     dims, sizes, weights = zip(*map(_model, options.models().values()), strict=True)
     row = 2 * (1 if options.images_only else 2) * sum(dims)

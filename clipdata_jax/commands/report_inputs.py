@@ -11,8 +11,10 @@ import numpy as np
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.filters.languages import Languages
-from clipdata_jax.formats import score_tables, sources, tars, uids
+from clipdata_jax.formats import score_tables, tars, uids
 from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, json_fields, sample_uid
+from clipdata_jax.formats.sources import discovery
+from clipdata_jax.formats.sources.source import RowRange
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.report.caption_statistics import Caption
 from clipdata_jax.runs import manifest
@@ -207,12 +209,12 @@ def _numbers(table: score_tables.ScoreTable, column: str, rows: Collection[int])
 
 def _images(path: str, wanted: Collection[int]) -> tuple[dict[int, thumbnails.Thumbnail | str], int]:
     """Thumbnails of some images by their number, in the order of `embed`, and the number of all images."""
-    units = sources.find_sources([path], images_only=True).units.values()
+    units = discovery.find_sources([path], images_only=True).units.values()
     found: dict[int, thumbnails.Thumbnail | str] = {}
     start = 0
     with console.bar(total=len(units), unit="part", name="targets") as bar:
         for source in units:
-            if isinstance(source, sources.RowRange) and not any(
+            if isinstance(source, RowRange) and not any(
                 start <= number < start + source.stop - source.start for number in wanted
             ):
                 start += source.stop - source.start  # reading them would be all the work

@@ -23,7 +23,8 @@ from clipdata_jax.embedding.inputs import FetchedUnit, prefetch
 from clipdata_jax.embedding.samples import Bad, decoded_samples
 from clipdata_jax.embedding.shard_builder import Batch, PendingBatch, ShardBuilder
 from clipdata_jax.errors import InputError, OnBad, StoppedEarly
-from clipdata_jax.formats import sources
+from clipdata_jax.formats.sources import discovery
+from clipdata_jax.formats.sources.source import Source
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import Facts, Manifest, Receipt
@@ -39,7 +40,7 @@ class EmbedSettings:
 
     Attributes:
       images_only: whether captions are left out.
-      image_column: of tables; see `sources.find_sources`.
+      image_column: of tables; see `discovery.find_sources`.
       caption_column: likewise.
       batch_size: images per device and step.
       dtype: of the computation.
@@ -82,7 +83,7 @@ def embed(
     """Embeds images and captions with one or more models.
 
     Args:
-      patterns: where the samples are; see `sources.find_sources`.
+      patterns: where the samples are; see `discovery.find_sources`.
       checkpoints: tag -> folder of a CLIP or SigLIP checkpoint.
       out: folder of the metadata shards, or a single .npz or .npy file for images without captions.
       settings: how to embed.
@@ -98,7 +99,7 @@ def embed(
       StoppedEarly: units are left after `stop_after` of them.
     """
     columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
-    found = sources.find_sources(patterns, images_only=settings.images_only, **columns)
+    found = discovery.find_sources(patterns, images_only=settings.images_only, **columns)
     models = [_Model(tag, checkpoint, settings) for tag, checkpoint in checkpoints.items()]
     plan = manifest.describe(
         "embed",
@@ -199,7 +200,7 @@ class _Embedding:
         self._waiting: collections.deque[Future[list[Batch]]] = collections.deque()
         self._writing: collections.deque[Future[None]] = collections.deque()
 
-    def run(self, units: dict[str, sources.Source]) -> None:
+    def run(self, units: dict[str, Source]) -> None:
         """Embeds units in order; those finished before an error are kept."""
         self._bar = console.bar(total=None, unit=" images", name="embed")
         ahead = prefetch(units)
@@ -256,7 +257,7 @@ class _Embedding:
                 raise
             shard.skipped = str(error)
 
-    def _batches(self, source: sources.Source, shard: ShardBuilder) -> Iterator[PendingBatch]:
+    def _batches(self, source: Source, shard: ShardBuilder) -> Iterator[PendingBatch]:
         """The good samples in batches; the shard records the others."""
         samples = decoded_samples(
             source.samples(),

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats.sources import Source
+from clipdata_jax.formats.sources.source import Source
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import threads

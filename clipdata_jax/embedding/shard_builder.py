@@ -15,7 +15,7 @@ from jaxtyping import Float16, Float32, UInt8
 
 from clipdata_jax.embedding.samples import Bad, Decoded
 from clipdata_jax.formats import arrays, tars, uids
-from clipdata_jax.formats.sources import Source
+from clipdata_jax.formats.sources.source import Source
 
 # uid, key, caption, width, height, url
 _Row: TypeAlias = tuple[str, str, str, int, int, str | None]

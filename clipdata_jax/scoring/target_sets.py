@@ -14,8 +14,8 @@ from clipdata_jax import storage
 from clipdata_jax.config import NormSim
 from clipdata_jax.embedding import embedder
 from clipdata_jax.errors import InputError, OnBad
-from clipdata_jax.formats import sources
 from clipdata_jax.formats.embedding_shards import read_target
+from clipdata_jax.formats.sources import discovery
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 
@@ -67,7 +67,7 @@ class TargetSets:
 
     def _embed(self, name: str, path: str) -> str:
         """The file with the embeddings of a target's images, made now unless it is in the cache."""
-        found = sources.find_sources([path], images_only=True)
+        found = discovery.find_sources([path], images_only=True)
         checkpoint, target = self.settings.target_model, f"--target {name}={path}"
         if checkpoint is None:
             raise InputError(
@@ -119,14 +119,14 @@ def is_embedded(path: str) -> bool:
     return at.is_folder() and bool(at.files(".npz"))
 
 
-def _key(found: sources.Sources, digest: str, tag: str, cache: str) -> str:
+def _key(found: discovery.Sources, digest: str, tag: str, cache: str) -> str:
     """Identifies embeddings by the images' bytes and order, the model, and the software and hardware."""
     made_with = manifest.describe("embed", embedder.EmbedSettings(), devices=True)
     content = [digest, tag, made_with.facts["versions"], made_with.facts["hardware"], _content(found, cache)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _content(found: sources.Sources, cache: str) -> str:
+def _content(found: discovery.Sources, cache: str) -> str:
     """A digest of the images, wherever they lie; computed once for files that don't change."""
     by_unit = [unit.image_files() for unit in found.units.values()]
     paths = [path for of_unit in by_unit for path in of_unit if storage.exists(path)]

@@ -14,7 +14,7 @@ from support.checkpoints import CAPTIONS, make_checkpoint
 from support.images import jpeg, write_pairs
 from support.tfds_images import prepare
 
-from clipdata_jax.formats import sources
+from clipdata_jax.formats.sources import discovery
 
 ROOT = Path(__file__).parents[2]
 # Ends the process, without a word, where its second unit is to be written.
@@ -114,9 +114,9 @@ def test_a_tfds_split_becomes_a_target_of_one_file(tmp_path, small, clipdata, mo
     images = [jpeg(seed) for seed in range(7)]
     prepare(tmp_path / "tfds", [(image, None, 0) for image in images])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(sources, "ROWS", 3)  # three units, gathered
+    monkeypatch.setattr("clipdata_jax.formats.sources.source.ROWS", 3)  # three units, gathered
     (tmp_path / "images").mkdir()
-    for source in sources.find_sources(["tfds:tiny_images/train"], images_only=True).units.values():
+    for source in discovery.find_sources(["tfds:tiny_images/train"], images_only=True).units.values():
         for sample in source.samples():
             (tmp_path / "images" / f"{sample.key}.jpg").write_bytes(sample.image())
     flags = ("--images-only", "--model", f"tiny={small}", "--batch-size", 4)

@@ -10,7 +10,8 @@ from PIL import Image
 from support.tfds_images import prepare
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import sources, tars
+from clipdata_jax.formats import tars
+from clipdata_jax.formats.sources import discovery
 
 
 def png(shade=0):
@@ -20,7 +21,7 @@ def png(shade=0):
 
 
 def find(*patterns, images_only=False, **columns):
-    return sources.find_sources([str(pattern) for pattern in patterns], images_only=images_only, **columns)
+    return discovery.find_sources([str(pattern) for pattern in patterns], images_only=images_only, **columns)
 
 
 def read(found):
@@ -90,7 +91,7 @@ def test_bad_tables_are_refused(tmp_path, content, columns, words):
 
 
 def test_a_folder_of_images_is_cut_into_units(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS", 2)
+    monkeypatch.setattr("clipdata_jax.formats.sources.source.ROWS", 2)
     (tmp_path / "p" / "inner").mkdir(parents=True)
     for name in ("b.png", "inner/a.JPG", "c.webp", "._b.png", "notes.txt"):
         (tmp_path / "p" / name).write_bytes(name.encode())
@@ -107,7 +108,7 @@ def test_a_folder_of_images_is_cut_into_units(tmp_path, monkeypatch):
 
 
 def test_unit_names_are_unique(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS", 1)
+    monkeypatch.setattr("clipdata_jax.formats.sources.source.ROWS", 1)
     (tmp_path / "p").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "p" / name).write_bytes(png())

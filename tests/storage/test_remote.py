@@ -13,7 +13,8 @@ from support import stores
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
-from clipdata_jax.formats import sources, tars
+from clipdata_jax.formats import tars
+from clipdata_jax.formats.sources import discovery
 from clipdata_jax.storage import location, remote_files, retries
 
 KINDS = ("500", "503", "reset", "cut", "short", "slow")
@@ -216,7 +217,7 @@ def test_tars_are_found_in_few_requests(s3, pattern, requests):
     for number in range(10):
         storage.write_bytes(f"s3://pool/tars/{number}.tar", bytes(number))
     s3.reset()
-    found = sources.find_sources([f"s3://pool/{pattern}"], images_only=False)
+    found = discovery.find_sources([f"s3://pool/{pattern}"], images_only=False)
     assert [source.inputs for source in found.units.values()] == [
         (f"s3://pool/tars/{number}.tar",) for number in range(10)
     ]

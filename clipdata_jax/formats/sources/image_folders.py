@@ -1,0 +1,93 @@
+"""Folders of images, found by their content."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from clipdata_jax import storage
+from clipdata_jax.errors import InputError
+from clipdata_jax.formats import file_kinds, tars
+from clipdata_jax.formats.sources.source import Source, spans
+from clipdata_jax.runtime import console, threads
+
+# Files and folders that systems and file managers leave, besides those that begin with a dot; in lower case.
+_SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
+_SYSTEM |= {"system volume information"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder:
+    """Some images of a folder and its subfolders, without captions; the keys are their names."""
+
+    path: str
+    names: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ()
+
+    def image_files(self) -> tuple[str, ...]:
+        return tuple(storage.join(self.path, name) for name in self.names)
+
+    def samples(self) -> Iterator[tars.RawSample]:
+        for name, path in zip(self.names, self.image_files(), strict=True):
+            yield tars.ImageFileSample(name, {}, {}, path)
+
+
+def open_folder(folder: str, images_only: bool, passed_over: Counter[str]) -> tuple[list[Source], dict[str, str | int]]:
+    """Finds a folder's images: its units, and the facts of all. Other files are counted in `passed_over`.
+
+    Raises:
+      InputError: captions are needed, or there is no image.
+    """
+    at = storage.Folder(folder)
+    storage.check_finished(at)
+    sizes = at.sizes()
+    names, others = _split_images(at, sizes)
+    if not images_only:
+        hint = "; --images-only embeds the images in it, without captions" if names else ""
+        raise InputError(f"{folder}: the folder holds no .tar file; expected webdataset tars{hint}")
+    if not names:
+        held = f"; {console.passed_over(others).lower()}" if others else ""
+        raise InputError(f"{folder}: the folder holds neither .tar files nor images{held}")
+    passed_over += others
+    digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in names]).encode()).hexdigest()
+    cut: list[Source] = [ImageFolder(folder, tuple(names[start:stop])) for start, stop in spans(len(names))]
+    total = sum(sizes[name] for name in names)
+    return cut, {"name": folder, "images": len(names), "bytes": total, "names_and_sizes": f"sha256:{digest}"}
+
+
+def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], Counter[str]]:
+    """The names of a folder's images, sorted, and the number of its other files by ending.
+
+    A file that is named as an image counts as one, so that a broken one is an error; others are judged by their first
+    bytes.
+    """
+    images, unknown = [], []
+    others: Counter[str] = Counter()
+    for name in names:
+        if any(part.startswith(".") or part in _SYSTEM for part in name.lower().split("/")):
+            others[console.HIDDEN] += 1
+        elif name.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS:
+            images.append(name)
+        else:
+            unknown.append(name)
+
+    def head(name: str) -> bytes:
+        try:
+            with at.open_read(name) as file:
+                return file.read(file_kinds.HEAD)
+        except InputError:
+            return b""
+
+    for name, start in zip(unknown, threads.prefetch(head, unknown, threads=at.threads), strict=True):
+        if file_kinds.is_image(start):
+            images.append(name)
+        else:
+            _, dot, ending = name.rpartition("/")[2].rpartition(".")
+            others[f".{ending.lower()}" if dot else "no ending"] += 1
+    return sorted(images), others
