@@ -233,7 +233,7 @@ def _smaller_unit(settings: config.NegClipLoss, shards: Sequence[int], fits: int
 
 def _select(options: config.Select) -> Estimate:
     table = score_tables.open_tables(options.scores)
-    more = external_columns.open_columns(options.columns)
+    more = external_columns.open_columns(options.columns, options.on)
     names = [*table.columns, *(name for one in more for name in one.names)]
     columns = len(parsing.parse(options.rule, names).columns())
     rows, beside = len(table), _bytes(part for one in more for part in one.parts)

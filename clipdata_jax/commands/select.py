@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -30,7 +31,8 @@ class SelectSummary:
       replaced_share: share of the kept pairs that another draw of the batches would replace; None if unknown.
       steps: the counts of every step of the rule, in the order of application.
       without_score: column or expression -> {"null", "infinite"} -> pairs that are never selected for this reason.
-      joined: file of columns -> {"rows", "not_in_the_pool"} -> its rows, and those that match no pair.
+      joined: file of columns -> {"rows", "not_in_the_pool", "pairs_found"} -> its rows, those that match no pair, and
+        the pairs that have a row; {} for a file of which the rule uses no column.
     """
 
     pairs: int
@@ -49,13 +51,15 @@ class _Inputs:
     table: score_tables.ScoreTable
     sources: tuple[external_columns.ColumnFile, ...]
     rule: rules.Rule
+    ids: external_columns.PoolIds | None
 
     def entries(self) -> list[FileEntry]:
         """The manifest's entries of the files that decide what is kept."""
         table = self.table
         parts = [storage.join(folder, f"{part}.parquet") for folder in table.folders for part in table.parts]
         external = [part for source in self.sources for part in source.parts]
-        paths = [*parts, *external, *self.rule.files()]
+        joined_by = [self.ids.file(part) for part in table.parts] if self.ids else []
+        paths = [*parts, *external, *joined_by, *self.rule.files()]
         several = storage.Folder(table.folders[0]).threads
         return list(threads.prefetch(manifest.file_entry, paths, threads=several))
 
@@ -92,28 +96,45 @@ def run(options: config.Select) -> SelectSummary:
 
 def _open(options: config.Select) -> _Inputs:
     table = score_tables.open_tables(options.scores)
-    sources = external_columns.open_columns(options.columns)
+    sources = external_columns.open_columns(options.columns, options.on)
+    external_columns.check_usable(sources, table.columns, parsing.parse(options.rule).columns())
     rule = parsing.parse(options.rule, [*table.columns, *(name for one in sources for name in one.names)])
     table.check_shared_names(rule.columns())
-    external_columns.check_shared_names(sources, table.columns, rule.columns())
     for path in rule.files():
         if not storage.exists(path):
             raise InputError(f"{path}: no such file, but the rule takes uids from it; check the path")
     if not len(table):
         raise InputError(f"{options.scores[0]}: the score table holds no pairs, so there is nothing to select from")
-    return _Inputs(table, sources, rule)
+    return _Inputs(table, sources, rule, _pool_ids(options))
+
+
+def _pool_ids(options: config.Select) -> external_columns.PoolIds | None:
+    """Finds the ids that --columns are joined by, if not by uid."""
+    if options.on == "uid":
+        return None
+    folder = options.metadata
+    if folder is None:
+        match manifest.read_facts(options.scores[0]):
+            case {"options": {"pool": str(folder)}}:
+                pass
+            case _:
+                raise InputError(f"{options.scores[0]}: doesn't say what was scored; name its metadata with --metadata")
+    if not storage.is_folder(folder):
+        raise InputError(f"{folder}: no such folder, but --on {options.on} is read from it; name it with --metadata")
+    inner = storage.join(folder, "metadata")  # clip-retrieval's
+    return external_columns.PoolIds(inner if storage.is_folder(inner) else folder, options.on)
 
 
 def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectSummary:
     rule, names, error = inputs.rule, inputs.rule.columns(), inputs.error_column()
     by_column: dict[str, external_columns.ExternalColumns] = {}
-    from_files: dict[str, external_columns.ExternalColumns] = {}
+    from_files: dict[str, external_columns.ExternalColumns | None] = {}
     for source in inputs.sources:
-        if wanted := [name for name in source.names if name in names]:
-            from_files[source.path] = source.read(wanted)
-            by_column |= dict.fromkeys(wanted, from_files[source.path])
+        wanted = [name for name in source.names if name in names]
+        from_files[source.path] = source.read(wanted) if wanted else None
+        by_column |= {name: one for name in wanted if (one := from_files[source.path])}
     read = names if error is None else (*names, error)
-    with TablePool(inputs.table, read, by_column, options.memory_gb * 2**30) as pool:
+    with TablePool(inputs.table, read, by_column, options.memory_gb * 2**30, inputs.ids) as pool:
         application, sorter, kept = rule.apply(pool), UidSorter(pool.scratch), 0
         for block, mask in application:
             here = int(np.count_nonzero(mask))
@@ -127,13 +148,27 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectS
             replaced_share=None if error is None else stability.replaced_share(rule, application, pool, error),
             steps=tuple(application.steps),
             without_score=application.without_score,
-            joined={path: one.facts() for path, one in from_files.items()},
+            joined={path: one.facts() if one else {} for path, one in from_files.items()},
         )
+        _check_found(summary, inputs)
         if out is None:
             return summary
         if not kept:
             raise InputError(f"the rule keeps nothing, so no subset is written\n{_table(summary)}")
         return dataclasses.replace(summary, uids=uid_files.write(out, sorter.blocks()))
+
+
+def _check_found(summary: SelectSummary, inputs: _Inputs) -> None:
+    """Checks that each file of columns that the rule uses has a row for some pair."""
+    for source in inputs.sources:
+        counts = summary.joined[source.path]
+        if counts and not counts["pairs_found"]:
+            text = f"{source.path}: none of its {counts['rows']:,} rows match a pair of the pool"
+            if inputs.ids is None:
+                raise InputError(f"{text}; it has other uids: join it by another column, --on NAME, or leave it out")
+            theirs = external_columns.first_id(source.parts[0], source.on)
+            ours = external_columns.first_id(inputs.ids.file(inputs.table.parts[0]), source.on)
+            raise InputError(f"{text}; its {source.on} are such as {theirs}, the metadata's such as {ours}")
 
 
 def _text(summary: SelectSummary, out: str | None, inputs: _Inputs) -> str:
@@ -144,11 +179,7 @@ def _text(summary: SelectSummary, out: str | None, inputs: _Inputs) -> str:
         if source.renamed:
             renamed = ", ".join(f"{before!r} as {name}" for name, before in source.renamed.items())
             lines.append(f"{source.path}: columns renamed for rules: {renamed}")
-    for path, counts in summary.joined.items():
-        if counts["not_in_the_pool"]:
-            lines.append(
-                f"{path}: {counts['not_in_the_pool']:,} of its {counts['rows']:,} rows match no pair of the pool"
-            )
+    lines += [_coverage(path, counts, summary.pairs) for path, counts in summary.joined.items()]
     if summary.kept > summary.uids:
         repeats = summary.kept - summary.uids
         lines.append(f"{repeats:,} of them repeat the uid of another; the subset holds each uid once: {summary.uids:,}")
@@ -159,6 +190,19 @@ def _text(summary: SelectSummary, out: str | None, inputs: _Inputs) -> str:
     if not summary.kept:
         lines.append("the rule keeps nothing")
     return "\n".join(lines)
+
+
+def _coverage(path: str, counts: Mapping[str, int], pairs: int) -> str:
+    """Says how many pairs a file of columns has, and what else is in it."""
+    if not counts:
+        return f"{path}: not read; the rule has none of its columns"
+    found, missed = counts["pairs_found"], counts["not_in_the_pool"]
+    text = f"{path}: {found:,} of {pairs:,} pairs found"
+    if missed:
+        text += f"; {missed:,} of its {counts['rows']:,} rows match no pair of the pool"
+    if found > counts["rows"] - missed:
+        text += f"; {found - counts['rows'] + missed:,} pairs share a row with another"
+    return text
 
 
 def _table(summary: SelectSummary) -> str:

@@ -47,6 +47,10 @@ class Select:
     """Output .npy file of sorted, unique uids (dtype u8,u8)."""
     columns: Files = ()
     """Further columns, joined by uid: .parquet with uid (or uid_hi, uid_lo) and numbers, .npy of u8,u8,f4."""
+    on: Annotated[str, tyro.conf.arg(metavar="NAME")] = "uid"
+    """Another column to join --columns by, which the files and the metadata have: key, sha256, url, an owner's id."""
+    metadata: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("the one that was scored")] = None
+    """The pool's metadata, for --on."""
     explain: bool = False
     """Print how many pairs each step would keep; write nothing."""
     memory_gb: float = 1.0
@@ -55,6 +59,8 @@ class Select:
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
         require(self.memory_gb >= 0, "memory_gb", self.memory_gb, "0 or more")
+        require(bool(self.columns) or self.on == "uid", "on", self.on, "no value without --columns, which it joins")
+        require(self.on != "uid" or self.metadata is None, "metadata", self.metadata, "no value without --on")
         if self.out is None and not self.explain:
             raise InputError(
                 "--out is missing; name the .npy file to write, or add --explain to only count what is kept"

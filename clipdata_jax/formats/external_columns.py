@@ -1,13 +1,16 @@
-"""Columns joined to a pool by uid: scores from elsewhere, in parquet or .npy files, in any order."""
+"""Columns joined to a pool by uid or another id: scores from elsewhere, in parquet or .npy files, in any order."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from clipdata_jax import storage
 from clipdata_jax.config.base import as_identifier
@@ -15,41 +18,62 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, parquet, uids
 from clipdata_jax.runtime import threads
 
+_EXACT = 2**53
+"""From here on, neighbouring integers are the same float64."""
+_TEXT = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+_NO_ID = np.zeros(1, uids.DTYPE)[0]
+
+
+class _Rows(NamedTuple):
+    """Rows of a file: their ids, u8,u8, and their columns; `without_id` of them are left out."""
+
+    ids: np.ndarray
+    columns: dict[str, np.ndarray]
+    without_id: int = 0
+
 
 class ExternalColumns:
-    """Columns by uid, in memory: 16 bytes a row, and 4 or 8 for each column.
+    """Columns by id, in memory: 16 bytes a row, and 2 to 8 for each column.
 
     Attributes:
       path: the file.
-      columns: name -> scores, float32 or float64, in the order of the sorted uids; NaN is null.
+      columns: name -> scores, float16, float32 or float64, in the order of the sorted ids; NaN is null.
     """
 
-    def __init__(self, path: str, uid: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
-        order = np.lexsort((uid["f1"], uid["f0"]))
-        self.path, self._uid = path, uid[order]
-        # float32 would round a double below 0.28 up to it, and merge row numbers above 2^24.
-        kinds = {name: np.result_type(values.dtype, np.float32) for name, values in columns.items()}
-        self.columns = {name: values.astype(kinds[name])[order] for name, values in columns.items()}
-        twice = np.flatnonzero(self._uid[1:] == self._uid[:-1])
+    def __init__(self, path: str, on: str, rows: _Rows) -> None:
+        order = np.lexsort((rows.ids["f1"], rows.ids["f0"]))
+        self.path, self._ids, self._without_id = path, rows.ids[order], rows.without_id
+        self.columns = {name: values[order] for name, values in rows.columns.items()}
+        twice = np.flatnonzero(self._ids[1:] == self._ids[:-1])
         if len(twice):
-            text, row = uids.to_hex(self._uid[twice[:1]])[0], order[twice[0] + 1]
-            raise InputError(f"{path}: row {row}: uid {text} occurs before; each uid may occur once")
-        self._found = np.zeros(len(uid), bool)
+            text, row = uids.to_hex(self._ids[twice[:1]])[0], order[twice[0] + 1]
+            named = f"uid {text}" if on == "uid" else f"its {on}"
+            raise InputError(f"{path}: row {row}: {named} occurs before; each {on} may occur once")
+        self._used = np.zeros(len(rows.ids), bool)
+        self._found: dict[int, int] = {}
 
-    def of(self, uid: np.ndarray, name: str) -> np.ndarray:
-        """Looks up the scores of some pairs; NaN where the file has no row for one."""
+    def of(self, ids: np.ndarray, name: str, block: int = 0) -> np.ndarray:
+        """Looks up the scores of the pairs of a block of the pool; NaN where the file has no row for one.
+
+        Args:
+          ids: shape (n,), u8,u8.
+          name: the column.
+          block: the block's number, by which `facts` counts its pairs once, however often they are looked up.
+        """
         # Sorted lookups touch neighbouring memory: several times faster than random ones.
-        order = np.argsort(uid["f0"])
-        at = uids.find(self._uid, uid[order])
+        order = np.argsort(ids["f0"])
+        at = uids.find(self._ids, ids[order])
         there = at >= 0
-        self._found[at[there]] = True
-        scores = np.full(len(uid), np.nan, self.columns[name].dtype)
+        self._used[at[there]] = True
+        self._found[block] = int(np.count_nonzero(there))
+        scores = np.full(len(ids), np.nan, self.columns[name].dtype)
         scores[order[there]] = self.columns[name][at[there]]
         return scores
 
     def facts(self) -> dict[str, int]:
-        """Counts the file's rows, and those of no pair that was looked up."""
-        return {"rows": len(self._found), "not_in_the_pool": int((~self._found).sum())}
+        """Counts the file's rows, those of no pair that was looked up, and the pairs that have a row."""
+        rows, used = len(self._used) + self._without_id, int(self._used.sum())
+        return {"rows": rows, "not_in_the_pool": rows - used, "pairs_found": sum(self._found.values())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,38 +83,77 @@ class ColumnFile:
     Attributes:
       path: a parquet file, a folder of them, or a .npy file.
       parts: the files.
-      names: the numeric columns of a parquet file, as identifiers; the single column of a .npy file is named after it.
+      on: the column whose values are the rows' ids.
+      names: the numeric columns that all parts have, as identifiers; that of a .npy file is named after the file.
       renamed: the name in the file of each column that is named otherwise here.
+      unusable: what is wrong with each of the other columns.
     """
 
     path: str
     parts: tuple[str, ...]
+    on: str
     names: tuple[str, ...]
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unusable: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, names: Sequence[str]) -> ExternalColumns:
         """Reads some of the columns.
 
         Raises:
-          InputError: the file can't be read, or a uid is invalid or occurs twice.
+          InputError: the file can't be read, an id is invalid or occurs twice, or an integer is too large for float64.
         """
-        read = _read_npy if self.path.endswith(".npy") else _read_parquet
-        each = functools.partial(read, names={name: self.renamed.get(name, name) for name in names})
+        given = {name: self.renamed.get(name, name) for name in names}
+        read = _read_npy if self.path.endswith(".npy") else functools.partial(_read_parquet, on=self.on)
+        each = functools.partial(read, names=given)
         found = list(threads.prefetch(each, self.parts, threads=storage.Folder(self.path).threads))
-        uid = np.concatenate([part[0] for part in found])
-        return ExternalColumns(
-            self.path, uid, {name: np.concatenate([part[1][name] for part in found]) for name in names}
-        )
+        columns = {name: np.concatenate([part.columns[name] for part in found]) for name in names}
+        ids = np.concatenate([part.ids for part in found])
+        return ExternalColumns(self.path, self.on, _Rows(ids, columns, sum(part.without_id for part in found)))
 
 
-def open_columns(paths: Sequence[str]) -> tuple[ColumnFile, ...]:
+@dataclasses.dataclass(frozen=True)
+class PoolIds:
+    """The ids that a pool's pairs have in a column of its metadata, to join columns by.
+
+    Attributes:
+      folder: the metadata, parquet files of the names and rows of the score table's parts.
+      on: the column.
+    """
+
+    folder: str
+    on: str
+
+    def file(self, part: str) -> str:
+        """The metadata of a part of the score table."""
+        return storage.join(self.folder, f"{part}.parquet")
+
+    def read(self, part: str, uid: np.ndarray) -> np.ndarray:
+        """Reads the ids of a part of the score table, u8,u8; (0, 0) where there is none.
+
+        Args:
+          part: its name.
+          uid: its uids.
+
+        Raises:
+          InputError: the file can't be read, lacks the column, or has other rows than the part.
+        """
+        path = self.file(part)
+        names = parquet.rows_and_types(path)[1]
+        table = parquet.read(path, [self.on, *(["uid"] if "uid" in names else [])])
+        if len(table) != len(uid) or ("uid" in names and not np.array_equal(uids.from_table(table, path), uid)):
+            raise InputError(f"{path}: its rows are not those of the score table; name the metadata that was scored")
+        return _hashed(path, self.on, table[self.on])
+
+
+def open_columns(paths: Sequence[str], on: str = "uid") -> tuple[ColumnFile, ...]:
     """Opens files of columns; reads their columns' names.
 
-    A parquet file has a column `uid` of 32 hex digits, or `uid_hi` and `uid_lo`, and numeric columns; a .npy file is
-    structured: two uint64 fields, the uid's halves, and a numeric one.
+    A parquet file has a column `uid` of 32 hex digits, or `uid_hi` and `uid_lo`, and columns of numbers or booleans; a
+    .npy file is structured: two uint64 fields, the uid's halves, and a numeric one.
 
     Args:
       paths: parquet files, folders of them, .npy files.
+      on: the column of the parquet files that holds the ids, if not the uid.
 
     Raises:
       InputError: a file is missing or of another form, or holds no numeric column.
@@ -100,16 +163,24 @@ def open_columns(paths: Sequence[str]) -> tuple[ColumnFile, ...]:
         at = storage.Folder(path)
         parts = tuple(at.files(".parquet")) if at.is_folder() else (path,)
         if not parts:
-            raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column uid")
-        given = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts)
+            raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column {on}")
+        if path.endswith(".npy") and on != "uid":
+            raise InputError(f"{path}: a .npy file holds uids; --on {on} takes parquet files")
+        given, other = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts, on)
         names = _as_identifiers(path, given)
         renamed = {name: before for name, before in names.items() if name != before}
-        sources.append(ColumnFile(path, parts, tuple(names), renamed))
+        sources.append(ColumnFile(path, parts, on, tuple(names), renamed, other))
     return tuple(sources)
 
 
-def check_shared_names(sources: Sequence[ColumnFile], taken: Collection[str], names: Sequence[str]) -> None:
-    """Checks that each name refers to one column only.
+def first_id(path: str, on: str) -> str:
+    """The first id in a parquet file, for messages."""
+    table = next(parquet.iterate(path, [on], 1))
+    return repr(table[on][0].as_py())[:60] if len(table) else "none"
+
+
+def check_usable(sources: Sequence[ColumnFile], taken: Collection[str], names: Sequence[str]) -> None:
+    """Checks that each name refers to one column, and to numbers.
 
     Args:
       sources: files of columns.
@@ -117,13 +188,16 @@ def check_shared_names(sources: Sequence[ColumnFile], taken: Collection[str], na
       names: the columns to check.
 
     Raises:
-      InputError: a name is ambiguous.
+      InputError: a name is ambiguous, or its column can't be used.
     """
     for name in names:
         holders = ["the score tables"] if name in taken else []
         holders += [source.path for source in sources if name in source.names]
         if len(holders) > 1:
             raise InputError(f"column {name!r} is in {' and in '.join(holders)}; rename it in all but one")
+        for source in sources:
+            if not holders and name in source.unusable:
+                raise InputError(source.unusable[name])
 
 
 def _as_identifiers(path: str, given: Sequence[str]) -> dict[str, str]:
@@ -137,44 +211,98 @@ def _as_identifiers(path: str, given: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _parquet_names(parts: Sequence[str]) -> tuple[str, ...]:
-    names: tuple[str, ...] = ()
+def _parquet_names(parts: Sequence[str], on: str) -> tuple[list[str], dict[str, str]]:
+    """The numeric columns that all parts have, and what is wrong with each of the others."""
     footer = functools.partial(parquet.rows_and_types, advice="--columns takes parquet and npy")
     footers = threads.prefetch(footer, parts, threads=storage.Folder(parts[0]).threads)
-    for path, (_, types) in zip(parts, footers, strict=True):
-        if "uid" not in types and not set(uids.HALVES) <= set(types):
+    tables = {path: types for path, (_, types) in zip(parts, footers, strict=True)}
+    for path, types in tables.items():
+        if on not in types and not (on == "uid" and set(uids.HALVES) <= set(types)):
+            halves = ", nor uid_hi and uid_lo," if on == "uid" else ""
             raise InputError(
-                f"{path}: has no column uid, nor uid_hi and uid_lo, to join its rows by; it has {', '.join(types)}"
+                f"{path}: has no column {on}{halves} to join its rows by; it has {', '.join(types)}; --on NAME joins by"
+                " a column that it has in common with the pool's metadata"
             )
-        here = tuple(name for name, kind in types.items() if parquet.is_number(kind) and name not in uids.HALVES)
-        if not here:
-            raise InputError(f"{path}: has no numeric column; it has {', '.join(types)}")
-        if names and here != names:
-            raise InputError(
-                f"{path}: its numeric columns are {', '.join(here)}, those of the files before it {', '.join(names)}"
-            )
-        names = here
-    return names
+    names: list[str] = []
+    wrong: dict[str, str] = {}
+    for name in dict.fromkeys(name for types in tables.values() for name in types):
+        if name == on or name in uids.HALVES:
+            continue
+        odd = [path for path in parts if not _is_number(tables[path].get(name))]
+        if not odd:
+            names.append(name)
+        elif name in tables[odd[0]]:
+            wrong[name] = f"{odd[0]}: column {name!r} holds {str(tables[odd[0]][name])[:60]}, expected numbers"
+        else:
+            wrong[name] = f"{odd[0]}: has no column {name!r}, which other files beside it have"
+    if not names:
+        every = "" if len(parts) == 1 else " that all files beside it have"
+        raise InputError(f"{parts[0]}: has no numeric column{every}; it has {', '.join(tables[parts[0]])}")
+    return names, wrong
 
 
-def _read_parquet(path: str, names: Mapping[str, str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _is_number(kind: pa.DataType | None) -> bool:
+    return kind is not None and (parquet.is_number(kind) or pa.types.is_boolean(kind))
+
+
+def _read_parquet(path: str, names: Mapping[str, str], on: str) -> _Rows:
     there = parquet.rows_and_types(path)[1]
-    uid_columns = uids.HALVES if set(uids.HALVES) <= set(there) else ("uid",)
-    table = parquet.read(path, [*uid_columns, *names.values()])
-    parquet.check_numbers(path, table, list(names.values()))
-    return uids.from_table(table, path), {name: table[before].to_numpy() for name, before in names.items()}
+    by = [on] if on != "uid" else list(uids.HALVES) if set(uids.HALVES) <= set(there) else ["uid"]
+    table = parquet.read(path, list(dict.fromkeys([*by, *names.values()])))
+    columns = {name: _numbers(path, before, table[before]) for name, before in names.items()}
+    if on == "uid":
+        return _Rows(uids.from_table(table, path), columns)
+    ids = _hashed(path, on, table[on])
+    has_id = ids != _NO_ID
+    return _Rows(ids[has_id], {name: values[has_id] for name, values in columns.items()}, int((~has_id).sum()))
 
 
-def _npy_names(path: str) -> tuple[str, ...]:
-    stem = os.path.basename(path).removesuffix(".npy")
+def _numbers(path: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    return _as_floats(path, name, column.to_numpy(), integers=pa.types.is_integer(column.type))
+
+
+def _as_floats(path: str, name: str, values: np.ndarray, *, integers: bool) -> np.ndarray:
+    """Scores in the file's own precision, to which a rule's numbers are rounded; integers as float64.
+
+    float32 would round a double below 0.28 up to it, and merge row numbers above 2^24.
+    """
+    if not integers:
+        return values.astype(values.dtype.newbyteorder("="))
+    exact = values.astype(np.float64)
+    if (np.abs(exact) >= _EXACT).any():
+        raise InputError(
+            f"{path}: column {name!r} holds integers beyond 2^53, which a rule can't tell from their neighbours;"
+            " leave it out, or store it divided"
+        )
+    return exact
+
+
+def _hashed(path: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """Maps ids to 128 bits: the first of SHA-256 over their text, integers in decimal; (0, 0) for null."""
+    kind = column.type
+    if not (pa.types.is_integer(kind) or kind in _TEXT):
+        raise InputError(f"{path}: column {name!r} holds {str(kind)[:60]}, expected text or integers to join by")
+    if pa.types.is_integer(kind):
+        column = column.cast(pa.string())
+    packed = (
+        bytes(16) if text is None else hashlib.sha256(text).digest()[:16]
+        for text in column.cast(pa.large_binary()).to_pylist()
+    )
+    return uids.from_bytes(b"".join(packed))
+
+
+def _npy_names(path: str) -> tuple[list[str], dict[str, str]]:
     _load_npy(path)
-    return (stem,)
+    return [os.path.basename(path).removesuffix(".npy")], {}
 
 
-def _read_npy(path: str, names: Mapping[str, str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _read_npy(path: str, names: Mapping[str, str]) -> _Rows:
     array = _load_npy(path)
     high, low, score = array.dtype.names or ()
-    return uids.join_halves(array[high], array[low]), dict.fromkeys(names, array[score])
+    values = _as_floats(path, score, array[score], integers=array.dtype[score].kind in "iu")
+    return _Rows(uids.join_halves(array[high], array[low]), dict.fromkeys(names, values))
 
 
 def _load_npy(path: str) -> np.ndarray:

@@ -168,7 +168,9 @@ def read_numbers(parts: Sequence[Part], name: str, skipped: Skipped, done: Calla
       done: called with the number of rows of each file, once it is read.
     """
     rows = sum(part.rows for part in parts)
-    found = {part.types[name].to_pandas_dtype() for part in parts if part.types[name] != pa.null()}
+    kinds = {part.types[name] for part in parts} - {pa.null()}
+    # Before version 26, pyarrow's `to_pandas_dtype` needs pandas.
+    found = [pa.array([], kind).to_numpy(zero_copy_only=False).dtype for kind in kinds]
     kind = np.result_type(np.float32, *found)
     numbers, start = np.full(rows, -np.inf, kind), 0
     with contextlib.closing(ahead(functools.partial(_read, names=[name]), parts)) as read:

@@ -52,6 +52,8 @@ def _check_rows(path: str, found: pq.ParquetFile) -> None:
 def rows_and_types(path: str, advice: str = "write it again") -> tuple[int, dict[str, pa.DataType]]:
     """Reads the number of rows and the columns' types, by name, from the footer.
 
+    Categories (pandas) count as their values, views (Polars) as text or bytes; `read` and `iterate` convert them.
+
     Args:
       path: the file.
       advice: the end of error messages: what to do.
@@ -60,7 +62,7 @@ def rows_and_types(path: str, advice: str = "write it again") -> tuple[int, dict
       InputError: it can't be opened, is damaged or not a parquet file, or two columns have the same name.
     """
     with _opened(path, advice) as file:
-        types = {field.name: field.type for field in file.schema_arrow}
+        types = {field.name: _plain(field.type) for field in file.schema_arrow}
         if len(types) < len(file.schema_arrow):
             raise ValueError("two columns have the same name")
         return int(file.metadata.num_rows), types
@@ -97,10 +99,10 @@ def iterate(path: str, names: Sequence[str], rows: int, advice: str = "write it 
                 raise ValueError(f"its text takes more than {total:,} bytes when decompressed: it may be an attack")
             batches.append(batch)
             if len(batches) * _STEP >= rows or numbers:
-                yield pa.Table.from_batches(batches).select(list(names))
+                yield _decoded(pa.Table.from_batches(batches).select(list(names)))
                 done, batches = done + sum(map(len, batches)), []
         if batches or not done:
-            yield pa.Table.from_batches(batches, None if batches else schema).select(list(names))
+            yield _decoded(pa.Table.from_batches(batches, None if batches else schema).select(list(names)))
             done += sum(map(len, batches))
         if done != file.metadata.num_rows:
             raise ValueError(f"holds {done:,} rows where its footer says {file.metadata.num_rows:,}")
@@ -113,6 +115,19 @@ def _schema(path: str, file: pq.ParquetFile, names: Sequence[str]) -> pa.Schema:
             shown = ", ".join(other[:60] for other in there[:20]) or "none"
             raise InputError(f"{path}: has {there.count(name) or 'no'} columns {name!r}; it has {shown}")
     return pa.schema([file.schema_arrow.field(name) for name in names])
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without its encoding: of categories that of their values, of views that of text or bytes."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return views.get(kind, kind)
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    plain = [_plain(kind) for kind in table.schema.types]
+    return table if plain == table.schema.types else table.cast(pa.schema(zip(table.column_names, plain, strict=True)))
 
 
 def check_numbers(path: str, table: pa.Table, names: Sequence[str]) -> None:

@@ -32,9 +32,9 @@ def part_bytes(uid: np.ndarray, columns: Mapping[str, np.ndarray], null: np.ndar
     """
     table = {"uid_hi": pa.array(uid["f0"], pa.uint64()), "uid_lo": pa.array(uid["f1"], pa.uint64())}
     for name, values in columns.items():
-        kind = pa.int32() if np.issubdtype(values.dtype, np.integer) else pa.float32()
+        kind = np.int32 if np.issubdtype(values.dtype, np.integer) else np.float32
         missing = np.isnan(values) if null is None else np.isnan(values) | null
-        table[name] = pa.array(np.asarray(values).astype(kind.to_pandas_dtype()), kind, mask=missing)
+        table[name] = pa.array(np.asarray(values).astype(kind), mask=missing)
     buffer = io.BytesIO()
     pq.write_table(pa.table(table), buffer, compression="zstd", use_dictionary=False, write_page_checksum=True)
     return buffer.getvalue()

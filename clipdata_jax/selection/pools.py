@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from clipdata_jax import storage
-from clipdata_jax.formats.external_columns import ExternalColumns
+from clipdata_jax.formats.external_columns import ExternalColumns, PoolIds
 from clipdata_jax.formats.score_tables import ScoreTable
 from clipdata_jax.runtime import threads
 
@@ -154,13 +154,20 @@ class TablePool(ScoredPool):
       names: the columns that will be read.
       external: column -> the file that holds it, for columns that the tables don't hold.
       memory: bytes of columns to keep; the rest is read again in every pass.
+      ids: by which the pairs are looked up in those files; default: their uids.
     """
 
     def __init__(
-        self, table: ScoreTable, names: Sequence[str], external: Mapping[str, ExternalColumns], memory: float
+        self,
+        table: ScoreTable,
+        names: Sequence[str],
+        external: Mapping[str, ExternalColumns],
+        memory: float,
+        ids: PoolIds | None = None,
     ) -> None:
         super().__init__(table.rows, memory=memory)
-        self._table, self._external = table, external
+        self._table, self._external, self._ids = table, external, ids
+        self._ids_of = functools.lru_cache(1)(self._read_ids)  # of a block whose columns are read one after another
         own = [name for name in names if name not in external]
         self._checked: set[int] = set()
         # On an object store, each kind of read runs a few parts ahead.
@@ -180,8 +187,12 @@ class TablePool(ScoredPool):
             self._check(index)
             self._checked.add(index)
         if name in self._external:
-            return self._external[name].of(self.read_uid(index), name)
+            return self._external[name].of(self._ids_of(index), name, index)
         return self._columns[name](index)
 
     def read_uid(self, index: int) -> np.ndarray:
         return self._uids(index)
+
+    def _read_ids(self, index: int) -> np.ndarray:
+        uid = self.read_uid(index)
+        return uid if self._ids is None else self._ids.read(self._table.parts[index], uid)

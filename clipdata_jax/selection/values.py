@@ -6,7 +6,7 @@ import dataclasses
 import keyword
 import operator
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +25,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+_BEYOND_INTEGERS = Decimal(2) ** 65  # larger than any of 64 bits
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -235,8 +236,21 @@ class Compare(Predicate):
         elif np.issubdtype(left.dtype, np.floating):
             with np.errstate(over="ignore"):
                 right = right.astype(left.dtype)
+        else:
+            finite &= self._of_integers(left, self.right.number)
+            return finite
         finite &= _COMPARISONS[self.sign](left, right)
         return finite
+
+    def _of_integers(self, left: np.ndarray, number: Decimal) -> np.ndarray:
+        """Compares integers with a number, exactly: as float64, those above 2^53 would equal their neighbours."""
+        number = max(min(number, _BEYOND_INTEGERS), -_BEYOND_INTEGERS)
+        below = int(number.to_integral_value(ROUND_FLOOR))
+        if number == below:
+            return np.asarray(_COMPARISONS[self.sign](left, below))
+        if self.sign in ("==", "!="):
+            return np.full(left.shape, self.sign == "!=")
+        return left > below if self.sign in (">", ">=") else left <= below
 
     def __str__(self) -> str:
         return f"({self.left} {self.sign} {self.right})"

@@ -130,6 +130,21 @@ def test_a_uid_is_kept_once(tmp_path, clipdata):
     assert "9 kept pairs repeat the uid of another" in text
 
 
+def test_text_may_be_categories_or_views(tmp_path, clipdata):
+    """As pandas and Polars write it."""
+    pairs = made.rows()
+    made.write(tmp_path / "metadata", pairs)
+    want, _ = run(clipdata, "basic_filter")
+    for path, encode in zip(
+        sorted((tmp_path / "metadata").glob("*.parquet")),
+        (pa.ChunkedArray.dictionary_encode, lambda text: text.cast(pa.string_view())),
+    ):
+        table = pq.read_table(path)
+        texts = {name: encode(table[name]) for name in ("uid", "text")}
+        pq.write_table(pa.table({name: texts.get(name, table[name]) for name in table.column_names}), path)
+    assert run(clipdata, "basic_filter")[0] == want
+
+
 def test_files_may_hold_columns_of_different_types(tmp_path, clipdata):
     scores = [
         pa.array([0.1, None, 0.5], pa.float64()),

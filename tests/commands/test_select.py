@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.pools import make_pool
 
 from clipdata_jax import config, selection
 from clipdata_jax.commands import select
@@ -213,10 +214,11 @@ def test_columns_of_others_join_by_uid(tmp_path, clipdata):
     assert done.returncode == 0, done.stderr
     want = selection.parse(rule).keep({**columns, "hype": whole, "aesthetic": aesthetic["f2"]}, uid)
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), np.sort(uid[want]))
-    assert "hype.parquet: 3 of its 93 rows match no pair of the pool" in done.stdout
+    found = "hype.parquet: 90 of 100 pairs found; 3 of its 93 rows match no pair of the pool"
+    assert {found, "aesthetic.npy: 100 of 100 pairs found"} <= set(done.stdout.splitlines())
     assert "hype: 10 pairs have no score and 0 an infinite one" in done.stdout
     content = json.loads((tmp_path / "s.npy.manifest.json").read_text())
-    assert content["joined"]["aesthetic.npy"] == {"rows": 100, "not_in_the_pool": 0}
+    assert content["joined"]["aesthetic.npy"] == {"rows": 100, "not_in_the_pool": 0, "pairs_found": 100}
     assert set(files) <= {entry["name"] for entry in content["inputs"]}
     again = clipdata("select", "scores", "--rule", rule, "--out", "s.npy", "--columns", *files[::-1])
     assert refused(again, "the results of another run (options.columns was")
@@ -235,6 +237,92 @@ def test_columns_of_others_are_renamed_to_identifiers_and_that_is_said(tmp_path,
     pq.write_table(table.append_column("vit_b_32", table["2x"]), tmp_path / "t.parquet")
     done = clipdata(*flags, "top(vit_b_32, 0.3)")
     assert refused(done, "t.parquet: columns 'vit-b-32' and 'vit_b_32' would both be named vit_b_32; rename one")
+
+
+def test_columns_of_others_join_by_another_id_than_the_uid(tmp_path, clipdata):
+    """By key, by a hash that images share, by numbers; what is found and what isn't is counted."""
+    made = make_pool(tmp_path / "pool", [7, 5], dim=4)
+    sha = [f"{row % 9:064x}" for row in range(12)]
+    for part, rows in (("00000000", slice(0, 7)), ("00000001", slice(7, 12))):
+        keys = [f"{row:09d}" for row in range(12)][rows]
+        table = {"uid": made["uid"][rows], "key": keys, "sha256": sha[rows], "n": range(12)[rows]}
+        pq.write_table(pa.table(table), tmp_path / f"pool/{part}.parquet")
+    assert clipdata("score", "pool", "--scores", "clip_score", "--out", "scores").returncode == 0
+    flyt = {
+        "key": ["000000009", "000000002", "no", None, "000000004"],
+        "flyt": [1.0, 2.0, 3.0, 4.0, -1.0],
+        "y": [0.5] * 5,
+    }
+    pq.write_table(pa.table(flyt), tmp_path / "flyt.parquet")
+    pq.write_table(pa.table({"sha256": pa.array(sha[:9]).dictionary_encode(), "x": range(9)}), tmp_path / "sha.parquet")
+    pq.write_table(pa.table({"n": pa.array([3, 11], pa.int32()), "x": [5, 6]}), tmp_path / "n.parquet")
+    pq.write_table(pa.table({"key": ["9", "2"], "x": [5, 6]}), tmp_path / "other.parquet")
+
+    def select(file, on, rule, *more):
+        done = clipdata("select", "scores", "--columns", file, *on, "--rule", rule, *(more or ("--out", f"{file}.npy")))
+        kept = uids.to_hex(np.load(tmp_path / f"{file}.npy")) if done.returncode == 0 and not more else []
+        return done, sorted(made["uid"].tolist().index(uid) for uid in kept)
+
+    done, kept = select("flyt.parquet", ("--on", "key", "--memory-gb", 0), "(flyt > 0) >> (clip_score > -1)")
+    assert kept == [2, 9], done.stderr
+    assert "flyt.parquet: 3 of 12 pairs found; 2 of its 5 rows match no pair of the pool" in done.stdout
+    manifest = json.loads((tmp_path / "flyt.parquet.npy.manifest.json").read_text())
+    assert manifest["joined"] == {"flyt.parquet": {"rows": 5, "not_in_the_pool": 2, "pairs_found": 3}}
+    assert {Path(entry["name"]).parent.name for entry in manifest["inputs"]} >= {"pool", "scores"}
+    done, kept = select("sha.parquet", ("--on", "sha256"), "(x <= 1)")
+    assert kept == [0, 1, 9, 10]
+    assert "sha.parquet: 12 of 12 pairs found; 3 pairs share a row with another" in done.stdout
+    done, kept = select("n.parquet", ("--on", "n", "--metadata", "pool"), "(x > 1)")
+    assert kept == [3, 11], done.stderr
+    done, _ = select("n.parquet", ("--on", "n"), "top(clip_score, 0.5)", "--explain")
+    assert "n.parquet: not read; the rule has none of its columns" in done.stdout
+    for file, on, words in (
+        (
+            "flyt.parquet",
+            (),
+            "has no column uid, nor uid_hi and uid_lo, to join its rows by; it has key, flyt, y; --on NAME",
+        ),
+        ("sha.parquet", ("--on", "key"), "sha.parquet: has no column key to join its rows by; it has sha256, x"),
+        ("flyt.parquet", ("--on", "y"), "column 'y' holds double, expected text or integers"),
+        ("other.parquet", ("--on", "key"), "its key are such as '9', the metadata's such as '000000000'"),
+        ("flyt.parquet", ("--on", "key", "--metadata", "scores"), "scores/00000000.parquet: has no columns 'key'"),
+        ("flyt.parquet", ("--on", "key", "--metadata", "nowhere"), "nowhere: no such folder"),
+    ):
+        assert refused(
+            select(file, on, "top(flyt, 0.5)" if file == "flyt.parquet" else "top(x, 0.5)", "--explain")[0], words
+        )
+    pq.write_table(pq.read_table(tmp_path / "pool/00000001.parquet")[::-1], tmp_path / "pool/00000001.parquet")
+    done, _ = select("flyt.parquet", ("--on", "key"), "(flyt > 1)", "--explain")
+    assert refused(done, "pool/00000001.parquet: its rows are not those of the score table")
+
+
+def test_halves_integers_and_booleans_of_others_are_compared_exactly(tmp_path, clipdata):
+    uid, _ = make_table(tmp_path / "scores", sizes=(2, 2))
+    big = [2**53, 2**53 + 1, 0, None]
+    table = {"uid": uids.to_hex(uid), "half": np.array([0.3, 0.29, 0.5, 0.1], np.float16), "n": [7, 8, 9, None],
+             "nsfw": [True, None, False, False], "big": big, "word": list("abcd")}  # fmt: skip
+    (tmp_path / "more").mkdir()
+    pq.write_table(pa.table(table)[:3], tmp_path / "more/0.parquet")
+    index = pa.table({**table, "__index_level_0__": range(4)})  # as pandas writes what is left of a table
+    pq.write_table(index[3:], tmp_path / "more/1.parquet")
+    flags = ("select", "scores", "--columns", "more", "--rule")
+    for rule, rows in (
+        ("(half == 0.3) | (half >= 0.5)", [0, 2]),
+        ("(half < 70000)", [0, 1, 2, 3]),
+        ("(nsfw == 0) - (half < 0.2)", [2]),
+        ("(n > 7.99999999)", [1, 2]),
+        ("top(nsfw + n, 0.25)", [2]),
+    ):
+        done = clipdata(*flags, rule, "--out", f"{rule}.npy")
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_array_equal(np.load(tmp_path / f"{rule}.npy"), np.sort(uid[rows]), err_msg=rule)
+    for name, words in (
+        ("big", "more/0.parquet: column 'big' holds integers beyond 2^53, which a rule can't tell from"),
+        ("word", "more/0.parquet: column 'word' holds string, expected numbers"),
+        ("__index_level_0__", "more/0.parquet: has no column '__index_level_0__', which other files beside it have"),
+        ("nothing", "unknown column 'nothing'; the columns are big, half, n, neg_clip_loss, norm_sim_inf, nsfw"),
+    ):
+        assert refused(clipdata(*flags, f"(half > 0) & top({name}, 0.5)", "--explain"), words)
 
 
 @pytest.mark.parametrize(

@@ -40,17 +40,17 @@ def test_pairs_find_their_scores(tmp_path, form):
     got = found.of(np.array([(2, 3), (2, 4), (9, 1), (2, 7)], uids.DTYPE), "x")
     assert got.dtype == np.float64  # as in the file
     np.testing.assert_array_equal(got, [2, np.nan, 0.5, np.nan])
-    assert found.facts() == {"rows": 4, "not_in_the_pool": 1}
+    assert found.facts() == {"rows": 4, "not_in_the_pool": 1, "pairs_found": 3}
 
 
 def test_bad_parquet_columns_are_refused(tmp_path):
     names = uids.to_hex(UID)
     x = write(tmp_path / "x.parquet", uid=names, x=[1.0] * 4)
     with pytest.raises(InputError, match=r"column 'x' is in the score tables and in .*x\.parquet; rename it"):
-        external_columns.check_shared_names(external_columns.open_columns([x]), ["x"], ["x"])
+        external_columns.check_usable(external_columns.open_columns([x]), ["x"], ["x"])
     with pytest.raises(InputError, match=r"column 'x' is in .*x\.parquet and in .*x\.parquet"):
-        external_columns.check_shared_names(external_columns.open_columns([x, x]), [], ["x"])
-    external_columns.check_shared_names(external_columns.open_columns([x, x]), ["x"], ["y"])
+        external_columns.check_usable(external_columns.open_columns([x, x]), [], ["x"])
+    external_columns.check_usable(external_columns.open_columns([x, x]), ["x"], ["y"])
     twice = write(tmp_path / "t.parquet", uid=[*names[:2], names[0]], x=[1.0] * 3)
     with pytest.raises(InputError, match=rf"t\.parquet: row 2: uid {names[0]} occurs before"):
         external_columns.open_columns([twice])[0].read(["x"])

@@ -176,6 +176,13 @@ def test_integer_and_float64_columns():
     assert bottom("a", 0.25).keep({"a": least}, uid).tolist() == [True, False, False, False]
     assert top("a", 0.25).keep({"a": np.array([3, 0, 200, 7], np.uint8)}, uid).tolist()[2]
     assert (column("a") >= 5).keep({"a": least}, uid).tolist() == [False, True, False, True]
+    wide = np.array([2**53 - 1, 2**53, 2**53 + 1, 2**63 - 1])
+    for sign, number, want in (
+        ("==", 2**53 + 1, [0, 0, 1, 0]), (">", 2**53, [0, 0, 1, 1]), ("<=", "9007199254740992.5", [1, 1, 0, 0]),
+        (">=", "9007199254740992.5", [0, 0, 1, 1]), ("==", "0.5", [0] * 4), ("!=", "0.5", [1] * 4),
+        ("<", "1e99", [1] * 4),
+    ):  # fmt: skip
+        assert parse(f"(a {sign} {number})").keep({"a": wide}, uid).tolist() == want, (sign, number)
     close = np.array([0.3, np.nextafter(0.3, 1), 0.3, 0.3])
     assert (column("a") > 0.3).keep({"a": close}, uid).tolist() == [False, True, False, False]
 
