@@ -66,7 +66,7 @@ def digests(output: Path, names: Sequence[str] = ()) -> dict[str, str]:
     return {
         str(path.relative_to(output.parent)).replace(output.name, "OUT"): _digest(path, names)
         for path in found
-        if not path.name.endswith("run.jsonl") and not {"receipts", "checkpoints"} & set(path.parts)
+        if not path.name.endswith("run.jsonl") and not {"_receipts", "checkpoints"} & set(path.parts)
     }
 
 

@@ -110,7 +110,7 @@ def embed(folder: Path, checkpoint: Path, out: str) -> float:
     """Pairs a second of the command, from the end of its first tar on."""
     command = ["embed", folder / "pool", "--model", checkpoint, "--out", folder / out, "--batch-size", BATCH]
     subprocess.run([sys.executable, "-m", "clipdata_jax", *map(str, command)], check=True, capture_output=True)
-    lines = [json.loads(line) for line in (folder / out / "run.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / out / "_run.jsonl").read_text().splitlines()]
     return sum(line["rows"] for line in lines[1:]) / (lines[-1]["time"] - lines[0]["time"])
 
 

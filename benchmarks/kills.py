@@ -66,7 +66,7 @@ def _kill_often(name: str, kills: int, random_: random.Random, folder: Path) -> 
             killed = _kill(name, random_, folder, span)
             done += killed
             finished = _finished(output)
-            midway += killed if 0 < finished < SHARDS and not (output / "manifest.json").exists() else 0
+            midway += killed if 0 < finished < SHARDS and not (output / "_manifest.json").exists() else 0
             left += len(list(output.rglob(".*.tmp")))
         processes = random_.choice((1, 2, 3))
         run([*COMMANDS[name], output.name], folder, independent(processes))
@@ -96,13 +96,13 @@ def _kill(name: str, random_: random.Random, folder: Path, span: float) -> int:
 
 
 def _finished(output: Path) -> int:
-    return len(list(output.glob("receipts/*.json")))
+    return len(list(output.glob("_receipts/*.json")))
 
 
 def _check(name: str, whole: dict[str, str], output: Path) -> None:
     """Raises where the output differs from the undisturbed one."""
     found = digests(output)
-    units = [json.loads(path.read_text())["unit"] for path in (output / "receipts").glob("*.json")]
+    units = [json.loads(path.read_text())["unit"] for path in (output / "_receipts").glob("*.json")]
     wrong = {
         "lost": sorted(whole.keys() - found.keys()),
         "other files": sorted(found.keys() - whole.keys()),

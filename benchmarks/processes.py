@@ -61,7 +61,7 @@ def main() -> None:
             other = sorted(file for file in {*found, *alone} if found.get(file) != alone.get(file))
             report(
                 "the same bytes", command=name, processes=count, files=len(found), same=not other, other=other[:4],
-                manifests=sum("manifest.json" in file for file in found),
+                manifests=sum("_manifest.json" in file for file in found),
                 summaries=sum(" is done" not in out for out in printed),
                 seconds=time.perf_counter() - start,
             )  # fmt: skip

@@ -64,7 +64,7 @@ class Run:
         self.pool = embedding_shards.open_pool(self.options.pool)
 
     def plan(self) -> None:
-        """Units, groups, and plan.json."""
+        """Units, groups, and _plan.json."""
         settings = self.options.neg_clip_loss
         units = groups.plan_units(self.pool.shards, _ROWS)
         self.units = {f"unit-{index:05d}": unit for index, unit in enumerate(units)}
@@ -136,7 +136,7 @@ def main() -> None:
             again = " again" if step == run.plan and rounds > 1 else ""
             seconds = timed(step, rounds)
             report(f"{step.__name__}{again}", shards=n, seconds=seconds, us_per_shard=seconds / n * 1e6, rounds=rounds)
-        for file in ("plan.json", "manifest.json"):
+        for file in ("_plan.json", "_manifest.json"):
             size = storage.size(f"{run.options.out}/{file}")
             report(file, shards=n, mb=size / 1e6, bytes_per_shard=size / n)
 

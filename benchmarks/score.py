@@ -125,7 +125,7 @@ def measure(pairs: int, options: argparse.Namespace, folder: Path) -> int:
         kernel_turns=len(seconds) // _GROUPS,
         anonymous_megabytes=most / 1e6,
     )
-    lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "_run.jsonl").read_text().splitlines()]
     keys = sorted({key for line in lines for key in line if key.endswith("_seconds")})
     report("units of it", **{key: sum(line.get(key, 0.0) for line in lines) for key in keys})
     shutil.rmtree(out)

@@ -51,7 +51,7 @@ def _summary(content: Facts, options: Embed) -> str:
     if content["repeated_uids"]:
         lines.append(f"{content['repeated_uids']:,} pairs repeat a uid of their tar")
     lines.append(console.passed_over(content["passed_over"]))
-    listed = f"{options.out}.{manifest.NAME}" if single_file.is_file(options.out) else manifest.NAME
+    listed = manifest.beside(options.out) if single_file.is_file(options.out) else manifest.NAME
     samples = console.skipped_samples(content["skipped_samples"])
     lines.append(console.skipped(listed, tar=content["skipped_tars"], sample=samples))
     return "\n".join(filter(None, lines))

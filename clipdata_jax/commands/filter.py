@@ -177,5 +177,5 @@ def _text(summary: FilterSummary, pairs: int, notes: Sequence[str], skipped: met
         repeats = console.counted(summary.kept - summary.uids, "kept pair")
         lines.append(f"{repeats} repeat the uid of another; the subset holds each uid once: {summary.uids:,}")
     reasons = [reason for _, reason in sorted(skipped.reasons.items())]
-    lines.append(console.skipped(f"{out}.{manifest.NAME}", file=reasons))
+    lines.append(console.skipped(manifest.beside(out), file=reasons))
     return "\n".join(line for line in lines if line)

@@ -55,7 +55,7 @@ def run(options: NormSimD) -> Manifest | None:
     )
     made: Manifest | None = None
     if is_done(options.out, plan):
-        made = records.read(Manifest, f"{options.out}.{manifest.NAME}")
+        made = records.read(Manifest, manifest.beside(options.out))
     else:
         output, facts, drop = _prepare(options, pool, tag, plan, survivors, share)
         rows = open_rows(output, facts["pool_rows"])
@@ -190,7 +190,7 @@ def _select(output: Output, rows: Rows, keep: int, drop: int, options: NormSimD,
                     storage.write_bytes(path, state.to_bytes())
                     _write_trace(options.out, state)
                 times = dataclasses.replace(watch.lap(scored, **seconds), step=state.step)
-                telemetry.append(f"{options.out}.{storage.TIMES}", times)
+                telemetry.append(storage.beside(options.out, storage.TIMES), times)
     if not share.index:
         _write_trace(options.out, state)
     if state.trace[-1]["rows"] > keep:
@@ -200,7 +200,7 @@ def _select(output: Output, rows: Rows, keep: int, drop: int, options: NormSimD,
 
 def _write_trace(out: str, state: State) -> None:
     lines = "".join(json.dumps(line) + "\n" for line in state.trace)
-    storage.write_bytes(f"{out}.{storage.TRACE}", lines.encode())
+    storage.write_bytes(storage.beside(out, storage.TRACE), lines.encode())
 
 
 def _write(out: str, plan: RunPlan, facts: Facts, rows: Rows, state: State) -> Manifest:
@@ -226,12 +226,12 @@ def _text(content: Facts, options: NormSimD) -> str:
         f"kept {kept:,} of {pairs:,} pairs ({share}): {options.out}",
         f"from {rows:,} {start}, in {console.counted(steps, 'step')} of {-(-(rows - kept) // steps):,} pairs",
         f"the second moment's leading direction holds {first:.1%} of it at the start, {last:.1%} at the end;"
-        f" every step: {options.out}.{storage.TRACE}",
+        f" every step: {storage.beside(options.out, storage.TRACE)}",
     ]
     masked = [f"{content['masked'][reason]:,} {reason}" for reason in BAD_REASONS.values() if content["masked"][reason]]
     if masked:
         listed = ", ".join(masked)
-        lines.append(f"left out, bad image embeddings: {listed}; listed in {options.out}.{manifest.NAME}")
+        lines.append(f"left out, bad image embeddings: {listed}; listed in {manifest.beside(options.out)}")
     if content["missing_survivors"]:
         lines.append(f"{content['missing_survivors']:,} survivors are not in the shards that can be read")
     if content["repeats"]:
@@ -240,5 +240,5 @@ def _text(content: Facts, options: NormSimD) -> str:
             f" {content['uids']:,}"
         )
     skipped = [*content["unreadable"], *(entry["reason"] for entry in content["skipped"])]
-    lines.append(console.skipped(f"{options.out}.{manifest.NAME}", shard=skipped))
+    lines.append(console.skipped(manifest.beside(options.out), shard=skipped))
     return "\n".join(filter(None, lines))

@@ -142,7 +142,7 @@ def _time(name: str, found: Estimate, out: str, processes: int) -> str:
 
 def _times_file(name: str, out: str) -> str:
     if name == "norm-sim-d":
-        return f"{out}.{storage.TIMES}"
+        return storage.beside(out, storage.TIMES)
     in_parts = name == "embed" and single_file.is_file(out)
     return storage.join(single_file.parts_folder(out) if in_parts else out, storage.TIMES)
 

@@ -50,7 +50,7 @@ class Estimate:
       count: how many items are held.
       advice: the number of items that fit -> what to change.
       units: how many the processes deal out; None if they don't.
-      rows_timed: rows that the lines of its `run.jsonl` add up to; 0 if it writes none.
+      rows_timed: rows that the lines of its `_run.jsonl` add up to; 0 if it writes none.
       notes: what else there is to know.
     """
 

@@ -43,7 +43,7 @@ def run(options: config.Report) -> None:
     paths = tars.find_tars(options.tars) if options.tars else []
     own, *others = _read_selections(table, options)
     scores = _read_columns(table)
-    made_by = _manifest_at(f"{options.subset}.{manifest.NAME}")
+    made_by = _manifest_at(manifest.beside(options.subset))
     rule = _rule_of(made_by)
     wanted = {"images": options.images if paths else 0, "seed": options.seed}
     unions = report_inputs.union_columns(table)
@@ -88,7 +88,7 @@ def run(options: config.Report) -> None:
     _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
     found_text = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
     print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{found_text}, {text.file_size(len(html))}")
-    if line := console.skipped(f"{options.out}.{manifest.NAME}", tar=skipped):
+    if line := console.skipped(manifest.beside(options.out), tar=skipped):
         print(line)
 
 
@@ -121,7 +121,7 @@ def _write_manifest(
 
 def _trace(subset: str) -> list[TraceStep]:
     """Reads the trace that `norm-sim-d` wrote with its subset; [] for subsets of other commands."""
-    path = f"{subset}.{storage.TRACE}"
+    path = storage.beside(subset, storage.TRACE)
     if not storage.exists(path):
         return []
     try:

@@ -144,7 +144,7 @@ class Resharder:
       options: of the command.
       subset: the selected uids.
       shared_names: `tars.shared_names` of all tars of the run.
-      process: index of this process, for `run.jsonl`.
+      process: index of this process, for `_run.jsonl`.
     """
 
     options: config.Reshard

@@ -36,7 +36,7 @@ def _checks(one: CheckedRun) -> list[Check]:
 
 
 def _open(path: str, options: config.Verify) -> CheckedRun:
-    path = (path.rstrip("/") or path).removesuffix(f".{manifest.NAME}")
+    path = (path.rstrip("/") or path).removesuffix(manifest.beside(""))
     parts = single_file.parts_folder(path)
     unfinished = single_file.is_file(path) and not storage.exists(path) and storage.is_folder(parts)
     run = CheckedRun(parts if unfinished else path, options.pool, options.stores)
@@ -45,10 +45,10 @@ def _open(path: str, options: config.Verify) -> CheckedRun:
         raise InputError(f"{at}: holds no {storage.PLAN}; expected a folder that a command of ours filled")
     if at.is_folder():
         verify.read_folder(run)
-    elif storage.exists(f"{path}.{manifest.NAME}"):
+    elif storage.exists(manifest.beside(path)):
         verify.read_file(run)
     elif at.exists():
-        raise InputError(f"{path}: no {path}.{manifest.NAME} beside it, so there is nothing to compare it with")
+        raise InputError(f"{path}: no {manifest.beside(path)} beside it, so there is nothing to compare it with")
     else:
         raise InputError(f"{path}: no such file or folder; check the path")
     return run

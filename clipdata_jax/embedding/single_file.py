@@ -39,10 +39,10 @@ def finished(out: str, plan: RunPlan) -> Manifest | None:
     Raises:
       InputError: there is a file that another run made, or something else.
     """
-    beside = f"{out}.{manifest.NAME}"
-    if storage.exists(parts_folder(out)) and not storage.exists(beside):
+    made = manifest.beside(out)
+    if storage.exists(parts_folder(out)) and not storage.exists(made):
         return None  # stopped before its manifest was written
-    return records.read(Manifest, beside) if is_done(out, plan) else None
+    return records.read(Manifest, made) if is_done(out, plan) else None
 
 
 def finish(

@@ -95,11 +95,16 @@ def _plain(value: object) -> object:
     return value
 
 
+def beside(path: str) -> str:
+    """The path of the manifest of an output that is one file."""
+    return storage.beside(path, NAME)
+
+
 def write_beside(path: str, plan: RunPlan, facts: Facts) -> Manifest:
     """Writes the manifest of an output that is one file, `<file>.manifest.json`; returns it."""
     storage.sweep_beside(path)
     made = plan.finished(facts, {path: file_entry(path)})
-    storage.write_bytes(f"{path}.{NAME}", records.to_json(made))
+    storage.write_bytes(beside(path), records.to_json(made))
     return made
 
 
@@ -124,7 +129,7 @@ def read_facts(path: str) -> Facts:
 
     For files of any tool: nothing of it is checked.
     """
-    where = storage.join(path, NAME) if storage.is_folder(path) else f"{path}.{NAME}"
+    where = storage.join(path, NAME) if storage.is_folder(path) else beside(path)
     if not storage.exists(where):
         return {}
     try:

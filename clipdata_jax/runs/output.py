@@ -1,8 +1,8 @@
 """Units of work: planned up front, written atomically, skipped when complete.
 
-Every command that fills a folder uses this module. A folder of results holds `plan.json` (the run it belongs to),
-the units' own files, one receipt per finished unit under `receipts/`, `run.jsonl` (times; on an object store it comes
-last, from the receipts) and, when all units are done, `manifest.json`. A unit's files appear one by one, each whole;
+Every command that fills a folder uses this module. A folder of results holds `_plan.json` (the run it belongs to),
+the units' own files, one receipt per finished unit under `_receipts/`, `_run.jsonl` (times; on an object store it comes
+last, from the receipts) and, when all units are done, `_manifest.json`. A unit's files appear one by one, each whole;
 its receipt comes last, so a unit with a receipt whose files are all there in the recorded size is done, and any other
 is done again. A folder that holds a plan and nothing else is free for any run, unless a process is at work there.
 """
@@ -27,7 +27,7 @@ from clipdata_jax.runs import manifest, records, telemetry
 from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt, RunPlan, UnitTimes
 from clipdata_jax.runtime import console, parallel, threads
 
-_RECEIPTS = "receipts"
+_RECEIPTS = "_receipts"
 _Parameters = ParamSpec("_Parameters")
 
 
@@ -106,7 +106,7 @@ class Output:
           inputs: the files that the unit was made of, with their fingerprints from before they were read where those
             are known. A unit whose inputs change later is done again.
           undigested: files whose digest would cost more than to write them; they are compared by size alone.
-          times: for `run.jsonl`, see `telemetry.Stopwatch`; the seconds that writing takes are added.
+          times: for `_run.jsonl`, see `telemetry.Stopwatch`; the seconds that writing takes are added.
         """
         start = time.monotonic()
         self._check_there()
@@ -151,7 +151,7 @@ class Output:
             )
 
     def log(self, times: UnitTimes) -> None:
-        """Appends one line to `run.jsonl`, with the time; times are kept out of the manifest.
+        """Appends one line to `_run.jsonl`, with the time; times are kept out of the manifest.
 
         Not on an object store, which can't append: there the units' lines are kept in their receipts.
         """
@@ -161,7 +161,7 @@ class Output:
     def finish(
         self, facts: Callable[[list[Receipt]], Facts], share: parallel.Share = parallel.ALONE
     ) -> Manifest | None:
-        """Writes `manifest.json` if every unit is done, and decides which process reports on the run.
+        """Writes `_manifest.json` if every unit is done, and decides which process reports on the run.
 
         That is the one that writes the manifest; of a run that was finished before, the first.
 
@@ -345,7 +345,7 @@ def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False) -> bool:
     if folder and not is_folder:
         raise InputError(f"{out}: is a file where a folder for the results is expected; choose another --out")
     advice = f"choose another --out, or delete the {'folder' if is_folder else 'file'}"
-    path = at.join(storage.PLAN) if folder else f"{out}.{manifest.NAME}"
+    path = at.join(storage.PLAN) if folder else manifest.beside(out)
     if is_folder != folder or not storage.exists(path):
         # What begins with a dot another process of this run may just be writing, its plan to begin with.
         if folder and all(name.startswith(".") for name in at.names()):

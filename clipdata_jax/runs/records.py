@@ -67,7 +67,7 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnitTimes:
-    """Time and memory that a unit or a step took: a line of `run.jsonl`.
+    """Time and memory that a unit or a step took: a line of `_run.jsonl`.
 
     Attributes:
       time: of its end, in seconds since 1970.
@@ -208,7 +208,7 @@ class Receipt:
       files: that it wrote, by name.
       facts: what the manifest sums up.
       inputs: files that it was made of.
-      times: what it took, on an object store, which has no `run.jsonl` before the run's end.
+      times: what it took, on an object store, which has no `_run.jsonl` before the run's end.
     """
 
     unit: str
@@ -259,7 +259,7 @@ def to_json(content: object) -> bytes:
 
 
 def to_lines(lines: Sequence[UnitTimes]) -> bytes:
-    """The bytes of a `run.jsonl` of these lines."""
+    """The bytes of a `_run.jsonl` of these lines."""
     return "".join(f"{json.dumps(line.to_json())}\n" for line in lines).encode()
 
 

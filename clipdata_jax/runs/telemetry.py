@@ -1,4 +1,4 @@
-"""The time that a run takes: a line of `run.jsonl` for every unit, with the same keys from every command."""
+"""The time that a run takes: a line of `_run.jsonl` for every unit, with the same keys from every command."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _peak_device_memory() -> int | None:
 
 
 def read(path: str) -> list[UnitTimes]:
-    """The units of a `run.jsonl`, in the order in which they were done; lines of anything else are passed over."""
+    """The units of a `_run.jsonl`, in the order in which they were done; lines of anything else are passed over."""
     if not storage.exists(path):
         return []
     lines = storage.read_bytes(path).decode(errors="replace").splitlines()[-_MOST_LINES:]

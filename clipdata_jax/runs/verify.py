@@ -159,7 +159,7 @@ def read_folder(run: CheckedRun) -> None:
     """
     path, listed = storage.join(run.path, storage.PLAN), storage.Folder(run.path).sizes()
     plan = records.read(RunPlan, path)
-    receipt_of = {unit: f"receipts/{unit}.json" for unit in plan.units or ()}
+    receipt_of = {unit: f"_receipts/{unit}.json" for unit in plan.units or ()}
     if not all(map(is_inside, receipt_of)):
         raise InputError(f"{path}: its units are not a list of plain names")
     there = [(unit, name) for unit, name in receipt_of.items() if name in listed]
@@ -238,7 +238,7 @@ def read_file(run: CheckedRun) -> None:
     Raises:
       InputError: the manifest is missing or can't be read.
     """
-    path, beside = run.path, f"{run.path}.{manifest.NAME}"
+    path, beside = run.path, manifest.beside(run.path)
     made = records.read(Manifest, beside)
     if len(made.outputs) != 1:
         raise InputError(f"{beside}: names {len(made.outputs)} outputs, expected the file beside it")

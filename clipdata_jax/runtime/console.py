@@ -117,8 +117,8 @@ def skipped(listed: str, **reasons: Sequence[str]) -> str:
       listed: name of the file that lists all of it.
       reasons: noun -> the reason for each skipped thing of that kind.
 
-    >>> skipped("manifest.json", tar=["a.tar: damaged"], sample=[])
-    'Skipped 1 tar, listed in manifest.json; the first: a.tar: damaged'
+    >>> skipped("_manifest.json", tar=["a.tar: damaged"], sample=[])
+    'Skipped 1 tar, listed in _manifest.json; the first: a.tar: damaged'
     """
     given = {noun: texts for noun, texts in reasons.items() if texts}
     if not given:

@@ -28,6 +28,7 @@ from clipdata_jax.storage.run_folder import MANIFEST as MANIFEST
 from clipdata_jax.storage.run_folder import PLAN as PLAN
 from clipdata_jax.storage.run_folder import TIMES as TIMES
 from clipdata_jax.storage.run_folder import TRACE as TRACE
+from clipdata_jax.storage.run_folder import beside as beside
 from clipdata_jax.storage.run_folder import check_finished as check_finished
 from clipdata_jax.storage.run_folder import recorded_sizes as recorded_sizes
 from clipdata_jax.storage.temporary import hold as hold

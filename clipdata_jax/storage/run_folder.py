@@ -7,7 +7,17 @@ import json
 from clipdata_jax.errors import InputError
 from clipdata_jax.storage.paths import Folder
 
-PLAN, MANIFEST, TRACE, TIMES = "plan.json", "manifest.json", "trace.jsonl", "run.jsonl"
+# In a folder they begin with "_": readers of parquet folders (pandas, pyarrow, Spark) pass over such names.
+PLAN, MANIFEST, TIMES, TRACE = "_plan.json", "_manifest.json", "_run.jsonl", "_trace.jsonl"
+
+
+def beside(path: str, record: str) -> str:
+    """Returns the name of a record of a file, which lies beside it.
+
+    >>> beside("subset.npy", MANIFEST)
+    'subset.npy.manifest.json'
+    """
+    return f"{path}.{record.removeprefix('_')}"
 
 
 def check_finished(folder: Folder) -> None:

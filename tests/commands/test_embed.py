@@ -39,7 +39,7 @@ def test_shards_hold_what_the_model_makes_of_each_pair(tmp_path, pool, checkpoin
     done = clipdata("embed", "pool", "--model", f"tiny={checkpoint}", "--out", "out", "--batch-size", 8)
     assert done.returncode == 0, done.stderr
     assert "Embedded 30 pairs as tiny, dimension 16" in done.stdout
-    told = telemetry.read(str(tmp_path / "out" / "run.jsonl"))
+    told = telemetry.read(str(tmp_path / "out" / "_run.jsonl"))
     assert sum(unit.rows for unit in told) == 30
     assert all(unit.rows_per_second > 0 for unit in told)
     assert all(unit.seconds["read"] > 0 and unit.seconds["compute"] > 0 for unit in told)
@@ -63,7 +63,7 @@ def test_shards_hold_what_the_model_makes_of_each_pair(tmp_path, pool, checkpoin
     assert table["original_height"] == [40] * 9
     want = np.einsum("nd,nd->n", images, texts)
     np.testing.assert_allclose(table["clip_tiny_similarity_score"], want, atol=1e-5)
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["models"]["tiny"]["digest"] == models.checkpoint_digest(checkpoint)
     assert abs(manifest["models"]["tiny"]["temperature"] - 0.07) < 1e-6
 
@@ -78,20 +78,20 @@ def test_the_same_bytes_on_any_number_of_devices_threads_and_workers(tmp_path, p
         first = (tmp_path / "one" / name).read_bytes()
         assert first == (tmp_path / "eight" / name).read_bytes()
         assert first == (tmp_path / "dealt" / name).read_bytes()
-    assert (tmp_path / "dealt" / "manifest.json").exists()
+    assert (tmp_path / "dealt" / "_manifest.json").exists()
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, checkpoint, clipdata):
     flags = ("embed", "pool", "--model", checkpoint, "--batch-size", 8)
     assert clipdata(*flags, "--out", "whole").returncode == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    (tmp_path / "cut" / "manifest.json").unlink()
+    (tmp_path / "cut" / "_manifest.json").unlink()
     cut = tmp_path / "cut" / "00001.npz"
     cut.write_bytes(cut.read_bytes()[:100])
     kept = (tmp_path / "cut" / "00000.npz").stat().st_mtime_ns
     assert clipdata(*flags, "--out", "cut").returncode == 0
     assert (tmp_path / "cut" / "00000.npz").stat().st_mtime_ns == kept
-    for name in ("00001.npz", "00001.parquet", "manifest.json"):
+    for name in ("00001.npz", "00001.parquet", "_manifest.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -122,7 +122,7 @@ def test_bad_samples_stop_the_run_or_are_listed(tmp_path, checkpoint, clipdata):
     assert done.returncode == 0, done.stderr
     assert "Embedded 3 pairs as clip" in done.stdout
     assert "Skipped 7 samples" in done.stdout.splitlines()[-1]
-    listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped_samples"]
+    listed = json.loads((tmp_path / "out" / "_manifest.json").read_text())["skipped_samples"]
     assert [entry["key"] for entry in listed] == [f"{key:05}" for key in range(100, 107)]
     assert all(entry["tar"].endswith("00000.tar") and entry["reason"] for entry in listed)
 
@@ -190,7 +190,7 @@ def test_tars_of_one_name_need_uids_of_their_own(tmp_path, pool, checkpoint, cli
 
 
 def test_tars_of_an_unfinished_run_are_refused(tmp_path, pool, checkpoint, clipdata):
-    (pool / "plan.json").write_text("{}")
+    (pool / "_plan.json").write_text("{}")
     done = clipdata("embed", "pool", "--model", checkpoint, "--out", "out")
     assert done.returncode == 2
     assert "pool: the run that fills it isn't finished" in done.stderr

@@ -84,7 +84,7 @@ def test_every_kind_of_broken_member_is_listed_and_the_rest_embedded(tmp_path, p
     done = clipdata(*flags, "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     skipped = {entry["key"]: entry["reason"] for entry in manifest["skipped_samples"]}
     assert set(skipped) == {*BAD, "alone"}
     for key, (*_, words) in BAD.items():

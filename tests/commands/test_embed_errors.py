@@ -50,9 +50,9 @@ def test_an_error_on_the_devices_is_not_taken_for_a_bad_tar(tmp_path, flags, cli
         done = clipdata(*flags)
     assert done.returncode == 2
     assert "the devices' error" in done.stderr
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "_manifest.json").exists()
     assert clipdata(*flags).returncode == 0
-    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    content = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert content["pairs"] == 12
     assert content["skipped_tars"] == []
 
@@ -91,11 +91,11 @@ def test_a_tar_that_cannot_be_read_is_skipped_and_read_when_it_can(tmp_path, fla
         done = clipdata(*flags)
         assert done.returncode == 0, done.stderr
         assert "1.tar: no permission to read it" in done.stdout, done.stderr
-    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    content = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert content["pairs"] == 8
     assert content["pool"][1]["digest"] is None
     assert clipdata(*flags).returncode == 0
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["pairs"] == 12
+    assert json.loads((tmp_path / "out" / "_manifest.json").read_text())["pairs"] == 12
 
 
 def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path, flags, clipdata, monkeypatch):
@@ -141,8 +141,8 @@ def test_a_log_file_gets_lines(flags, clipdata):
 def test_times_that_cannot_be_written_stop_nothing(tmp_path, flags, clipdata):
     (tmp_path / "out").mkdir()
     assert clipdata(*flags, "--worker", "0/3").returncode == 0
-    (tmp_path / "out" / "run.jsonl").unlink()
-    (tmp_path / "out" / "run.jsonl").symlink_to("/dev/full")  # every write to it: no space left
+    (tmp_path / "out" / "_run.jsonl").unlink()
+    (tmp_path / "out" / "_run.jsonl").symlink_to("/dev/full")  # every write to it: no space left
     assert clipdata(*flags).returncode == 0
 
 
@@ -156,7 +156,7 @@ def test_nothing_good_is_no_result(tmp_path, flags, clipdata, out):
         assert "nothing could be embedded: all inputs are bad and were skipped" in done.stderr
         assert "the first: 0.tar: is a text file, not a tar file" in done.stderr
     assert not (tmp_path / "target.npz").exists()
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "_manifest.json").exists()
 
 
 def test_a_tar_that_changes_while_it_is_embedded_fails_and_is_done_again(tmp_path, flags, clipdata, monkeypatch):

@@ -24,7 +24,7 @@ from clipdata_jax import cli
 from clipdata_jax.runs import output
 complete = output.Output.complete
 def complete_or_die(self, *arguments, **named):
-    if os.path.exists(self.path("receipts")):
+    if os.path.exists(self.path("_receipts")):
         os.kill(os.getpid(), signal.SIGKILL)
     complete(self, *arguments, **named)
 output.Output.complete = complete_or_die
@@ -179,9 +179,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, small, clipda
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = sorted(path.stem for path in (tmp_path / "killed" / "receipts").glob("*.json"))
+    done = sorted(path.stem for path in (tmp_path / "killed" / "_receipts").glob("*.json"))
     assert done
-    assert not (tmp_path / "killed" / "manifest.json").exists()
+    assert not (tmp_path / "killed" / "_manifest.json").exists()
     kept = {name: (tmp_path / "killed" / f"{name}.npz").stat().st_mtime_ns for name in done}
     assert clipdata(*flags, "--out", "killed").returncode == 0
     assert clipdata(*flags, "--out", "whole").returncode == 0

@@ -66,7 +66,7 @@ def test_score_is_planned_measured_and_then_as_planned(work, clipdata):
     assert found.read == size_of(work / "pool")
     assert 0.7 < found.written / size_of(work / "scores", "*.parquet") < 1.3
     assert found.rows_timed == sum(
-        json.loads(line)["rows"] for line in (work / "scores/run.jsonl").read_text().splitlines()
+        json.loads(line)["rows"] for line in (work / "scores/_run.jsonl").read_text().splitlines()
     )
 
 

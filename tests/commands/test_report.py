@@ -135,7 +135,7 @@ def test_odd_samples_do_no_harm(pool):
 def test_strangers_manifests_are_only_text(pool):
     beside = pool / "subset.npy.manifest.json"
     beside.write_text(json.dumps({"rule": "<script>" * 9_999, "steps": [1, {"rule": 3}], "<b>": {"a": [[[["<i>"]]]]}}))
-    (pool / "scores/manifest.json").write_text('{"deep": ' + "[" * 400 + "]" * 400 + "}")
+    (pool / "scores/_manifest.json").write_text('{"deep": ' + "[" * 400 + "]" * 400 + "}")
     html = page_of(options(pool, tars=()))
     assert "<script" not in html
     assert '<i>"' not in html
@@ -242,7 +242,7 @@ def test_throughput_is_drawn_where_a_table_has_a_record_of_it(pool):
     assert "Throughput" not in page_of(options(pool))
     line = {"rows": 60, "rows_per_second": 30.5, "compute_seconds": 1.5, "unit": "<script>"}
     told = [json.dumps({"time": i, **line}) for i in range(3)]
-    (pool / "scores/run.jsonl").write_text("\n".join([*told, "<script>"]))
+    (pool / "scores/_run.jsonl").write_text("\n".join([*told, "<script>"]))
     html = page_of(options(pool))
     assert "180 rows in 3 units; 30.5 rows/s per process" in html
     assert "Seconds per 1,000 rows" in html

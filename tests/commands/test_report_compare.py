@@ -73,7 +73,7 @@ def add_nearest(pool: Path, count: int, **told) -> np.ndarray:
         columns = {"norm_sim_inf_mine": np.full(60, 0.5, np.float32), "norm_sim_inf_mine_row": nearest[rows]}
         null = np.arange(120)[rows] == 7
         (pool / f"nearest/{part}.parquet").write_bytes(score_tables.part_bytes(table.read_uids(part), columns, null))
-    (pool / "nearest/manifest.json").write_text(json.dumps({"targets": {"mine": told.get("scored", count)}}))
+    (pool / "nearest/_manifest.json").write_text(json.dumps({"targets": {"mine": told.get("scored", count)}}))
     return nearest
 
 
@@ -116,7 +116,7 @@ def test_a_union_is_what_the_manifest_calls_so(tmp_path, told):
     for folder, says in (("a", "{}"), ("b", told)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.parquet").write_bytes(part)
-        (tmp_path / folder / "manifest.json").write_text(says)
+        (tmp_path / folder / "_manifest.json").write_text(says)
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     expected = {"norm_sim_inf_all"} if "all" in told else set()
     assert report_inputs.union_columns(score_tables.open_tables([b])) == expected

@@ -87,8 +87,8 @@ def test_tars_hold_the_selected_samples_byte_for_byte(tmp_path, pool, clipdata):
 def test_the_manifest_counts_every_tar_and_is_deterministic(tmp_path, pool, clipdata):
     for out in ("one", "two"):
         assert clipdata("reshard", "pool", "--subset", "s.npy", "--out", out).returncode == 0
-    text = (tmp_path / "one/manifest.json").read_bytes()
-    assert text == (tmp_path / "two/manifest.json").read_bytes()
+    text = (tmp_path / "one/_manifest.json").read_bytes()
+    assert text == (tmp_path / "two/_manifest.json").read_bytes()
     assert (tmp_path / "one/000.tar").read_bytes() == (tmp_path / "two/000.tar").read_bytes()
     content = json.loads(text)
     assert content["per_tar"] == {
@@ -115,7 +115,7 @@ def test_missing_and_repeated_uids_are_counted(tmp_path, capsys):
     assert lines[1] == "2 samples repeat the uid of another; all are kept"
     examples = f"{uid_number(77)}, {uid_number(78)}"
     assert lines[2:] == [f"found 3 of 5 selected uids (60.00 %); 2 are in no tar, e.g. {examples}"]
-    content = json.loads((out / "manifest.json").read_bytes())
+    content = json.loads((out / "_manifest.json").read_bytes())
     assert (content["found"], content["found_share"], content["missing"]) == (3, 0.6, 2)
 
 
@@ -162,13 +162,13 @@ def test_workers_share_the_tars_and_the_last_one_writes_the_manifest(tmp_path, p
     assert alone.returncode == first.returncode == 0
     assert first.stdout == (
         "out: process 2 of 2 is done with its units; others are missing (000 for one); the last to finish"
-        " writes manifest.json\n"
+        " writes _manifest.json\n"
     )
-    assert not (tmp_path / "out/manifest.json").exists()
+    assert not (tmp_path / "out/_manifest.json").exists()
     last = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--worker", "0/2")
     assert last.stdout == alone.stdout.replace("alone", "out")
-    assert (tmp_path / "out/manifest.json").read_bytes() == (tmp_path / "alone/manifest.json").read_bytes()
-    lines = [json.loads(line) for line in (tmp_path / "out/run.jsonl").read_text().splitlines()]
+    assert (tmp_path / "out/_manifest.json").read_bytes() == (tmp_path / "alone/_manifest.json").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "out/_run.jsonl").read_text().splitlines()]
     assert {line["process"] for line in lines} == {0, 1}
     assert all({"rows", "rows_per_second", "read_seconds", "write_seconds"} <= line.keys() for line in lines)
 
@@ -179,17 +179,17 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
     done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out")
     assert refused(done, "001.tar: damaged or not a tar", "--on-bad skip")
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"plan.json", "run.jsonl", "receipts", "uids", "000.tar"}
+    assert left == {"_plan.json", "_run.jsonl", "_receipts", "uids", "000.tar"}
     first = (tmp_path / "out/000.tar").stat().st_mtime_ns
     done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/000.tar").stat().st_mtime_ns == first
-    content = json.loads((tmp_path / "out/manifest.json").read_text())
+    content = json.loads((tmp_path / "out/_manifest.json").read_text())
     assert content["per_tar"]["001"] == {}
     assert len(content["skipped_tars"]) == 1
     assert "001.tar: damaged" in content["skipped_tars"][0]
     told = done.stdout.strip().splitlines()[-1]
-    assert told.startswith("Skipped 1 tar, listed in manifest.json; the first: ")
+    assert told.startswith("Skipped 1 tar, listed in _manifest.json; the first: ")
     assert "001.tar: damaged" in told
     (pool / "001.tar").write_bytes(whole)
     done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out")

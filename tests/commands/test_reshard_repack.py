@@ -73,7 +73,7 @@ def test_tars_of_another_size_keep_the_order(tmp_path, pool, clipdata):
     for path in written:
         uid = np.load(tmp_path / f"out/uids/{path.stem}.npy")
         assert uids.to_hex(uid) == list(map(uid_number, held[path.name]))
-    content = json.loads((tmp_path / "out/manifest.json").read_bytes())
+    content = json.loads((tmp_path / "out/_manifest.json").read_bytes())
     assert content["per_tar"]["003"] == {"samples": 10, "kept": 5}
     assert content["kept"] == 35
 
@@ -103,7 +103,7 @@ def test_several_processes_write_the_same_bytes(tmp_path, pool, clipdata):
     written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
     assert len([path for path in written if path.suffix == ".tar"]) == 5
     for path in written:
-        if path.name != "run.jsonl":
+        if path.name != "_run.jsonl":
             assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
     done = clipdata(*REPACK[:4], "--processes", 2, "--out", "stopped")
     assert done.returncode == 2
@@ -159,7 +159,7 @@ def test_a_tar_that_is_skipped_leaves_its_unit_the_others(tmp_path, pool, clipda
     found, skipped = done.stdout.splitlines()[-2:]
     assert found.startswith("found 30 of 35 selected uids (85.71 %); 5 are in no tar, e.g. ")
     assert done.returncode == 0
-    assert skipped.startswith("Skipped 1 tar, listed in manifest.json; the first: ")
+    assert skipped.startswith("Skipped 1 tar, listed in _manifest.json; the first: ")
 
 
 def test_uids_that_a_subset_repeats_are_written_as_often(tmp_path, pool, clipdata):
@@ -216,7 +216,7 @@ def test_object_stores(tmp_path, pool):
 def test_digests_of_the_tars_are_taken_when_asked_for(tmp_path, pool, clipdata):
     for out, flags in (("without", ()), ("with", ("--digests",))):
         assert clipdata("reshard", "pool", "--subset", "s.npy", "--out", out, *flags).returncode == 0
-    without, held = (json.loads((tmp_path / out / "manifest.json").read_bytes()) for out in ("without", "with"))
+    without, held = (json.loads((tmp_path / out / "_manifest.json").read_bytes()) for out in ("without", "with"))
     assert set(held["outputs"]["000.tar"]) == set(held["pool"][0]) - {"name"} == {"bytes", "digest"}
     assert held["outputs"]["000.tar"]["digest"] == storage.digest(str(tmp_path / "with/000.tar"))
     assert set(without["outputs"]["000.tar"]) == {"bytes"}

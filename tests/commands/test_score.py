@@ -76,7 +76,9 @@ def test_every_column_is_its_formula(tmp_path, pool, clipdata):
     np.testing.assert_allclose(found["neg_clip_loss"], want, atol=5e-6)
     sums = found["neg_clip_loss_log_sum_text"] + found["neg_clip_loss_log_sum_image"]
     np.testing.assert_allclose(found["clip_score"] - 0.005 * sums, found["neg_clip_loss"], atol=5e-6)
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    whole = pq.read_table(tmp_path / "out")  # as pandas.read_parquet does: the folder's records are passed over
+    np.testing.assert_array_equal(whole["norm_sim_inf_tt"].to_numpy(), found["norm_sim_inf_tt"])
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["rows"] == 250
     assert manifest["temperature"] == 0.01
     assert len(manifest["pool"]) == 6
@@ -92,15 +94,15 @@ def test_the_same_bytes_on_any_number_of_devices_and_workers(tmp_path, pool, cli
     assert first.returncode == 0
     assert first.stdout == "Already complete: dealt\n"
     for other in ("two", "eight", "dealt"):
-        for path in [*sorted((tmp_path / "one").glob("*.parquet")), tmp_path / "one" / "manifest.json"]:
+        for path in [*sorted((tmp_path / "one").glob("*.parquet")), tmp_path / "one" / "_manifest.json"]:
             assert path.read_bytes() == (tmp_path / other / path.name).read_bytes(), (other, path.name)
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
     assert clipdata("score", "pool", "--out", "whole", *SMALL).returncode == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    (tmp_path / "cut" / "manifest.json").unlink()
-    (tmp_path / "cut" / "receipts" / "unit-00001.json").unlink()
+    (tmp_path / "cut" / "_manifest.json").unlink()
+    (tmp_path / "cut" / "_receipts" / "unit-00001.json").unlink()
     (tmp_path / "cut" / "00000002.parquet").unlink()
     unfinished = clipdata("select", "cut", "--rule", "top(clip_score, 0.5)", "--out", "s.npy")
     assert unfinished.returncode == 2
@@ -109,7 +111,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
     assert clipdata("score", "pool", "--out", "cut", *SMALL).returncode == 0
     assert (tmp_path / "cut" / "00000000.parquet").stat().st_mtime_ns == kept
     for path in (tmp_path / "whole").glob("*.*"):
-        if path.name != "run.jsonl":
+        if path.name != "_run.jsonl":
             assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
 
 
@@ -119,7 +121,7 @@ def test_every_unit_has_a_line_of_times_and_a_trace_changes_nothing(tmp_path, po
     assert done.returncode == 0, done.stderr
     assert "the trace of 1 step is in trace" in done.stderr
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
-    lines = [json.loads(line) for line in (tmp_path / "out/run.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out/_run.jsonl").read_text().splitlines()]
     assert [(line["unit"], line["process"], line["rows"]) for line in lines] == [
         ("unit-00000", 0, 90),
         ("unit-00001", 0, 30),
@@ -169,14 +171,14 @@ def test_a_part_that_is_damaged_resized_or_missing_comes_back_as_the_message_say
             score_tables.open_tables([str(tmp_path / "out")]).read(names)
         assert str(raised.value).endswith(advice)
         part.unlink()
-        with pytest.raises(InputError, match=r"is missing, manifest\.json says .* bytes; run `clipdata score`"):
+        with pytest.raises(InputError, match=r"is missing, _manifest\.json says .* bytes; run `clipdata score`"):
             score_tables.open_tables([str(tmp_path / "out")])
         assert clipdata(*flags).returncode == 0
         assert part.read_bytes() == good
 
 
 def test_an_unfinished_pool_is_refused(tmp_path, pool, clipdata):
-    (tmp_path / "pool" / "plan.json").write_text("{}")
+    (tmp_path / "pool" / "_plan.json").write_text("{}")
     done = clipdata("score", "pool", "--out", "out")
     assert done.returncode == 2
     assert "pool: the run that fills it isn't finished" in done.stderr
@@ -192,7 +194,7 @@ def test_the_limit_of_bad_rows_holds_over_workers(tmp_path, pool, clipdata):
     assert done.returncode == 2
     assert "10 of 250 pairs have embeddings that are not unit vectors" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "_manifest.json").exists()
     assert clipdata(*flags, "--max-bad-rows", 0.5).returncode == 0
 
 
@@ -215,7 +217,7 @@ def test_bad_rows_are_masked_counted_and_shift_nothing(tmp_path, pool, clipdata)
     made = {**pool, "img": np.concatenate([np.where(good[:90, None], img, 0), pool["img"][90:]])}
     want = expected_neg_clip_loss(made, [90, 160], 0.01, good)
     np.testing.assert_allclose(found["neg_clip_loss"][good], want[good], atol=5e-6)
-    masked = json.loads((tmp_path / "out" / "manifest.json").read_text())["masked_rows"]
+    masked = json.loads((tmp_path / "out" / "_manifest.json").read_text())["masked_rows"]
     assert masked == [
         {"reason": reason, "row": row, "shard": "00000000"}
         for row, reason in ((3, "not finite"), (10, "zero"), (20, "not of unit norm"))

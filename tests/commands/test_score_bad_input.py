@@ -109,7 +109,7 @@ def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
     assert np.isnan(score[90:120]).all()
     assert np.isfinite(score[:90]).all()
     assert np.isfinite(score[120:]).all()
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"][0]["shard"] == "00000001"
+    assert json.loads((tmp_path / "out" / "_manifest.json").read_text())["skipped"][0]["shard"] == "00000001"
 
 
 @pytest.mark.parametrize(
@@ -212,4 +212,4 @@ def test_nothing_is_said_to_be_kept_where_nothing_was(tmp_path, pool, clipdata):
     (tmp_path / "file").write_text("")
     done = clipdata("score", "pool", "--out", "file/s", *SMALL)
     assert done.returncode == 2
-    assert "file/s/plan.json: can't be written (not a directory)\n" in done.stderr
+    assert "file/s/_plan.json: can't be written (not a directory)\n" in done.stderr

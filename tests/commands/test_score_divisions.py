@@ -84,7 +84,7 @@ def test_several_temperatures_and_sizes_are_columns_of_one_pass(tmp_path, pool, 
     both = ("neg_clip_loss", "neg_clip_loss_se")
     for one, many in zip(both, (names[3], f"{names[3]}_se"), strict=True):
         np.testing.assert_allclose(read(tmp_path / "one", one)[one], read(tmp_path / "out", many)[many], atol=2e-6)
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["temperature"] == [0.01, 0.0125]
     assert [size["batch_size"] for size in manifest["groups"]["sizes"]] == [20, 40]
     rule = f"top({names[0]}, 0.1)"
@@ -147,7 +147,7 @@ def test_the_division_of_the_paper_cuts_whole_files(tmp_path, clipdata):
     error = found["neg_clip_loss_se"]
     assert np.isnan(error[90:130]).all()
     assert np.mean(error[:90] > 0) > 0.5
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["groups"] == {"count": 3, "sizes": [{"batch_size": 40, "batches": 8, "effective": [10, 40]}]}
 
 
@@ -244,7 +244,7 @@ def test_the_same_bits_on_any_number_of_devices_and_workers(tmp_path, clipdata, 
         assert clipdata(*flags, "--out", "dealt", "--worker", worker).returncode == 0
     parts = sorted((tmp_path / "on1").glob("*.parquet"))
     assert len(parts) == 3
-    for part in [*parts, tmp_path / "on1" / "manifest.json"]:
+    for part in [*parts, tmp_path / "on1" / "_manifest.json"]:
         for other in [*(f"on{devices}" for devices in counts[1:]), "dealt"]:
             assert part.read_bytes() == (tmp_path / other / part.name).read_bytes(), (other, part.name)
 

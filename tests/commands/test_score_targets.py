@@ -192,4 +192,4 @@ def test_bad_flags_are_one_clear_sentence(made, clipdata, flags, words):
 
 def test_the_manifest_says_how_many_were_scored(tmp_path, made, clipdata):
     assert clipdata("score", "pool", *TARGETS, "--out", "scores").returncode == 0
-    assert json.loads((tmp_path / "scores" / "manifest.json").read_text())["scored"] == 65
+    assert json.loads((tmp_path / "scores" / "_manifest.json").read_text())["scored"] == 65

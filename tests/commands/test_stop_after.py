@@ -43,7 +43,7 @@ def test_a_run_in_parts_gives_the_same_bytes(name, work, monkeypatch, clipdata):
     told = f"stopped after 1 of 3 {noun}s as --stop-after says; run the command without it to continue"
     assert (done.returncode, told in done.stderr) == (75, True), done.stderr
     assert not (work / f"{out}.manifest.json").exists()
-    assert not (work / out / "manifest.json").exists()
+    assert not (work / out / "_manifest.json").exists()
     done = clipdata(*command, "--out", out, "--stop-after", 1)
     assert "stopped after 1 of 2" in done.stderr
     assert clipdata(*command, "--out", out, "--stop-after", 5).returncode == 0

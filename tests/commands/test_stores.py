@@ -93,10 +93,10 @@ def test_the_commands_make_the_same_bytes_in_a_store(world, expected, clipdata, 
     assert contents(out) == expected
     assert len(expected) > 10
     for folder in ("metadata", "scores", "selected"):  # a line a unit, as on a disk
-        lines = storage.read_bytes(f"{out}/{folder}/run.jsonl").splitlines()
+        lines = storage.read_bytes(f"{out}/{folder}/_run.jsonl").splitlines()
         units = [json.loads(line)["unit"] for line in lines]
-        assert units == json.loads(storage.read_bytes(f"{out}/{folder}/plan.json"))["units"]
-    assert len(telemetry.read(f"{out}/scores/run.jsonl")) == len(units)
+        assert units == json.loads(storage.read_bytes(f"{out}/{folder}/_plan.json"))["units"]
+    assert len(telemetry.read(f"{out}/scores/_run.jsonl")) == len(units)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_commands_make_the_same_bytes_in_a_store(world, expected, clipdata, 
     [
         ("GET /bucket/metadata/00000001.npz", ("--on-bad", "skip")),
         ("PUT .*/00000001.parquet", ()),
-        ("PUT .*receipts/unit-00001", ()),
+        ("PUT .*_receipts/unit-00001", ()),
         ("GET /bucket$", ("--on-bad", "skip")),
     ],
 )
@@ -117,7 +117,7 @@ def test_what_stays_broken_stops_a_command_which_goes_on_later(world, clipdata, 
     assert done.returncode == 2
     assert re.search(r"clipdata score: s3://bucket/\S+: the store failed 6 times, last with: HTTP 503", done.stderr)
     faults.reset()
-    assert not storage.exists(f"{out}/manifest.json")
+    assert not storage.exists(f"{out}/_manifest.json")
     assert clipdata(*score).returncode == 0
     assert clipdata("verify", out).returncode == 0
 
@@ -172,7 +172,7 @@ def test_a_lost_mount_or_no_right_to_write_is_told(tmp_path, clipdata, monkeypat
     monkeypatch.setattr(Output, "complete", unmounted)
     done = clipdata(*score)
     assert done.returncode == 2
-    assert "out: its plan.json is gone; was the disk unmounted?" in done.stderr
+    assert "out: its _plan.json is gone; was the disk unmounted?" in done.stderr
     assert not list((tmp_path / "out").iterdir())
     monkeypatch.setattr(Output, "complete", complete)
     (tmp_path / "out").rmdir()

@@ -92,7 +92,7 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, pool, tokenizer, clipdata
     part = clipdata(*arguments("killed"), "--stop-after", 2, devices=1, **cache)
     assert (part.returncode, "stopped after 2 of 6 steps as" in part.stderr) == (75, True), part.stderr
     assert (resumed := clipdata(*arguments("killed"), devices=1, **cache)).returncode == 0, resumed.stderr
-    for name in ["manifest.json", *(f"model/{file}" for file in os.listdir(tmp_path / "whole" / "model"))]:
+    for name in ["_manifest.json", *(f"model/{file}" for file in os.listdir(tmp_path / "whole" / "model"))]:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
     check_model(tmp_path / "whole")
     check_verify(clipdata, tmp_path / "killed", tmp_path / "killed" / "model" / "model.safetensors")
@@ -100,14 +100,14 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, pool, tokenizer, clipdata
 
 def check_model(out):
     """What the run left is a whole checkpoint, described by its manifest."""
-    made = json.loads((out / "manifest.json").read_bytes())
+    made = json.loads((out / "_manifest.json").read_bytes())
     model = models.load_clip(out / "model")
     assert models.checkpoint_digest(out / "model") == made["digest"]
     assert float(np.asarray(model.temperature)) == made["temperature"]
     assert models.load_tokenizer(out / "model")(["a red house"]).shape == (1, 16)
     assert models.load_image_transform(out / "model").size == 32
     assert sorted(os.listdir(out / "checkpoints")) == ["10", "8"]
-    lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "_run.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 1
     assert lines[-1]["step"] == 10
     assert lines[-1]["rows_per_second"] > 0
@@ -139,12 +139,12 @@ def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, cap
     assert "00001.tar: damaged" in made.facts["skipped_tars"][0]
     assert "Skipped 1 tar and 1 sample" in capsys.readouterr().out
     # The same run again only says so; another one is refused and leaves everything as it is.
-    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    before = (tmp_path / "out" / "_manifest.json").read_bytes()
     assert train.run(options) == made
     arguments = ["train", *options.tars, "--tokenizer", str(tokenizer), "--out", options.out, "--steps", "3"]
     assert cli.main([*arguments, "--warmup", "0", "--batch-size", "8", *TINY]) == 2
     assert "already holds the results of another run" in capsys.readouterr().err
-    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert (tmp_path / "out" / "_manifest.json").read_bytes() == before
 
 
 def cut_tar(folder, pool):
@@ -217,7 +217,7 @@ def test_real_images_are_learnt_and_found_again(tmp_path, shared, clipdata):
     arguments = ["slice.tar", "--tokenizer", "tokenizer", "--out", "run", *fixed, *TINY, "--width", 32]
     done = clipdata("train", *arguments, devices=1)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "_run.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert losses[1] > np.log(64) - 0.2
     assert losses[60] < np.log(64) - 1

@@ -82,14 +82,14 @@ def test_what_is_whole_is_called_good(work, clipdata):
 
 
 def remove_receipt(work):
-    (work / "scores/receipts/unit-00000.json").unlink()
+    (work / "scores/_receipts/unit-00000.json").unlink()
 
 
 def name_another(work):
     def add(receipt):
         receipt["files"]["00000009.parquet"] = {"bytes": 1, "digest": "sha256:0"}
 
-    edit(work / "scores/receipts/unit-00000.json", add)
+    edit(work / "scores/_receipts/unit-00000.json", add)
 
 
 def escape(work):
@@ -99,7 +99,7 @@ def escape(work):
         receipt["files"]["../secret"] = {"bytes": 1, "digest": "sha256:0"}
         receipt["files"][str(work / "secret")] = {"bytes": 1, "digest": "sha256:0"}
 
-    edit(work / "scores/receipts/unit-00000.json", add)
+    edit(work / "scores/_receipts/unit-00000.json", add)
 
 
 def link_out(work):
@@ -116,25 +116,25 @@ DAMAGE = {
     "a part is gone": (lambda w: (w / PART).unlink(), f"missing: {PART}: a record says it was written"),
     "a byte of a part": (lambda w: flip(w / PART), f"damaged: {PART}: its digest is not"),
     "a part cut short": (lambda w: (w / PART).write_bytes(b"PAR1"), f"damaged: {PART}: 4 bytes, recorded are"),
-    "a receipt is gone": (remove_receipt, "missing: scores/receipts/unit-00000.json: the run is finished"),
-    "a receipt no JSON": (lambda w: flip(w / "scores/receipts/unit-00000.json", 0), "unit-00000.json: not JSON"),
+    "a receipt is gone": (remove_receipt, "missing: scores/_receipts/unit-00000.json: the run is finished"),
+    "a receipt no JSON": (lambda w: flip(w / "scores/_receipts/unit-00000.json", 0), "unit-00000.json: not JSON"),
     "a receipt of another": (
-        lambda w: edit(w / "scores/receipts/unit-00000.json", lambda r: r.update(unit="unit-00001")),
+        lambda w: edit(w / "scores/_receipts/unit-00000.json", lambda r: r.update(unit="unit-00001")),
         "is the receipt of unit 'unit-00001'",
     ),
-    "a part more in a receipt": (name_another, "manifest.json: its entry of 00000009.parquet is not that"),
+    "a part more in a receipt": (name_another, "_manifest.json: its entry of 00000009.parquet is not that"),
     "a way out": (escape, "names '../secret', which is outside; not opened"),
     "a link out": (link_out, f"refused: {PART}: is a link that leads out of the folder"),
     "a pipe": (pipe, "refused: pool/00000000.npz: is not a regular file"),
     "a stranger's file": (lambda w: (w / "scores/\x1b[2J").touch(), "foreign: scores/\\x1b[2J: no receipt knows it"),
     "what a kill left": (lambda w: (w / "scores/.a.parquet.0.tmp").touch(), "left by a process that was killed"),
     "the manifest's entry": (
-        lambda w: edit(w / "scores/manifest.json", lambda m: m["outputs"]["00000001.parquet"].update(bytes=1)),
-        "damaged: scores/manifest.json: its entry of 00000001.parquet is not that of the receipt",
+        lambda w: edit(w / "scores/_manifest.json", lambda m: m["outputs"]["00000001.parquet"].update(bytes=1)),
+        "damaged: scores/_manifest.json: its entry of 00000001.parquet is not that of the receipt",
     ),
     "the manifest's options": (
-        lambda w: edit(w / "scores/manifest.json", lambda m: m.update(options={})),
-        "damaged: scores/manifest.json: its 'options' is not that of plan.json",
+        lambda w: edit(w / "scores/_manifest.json", lambda m: m.update(options={})),
+        "damaged: scores/_manifest.json: its 'options' is not that of _plan.json",
     ),
     "a byte of the pool": (lambda w: flip(w / "pool/00000002.npz"), "changed: pool/00000002.npz: its digest"),
     "a shard gone": (lambda w: (w / "pool/00000002.npz").unlink(), "missing: pool/00000002.npz: no such file"),
@@ -198,7 +198,7 @@ def test_a_store_that_the_user_names_is_asked(work, clipdata):
     storage.write_bytes("memory://pool/a", b"1")
     done = clipdata(*command)
     assert done.returncode == 0, done.stdout
-    edit(work / "scores/plan.json", lambda plan: plan["options"].update(pool="memory://other"))
+    edit(work / "scores/_plan.json", lambda plan: plan["options"].update(pool="memory://other"))
     assert "refused: memory://other/" in clipdata("verify", "scores").stdout
     for name in ("/proc/kmsg", "\ud800"):
         edit(work / "subset.npy.manifest.json", lambda content, name=name: content["inputs"].append({"name": name}))
@@ -208,7 +208,7 @@ def test_a_store_that_the_user_names_is_asked(work, clipdata):
 
 
 def test_a_run_that_is_not_finished_is_good_as_far_as_it_went(work, clipdata):
-    (work / "scores/manifest.json").unlink()
+    (work / "scores/_manifest.json").unlink()
     remove_receipt(work)
     (work / "scores/.a.parquet.0.tmp").touch()  # a living process may be writing it
     done = clipdata("verify", "scores", "--pool", "no")
@@ -232,7 +232,7 @@ def test_the_pool_need_not_be_read(work, clipdata, monkeypatch):
     ("path", "words"),
     [
         ("nowhere", "nowhere: no such file or folder"),
-        ("pool", "pool: holds no plan.json"),
+        ("pool", "pool: holds no _plan.json"),
         ("pool/00000000.npz", "no pool/00000000.npz.manifest.json beside it"),
     ],
 )

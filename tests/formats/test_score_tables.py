@@ -110,8 +110,8 @@ def test_tables_with_other_uids_are_refused(tmp_path):
 
 def test_an_unfinished_table_is_refused(tmp_path):
     a = make(tmp_path / "a", [2], ["x"])
-    (tmp_path / "a/plan.json").write_text("{}")
+    (tmp_path / "a/_plan.json").write_text("{}")
     with pytest.raises(InputError, match="isn't finished"):
         score_tables.open_tables([a])
-    (tmp_path / "a/manifest.json").write_text("{}")
+    (tmp_path / "a/_manifest.json").write_text("{}")
     assert len(score_tables.open_tables([a])) == 2

@@ -143,6 +143,6 @@ def test_an_empty_folder_and_an_unfinished_run_are_refused(tmp_path, opened):
     with pytest.raises(InputError, match=r"the folder holds no \.parquet file"):
         opened(tmp_path / "pool")
     uid_files.write(f"{tmp_path}/pool/0.parquet", [ROWS])
-    (tmp_path / "pool/plan.json").write_text("{}")
+    (tmp_path / "pool/_plan.json").write_text("{}")
     with pytest.raises(InputError, match="isn't finished"):
         opened(tmp_path / "pool")

@@ -106,7 +106,7 @@ def report_page(clipdata, tmp_path, evil: str) -> str:
         uids.write_subset(f"{name}.npy", uid[rows])
     told = {"rule": evil, "steps": [{"rule": evil, "seen": 1, "kept": 1}], "versions": {evil: evil}, evil: evil}
     (tmp_path / "mine.npy.manifest.json").write_bytes(records.to_json(told))
-    (folder / "manifest.json").write_bytes(records.to_json(told))
+    (folder / "_manifest.json").write_bytes(records.to_json(told))
     done = clipdata(
         *("report", folder.name, "--subset", "mine.npy", "--compare", "<script>=other.npy", "--tars", "tars"),
         *("--title", evil, "--on-bad", "skip", "--out", "page.html"),

@@ -69,12 +69,12 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, 
         patch.setattr(storage.Folder, "names", lambda folder: [])  # each finds the folder empty
         first = open_output(folder, plan=RunPlan(command="a"), units=["u"])
         assert open_output(folder, plan=RunPlan(command="a"), units=["u"]) == first
-        before = storage.read_bytes(first.path("plan.json"))
+        before = storage.read_bytes(first.path("_plan.json"))
         with pytest.raises(InputError, match=r"results of another run \(command was \"a\", now \"b\"\)"):
             open_output(folder, plan=RunPlan(command="b"), units=["u"])
-    assert storage.read_bytes(first.path("plan.json")) == before
-    storage.write_bytes(first.path("plan.json"), b"{")
-    with pytest.raises(InputError, match=r"plan\.json doesn't say what it holds \(Expecting"):
+    assert storage.read_bytes(first.path("_plan.json")) == before
+    storage.write_bytes(first.path("_plan.json"), b"{")
+    with pytest.raises(InputError, match=r"_plan\.json doesn't say what it holds \(Expecting"):
         open_output(folder, plan=RunPlan(command="a"), units=["u"])
 
 
@@ -82,7 +82,7 @@ def test_a_folder_where_nothing_was_finished_is_free_once_its_process_is_gone(tm
     monkeypatch.setattr(output_module, "_SECONDS", 0.0)
     folder, a, b = str(tmp_path / "out"), RunPlan(command="a"), RunPlan(command="b")
     first = open_output(folder, plan=a, units=["u", "v"])
-    other_process = storage.hold(first.path("plan.json"))
+    other_process = storage.hold(first.path("_plan.json"))
     with pytest.raises(InputError, match=r"another run \(command was \"a\", now \"b\"\)"):
         open_output(folder, plan=b, units=["u"])
     storage.release(other_process)
@@ -119,7 +119,7 @@ def test_times_in_a_store_are_those_of_the_units_whenever_a_run_is_stopped(monke
         if output.remaining(parallel.ALONE):
             output.complete("u", {"u.npy": b"1"}, {}, times=UnitTimes(rows=rows, rows_per_second=1))
         output.finish(lambda receipts: {})
-        return [json.loads(line)["rows"] for line in storage.read_bytes(output.path("run.jsonl")).splitlines()]
+        return [json.loads(line)["rows"] for line in storage.read_bytes(output.path("_run.jsonl")).splitlines()]
 
     with monkeypatch.context() as patch:
         patch.setattr(Output, "_take_manifest", lambda *_: 1 / 0)
@@ -134,10 +134,10 @@ def test_lines_of_a_stranger_are_read_as_far_as_they_make_sense(tmp_path):
     good = {"time": 5, "unit": "a", "rows": 10, "rows_per_second": 2.5, "read_seconds": 1}
     odd = [{**good, "rows": value} for value in ("x", None, [1], -1, 1e300, float("nan"))]
     lines = [json.dumps(line) for line in ({"step": 1}, [], *odd, good)]
-    (tmp_path / "run.jsonl").write_bytes("\n".join([*lines, "[" * 5000, ""]).encode() + b"\xff{")
+    (tmp_path / "_run.jsonl").write_bytes("\n".join([*lines, "[" * 5000, ""]).encode() + b"\xff{")
     spent = {"read": 1.0, "wait": 0.0, "compute": 0.0, "write": 0.0}
     want = UnitTimes(time=5.0, rows=10.0, rows_per_second=2.5, unit="a", seconds=spent)
-    assert telemetry.read(str(tmp_path / "run.jsonl")) == [want]
+    assert telemetry.read(str(tmp_path / "_run.jsonl")) == [want]
     assert telemetry.read(str(tmp_path / "none")) == []
 
 

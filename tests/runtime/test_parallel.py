@@ -85,7 +85,7 @@ def test_two_processes_score_as_one_does(tmp_path, clipdata):
     run_two(["-m", "clipdata_jax", *flags, "--out", "two"], tmp_path)
     for path in sorted((tmp_path / "one").glob("*.parquet")):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-    assert (tmp_path / "two" / "manifest.json").read_bytes() == (tmp_path / "one" / "manifest.json").read_bytes()
+    assert (tmp_path / "two" / "_manifest.json").read_bytes() == (tmp_path / "one" / "_manifest.json").read_bytes()
 
 
 def test_two_processes_select_as_one_does(tmp_path, clipdata):

@@ -211,7 +211,7 @@ def test_any_number_of_processes_finishes_what_killed_ones_began(tmp_path, flags
     assert files
     assert sorted(files) == sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*"))
     for name in files:
-        if name.name != "run.jsonl":
+        if name.name != "_run.jsonl":
             assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
 

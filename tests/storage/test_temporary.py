@@ -65,7 +65,7 @@ def test_files_with_similar_names_stay(tmp_path):
 
 
 def test_one_of_several_writers_of_a_new_file_succeeds(tmp_path, monkeypatch):
-    path = str(tmp_path / "out" / "manifest.json")
+    path = str(tmp_path / "out" / "_manifest.json")
     assert storage.Folder(path).write_new("", b"first")
     assert not storage.Folder(path).write_new("", b"second")
     monkeypatch.setattr(storage.Folder, "exists", lambda self: False)  # it appears while the second is written
