@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import os
 import queue
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from clipdata_jax import config, storage
+from clipdata_jax.commands.reshard_units import Resharder, ReshardUnit, keys_file, make_units
 from clipdata_jax.errors import InputError, StoppedEarly
-from clipdata_jax.formats import tar_copy, tar_index, tars, uids
-from clipdata_jax.formats.tar_selection import Subset, select_samples
-from clipdata_jax.runs import manifest, records, telemetry
+from clipdata_jax.formats import sample_keys, tars, uids
+from clipdata_jax.formats.tar_selection import Subset
+from clipdata_jax.runs import manifest, records
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import FileEntry, Receipt
 from clipdata_jax.runtime import console, parallel, threads, worker_pool
 
 _EXAMPLES = 5
-_SIZES = "sizes.json"
+_SIZES, _TAKEN = "sizes.json", "taken.npy"
 _TARS_PER_PROCESS = 4  # more are written in the time that a process takes to start
 
 
@@ -38,6 +40,7 @@ class ReshardSummary:
       kept: samples written.
       copies: of these, copies of samples whose uid the subset holds more than once.
       repeated: samples of the pool beyond the first of their uid: all are kept.
+      renamed: samples whose key another one has, too, written as key-1, key-2 and so on.
       selected: distinct uids in the subset.
       found: of these, uids that a tar holds.
       found_share: found / selected.
@@ -53,6 +56,7 @@ class ReshardSummary:
     kept: int
     copies: int
     repeated: int
+    renamed: int
     selected: int
     found: int
     found_share: float
@@ -68,7 +72,8 @@ def run(options: config.Reshard) -> ReshardSummary | None:
     A tar of which nothing is kept is not written. Tars of one name from different folders are distinguished by
     their folders' names. `uids/` has the uids of each tar, and `sizes.json` the number of its samples, where
     open_clip looks for that. With `samples_per_tar` samples are repacked, in order: units of `tars_per_unit` tars
-    each give tars of that size and one with the rest, called 00000_00000 and so on.
+    each give tars of that size and one with the rest, called 00000_00000 and so on. Keys that repeat in the output
+    are numbered, see `sample_keys`.
 
     Returns:
       the summary, or None where another process prints it.
@@ -92,6 +97,7 @@ def run(options: config.Reshard) -> ReshardSummary | None:
             bar.update(done)
     if len(todo) < len(remaining):
         raise StoppedEarly(len(todo), len(remaining))
+    _number_across_units(resharder, units, output)
     content = output.finish(functools.partial(_facts, output, subset), share)
     if content is None:
         return None
@@ -109,106 +115,37 @@ def run(options: config.Reshard) -> ReshardSummary | None:
     return summary
 
 
-@dataclasses.dataclass(frozen=True)
-class ReshardUnit:
-    """A tar of the pool, or a few that are repacked together, under the name of what is written."""
+def _number_across_units(resharder: Resharder, units: Mapping[str, ReshardUnit], output: Output) -> None:
+    """Writes the units again that hold a key of a unit before them; none while units are missing.
 
-    name: str
-    paths: Sequence[str]
+    Receipts name the digest of all keys that new ones were chosen by, so that this goes on where it was stopped.
 
-
-def make_units(paths: Sequence[str], options: config.Reshard) -> dict[str, ReshardUnit]:
-    """The units of a run, by name."""
-    if options.samples_per_tar is None:
-        names = tars.unit_names(paths)
-        return {name: ReshardUnit(name, [path]) for name, path in zip(names, paths, strict=True)}
-    size = options.tars_per_unit
-    groups = [paths[start : start + size] for start in range(0, len(paths), size)]
-    return {f"{i:05d}": ReshardUnit(f"{i:05d}", group) for i, group in enumerate(groups)}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chosen:
-    """The selected samples of a unit, the positions of their uids in the subset, and the facts of each tar."""
-
-    samples: list[tar_index.IndexedSample]
-    at: np.ndarray
-    facts: list[dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Resharder:
-    """Writes the units of a run.
-
-    Attributes:
-      options: of the command.
-      subset: the selected uids.
-      shared_names: `tars.shared_names` of all tars of the run.
-      process: index of this process, for `_run.jsonl`.
+    Raises:
+      InputError: as `Resharder.write`.
     """
+    while len(receipts := output.receipts()) == len(units):
+        taken, repeats = _find_repeats(output, receipts)
+        wanted = {name: one.digest for name, one in repeats.items()}
+        todo = [
+            dataclasses.replace(units[name], repeats=repeats.get(name))
+            for name, receipt in receipts.items()
+            if receipt.facts.get("all_keys") != wanted.get(name)
+        ]
+        if not todo:
+            return
+        again = dataclasses.replace(resharder, taken=taken)
+        with console.bar(total=len(todo), unit="tar", name="reshard: keys") as bar:
+            for done in _write_all(again, todo, output, process_count(todo, resharder.options)):
+                bar.update(done)
 
-    options: config.Reshard
-    subset: Subset
-    shared_names: Collection[str]
-    process: int
 
-    def choose(self, unit: ReshardUnit) -> _Chosen:
-        """Finds the selected samples from headers and `.json`s.
-
-        Raises:
-          InputError: a tar or a sample is broken, and on_bad is "stop".
-        """
-        chosen = _Chosen([], np.empty(0, np.int64), [])
-        for path in unit.paths:
-            entry = manifest.file_entry(path) if self.options.digests else FileEntry(path, storage.size(path))
-            facts: dict[str, Any] = {"input": entry}
-            skip = self.options.on_bad == "skip"
-            try:
-                found = select_samples(path, self.subset, shared_names=self.shared_names, skip_bad=skip)
-            except InputError as error:
-                if not skip:
-                    raise InputError(f"{error} (or use --on-bad skip)") from error
-                facts["skipped"] = str(error)
-            else:
-                counts = {"samples": found.seen, "kept": len(found.at), "skipped_samples": found.skipped}
-                chosen = _Chosen(chosen.samples + found.samples, np.append(chosen.at, found.at), chosen.facts)
-                facts |= counts
-            chosen.facts.append(facts)
-        return chosen
-
-    def write(self, unit: ReshardUnit, output: Output) -> None:
-        """Writes the unit's tars, the uids of each, and the receipt.
-
-        Raises:
-          InputError: as `choose`, or the output can't be written.
-        """
-        with storage.downloaded(unit.paths):  # read twice: for the index, then for the copy
-            watch, start = telemetry.Stopwatch(self.process), time.monotonic()
-            chosen = self.choose(unit)
-            parts: dict[str, Callable[[BinaryIO], None]] = {}
-            sizes: dict[str, int] = {}
-            for name, rows in self.tars_of(unit, len(chosen.samples)):
-                uid = self.subset.uids[chosen.at[rows]]
-                parts[f"{name}.tar"] = functools.partial(tar_copy.write_samples, chosen=chosen.samples[rows])
-                parts[f"uids/{name}.npy"] = functools.partial(np.save, arr=uid, allow_pickle=False)
-                sizes[f"{name}.tar"] = len(uid)
-            seen = sum(facts.get("samples", 0) for facts in chosen.facts)
-            output.complete(
-                unit.name,
-                parts,
-                {"tars": chosen.facts, "sizes": sizes},
-                inputs=[facts["input"] for facts in chosen.facts],
-                undigested=() if self.options.digests else tuple(sizes),
-                times=watch.lap(seen, read=time.monotonic() - start),
-            )
-
-    def tars_of(self, unit: ReshardUnit, count: int) -> list[tuple[str, slice]]:
-        """The output tars of a unit with `count` selected samples: name and rows."""
-        most = self.options.samples_per_tar
-        if most is None:
-            return [(unit.name, slice(0, count))] if count else []
-        starts = range(0, count, most)
-        return [(f"{unit.name}_{i:05d}", slice(start, start + most)) for i, start in enumerate(starts)]
+def _find_repeats(output: Output, receipts: Mapping[str, Receipt]) -> tuple[np.ndarray, dict[str, sample_keys.Repeats]]:
+    """Finds the keys that several units hold, see `sample_keys.find_repeats`."""
+    names = {unit: name for unit, one in receipts.items() if (name := keys_file(unit)) in one.files}
+    read = threads.prefetch(functools.partial(_read_array, output), names.values(), threads=output.folder.threads)
+    held = dict(zip(names, read, strict=True))
+    digests = [f"{unit} {receipts[unit].files[name].digest}" for unit, name in names.items()]
+    return sample_keys.find_repeats(held, hashlib.sha256("\n".join(digests).encode()).hexdigest())
 
 
 def process_count(units: Sequence[ReshardUnit], options: config.Reshard) -> int:
@@ -244,7 +181,8 @@ def _write_all(resharder: Resharder, units: Sequence[ReshardUnit], output: Outpu
 
     with storage.scratch("clipdata-reshard-") as scratch:
         resharder.subset.save(scratch)
-        bare = dataclasses.replace(resharder, subset=_NOTHING)
+        np.save(os.path.join(scratch, _TAKEN), resharder.taken)
+        bare = dataclasses.replace(resharder, subset=_NOTHING, taken=resharder.taken[:0])
         pool = worker_pool.SpawnPool(count - 1, _start_process, scratch, bare, output)
         try:
             futures = [pool.submit(_write_unit, unit) for unit in units]
@@ -282,7 +220,8 @@ _write_here: Callable[[ReshardUnit], None]
 
 def _start_process(scratch: str, bare: Resharder, output: Output) -> None:
     global _write_here
-    resharder = dataclasses.replace(bare, subset=Subset.mapped(scratch))
+    taken = np.load(os.path.join(scratch, _TAKEN), mmap_mode="r", allow_pickle=False)
+    resharder = dataclasses.replace(bare, subset=Subset.mapped(scratch), taken=np.asarray(taken))
     _write_here = functools.partial(resharder.write, output=output)
 
 
@@ -294,13 +233,19 @@ def _count(units: Sequence[ReshardUnit], resharder: Resharder) -> ReshardSummary
     """Counts what the units would keep."""
     subset = resharder.subset
     times, facts, written = np.zeros(len(subset.uids), np.int64), [], 0
+    held: dict[str, np.ndarray] = {}
+    renamed: dict[str, np.ndarray] = {}
     with console.bar(total=len(units), unit="tar", name="reshard --dry-run") as bar:
         for unit, chosen in zip(units, threads.prefetch(resharder.choose, units, ahead=threads.cores()), strict=True):
             np.add.at(times, chosen.at, 1)
             facts += chosen.facts
             written += len(resharder.tars_of(unit, len(chosen.samples)))
+            keys = chosen.keys()
+            held[unit.name], renamed[unit.name] = sample_keys.hash_keys(keys), chosen.renamed(keys)
             bar.update(1)
-    summary = _summary(subset, times, facts, written)
+    for name, repeats in sample_keys.find_repeats(held)[1].items():
+        renamed[name][repeats.rows] = True
+    summary = _summary(subset, times, facts, written, renamed=sum(int(one.sum()) for one in renamed.values()))
     print(_text(summary, "nothing written (--dry-run)"))
     return summary
 
@@ -309,7 +254,7 @@ def _facts(output: Output, subset: Subset, receipts: list[Receipt]) -> dict[str,
     """The run's own part of the manifest, from its units' receipts."""
     times = np.zeros(len(subset.uids), np.int64)
     names = [name for receipt in receipts for name in receipt.files if name.startswith("uids/")]
-    read = functools.partial(_read_uids, output)
+    read = functools.partial(_read_array, output)
     for held in threads.prefetch(read, names, threads=output.folder.threads):
         np.add.at(times, subset.index.find(held), 1)
     facts = [facts for receipt in receipts for facts in receipt.facts["tars"]]
@@ -321,16 +266,19 @@ def _facts(output: Output, subset: Subset, receipts: list[Receipt]) -> dict[str,
         name: {key: one[key] for key in ("samples", "kept") if key in one}
         for name, one in zip(names, facts, strict=True)
     }
-    summary = _summary(subset, times, facts, len(sizes))
+    renamed = sum(receipt.facts["renamed"] for receipt in receipts)
+    summary = _summary(subset, times, facts, len(sizes), renamed=renamed)
     return {"pool": pool, "per_tar": counts, **dataclasses.asdict(summary)}
 
 
-def _read_uids(output: Output, name: str) -> np.ndarray:
+def _read_array(output: Output, name: str) -> np.ndarray:
     with output.folder.open_read(name) as file:
         return np.asarray(np.load(file, allow_pickle=False))
 
 
-def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], written: int) -> ReshardSummary:
+def _summary(
+    subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], written: int, *, renamed: int
+) -> ReshardSummary:
     """Sums up.
 
     Args:
@@ -338,6 +286,7 @@ def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], wri
       times: shape (n,), int64: how often each of its uids is written.
       facts: of each tar.
       written: tars written.
+      renamed: samples written under another key.
     """
     good = [one for one in facts if "skipped" not in one]
     missing = np.flatnonzero(times == 0)
@@ -349,6 +298,7 @@ def _summary(subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], wri
         kept=int(times.sum()),
         copies=int((times - in_pool).sum()),
         repeated=int(np.maximum(in_pool - 1, 0).sum()),
+        renamed=renamed,
         selected=len(times),
         found=len(times) - len(missing),
         found_share=1 - len(missing) / len(times),
@@ -367,6 +317,8 @@ def _text(summary: ReshardSummary, written: str) -> str:
         lines.append(f"{summary.copies:,} of these are copies: the subset holds their uids more than once")
     if summary.repeated:
         lines.append(f"{summary.repeated:,} samples repeat the uid of another; all are kept")
+    if summary.renamed > summary.copies:
+        lines.append(f"{summary.renamed:,} samples have the key of another and are written as key-1, key-2 and so on")
     share = console.percent(summary.found_share)
     line = f"found {summary.found:,} of {summary.selected:,} selected uids ({share})"
     if summary.missing:

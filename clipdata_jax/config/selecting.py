@@ -116,8 +116,9 @@ class Uids:
 class Reshard:
     """Writes tars that hold only the selected pairs, copied byte for byte, headers included.
 
-    A uid that occurs n times in the subset is written n times, under the keys key, key-1, key-2 and so on. Selected
-    uids that no tar holds are counted: some images of a web pool can no longer be downloaded.
+    A uid that occurs n times in the subset is written n times. Samples of the same key, copies or of several tars,
+    become key, key-1, key-2 and so on: no two of the output share a key. Selected uids that no tar holds are counted:
+    some images of a web pool can no longer be downloaded.
     """
 
     tars: tyro.conf.Positional[SomeTars]

@@ -16,18 +16,18 @@ _ZEROS = bytes(_BLOCK)
 _BUFFER = 1 << 19  # bytes: larger than a file object's own buffer, which would copy them once more
 
 
-def write_samples(file: BinaryIO, chosen: Sequence[IndexedSample]) -> None:
+def write_samples(file: BinaryIO, chosen: Sequence[IndexedSample], keys: Sequence[str]) -> None:
     """Writes samples in order as a tar, each run of consecutive ones copied at once with its headers.
 
-    A sample whose key was already written (a copy, or a sample of another tar) gets the first free of key-1, key-2
-    and so on, since webdataset would merge the two. Such samples, and links, get new headers.
+    Args:
+      file: takes the tar.
+      chosen: the samples.
+      keys: their keys in the new tar; samples with another key than before, and links, get new headers.
     """
-    keys = {sample.key for sample in chosen}
-    written: set[str] = set()
     out = CopyBuffer(file)
-    for path, group in groupby(chosen, key=lambda sample: sample.tar.path):
+    for path, group in groupby(zip(chosen, keys, strict=True), key=lambda pair: pair[0].tar.path):
         with tar_index.open_tar(path) as tar:
-            _copy_samples(out, tar, group, keys, written)
+            _copy_samples(out, tar, group)
     out.write(2 * _ZEROS)
     out.write(bytes(-out.total % _RECORD))
     out.flush()
@@ -79,13 +79,9 @@ class CopyBuffer:
         self._used = 0
 
 
-def _copy_samples(
-    out: CopyBuffer, tar: TarReader, group: Iterable[IndexedSample], keys: set[str], done: set[str]
-) -> None:
+def _copy_samples(out: CopyBuffer, tar: TarReader, group: Iterable[tuple[IndexedSample, str]]) -> None:
     start = end = 0
-    for index, old, members in group:
-        key = old if old not in done else _free_key(old, keys)
-        done.add(key)
+    for (index, old, members), key in group:
         starts, data, sizes, links = index.starts, index.data, index.sizes, index.links
         for i in members:
             if key == old and i not in links:
@@ -98,14 +94,6 @@ def _copy_samples(
                 start = end = 0
                 _write_renamed(out, key + index.name(i)[len(old) :], index.read(i, tar))
     out.copy(tar, start, end)
-
-
-def _free_key(key: str, keys: set[str]) -> str:
-    number = 1
-    while f"{key}-{number}" in keys:
-        number += 1
-    keys.add(f"{key}-{number}")
-    return f"{key}-{number}"
 
 
 def _write_renamed(out: CopyBuffer, name: str, data: bytes) -> None:

@@ -99,7 +99,9 @@ def test_the_manifest_counts_every_tar_and_is_deterministic(tmp_path, pool, clip
     assert content["command"] == "reshard"
     assert content["inputs"][0]["digest"].startswith("sha256:")
     assert [Path(entry["name"]).name for entry in content["pool"]] == ["000.tar", "001.tar", "002.tar"]
-    assert set(content["outputs"]) == {"000.tar", "001.tar", "uids/000.npy", "uids/001.npy"}
+    numbers = ("000", "001")
+    expected = {name for i in numbers for name in (f"{i}.tar", f"keys/{i}.npy", f"uids/{i}.npy")}
+    assert set(content["outputs"]) == expected
 
 
 def test_missing_and_repeated_uids_are_counted(tmp_path, capsys):
@@ -114,7 +116,8 @@ def test_missing_and_repeated_uids_are_counted(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "2 samples repeat the uid of another; all are kept"
     examples = f"{uid_number(77)}, {uid_number(78)}"
-    assert lines[2:] == [f"found 3 of 5 selected uids (60.00 %); 2 are in no tar, e.g. {examples}"]
+    assert lines[2] == "2 samples have the key of another and are written as key-1, key-2 and so on"
+    assert lines[3:] == [f"found 3 of 5 selected uids (60.00 %); 2 are in no tar, e.g. {examples}"]
     content = json.loads((out / "_manifest.json").read_bytes())
     assert (content["found"], content["found_share"], content["missing"]) == (3, 0.6, 2)
 
@@ -179,7 +182,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, pool, clipdata):
     done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out")
     assert refused(done, "001.tar: damaged or not a tar", "--on-bad skip")
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"_plan.json", "_run.jsonl", "_receipts", "uids", "000.tar"}
+    assert left == {"_plan.json", "_run.jsonl", "_receipts", "keys", "uids", "000.tar"}
     first = (tmp_path / "out/000.tar").stat().st_mtime_ns
     done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--on-bad", "skip")
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from webdataset import tariterators
 
 from clipdata_jax import config, storage
-from clipdata_jax.commands import reshard
+from clipdata_jax.commands import reshard, reshard_units
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import sample_uids, tars, uids
 from clipdata_jax.runtime import threads
@@ -142,7 +142,7 @@ def test_a_process_is_begun_for_some_tars_at_least(monkeypatch):
     def found(tars, units, processes=None, pool="pool", out="out"):
         options = config.Reshard(tars=(pool,), subset="s.npy", out=out, processes=processes)
         paths = [f"{pool}/{i}.tar" for i in range(tars)]
-        groups = [reshard.ReshardUnit(str(i), paths[i::units]) for i in range(units)]
+        groups = [reshard_units.ReshardUnit(str(i), paths[i::units]) for i in range(units)]
         return reshard.process_count(groups, options)
 
     assert [found(n, n) for n in (0, 1, 7, 8, 31, 400)] == [1, 1, 1, 2, 7, 8]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import tar_copy, tar_index, tars
+from clipdata_jax.formats import sample_keys, tar_copy, tar_index, tars
 from clipdata_jax.formats.tar_index import open_tar
 
 MEMBERS = [("a/0.jpg", b"image" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
@@ -96,12 +96,16 @@ def test_index_equals_reading(form):
     assert jsons == [sample.members.get("json") for sample in read]
 
 
+def copy(file, samples):
+    tar_copy.write_samples(file, samples, sample_keys.number_repeats([sample.key for sample in samples]))
+
+
 def test_copies_read_the_same(form, tmp_path):
     path, _ = form
     storage.write_bytes(f"memory://{tmp_path}/t.tar", storage.read_bytes(path))
     for source in (path, f"memory://{tmp_path}/t.tar"):
         with open(tmp_path / "out.tar", "wb") as out:
-            tar_copy.write_samples(out, found(source))
+            copy(out, found(source))
         assert list(tars.read_members(str(tmp_path / "out.tar"))) == list(tars.read_members(path))
         assert (tmp_path / "out.tar").stat().st_size % tarfile.RECORDSIZE == 0
 
@@ -109,7 +113,7 @@ def test_copies_read_the_same(form, tmp_path):
 def test_headers_are_copied(tmp_path):
     path = write(tmp_path / "t.tar", MEMBERS, mtime=1.5, mode=0o600, uname="me")
     with open(tmp_path / "out.tar", "wb") as out:
-        tar_copy.write_samples(out, found(path)[1:])
+        copy(out, found(path)[1:])
     with tarfile.open(tmp_path / "out.tar") as got, tarfile.open(path) as was:
         assert [(info.name, info.mtime, info.mode, info.uname) for info in got] == [
             (info.name, 1.5, 0o600, "me") for info in was.getmembers()[2:]
@@ -120,11 +124,11 @@ def test_repeated_keys_are_numbered(tmp_path):
     first = found(write(tmp_path / "1.tar", [("a/0.jpg", b"1"), ("a/0.seg.png", b"2"), ("a/0-1.jpg", b"3")]))
     second = found(write(tmp_path / "2.tar", [("a/0.jpg", b"4"), ("b.jpg", b"5")]))
     with open(tmp_path / "out.tar", "wb") as out:
-        tar_copy.write_samples(out, [first[0], first[0], *first, *second])
+        copy(out, [first[0], first[0], *first, *second])
     assert list(tars.read_members(str(tmp_path / "out.tar"))) == [
-        *[("a/0.jpg", b"1"), ("a/0.seg.png", b"2"), ("a/0-2.jpg", b"1"), ("a/0-2.seg.png", b"2")],
-        *[("a/0-3.jpg", b"1"), ("a/0-3.seg.png", b"2"), ("a/0-1.jpg", b"3")],
-        *[("a/0-4.jpg", b"4"), ("b.jpg", b"5")],
+        *[("a/0.jpg", b"1"), ("a/0.seg.png", b"2"), ("a/0-5.jpg", b"1"), ("a/0-5.seg.png", b"2")],
+        *[("a/0-2.jpg", b"1"), ("a/0-2.seg.png", b"2"), ("a/0-1.jpg", b"3")],
+        *[("a/0-3.jpg", b"4"), ("b.jpg", b"5")],
     ]
 
 
@@ -164,7 +168,7 @@ def test_truncation_while_copying_is_refused(tmp_path):
     chosen = found(path)
     (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:2000])
     with open(tmp_path / "out.tar", "wb") as out, pytest.raises(InputError, match=r"t\.tar: became shorter"):
-        tar_copy.write_samples(out, chosen)
+        copy(out, chosen)
 
 
 def test_a_sparse_member_is_refused(tmp_path):

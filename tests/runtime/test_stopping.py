@@ -37,7 +37,7 @@ main()
 """
 IN_A_THREAD = """
 from clipdata_jax.formats import tar_copy
-def write(file, chosen):
+def write(file, chosen, keys):
     file.write(b"half")
     pause()
 tar_copy.write_samples = write

@@ -1,0 +1,154 @@
+"""The units of `clipdata reshard`: what each reads, keeps and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from clipdata_jax import config, storage
+from clipdata_jax.errors import InputError
+from clipdata_jax.formats import sample_keys, tar_copy, tar_index, tars
+from clipdata_jax.formats.sample_keys import Repeats
+from clipdata_jax.formats.tar_selection import Subset, select_samples
+from clipdata_jax.runs import manifest, telemetry
+from clipdata_jax.runs.output import Output
+from clipdata_jax.runs.records import FileEntry
+
+
+@dataclasses.dataclass(frozen=True)
+class ReshardUnit:
+    """A tar of the pool, or a few that are repacked together.
+
+    Attributes:
+      name: of what is written.
+      paths: of the tars.
+      repeats: keys that units before this one hold, too; None until all units are written once, or if there are none.
+    """
+
+    name: str
+    paths: Sequence[str]
+    repeats: Repeats | None = None
+
+
+def make_units(paths: Sequence[str], options: config.Reshard) -> dict[str, ReshardUnit]:
+    """The units of a run, by name."""
+    if options.samples_per_tar is None:
+        names = tars.unit_names(paths)
+        return {name: ReshardUnit(name, [path]) for name, path in zip(names, paths, strict=True)}
+    size = options.tars_per_unit
+    groups = [paths[start : start + size] for start in range(0, len(paths), size)]
+    return {f"{i:05d}": ReshardUnit(f"{i:05d}", group) for i, group in enumerate(groups)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenSamples:
+    """The selected samples of a unit, the positions of their uids in the subset, and the facts of each tar."""
+
+    samples: list[tar_index.IndexedSample]
+    at: np.ndarray
+    facts: list[dict[str, Any]]
+
+    def keys(self) -> list[str]:
+        """The samples' keys, numbered where they repeat in the unit."""
+        return sample_keys.number_repeats([sample.key for sample in self.samples])
+
+    def renamed(self, keys: Sequence[str]) -> np.ndarray:
+        """Whether each sample's key differs from these: shape (n,), bool."""
+        return np.array([sample.key != key for sample, key in zip(self.samples, keys, strict=True)], bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resharder:
+    """Writes the units of a run.
+
+    Attributes:
+      options: of the command.
+      subset: the selected uids.
+      shared_names: `tars.shared_names` of all tars of the run.
+      process: index of this process, for `_run.jsonl`.
+      taken: hashes of the keys of all units, sorted, for units with `repeats`.
+    """
+
+    options: config.Reshard
+    subset: Subset
+    shared_names: Collection[str]
+    process: int
+    taken: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
+
+    def choose(self, unit: ReshardUnit) -> ChosenSamples:
+        """Finds the selected samples from headers and `.json`s.
+
+        Raises:
+          InputError: a tar or a sample is broken, and on_bad is "stop".
+        """
+        chosen = ChosenSamples([], np.empty(0, np.int64), [])
+        for path in unit.paths:
+            entry = manifest.file_entry(path) if self.options.digests else FileEntry(path, storage.size(path))
+            facts: dict[str, Any] = {"input": entry}
+            skip = self.options.on_bad == "skip"
+            try:
+                found = select_samples(path, self.subset, shared_names=self.shared_names, skip_bad=skip)
+            except InputError as error:
+                if not skip:
+                    raise InputError(f"{error} (or use --on-bad skip)") from error
+                facts["skipped"] = str(error)
+            else:
+                counts = {"samples": found.seen, "kept": len(found.at), "skipped_samples": found.skipped}
+                chosen = ChosenSamples(chosen.samples + found.samples, np.append(chosen.at, found.at), chosen.facts)
+                facts |= counts
+            chosen.facts.append(facts)
+        return chosen
+
+    def write(self, unit: ReshardUnit, output: Output) -> None:
+        """Writes the unit's tars, the uids of each, hashes of all keys, and the receipt.
+
+        Raises:
+          InputError: as `choose`, or the output can't be written.
+        """
+        with storage.downloaded(unit.paths):  # read twice: for the index, then for the copy
+            watch, start = telemetry.Stopwatch(self.process), time.monotonic()
+            chosen = self.choose(unit)
+            keys = chosen.keys()
+            parts: dict[str, bytes | Callable[[BinaryIO], None]] = {}
+            if keys:
+                parts[keys_file(unit.name)] = _npy(sample_keys.hash_keys(keys))
+            facts: dict[str, Any] = {"tars": chosen.facts, "sizes": {}}
+            if unit.repeats is not None:
+                keys = sample_keys.rename(keys, unit.repeats, self.taken)
+                facts["all_keys"] = unit.repeats.digest
+            for name, rows in self.tars_of(unit, len(keys)):
+                samples, uid = chosen.samples[rows], self.subset.uids[chosen.at[rows]]
+                parts[f"{name}.tar"] = functools.partial(tar_copy.write_samples, chosen=samples, keys=keys[rows])
+                parts[f"uids/{name}.npy"] = _npy(uid)
+                facts["sizes"][f"{name}.tar"] = len(uid)
+            facts["renamed"] = int(chosen.renamed(keys).sum())
+            output.complete(
+                unit.name,
+                parts,
+                facts,
+                inputs=[one["input"] for one in chosen.facts],
+                undigested=() if self.options.digests else tuple(facts["sizes"]),
+                times=watch.lap(sum(one.get("samples", 0) for one in chosen.facts), read=time.monotonic() - start),
+            )
+
+    def tars_of(self, unit: ReshardUnit, count: int) -> list[tuple[str, slice]]:
+        """The output tars of a unit with `count` selected samples: name and rows."""
+        most = self.options.samples_per_tar
+        if most is None:
+            return [(unit.name, slice(0, count))] if count else []
+        starts = range(0, count, most)
+        return [(f"{unit.name}_{i:05d}", slice(start, start + most)) for i, start in enumerate(starts)]
+
+
+def keys_file(unit: str) -> str:
+    """The name of the file with the hashes of a unit's keys, those that its samples have without regard to others."""
+    return f"keys/{unit}.npy"
+
+
+def _npy(array: np.ndarray) -> Callable[[BinaryIO], None]:
+    return functools.partial(np.save, arr=array, allow_pickle=False)
