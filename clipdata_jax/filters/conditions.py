@@ -86,16 +86,18 @@ def score_bound(scores: np.ndarray, fraction: float) -> float:
     """The lowest score that DataComp keeps for a fraction of the pool.
 
     With n = int(N f), computed in floating point, it is the score after the n highest. So n + 1 pairs reach it, one
-    more than asked for, and all pairs that tie with it. Where no score is left after them, every scored pair does.
+    more than asked for, and all pairs that tie with it. Where no score is left after them, it is -inf, which every
+    score reaches; DataComp's code then compares with NaN and keeps nothing.
 
     Args:
-      scores: shape (N,), float, -inf for null; reordered in place.
+      scores: shape (N,), float, NaN for null; reordered in place.
       fraction: f, in (0, 1].
 
     >>> score_bound(np.array([0.1, 0.4, 0.2, 0.3]), 0.5)
     0.2
     """
-    at = len(scores) - 1 - int(len(scores) * fraction)
+    # NaN is last in NumPy's order.
+    at = len(scores) - int(np.count_nonzero(np.isnan(scores))) - 1 - int(len(scores) * fraction)
     if at < 0:
         return -np.inf
     scores.partition(at)

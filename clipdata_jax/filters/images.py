@@ -56,12 +56,17 @@ class EmbeddingReader:
         self.dim = arrays.array_shape(first.images, self.column)[1]
 
     def read(self, part: metadata.Part, names: Sequence[str]) -> metadata.Columns:
-        """Reads columns; embeddings that are not unit vectors are null."""
+        """Reads columns; embeddings that are zero or not finite are null, those of another norm are scaled to unit norm.
+
+        The nearest centroid by inner product is the same for any norm.
+        """
         columns = metadata.read_columns(part, [name for name in names if name != self.column])
         emb = embedding_shards.read_images(self._shards[part.path], self._tag)
         if emb.shape[1] != self.dim:
             raise InputError(f"{self.arrays[part.path]}: dimension {emb.shape[1]}, but other files have {self.dim}")
         _, bad = embedding_shards.find_bad_rows([emb])
+        if (bad == 3).any():
+            (emb,), bad = embedding_shards.find_bad_rows([emb], normalize=True)
         return dataclasses.replace(
             columns, values={**columns.values, self.column: emb}, null={**columns.null, self.column: bad > 0}
         )

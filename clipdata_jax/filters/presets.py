@@ -102,12 +102,19 @@ def top_scores(arch: str, fraction: float, parts: Sequence[metadata.Part], skipp
     with console.bar(total=sum(part.rows for part in parts), unit="pairs", name="scores") as bar:
         scores = metadata.read_numbers(parts, conditions.similarity(arch), skipped, bar.update)
     asked, bound = int(len(scores) * fraction), conditions.score_bound(scores, fraction)
-    reach = int(np.count_nonzero(scores >= bound if bound > -np.inf else scores > bound))
-    note = (
-        f"{asked:,} pairs are {fraction:g} of the pool and {reach:,} reach the bound: as in DataComp's own code it is"
-        " the score after the highest, so one more is kept, and all ties; `select` with top() keeps no more than asked"
-    )
-    facts = {"bound": bound} if bound > -np.inf else {}
+    reach = int(np.count_nonzero(scores >= bound))
+    if bound > -np.inf:
+        note = (
+            f"{asked:,} pairs are {fraction:g} of the pool and {reach:,} reach the bound: as in DataComp's own code it"
+            " is the score after the highest, so one more is kept, and all ties; `select` with top() keeps no more than"
+            " asked"
+        )
+    else:
+        note = (
+            f"{asked:,} pairs are {fraction:g} of the pool and only {reach:,} have a score: all of these are kept, where"
+            " DataComp's own code finds no bound and keeps none"
+        )
+    facts = {"bound": bound} if np.isfinite(bound) else {}
     return dataclasses.replace(above_score(arch, bound), notes=(note,), facts=facts)
 
 

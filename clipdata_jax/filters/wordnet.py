@@ -30,6 +30,7 @@ _ENDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "adj": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
     "adv": (),
 }  # fmt: skip
+_LONGEST = 128  # characters of a word that endings are detached from again and again; WordNet's longest word has 71
 _SYNSET = re.compile(r"[nvasr]?(\d{8})(?!\d)")
 _CACHED_WORDS = 1 << 20
 
@@ -61,15 +62,20 @@ class WordNet:
             self._exceptions[part] = {words[0]: words[1:] for words in lines if words}
 
     def first_sense(self, word: str) -> int | None:
-        """The offset of a word's first synset, as a noun, verb, adjective or adverb; None if unknown."""
+        """The offset of a word's first synset, as a noun, verb, adjective or adverb; None if unknown.
+
+        As NLTK 3.8.1 finds it, which DataComp pins: endings are detached again and again until a form is known, so that
+        "womens" is a woman. Newer NLTKs detach one ending.
+        """
         word = word.lower()
         for part in _PARTS_OF_SPEECH:
             first, bases = self._first[part], self._exceptions[part].get(word)
-            if bases is None:
-                bases = [word[: -len(old)] + new for old, new in _ENDINGS[part] if word.endswith(old)]
-            for form in (word, *bases):
-                if form in first:
-                    return first[form]
+            forms = [word, *(_detach([word], part) if bases is None else bases)]
+            while forms:
+                for form in forms:
+                    if form in first:
+                        return first[form]
+                forms = _detach(forms, part) if bases is None and len(word) <= _LONGEST else []
         return None
 
     def _read_index(self, part: str) -> None:
@@ -96,6 +102,12 @@ class WordNet:
                 f"{self.path}: holds no {name}; expected WordNet's database, the folder of index.noun, noun.exc, ..."
             )
         return storage.read_bytes(inside).decode("utf-8", "replace").splitlines()
+
+
+def _detach(forms: Sequence[str], part: str) -> list[str]:
+    """The forms without one ending, each once."""
+    found = (form[: -len(old)] + new for form in forms for old, new in _ENDINGS[part] if form.endswith(old))
+    return list(dict.fromkeys(found))
 
 
 def find_wordnet() -> str:

@@ -154,12 +154,12 @@ def read_columns(part: Part, names: Sequence[str]) -> Columns:
     null = {name: table[name].is_null().to_numpy() for name in names}
     for name, column in values.items():
         if column.dtype.kind == "f":
-            null[name] |= ~np.isfinite(column)
+            null[name] |= np.isnan(column)
     return Columns(uids.from_hex(table["uid"], part.path), values, null)
 
 
 def read_numbers(parts: Sequence[Part], name: str, skipped: Skipped, done: Callable[[int], object]) -> np.ndarray:
-    """Reads one numeric column of all files, in the files' dtype; -inf where a value is missing.
+    """Reads one numeric column of all files, in the files' dtype; NaN where a value is missing.
 
     Args:
       parts: the files.
@@ -172,13 +172,12 @@ def read_numbers(parts: Sequence[Part], name: str, skipped: Skipped, done: Calla
     # Before version 26, pyarrow's `to_pandas_dtype` needs pandas.
     found = [pa.array([], kind).to_numpy(zero_copy_only=False).dtype for kind in kinds]
     kind = np.result_type(np.float32, *found)
-    numbers, start = np.full(rows, -np.inf, kind), 0
+    numbers, start = np.full(rows, np.nan, kind), 0
     with contextlib.closing(ahead(functools.partial(_read, names=[name]), parts)) as read:
         for number, part in enumerate(parts):
             table = skipped.attempt(part.path, functools.partial(read, number))
             if table is not None:
-                column = table[name].to_numpy().astype(kind)
-                numbers[start : start + part.rows] = np.where(np.isfinite(column), column, -np.inf)
+                numbers[start : start + part.rows] = table[name].to_numpy().astype(kind)
             start += part.rows
             done(part.rows)
     return numbers

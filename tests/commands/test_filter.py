@@ -92,7 +92,9 @@ def test_a_fraction_keeps_the_pair_after_it_and_all_ties(tmp_path, clipdata, arc
     kept, text = run(clipdata, "clip_score", "--arch", arch, "--fraction", share)
     want = made.fraction(pairs, arch, share)
     assert kept == made.subset(want)
-    assert f"{len(want):,} reach the bound" in text
+    scored = len(made.fraction(pairs, arch, 1))
+    some, every = f"{len(want):,} reach the bound", f"only {scored:,} have a score: all of these are kept"
+    assert (every if int(len(pairs) * share) >= scored else some) in text
 
 
 def test_a_fraction_of_different_scores_keeps_one_more_than_asked(tmp_path, clipdata):
@@ -103,6 +105,27 @@ def test_a_fraction_of_different_scores_keeps_one_more_than_asked(tmp_path, clip
     assert kept == [row["uid"] for row in pairs[-29:]]
     assert "28 pairs are 0.29 of the pool and 29 reach the bound" in text
     assert "one more" in text
+
+
+def test_infinite_scores_count_and_missing_ones_come_last(tmp_path, clipdata):
+    """The reference: v >= -np.sort(-v)[int(len(v) * share)], where NaN sorts last."""
+    name = "clip_l14_similarity_score"
+    scores = np.array([np.inf, 0.25, np.nan, 0.5, -np.inf, 0.125, np.nan, np.inf])
+    made.write(tmp_path / "metadata", [{"uid": f"{i:032x}", name: float(score)} for i, score in enumerate(scores)])
+    for share, notes in (
+        (0.1, "0 pairs are 0.1 of the pool and 2 reach the bound"),
+        (0.5, "4 pairs are 0.5 of the pool and 5 reach the bound"),
+    ):
+        bound = -np.sort(-scores)[int(8 * share)]
+        kept, text = run(clipdata, "clip_score", "--arch", "l14", "--fraction", share)
+        assert [int(uid, 16) for uid in kept] == np.flatnonzero(scores >= bound).tolist()
+        assert notes in text
+    kept, text = run(clipdata, "clip_score", "--arch", "l14", "--fraction", 0.8)
+    assert len(kept) == 6
+    assert "6 pairs are 0.8 of the pool and only 6 have a score: all of these are kept, where DataComp's" in text
+    kept, text = run(clipdata, "clip_score", "--arch", "l14", "--threshold", 0.3)
+    assert [int(uid, 16) for uid in kept] == [0, 3, 7]
+    assert f"{name}: 2 pairs without a value" in text
 
 
 @pytest.mark.parametrize("threshold", [0.28, 0.25, 0.250001, -1])

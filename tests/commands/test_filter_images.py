@@ -31,6 +31,7 @@ def write_pool(folder, pairs, parts=3):
     made.write(folder, pairs, parts)
     emb = topics(0, len(pairs))
     emb[5], emb[9] = 0, np.nan
+    emb[3], emb[8], emb[11] = 3 * emb[3], emb[8] / 4, emb[11] * 0.9  # of any norm, as in DataComp
     for part in range(parts + 1):
         here = emb[part::parts] if part < parts else emb[:0]
         np.savez(folder / f"{part:08d}.npz", l14_img=here)

@@ -24,6 +24,7 @@ SENSES = {
         "goose": [1855672],
         "dog": [2084071, 10114209],
         "man": [10287213],
+        "woman": [10787470],
         "fireman": [10091651],
         "river": [9411430],
         "axe": [2764044],
@@ -65,13 +66,17 @@ def write_wordnet(folder: Path) -> None:
 
 
 def first_sense(word: str) -> int | None:
-    """The first sense of the word itself or a base form, nouns first."""
+    """The first sense of the word itself or a base form, nouns first; of a base form's base form, and so on."""
     word = word.lower()
     for part, words in SENSES.items():
         rules = [rule.split(":") for rule in ENDINGS[part].split()]
-        bases = {word[: len(word) - len(old)] + new for old, new in rules if word.endswith(old)}
-        bases = EXCEPTIONS[part].get(word, bases)
-        for form in [word, *bases]:
+        if word in EXCEPTIONS[part]:
+            forms = [word, *EXCEPTIONS[part][word]]
+        else:
+            forms = [word]
+            for form in forms:  # grows
+                forms += [form[: len(form) - len(old)] + new for old, new in rules if form.endswith(old)]
+        for form in forms:
             if form in words:
                 return words[form][0]
     return None
@@ -87,7 +92,9 @@ def wordnet(tmp_path_factory) -> synsets.WordNet:
 @given(data=st.data())
 def test_first_senses(wordnet, data):
     stem = data.draw(st.sampled_from([word for words in SENSES.values() for word in words] + ["hop", "tr", "firem"]))
-    ending = data.draw(st.sampled_from(["", "s", "es", "ies", "ed", "ing", "er", "est", "men", "en", ",", "!"]))
+    ending = data.draw(
+        st.sampled_from(["", "s", "es", "ies", "ed", "ing", "er", "est", "men", "mens", "ings", "en", ",", "!"])
+    )
     word = data.draw(st.sampled_from([str, str.upper, str.title]))(stem + ending)
     assert wordnet.first_sense(word) == first_sense(word)
 
@@ -102,12 +109,16 @@ def test_words_that_matter(wordnet):
         "ran": 1926311,
         "largest": 1382086,
         "best": 11093,
+        "Womens": 10787470,  # by way of "women"
+        "nicerest": 1586342,
+        "axess": 2764044,
         "dog,": None,  # signs cling to words
         "gooses": 1855672,
         "glasses": 3438257,
         "": None,
     }
     assert {word: wordnet.first_sense(word) for word in wanted} == wanted
+    assert wordnet.first_sense("s" * 100_000) is None
     assert wordnet.nouns == {offset for senses in SENSES["noun"].values() for offset in senses}
 
 
