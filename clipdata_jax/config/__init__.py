@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from clipdata_jax.config.base import Workers as Workers
 from clipdata_jax.config.embedding import Embed as Embed
+from clipdata_jax.config.exporting import Export as Export
 from clipdata_jax.config.filtering import Filter as Filter
 from clipdata_jax.config.planning import Plan as Plan
 from clipdata_jax.config.run import Run as Run

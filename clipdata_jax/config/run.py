@@ -7,6 +7,7 @@ import os
 import runpy
 
 from clipdata_jax.config.embedding import Embed
+from clipdata_jax.config.exporting import Export
 from clipdata_jax.config.filtering import Filter
 from clipdata_jax.config.scoring import NormSimD, Score
 from clipdata_jax.config.selecting import Report, Reshard, Select, Uids
@@ -27,6 +28,7 @@ class Run:
     uids: Uids | None = None
     reshard: Reshard | None = None
     report: Report | None = None
+    export: Export | None = None
     train: Train | None = None
     evaluate: Evaluate | None = None
     verify: Verify | None = None
