@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clipdata_jax.config import Embed
 from clipdata_jax.embedding import embedder, single_file
+from clipdata_jax.formats import pool_names
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.records import Facts, Manifest
 from clipdata_jax.runtime import console, parallel
@@ -50,6 +51,7 @@ def _summary(content: Facts, options: Embed) -> str:
     ]
     if content["repeated_uids"]:
         lines.append(f"{content['repeated_uids']:,} pairs repeat a uid of their tar")
+    lines.append(pool_names.repeats_text(content.get("repeated_names", {})))
     lines.append(console.passed_over(content["passed_over"]))
     listed = manifest.beside(options.out) if single_file.is_file(options.out) else manifest.NAME
     samples = console.skipped_samples(content["skipped_samples"])

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.filters.languages import Languages
-from clipdata_jax.formats import score_tables, tars, uids
+from clipdata_jax.formats import pool_names, score_tables, tars, uids
 from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, json_fields, sample_uid
 from clipdata_jax.formats.sources import discovery
 from clipdata_jax.formats.sources.source import RowRange
@@ -51,12 +51,13 @@ def read_pairs(
     pairs: dict[int, page.Pair] = {}
     captions: dict[int, Caption] = {}
     languages = _languages()
+    names = pool_names.pool_names(paths)
     with console.bar(total=len(paths), unit="tar", name="images") as bar:
         for path in paths:
             if not wanted:
                 break
             for sample in _samples(path, skipped):
-                found = wanted.pop(_uid(path, sample), ())
+                found = wanted.pop(_uid(names[path], sample), ())
                 here = [row for row in found if row in shown]
                 if here:
                     pairs.update(dict.fromkeys(here, _pair(sample)))
@@ -101,9 +102,9 @@ def _uids_of(table: score_tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
     return found
 
 
-def _uid(path: str, sample: tars.RawSample) -> str:
+def _uid(source: str, sample: tars.RawSample) -> str:
     try:
-        return sample_uid(path, sample.key, json_fields(sample.members))
+        return sample_uid(source, sample.key, json_fields(sample.members))
     except InputError:  # `embed` stops at such a sample or leaves it out, so it has no score
         return ""
 

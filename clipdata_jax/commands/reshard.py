@@ -17,7 +17,7 @@ import numpy as np
 from clipdata_jax import config, storage
 from clipdata_jax.commands.reshard_units import Resharder, ReshardUnit, keys_file, make_units
 from clipdata_jax.errors import InputError, StoppedEarly
-from clipdata_jax.formats import sample_keys, tars, uids
+from clipdata_jax.formats import pool_names, sample_keys, tars, uids
 from clipdata_jax.formats.tar_selection import Subset
 from clipdata_jax.runs import manifest, records
 from clipdata_jax.runs.output import Output, open_output
@@ -85,7 +85,8 @@ def run(options: config.Reshard) -> ReshardSummary | None:
     subset = Subset.read(options.subset)
     share = parallel.start(options.workers)
     units = make_units(paths, options)
-    resharder = Resharder(options, subset, tars.shared_names(paths), share.index)
+    names = pool_names.pool_names(paths)
+    resharder = Resharder(options, subset, names, share.index)
     if options.dry_run:
         return _count(list(units.values())[share.index :: share.count], resharder)
     plan = manifest.describe("reshard", options, inputs=[options.subset], pool=paths)
@@ -98,7 +99,7 @@ def run(options: config.Reshard) -> ReshardSummary | None:
     if len(todo) < len(remaining):
         raise StoppedEarly(len(todo), len(remaining))
     _number_across_units(resharder, units, output)
-    content = output.finish(functools.partial(_facts, output, subset), share)
+    content = output.finish(functools.partial(_facts, output, subset, pool_names.repeats(names)), share)
     if content is None:
         return None
     summary = ReshardSummary(**{field.name: content.facts[field.name] for field in dataclasses.fields(ReshardSummary)})
@@ -106,10 +107,13 @@ def run(options: config.Reshard) -> ReshardSummary | None:
         print(f"Already complete: {options.out}")
     else:
         print(_text(summary, f"{console.counted(summary.written, 'tar')} written: {options.out}"))
+        if line := pool_names.repeats_text(content.facts.get("repeated_names", {})):
+            print(line)
     if summary.missing == summary.selected:
         raise InputError(
             f"none of the {summary.selected:,} selected uids is in the tars: a uid is the one in a sample's .json or,"
-            " without one, comes from the tar's file name and the key; were tars renamed, or was the pool scored from"
+            " without one, comes from the tar's file name (with its folders, where several tars of the pool have that"
+            " name) and the key; were tars renamed, or others given than to embed, or was the pool scored from"
             " embeddings without a 'uid' column?"
         )
     return summary
@@ -250,7 +254,7 @@ def _count(units: Sequence[ReshardUnit], resharder: Resharder) -> ReshardSummary
     return summary
 
 
-def _facts(output: Output, subset: Subset, receipts: list[Receipt]) -> dict[str, Any]:
+def _facts(output: Output, subset: Subset, repeated: Mapping[str, object], receipts: list[Receipt]) -> dict[str, Any]:
     """The run's own part of the manifest, from its units' receipts."""
     times = np.zeros(len(subset.uids), np.int64)
     names = [name for receipt in receipts for name in receipt.files if name.startswith("uids/")]
@@ -261,14 +265,15 @@ def _facts(output: Output, subset: Subset, receipts: list[Receipt]) -> dict[str,
     sizes = {name: size for receipt in receipts for name, size in receipt.facts["sizes"].items()}
     output.folder.write(_SIZES, records.to_json(sizes))
     pool = [one["input"] for one in facts]
-    names = tars.unit_names([FileEntry.from_json(entry).name for entry in pool])
+    names = pool_names.unit_names([FileEntry.from_json(entry).name for entry in pool])
     counts = {
         name: {key: one[key] for key in ("samples", "kept") if key in one}
         for name, one in zip(names, facts, strict=True)
     }
     renamed = sum(receipt.facts["renamed"] for receipt in receipts)
     summary = _summary(subset, times, facts, len(sizes), renamed=renamed)
-    return {"pool": pool, "per_tar": counts, **dataclasses.asdict(summary)}
+    repeated_names = {"repeated_names": repeated} if repeated else {}
+    return {"pool": pool, "per_tar": counts, **repeated_names, **dataclasses.asdict(summary)}
 
 
 def _read_array(output: Output, name: str) -> np.ndarray:

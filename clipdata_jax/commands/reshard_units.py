@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import sample_keys, tar_copy, tar_index, tars
+from clipdata_jax.formats import pool_names, sample_keys, tar_copy, tar_index
 from clipdata_jax.formats.sample_keys import Repeats
 from clipdata_jax.formats.tar_selection import Subset, select_samples
 from clipdata_jax.runs import manifest, telemetry
@@ -38,7 +38,7 @@ class ReshardUnit:
 def make_units(paths: Sequence[str], options: config.Reshard) -> dict[str, ReshardUnit]:
     """The units of a run, by name."""
     if options.samples_per_tar is None:
-        names = tars.unit_names(paths)
+        names = pool_names.unit_names(paths)
         return {name: ReshardUnit(name, [path]) for name, path in zip(names, paths, strict=True)}
     size = options.tars_per_unit
     groups = [paths[start : start + size] for start in range(0, len(paths), size)]
@@ -69,14 +69,14 @@ class Resharder:
     Attributes:
       options: of the command.
       subset: the selected uids.
-      shared_names: `tars.shared_names` of all tars of the run.
+      names: of all tars of the run, from `pool_names`.
       process: index of this process, for `_run.jsonl`.
       taken: hashes of the keys of all units, sorted, for units with `repeats`.
     """
 
     options: config.Reshard
     subset: Subset
-    shared_names: Collection[str]
+    names: Mapping[str, str]
     process: int
     taken: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
 
@@ -92,7 +92,7 @@ class Resharder:
             facts: dict[str, Any] = {"input": entry}
             skip = self.options.on_bad == "skip"
             try:
-                found = select_samples(path, self.subset, shared_names=self.shared_names, skip_bad=skip)
+                found = select_samples(path, self.subset, name=self.names[path], skip_bad=skip)
             except InputError as error:
                 if not skip:
                     raise InputError(f"{error} (or use --on-bad skip)") from error

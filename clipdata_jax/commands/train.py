@@ -15,7 +15,7 @@ from clipdata_jax import storage
 from clipdata_jax.config import Train
 from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError, StoppedEarly
-from clipdata_jax.formats import tars, uids
+from clipdata_jax.formats import pool_names, tars, uids
 from clipdata_jax.runs import manifest, profiling
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import FileEntry, Manifest, RunPlan, UnitTimes
@@ -177,6 +177,7 @@ class _Pool:
         from clipdata_jax.models import ImageTransform
 
         self._options, self._paths, self._tokenizer, self._subset = options, paths, tokenizer, subset
+        self._names = pool_names.pool_names(paths)
         self._transform = ImageTransform(size=options.image_size)
         self._pixels: list[np.ndarray] = []
         self._ids: list[np.ndarray] = []
@@ -211,7 +212,12 @@ class _Pool:
         bad: list[Bad] = []
         keep = None if self._subset is None else self._is_wanted
         for item in decoded_samples(
-            tars.read_tar(path), [self._transform], path=path, on_bad=self._options.on_bad, keep=keep
+            tars.read_tar(path),
+            [self._transform],
+            path=path,
+            on_bad=self._options.on_bad,
+            keep=keep,
+            name=self._names[path],
         ):
             if isinstance(item, Bad):
                 bad.append(item)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from clipdata_jax.embedding.inputs import FetchedUnit, prefetch
 from clipdata_jax.embedding.samples import Bad, decoded_samples
 from clipdata_jax.embedding.shard_builder import Batch, PendingBatch, ShardBuilder
 from clipdata_jax.errors import InputError, OnBad, StoppedEarly
+from clipdata_jax.formats import pool_names
 from clipdata_jax.formats.sources import discovery
 from clipdata_jax.formats.sources.source import Source
 from clipdata_jax.runs import manifest, profiling, telemetry
@@ -118,11 +119,11 @@ def embed(
     now = todo[:stop_after]
     if now:
         units = {name: found.units[name] for name in now}
-        _Embedding(models, settings, output, found.shared_names(), share, profile).run(units)
+        _Embedding(models, settings, output, found.names, share, profile).run(units)
     if len(now) < len(todo):
         raise StoppedEarly(len(now), len(todo))
     finish = functools.partial(single_file.finish, out, output, plan) if single else output.finish
-    result = finish(functools.partial(_summarise, found.passed_over), share)
+    result = finish(functools.partial(_summarise, found), share)
     return None if result is None else EmbedResult(result, was_complete=output.was_finished and not todo)
 
 
@@ -183,12 +184,12 @@ class _Embedding:
         models: Sequence[_Model],
         settings: EmbedSettings,
         output: Output,
-        shared_names: Collection[str],
+        names: Mapping[str, str],
         share: parallel.Share,
         profile: str | None,
     ) -> None:
         self._models, self._settings, self._output = models, settings, output
-        self._shared_names, self._watch = shared_names, telemetry.Stopwatch(share.index)
+        self._names, self._watch = names, telemetry.Stopwatch(share.index)
         self._profiler = profiling.Profiler(profile, steps=3)
         self._device_free = time.monotonic()
         self._transforms = list(dict.fromkeys(model.transform for model in models))
@@ -222,7 +223,7 @@ class _Embedding:
     def _fill(self, unit: FetchedUnit) -> ShardBuilder:
         """Sends a unit's samples to the devices."""
         tags = [model.tag for model in self._models]
-        shard = ShardBuilder(unit.source, tags, with_texts=not self._settings.images_only)
+        shard = ShardBuilder(self._names[unit.source.path], tags, with_texts=not self._settings.images_only)
         start = time.monotonic()
         for batch in self._usable(unit, shard):
             shard.read += time.monotonic() - start
@@ -266,7 +267,7 @@ class _Embedding:
             on_bad=self._settings.on_bad,
             decoders=self._settings.decoders,
             need_caption=not self._settings.images_only,
-            shared_names=self._shared_names,
+            name=self._names[source.path],
         )
         rows = self._models[0].encoder.rows
         batch = PendingBatch(rows)
@@ -311,8 +312,8 @@ class _Embedding:
         self._output.complete(unit.name, parts, done, inputs=unit.entries, times=times)
 
 
-def _summarise(passed_over: Mapping[str, int], receipts: list[Receipt]) -> Facts:
-    """Sums up the receipts of all units, and the files that were passed over.
+def _summarise(found: discovery.Sources, receipts: list[Receipt]) -> Facts:
+    """Sums up the receipts of all units, the files that were passed over and the names that repeat.
 
     Raises:
       InputError: everything was skipped.
@@ -329,7 +330,8 @@ def _summarise(passed_over: Mapping[str, int], receipts: list[Receipt]) -> Facts
         "pairs": pairs,
         "skipped_samples": samples,
         "skipped_tars": tars,
-        "passed_over": dict(passed_over),
+        "passed_over": dict(found.passed_over),
         "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
         "pool": pool,
+        **({"repeated_names": repeated} if (repeated := pool_names.repeats(found.names)) else {}),
     }

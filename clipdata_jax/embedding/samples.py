@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class Decoded:
     Attributes:
       tar: the path of its tar, or of what else it is from.
       key: its key in there.
-      uid: 32 hex digits: from the `.json` where it has one, else the hash of tar name and key.
+      uid: 32 hex digits: from the `.json` where it has one, else the hash of the tar's name and the key.
       caption: the `.txt`, else "caption" of the `.json`, else the first of its "captions", without a byte order
         mark; "" if not needed.
       captions: "captions" of the `.json`, else the one caption; () if not needed.
@@ -69,7 +69,7 @@ def decoded_samples(
     decoders: int = 0,
     need_caption: bool = True,
     keep: Callable[[str], bool] | None = None,
-    shared_names: Collection[str] = (),
+    name: str = "",
 ) -> Iterator[Decoded | Bad]:
     """Samples decoded by threads (Pillow lets go of the interpreter's lock), in their order.
 
@@ -79,19 +79,20 @@ def decoded_samples(
     Args:
       samples: of one tar (`tars.read_tar`) or other source.
       transforms: an image -> uint8 pixels, each; raising InputError for a broken one. It is decoded once.
-      path: the tar, for messages and for the uids of samples that bring none.
+      path: the tar, for messages.
       on_bad: what a sample does that has no readable image, caption or uid: "stop" raises, "skip" yields a
         `Bad`.
       decoders: threads; 0 means one a core.
       need_caption: whether samples must have a caption; else captions aren't looked at.
       keep: uid -> whether the sample is wanted; others are neither decoded nor yielded.
-      shared_names: `tars.shared_names` of all tars read; a sample of such a tar must bring its own uid.
+      name: the tar's name in its pool, from `pool_names`, for the uids of samples that bring none; its file name
+        if not given.
 
     Raises:
       InputError: the samples can't be read to their end (after those before that place), or one is bad and
         on_bad is "stop".
     """
-    uid_of = functools.partial(sample_uid, path, shared_names=shared_names)
+    uid_of = functools.partial(sample_uid, name or path.rpartition("/")[2])
 
     def decode(sample: tars.RawSample | InputError) -> Decoded | Bad | None:
         if isinstance(sample, InputError):

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16, Float32, UInt8
 
 from clipdata_jax.embedding.samples import Bad, Decoded
-from clipdata_jax.formats import arrays, tars, uids
-from clipdata_jax.formats.sources.source import Source
+from clipdata_jax.formats import arrays, uids
 
 # uid, key, caption, width, height, url
 _Row: TypeAlias = tuple[str, str, str, int, int, str | None]
@@ -66,12 +65,12 @@ class ShardBuilder:
     """A metadata shard under construction; holds float16 embeddings and captions, no images.
 
     Args:
-      source: of the samples.
+      source: the name of the samples' tar or other source in the pool.
       tags: of the models, in the order of each batch's results.
       with_texts: whether captions are embedded.
     """
 
-    def __init__(self, source: Source, tags: Sequence[str], *, with_texts: bool) -> None:
+    def __init__(self, source: str, tags: Sequence[str], *, with_texts: bool) -> None:
         self._source, self._tags, self._with_texts = source, tags, with_texts
         self._samples: list[_Row] = []
         self._batches: list[Future[list[Batch]]] = []
@@ -115,7 +114,7 @@ class ShardBuilder:
             "url": pa.array([None if one is None else _as_text(one) for one in url], pa.string()),
             "original_width": pa.array(width, pa.int64()),
             "original_height": pa.array(height, pa.int64()),
-            "tar": pa.array([_as_text(tars.uid_name(self._source.path))] * len(uid), pa.string()),
+            "tar": pa.array([_as_text(self._source)] * len(uid), pa.string()),
             "key": pa.array(map(_as_text, key), pa.string()),
         }
         if self._with_texts:

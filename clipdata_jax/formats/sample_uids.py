@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import tars, uids
+from clipdata_jax.formats import uids
 
 # A .json takes some twenty times its size when parsed.
 TEXT_BYTES = 1 << 24
@@ -39,24 +39,19 @@ def json_fields(members: Mapping[str, bytes]) -> dict[str, Any]:
     return fields
 
 
-def sample_uid(path: str, key: str, fields: Mapping[str, Any], shared_names: Collection[str] = ()) -> str:
-    """Determines the uid of a sample: "uid" of its `.json` in lower case, else the hash of tar name and key.
+def sample_uid(source: str, key: str, fields: Mapping[str, Any]) -> str:
+    """Determines the uid of a sample: "uid" of its `.json` in lower case, else the hash of source and key.
 
     Args:
-      path: of the tar.
+      source: the name of its tar or other source in the pool, from `pool_names`.
       key: of the sample.
       fields: of its `.json`.
-      shared_names: `tars.shared_names` of all tars read.
 
     Raises:
-      InputError: the uid is not 32 hex digits; or there is none, and the tar's name is one of `shared_names`, so that
-        the hash would be ambiguous.
+      InputError: the uid is not 32 hex digits.
     """
     if fields.get("uid") is None:
-        name = tars.uid_name(path)
-        if name in shared_names:
-            raise InputError(f"two inputs are called {name}, and it has no uid of its own: rename one of the two")
-        return uids.uid_of(name, key)
+        return uids.uid_of(source, key)
     if not uids.is_uid(fields["uid"]):
         raise InputError(f"its uid is {fields['uid']!r:.60}, expected 32 hex digits")
     return str(fields["uid"]).lower()

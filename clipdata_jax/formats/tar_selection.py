@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Collection
 
 import numpy as np
 
@@ -72,13 +71,13 @@ class SelectedSamples:
     skipped: list[dict[str, str]]
 
 
-def select_samples(path: str, subset: Subset, *, shared_names: Collection[str], skip_bad: bool) -> SelectedSamples:
+def select_samples(path: str, subset: Subset, *, name: str, skip_bad: bool) -> SelectedSamples:
     """Finds the selected samples of a tar.
 
     Args:
       path: of the tar.
       subset: the selected uids.
-      shared_names: `tars.shared_names` of all tars read.
+      name: the tar's name in its pool, from `pool_names`.
       skip_bad: whether to skip samples without a valid uid.
 
     Raises:
@@ -96,7 +95,7 @@ def select_samples(path: str, subset: Subset, *, shared_names: Collection[str], 
             if uid is None:
                 try:
                     fields = sample_uids.json_fields({} if json is None else {"json": json})
-                    uid = sample_uids.sample_uid(path, index.keys[i], fields, shared_names)
+                    uid = sample_uids.sample_uid(name, index.keys[i], fields)
                 except InputError as error:
                     if not skip_bad:
                         raise InputError(f"{path}: sample {index.keys[i]!r}: {error}") from error

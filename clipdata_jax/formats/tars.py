@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import os
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, TypeVar
 
@@ -251,70 +252,59 @@ def _info(name: str, size: int) -> tarfile.TarInfo:
 
 @storage.stat_cache()
 def find_tars(patterns: Sequence[str]) -> list[str]:
-    """Finds the tars that patterns match: files, `{000..099}.tar`, `*.tar`, and folders (their tars by name).
+    """Finds the tars that patterns match: files, `{000..099}.tar`, `*.tar`, and the tars in folders (`in_folder`).
 
     Raises:
       InputError: a file is missing or named twice, or a folder holds no tar.
     """
-    found: list[str] = []
-    given = storage.split_joined(patterns)
-    for path in storage.expand(tuple(given)):
-        at = storage.Folder(path)
-        if at.is_folder():
-            storage.check_finished(at)
-            inside = [one for one in at.files(".tar") if not _is_hidden(one)]
-        elif _is_hidden(path) and path not in given:
-            continue
-        else:
-            inside = [path]
-        if not inside:
-            raise InputError(f"{path}: the folder holds no .tar file; expected webdataset tars")
-        found += inside
-    if not found:
-        raise InputError(f"{', '.join(patterns)}: only hidden files match; expected webdataset tars")
+    found: list[tuple[str, str]] = []
+    for pattern in storage.split_joined(patterns):
+        for path in storage.expand(pattern):
+            at = storage.Folder(path)
+            inside = in_folder(at) if at.is_folder() else [path]
+            if not inside:
+                raise InputError(f"{path}: the folder holds no .tar file; expected webdataset tars")
+            found += [(one, pattern) for one in inside]
     check_repeats(found)
-    return found
+    return [path for path, _ in found]
 
 
-def _is_hidden(path: str) -> bool:
-    # macOS writes a file `._0.tar` beside each file on foreign disks.
-    return path.rpartition("/")[2].startswith(".")
+def in_folder(at: storage.Folder) -> list[str]:
+    """The tars in a folder and the folders below it, sorted; none that are hidden or in a hidden folder.
 
-
-def check_repeats(paths: Sequence[str]) -> None:
-    """Raises InputError if a path is named twice."""
-    if len(set(paths)) < len(paths):
-        twice = Counter(paths).most_common(1)[0][0]
-        raise InputError(f"{twice}: named twice; name each input once")
-
-
-def uid_name(path: str) -> str:
-    """The name of a source that is hashed into the uids of samples that have none: its file name.
-
-    For tfds:name/split, all of it: many datasets have a split "train", which can't be renamed.
+    Raises:
+      InputError: one is part of an unfinished run.
     """
-    return path if path.startswith("tfds:") else path.rpartition("/")[2]
+    names = [path[len(at.path.rstrip("/")) + 1 :] for path in at.tree()]
+    found = [name for name in names if name.endswith(".tar") and not storage.is_hidden(name)]
+    plans = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == storage.PLAN}
+    for folder in sorted(plans & {name.rpartition("/")[0] for name in found}):
+        storage.check_finished(at.at(folder))
+    return [at.join(name) for name in found]
 
 
-def shared_names(paths: Sequence[str]) -> frozenset[str]:
-    """The file names that several tars share, where a uid made of tar name and key would be ambiguous."""
-    count = Counter(map(uid_name, paths))
-    return frozenset(name for name, times in count.items() if times > 1)
+def check_repeats(found: Sequence[tuple[str, str]]) -> None:
+    """Checks that each source was found once, by whatever way.
 
+    Args:
+      found: the path of each, and the pattern that matched it.
 
-def unit_names(paths: Sequence[str]) -> list[str]:
-    """Names each tar after its file, preceded by as many of its folders as make it unique.
-
-    >>> unit_names(["a/0.tar", "b/0.tar", "b/1.tar"])
-    ['a_0', 'b_0', '1']
+    Raises:
+      InputError: two are the same, or one lies in another, a folder.
     """
-    parts = [[part for part in path.removesuffix(".tar").split("/") if part] for path in paths]
-    names: dict[int, str] = {}
-    for depth in range(1, max(map(len, parts), default=0) + 1):
-        joined = ["_".join(part[-depth:]) for part in parts]
-        count = Counter(joined)
-        names = {i: name for i, name in enumerate(joined) if count[name] == 1} | names
-    if len(set(names.values())) == len(paths):
-        return [names[i] for i in range(len(paths))]
-    # Even so a/b_0.tar and a_b/0.tar are both "a_b_0".
-    return [f"{i:05d}_{part[-1]}" for i, part in enumerate(parts)]
+    real = functools.cache(os.path.realpath)  # of folders: a pool has few
+    seen: dict[str, tuple[str, str]] = {}
+    for path, pattern in found:
+        folder, slash, name = path.rstrip("/").rpartition("/")
+        is_local = not path.startswith("tfds:") and "://" not in path
+        same = f"{real((folder + slash) or '.')}/{name}" if is_local else path
+        if same in seen:
+            other, by = seen[same]
+            ways = f"by {by!r} and {pattern!r}" if by != pattern else f"by {pattern!r}"
+            also = f", as {other}" if other != path else ""
+            raise InputError(f"{path}: named twice, {ways}{also}; name each input once")
+        seen[same] = path, pattern
+    for same, (path, _) in seen.items():
+        for end in (at for at, char in enumerate(same) if char == "/"):
+            if outer := seen.get(same[:end]):
+                raise InputError(f"{path}: lies in {outer[0]}, which is named too; name one of the two")

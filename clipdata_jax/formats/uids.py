@@ -20,18 +20,18 @@ _STEP = 1 << 16
 _HEX = re.compile(r"[0-9a-fA-F]{32}")
 
 
-def uid_of(tar_name: str, key: str) -> str:
-    """The uid of a sample that has none: the first 128 bits of SHA-256 over tar name, a zero byte and key.
+def uid_of(source: str, key: str) -> str:
+    """The uid of a sample that has none: the first 128 bits of SHA-256 over source, a zero byte and key.
 
     Args:
-      tar_name: the tar's file name without its folders, so that a pool can be moved.
+      source: the name of its tar or other source in the pool, from `pool_names`.
       key: the sample's key.
 
     >>> uid_of("00000.tar", "000000007")
     '4172f8c3d93da03d015b8c099e28d9ac'
     """
     # Names in a tar may not be UTF-8; tarfile decodes such bytes as surrogates.
-    parts = [name.encode(errors="surrogateescape") for name in (tar_name, key)]
+    parts = [name.encode(errors="surrogateescape") for name in (source, key)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 

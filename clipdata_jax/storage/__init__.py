@@ -21,6 +21,7 @@ from clipdata_jax.storage.paths import size as size
 from clipdata_jax.storage.paths import sweep_beside as sweep_beside
 from clipdata_jax.storage.paths import write_bytes as write_bytes
 from clipdata_jax.storage.patterns import expand as expand
+from clipdata_jax.storage.patterns import is_hidden as is_hidden
 from clipdata_jax.storage.patterns import split_joined as split_joined
 from clipdata_jax.storage.remote import stat_cache as stat_cache
 from clipdata_jax.storage.remote_files import downloaded as downloaded

@@ -129,13 +129,17 @@ class Folder(Location):
 
     def tree(self) -> list[str]:
         """Returns the paths of all files in the folder and the folders below it, sorted by name."""
-        return [self.join(name) for name in sorted(self.sizes())]
+        found = local.find(self) if self.is_local else remote.find(self)
+        return [self.join(name) for name in sorted(map(self._relative, found))]
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes in bytes of all files in the folder and the folders below it, by relative name."""
-        found = local.find(self) if self.is_local else remote.find(self)
-        start = len(self.inner)
-        return {name[start:].lstrip("/"): int(info["size"] or 0) for name, info in found.items()}
+        if self.is_local:
+            return {self._relative(name): local.entry_size(entry) for name, entry in local.find(self).items()}
+        return {self._relative(name): int(info["size"] or 0) for name, info in remote.find(self).items()}
+
+    def _relative(self, name: str) -> str:
+        return name[len(self.inner) :].lstrip("/")
 
     def fingerprints(self) -> dict[str, str]:
         """Returns the `fingerprint` of each file directly in the folder, by path and from one listing.

@@ -10,7 +10,11 @@ from clipdata_jax.runtime import threads
 from clipdata_jax.storage.paths import Folder, exists
 from clipdata_jax.storage.retries import call
 
+_WILD = "*?["
 _BRACES = re.compile(r"\{([^{}]*)\}")
+# Files and folders that systems and file managers leave, besides those that begin with a dot; in lower case.
+_SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
+_SYSTEM |= {"system volume information"}
 # Protocols of fsspec that need another one after "::".
 _WRAPPERS = ("blockcache", "cached", "dir", "filecache", "libarchive", "reference", "simplecache", "tar", "zip")
 
@@ -35,7 +39,7 @@ def expand(patterns: str | tuple[str, ...]) -> list[str]:
     found: list[str] = []
     for pattern in split_joined([patterns] if isinstance(patterns, str) else patterns):
         names = expand_braces(pattern)
-        plain = [name for name in names if not any(char in name for char in "*?[")]
+        plain = [name for name in names if not any(char in name for char in _WILD)]
         found_each = threads.prefetch(exists, plain, threads=Folder(pattern).threads)
         there = dict(zip(plain, found_each, strict=True))
         for name in names:
@@ -43,6 +47,15 @@ def expand(patterns: str | tuple[str, ...]) -> list[str]:
                 raise InputError(f"{name}: no such file or folder (from {pattern!r}); check the path")
             found += [name] if name in there else _glob(name)
     return found
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a relative path names a file that systems and file managers leave, or is in such a folder.
+
+    >>> is_hidden("a/._0.tar"), is_hidden(".ipynb_checkpoints/0.jpg"), is_hidden("@eaDir/0.jpg"), is_hidden("a/0.tar")
+    (True, True, True, False)
+    """
+    return any(part.startswith(".") or part in _SYSTEM for part in name.lower().split("/"))
 
 
 def split_joined(patterns: Sequence[str]) -> list[str]:
@@ -94,7 +107,19 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _glob(pattern: str) -> list[str]:
     at = Folder(pattern)
-    matches = sorted(at.fs.glob(at.inner) if at.is_local else call(at, at.fs.glob, at.inner))
-    if not matches:
+    found = sorted(at.fs.glob(at.inner) if at.is_local else call(at, at.fs.glob, at.inner))
+    if not found:
         raise InputError(f"{pattern}: the pattern matches no file; check the path, and quote it in the shell")
+    start = at.inner.rfind("/", 0, min(at.inner.find(char) for char in _WILD if char in at.inner)) + 1
+    is_meant = is_hidden(at.inner[start:])  # as in "pool/._*.tar"
+    matches = [match for match in found if is_meant or not is_hidden(match[start:])]
+    if not matches:
+        raise InputError(f"{pattern}: only hidden files match; name those that are meant")
+    if "**" in pattern:  # a folder stands for all in it
+        folders = set(matches)
+        matches = [match for match in matches if folders.isdisjoint(_parents(match))]
     return matches if at.is_local else [at.fs.unstrip_protocol(match) for match in matches]
+
+
+def _parents(path: str) -> list[str]:
+    return [path[:at] for at, char in enumerate(path) if char == "/"]

@@ -180,15 +180,6 @@ def test_a_missing_tokenizer_is_told_first_and_not_missed_by_images(tmp_path, ch
     assert "Embedded 2 images" in done.stdout, done.stderr
 
 
-def test_tars_of_one_name_need_uids_of_their_own(tmp_path, pool, checkpoint, clipdata):
-    (tmp_path / "other").mkdir()
-    write_pairs(tmp_path / "other" / "00000.tar", range(30, 33))
-    done = clipdata("embed", "pool", "other", "--model", checkpoint, "--out", "out")
-    assert done.returncode == 2
-    assert "00000.tar: sample '00000':" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_tars_of_an_unfinished_run_are_refused(tmp_path, pool, checkpoint, clipdata):
     (pool / "_plan.json").write_text("{}")
     done = clipdata("embed", "pool", "--model", checkpoint, "--out", "out")

@@ -150,15 +150,6 @@ def test_tars_of_one_name_from_two_folders(tmp_path):
     assert len(members(tmp_path / "out/test_000.tar")) == 6
 
 
-def test_tars_of_one_name_need_uids_of_their_own(tmp_path):
-    for name in ("train", "test"):
-        tars.write_tar(f"{tmp_path}/{name}/000.tar", samples(0, 2, with_uid=False))
-    subset = write_subset(tmp_path / "s.npy", [uids.uid_of("000.tar", "a/00000")])
-    options = config.Reshard(tars=(f"{tmp_path}/train", f"{tmp_path}/test"), subset=subset, out=f"{tmp_path}/out")
-    with pytest.raises(InputError, match=r"sample 'a/00000': two inputs are called 000\.tar"):
-        reshard.run(options)
-
-
 def test_workers_share_the_tars_and_the_last_one_writes_the_manifest(tmp_path, pool, clipdata):
     alone = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "alone")
     first = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out", "--worker", "1/2")

@@ -153,10 +153,8 @@ def test_flickr8k_has_five_captions_a_image(shared):
     assert all(len(item.captions) == 5 and item.caption == item.captions[0].strip() for item in found)
 
 
-def test_where_two_tars_share_a_name_a_sample_needs_its_own_uid(tmp_path):
+def test_a_uid_is_the_samples_own_or_made_of_the_tars_name_in_the_pool(tmp_path):
     own = {**good(), "json": json.dumps({"uid": "0" * 32}).encode()}
     path = write(tmp_path / "0.tar", {"a": own, "b": good()})
-    first, second = read(path, on_bad="skip", shared_names={"0.tar"})
-    assert first.uid == "0" * 32
-    assert second == Bad(path, "b", "two inputs are called 0.tar, and it has no uid of its own: rename one of the two")
-    assert len(read(path, shared_names={"1.tar"})) == 2
+    assert [sample.uid for sample in read(path)] == ["0" * 32, uids.uid_of("0.tar", "b")]
+    assert [sample.uid for sample in read(path, name="p/0.tar")] == ["0" * 32, uids.uid_of("p/0.tar", "b")]

@@ -6,8 +6,6 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
@@ -135,29 +133,6 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 )
 def test_names_split_as_webdataset_does(name, parts):
     assert tars.split_name(name) == parts
-
-
-def test_units_are_named_after_their_tars():
-    assert tars.unit_names([]) == []
-    assert tars.unit_names(["p/0.tar", "p/1.tar"]) == ["0", "1"]
-    assert tars.unit_names(["p/0.tar", "q/0.tar", "q/1.tar"]) == ["p_0", "q_0", "1"]
-    assert tars.unit_names(["q/0.tar", "p/0.tar"]) == ["q_0", "p_0"]
-    assert tars.unit_names(["a/p/0.tar", "b/p/0.tar", "0.tar"]) == ["a_p_0", "b_p_0", "0"]
-    assert tars.unit_names(["s3://x/p/0.tar", "s3://y/p/0.tar"]) == ["x_p_0", "y_p_0"]
-
-
-def test_shared_names():
-    assert tars.shared_names(["p/0.tar", "q/0.tar", "q/1.tar", "1.tar", "2.tar"]) == {"0.tar", "1.tar"}
-    assert tars.shared_names([]) == frozenset()
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.text("ab_/", max_size=6), max_size=8, unique=True))
-def test_unit_names_are_unique(stems):
-    paths = sorted({"/".join(part for part in f"{stem}0.tar".split("/") if part) for stem in stems})
-    names = tars.unit_names(paths)
-    assert len(set(names)) == len(paths)
-    assert not any("/" in name for name in names)
 
 
 def test_tars_are_found_in_folders_and_patterns(tmp_path):

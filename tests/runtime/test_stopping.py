@@ -85,7 +85,9 @@ def flags(tmp_path):
         write_pairs(tmp_path / "pool" / f"{tar}.tar", range(4 * tar, 4 * tar + 4))
     paths = sorted(map(str, (tmp_path / "pool").iterdir()))
     found = [
-        sample_uid(path, sample.key, json_fields(sample.members)) for path in paths for sample in tars.read_tar(path)
+        sample_uid(Path(path).name, sample.key, json_fields(sample.members))
+        for path in paths
+        for sample in tars.read_tar(path)
     ]
     np.save(tmp_path / "s.npy", uids.sort_unique(uids.from_hex(found)))
     return ["reshard", "pool", "--subset", "s.npy", "--out", "out"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import tars
+from clipdata_jax.formats import pool_names, tars
 from clipdata_jax.formats.sources import caption_tables, image_folders, tfds_datasets
 from clipdata_jax.formats.sources.caption_tables import CaptionTable
 from clipdata_jax.formats.sources.source import RowRange, Source, TarSource, spans
@@ -30,9 +31,10 @@ class Sources:
     facts: list[dict[str, str | int]]
     passed_over: Counter[str] = dataclasses.field(default_factory=Counter)
 
-    def shared_names(self) -> frozenset[str]:
-        """The file names that several sources share, where a uid made of name and key would be ambiguous."""
-        return tars.shared_names(sorted({source.path for source in self.units.values()}))
+    @functools.cached_property
+    def names(self) -> dict[str, str]:
+        """Path of each source -> its name in the pool."""
+        return pool_names.pool_names(sorted({source.path for source in self.units.values()}))
 
 
 @storage.stat_cache()
@@ -55,24 +57,25 @@ def find_sources(
     facts: list[dict[str, str | int]] = []
     passed_over: Counter[str] = Counter()
     columns = (image_column, None if images_only else caption_column)
-    for path in _expand(patterns):
+    ways: list[tuple[str, str]] = []
+    for path, pattern in _expand(patterns):
+        done = len(found)
         if path.startswith(tfds_datasets.PREFIX):
             split = tfds_datasets.open_split(path, need_caption=not images_only)
             found.append((split.path, _cut(split)))
             facts.append(split.facts())
-            continue
-        table = _table_of(path)
-        if table is not None:
+        elif (table := _table_of(path)) is not None:
             opened = caption_tables.open_table(table, *columns, need_caption=not images_only)
             found.append((table, _cut(opened)))
             facts.append(opened.facts())
-        elif storage.is_folder(path) and not storage.Folder(path).files(".tar"):
+        elif storage.is_folder(path) and not tars.in_folder(storage.Folder(path)):
             images, fact = image_folders.open_folder(path.rstrip("/"), images_only, passed_over)
             found.append((path.rstrip("/"), images))
             facts.append(fact)
         else:
             found += [(tar, [TarSource(tar)]) for tar in tars.find_tars([path])]
-    tars.check_repeats([path for path, _ in found])
+        ways += [(source, pattern) for source, _ in found[done:]]
+    tars.check_repeats(ways)
     if not any(
         isinstance(unit, RowRange) and isinstance(unit.whole, CaptionTable) for _, units in found for unit in units
     ):
@@ -82,10 +85,12 @@ def find_sources(
     return Sources(_named(found), facts, passed_over)
 
 
-def _expand(patterns: Sequence[str]) -> list[str]:
-    expanded: list[str] = []
+def _expand(patterns: Sequence[str]) -> list[tuple[str, str]]:
+    """The paths that patterns match, each with its pattern."""
+    expanded: list[tuple[str, str]] = []
     for pattern in storage.split_joined(patterns):
-        expanded += [pattern] if pattern.startswith(tfds_datasets.PREFIX) else storage.expand(pattern)
+        paths = [pattern] if pattern.startswith(tfds_datasets.PREFIX) else storage.expand(pattern)
+        expanded += [(path, pattern) for path in paths]
     return expanded
 
 
@@ -94,7 +99,7 @@ def _table_of(path: str) -> str | None:
     at = storage.Folder(path)
     if not at.is_folder():
         return path if path.lower().endswith(caption_tables.SUFFIXES) else None
-    if at.files(".tar"):
+    if tars.in_folder(at):
         return None
     storage.check_finished(at)
     tables = [name for name in at.files() if name.lower().endswith(caption_tables.SUFFIXES)]
@@ -112,7 +117,7 @@ def _cut(whole: CaptionTable | TfdsSplit) -> list[RowRange]:
 
 def _named(found: Sequence[tuple[str, Sequence[Source]]]) -> dict[str, Source]:
     plain = [re.sub(r"\.(csv|tsv|parquet)$", "", path, flags=re.I) for path, _ in found]
-    stems = tars.unit_names([path.removeprefix(tfds_datasets.PREFIX) for path in plain])
+    stems = pool_names.unit_names([path.removeprefix(tfds_datasets.PREFIX) for path in plain])
     units: dict[str, Source] = {}
     for stem, (_, several) in zip(stems, found, strict=True):
         for number, source in enumerate(several):

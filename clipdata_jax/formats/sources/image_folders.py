@@ -14,10 +14,6 @@ from clipdata_jax.formats import file_kinds, tars
 from clipdata_jax.formats.sources.source import Source, spans
 from clipdata_jax.runtime import console, threads
 
-# Files and folders that systems and file managers leave, besides those that begin with a dot; in lower case.
-_SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
-_SYSTEM |= {"system volume information"}
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
@@ -70,7 +66,7 @@ def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], 
     images, unknown = [], []
     others: Counter[str] = Counter()
     for name in names:
-        if any(part.startswith(".") or part in _SYSTEM for part in name.lower().split("/")):
+        if storage.is_hidden(name):
             others[console.HIDDEN] += 1
         elif name.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS:
             images.append(name)

@@ -18,7 +18,8 @@ class Source(Protocol):
     """One unit of work: samples in a fixed order.
 
     Attributes:
-      path: its name in messages; its last component is hashed into the uids of samples that have none.
+      path: its name in messages. Its name in the pool (`pool_names`) is hashed into the uids of samples that have
+        none.
       inputs: files whose change makes the unit's result stale; digested when the unit is done.
     """
 
