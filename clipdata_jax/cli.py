@@ -57,7 +57,7 @@ COMMANDS = {
     ),
     "uids": Command("Uids", "clipdata uids union mine.npy dfn.npy hype.npy --out all.npy"),
     "reshard": Command("Reshard", "clipdata reshard pool --subset subset.npy --out selected"),
-    "report": Command("Report", "clipdata report scores --subset subset.npy --tars pool --out report.html"),
+    "report": Command("Report", "clipdata report scores --subset subset.npy --pool pool --out report.html"),
     "export": Command("Export", "clipdata export scores --metadata metadata --top 100 neg_clip_loss --out best.csv"),
     "train": Command(
         "Train", "clipdata train selected --tokenizer clip-vit-base-patch32 --steps 2000 --out run", together=True

@@ -35,7 +35,7 @@ def two_steps(scale: str, *, first: float, keep: float) -> Run:
         report=Report(
             scores=(f"{work}/scores",),
             subset=f"{work}/subset.npy",
-            tars=(f"datacomp/{scale}/shards",),
+            pool=(f"datacomp/{scale}/shards",),
             out=f"{work}/report.html",
         ),
     )

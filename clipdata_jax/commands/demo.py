@@ -44,7 +44,7 @@ def run(options: config.Demo) -> dict[str, Any]:
     page = config.Report(
         scores=(place["scores"],),
         subset=chosen,
-        tars=(place["pool"],),
+        pool=(place["pool"],),
         title="Demo pool: negCLIPLoss, then NormSim",
         out=storage.join(options.out, "report.html"),
     )

@@ -1,4 +1,4 @@
-"""`clipdata report`: score tables, a subset and the pool's tars in, one page of figures and images out."""
+"""`clipdata report`: score tables, a subset and the pool in, one page of figures and images out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(options: config.Report) -> None:
     table = score_tables.open_tables(options.scores)
     if not table.columns:
         raise InputError(f"{options.scores[0]}: no score columns; expected a table `clipdata score` wrote")
-    paths = tars.find_tars(options.tars) if options.tars else []
+    paths = tars.find_tars(options.pool) if options.pool else []
     own, *others = _read_selections(table, options)
     scores = _read_columns(table)
     made_by = _manifest_at(manifest.beside(options.subset))
@@ -81,12 +81,13 @@ def run(options: config.Report) -> None:
         ],
         provenance=_provenance(options, made_by),
     )
-    html = page.render(plan, about, pairs, compared=compared, captions=described).encode()
+    uid = report_inputs.uids_of(table, plan.scores if paths else ())
+    html = page.render(plan, about, pairs, compared=compared, captions=described, uids=uid).encode()
     storage.sweep_beside(options.out)
     storage.write_bytes(options.out, html)
     counted_pairs = {"absent": own.absent, "found": len(pairs or ())}
     _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
-    found_text = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the tars"
+    found_text = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the pool"
     print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{found_text}, {text.file_size(len(html))}")
     if line := console.skipped(manifest.beside(options.out), tar=skipped):
         print(line)
@@ -108,7 +109,7 @@ def _write_manifest(
         "null": plan.nulls,
         "subset_uids_without_row": absent,
         "shown": len(plan.scores),
-        "found_in_tars": found,
+        "found_in_pool": found,
     }
     if others := compared.overlaps[1:]:
         counts["compared"] = {one.name: {"kept": one.pairs, "shared": one.shared[0]} for one in others}
@@ -220,7 +221,7 @@ def _absent(plan: contents.Contents, pairs: Mapping[int, page.Pair] | None) -> l
     """Some images of a pool are always missing; if most are, probably not all of its tars were given."""
     if pairs is None or 2 * len(pairs) >= len(plan.scores):
         return []
-    return ["Most of the pairs shown are not in the given tars: pass all tars of the pool."]
+    return ["Most of the pairs shown are not in what --pool names: name all that was embedded."]
 
 
 def _provenance(options: config.Report, made_by: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

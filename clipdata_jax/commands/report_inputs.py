@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def read_pairs(
     """
     wanted: dict[str, list[int]] = {}
     rows = sorted({*shown, *described})
-    for row, uid in zip(rows, uids.to_hex(_uids_of(table, rows)), strict=True):
+    for row, uid in uids_of(table, rows).items():
         wanted.setdefault(uid, []).append(row)
     pairs: dict[int, page.Pair] = {}
     captions: dict[int, Caption] = {}
@@ -60,7 +60,7 @@ def read_pairs(
                 found = wanted.pop(_uid(names[path], sample), ())
                 here = [row for row in found if row in shown]
                 if here:
-                    pairs.update(dict.fromkeys(here, _pair(sample)))
+                    pairs.update(dict.fromkeys(here, _pair(names[path], sample)))
                 if there := [row for row in found if row in described]:
                     captions.update(dict.fromkeys(there, _described(_caption(sample), languages)))
             bar.update(1)
@@ -88,10 +88,10 @@ def _samples(path: str, skipped: list[str] | None) -> Iterator[tars.RawSample]:
         skipped.append(str(error))
 
 
-def _uids_of(table: score_tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
-    """The uids of some rows of the whole table; reads only the parts that hold them."""
+def uids_of(table: score_tables.ScoreTable, rows: Iterable[int]) -> dict[int, str]:
+    """The uids of some rows of the whole table, as 32 hex digits; reads only the parts that hold them."""
     ends = np.cumsum(table.rows)
-    order = np.asarray(rows, np.int64)
+    order = np.array(sorted(rows), np.int64)
     part_of = np.searchsorted(ends, order, side="right")
     found = np.empty(len(order), uids.DTYPE)
     several = np.unique(part_of).tolist()
@@ -99,7 +99,7 @@ def _uids_of(table: score_tables.ScoreTable, rows: Sequence[int]) -> np.ndarray:
     for part, uid in zip(several, read, strict=True):
         here = part_of == part
         found[here] = uid[order[here] - (ends[part] - table.rows[part])]
-    return found
+    return dict(zip(order.tolist(), uids.to_hex(found), strict=True))
 
 
 def _uid(source: str, sample: tars.RawSample) -> str:
@@ -109,9 +109,10 @@ def _uid(source: str, sample: tars.RawSample) -> str:
         return ""
 
 
-def _pair(sample: tars.RawSample) -> page.Pair:
+def _pair(source: str, sample: tars.RawSample) -> page.Pair:
     image = sample.image()
-    return page.Pair(_caption(sample), "no image" if image is None else thumbnails.make(image))
+    shown = "no image" if image is None else thumbnails.make(image)
+    return page.Pair(_caption(sample), shown, key=sample.key, source=source)
 
 
 def _caption(sample: tars.RawSample) -> str:

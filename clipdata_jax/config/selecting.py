@@ -167,8 +167,8 @@ class Report:
     """Subset file (.npy) of the selected uids."""
     out: File
     """The .html file to write; self-contained, opens offline."""
-    tars: Tars = ()
-    """The pool's tars, for images and captions; without them the page shows figures only."""
+    pool: Tars = ()
+    """What was embedded, for images and captions; without it the page shows figures only."""
     compare: Compared = ()
     """Other subset files of the pool to compare with, each under NAME, else under its file name."""
     target: Targets = ()
@@ -185,8 +185,8 @@ class Report:
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
         require_positive(self, "images")
-        if len(self.targets()) < len(self.target) or (self.target and not self.tars):
-            what = "each name once" if self.tars else "--tars too, whose images it is shown next to"
+        if len(self.targets()) < len(self.target) or (self.target and not self.pool):
+            what = "each name once" if self.pool else "--pool too, whose images it is shown next to"
             require(False, "target", self.target, what)
         names = [name for name, _ in self.compared()]
         for name in names:

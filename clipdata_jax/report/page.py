@@ -18,6 +18,9 @@ from clipdata_jax.report.contents import Contents
 from clipdata_jax.report.thumbnails import Thumbnail
 from clipdata_jax.report.trace import TraceStep
 
+_SHORT = 80  # characters that fit into the lines of a caption that isn't opened
+_KEY = 200
+
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
@@ -29,17 +32,21 @@ class Nearest:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A pair found in the tars, as a card shows it.
+    """A pair found in the pool, as a card shows it.
 
     Attributes:
       caption: as found; it is shortened and made visible by the page.
       image: the thumbnail, or the reason why it is missing.
       nearest: the nearest image of each target.
+      key: its key in the pool.
+      source: the file or data set that holds it.
     """
 
     caption: str
     image: Thumbnail | str
     nearest: Sequence[Nearest] = ()
+    key: str = ""
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +90,11 @@ def render(
     *,
     compared: Comparison | None = None,
     captions: Captions | None = None,
+    uids: Mapping[int, str] | None = None,
 ) -> str:
     """Renders the page.
 
-    Its size is bounded by the number of cards: at most 18 kB each, 7 kB on average, and 3 kB for each target's image,
+    Its size is bounded by the number of cards: at most 40 kB each, 15 kB on average, and 3 kB for each target's image,
     plus about 60 kB and 10 kB for every score column.
 
     Args:
@@ -96,11 +104,16 @@ def render(
         figures only, and says so.
       compared: as returned by `comparison.plan`; `contents` has the rows it shows.
       captions: as returned by `caption_statistics.describe`, if captions were read.
+      uids: shown row -> its uid, 32 hex digits.
 
     Returns:
       HTML, the same for the same arguments.
     """
-    cards = {} if pairs is None else {row: _card(contents, row, pairs.get(row)) for row in contents.scores}
+    cards = (
+        {}
+        if pairs is None
+        else {row: _card(contents, row, pairs.get(row), (uids or {}).get(row, "")) for row in contents.scores}
+    )
     return environment().get_template("page.html.j2").render(
         contents=contents,
         about=about,
@@ -115,7 +128,7 @@ def render(
     )  # fmt: skip
 
 
-def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
+def _card(contents: Contents, row: int, pair: Pair | None, uid: str) -> dict[str, Any]:
     own = contents.scores[row]
     labels = column_labels.short_labels(own)
     scores = [
@@ -127,12 +140,16 @@ def _card(contents: Contents, row: int, pair: Pair | None) -> dict[str, Any]:
         }
         for name, (value, share) in own.items()
     ]
-    image = "not in the tars" if pair is None else pair.image
+    image = "not in the pool" if pair is None else pair.image
+    caption = "" if pair is None else text.shorten(pair.caption)
+    found = [] if pair is None else [("key", text.shorten(pair.key, _KEY)), ("in", text.shorten(pair.source, _KEY))]
     return {
         "kept": contents.is_kept[row],
         "image": image if isinstance(image, Thumbnail) else None,
         "problem": image,
-        "caption": "" if pair is None else text.shorten(pair.caption),
+        "caption": caption,
+        "is_long": len(caption) > _SHORT,
+        "ids": [("uid", uid), *found],
         "no_caption": "caption unknown" if pair is None else "no caption",
         "scores": scores,
         "nearest": []

@@ -7,7 +7,7 @@ import re
 import unicodedata
 
 # A narrow no-break space keeps "30 %" together.
-_PERCENT, _MINUS, _LONG_CAPTION = "\u202f%", "\u2212", 280
+_PERCENT, _MINUS, _LONG_CAPTION = "\u202f%", "\u2212", 2_000
 # Joiners shape Persian and Indic words and emoji, and hide nothing.
 _HARMLESS = "\u200c\u200d"
 _SUSPECT = re.compile(r"[^\x20-\x7e]")

@@ -10,21 +10,21 @@ import warnings
 
 from PIL import Image
 
-SIDE = 160
+SIDE = 320
 MAX_PIXELS = 64_000_000
 # Those that `models.open_image` takes, without jax.
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *_AVIF)
-_QUALITIES = (82, 60, 35)
-_MAX_BYTES = 12_000
+_QUALITIES = (80, 60, 35, 15)
+_MAX_BYTES = 24_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """An image of at most 160 pixels a side as a data URI.
+    """An image of at most 320 pixels a side as a data URI.
 
     Attributes:
-      uri: `data:image/jpeg;base64,...`, at most some 16 kB.
+      uri: `data:image/jpeg;base64,...`, at most some 32 kB.
       width: in pixels.
       height: in pixels.
     """

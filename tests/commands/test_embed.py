@@ -221,7 +221,7 @@ def test_real_images_from_tar_to_subset(tmp_path, shared, clipdata):
         ("score", "meta", "--out", "scores", "--batch-size", 250),
         ("select", "scores", "--rule", "top(neg_clip_loss, 0.3)", "--out", "subset.npy"),
         ("reshard", folder, "--subset", "subset.npy", "--out", "selected"),
-        ("report", "scores", "--subset", "subset.npy", "--tars", folder, "--out", "report.html"),
+        ("report", "scores", "--subset", "subset.npy", "--pool", folder, "--out", "report.html"),
     ]
     for step in steps:
         done = clipdata(*step)

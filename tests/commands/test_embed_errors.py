@@ -187,7 +187,7 @@ def test_an_empty_tar_goes_all_the_way_as_a_part_without_pairs(tmp_path, small, 
         ("embed", "pool", "--model", small, "--batch-size", 4, "--out", "m"),
         ("score", "m", "--out", "s", "--division", "shard", "--batch-size", 3),
         ("select", "s", "--rule", "top(clip_score, 0.5)", "--out", "a.npy"),
-        ("report", "s", "--subset", "a.npy", "--tars", "pool", "--out", "r.html"),
+        ("report", "s", "--subset", "a.npy", "--pool", "pool", "--out", "r.html"),
         ("reshard", "pool", "--subset", "a.npy", "--out", "r"),
         ("reshard", "pool", "--subset", "a.npy", "--out", "p", "--samples-per-tar", 2),
     ):

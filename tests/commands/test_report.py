@@ -34,7 +34,7 @@ def rewrite(path: Path, edit) -> None:
 
 
 def test_the_command_makes_a_page_and_a_manifest(pool, clipdata):
-    done = clipdata("report", "scores", "--subset", "subset.npy", "--tars", "tars", "--out", "page.html")
+    done = clipdata("report", "scores", "--subset", "subset.npy", "--pool", "tars", "--out", "page.html")
     assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
     assert "page.html: 30 of 120 pairs kept" in done.stdout
     html = (pool / "page.html").read_text("utf-8")
@@ -47,7 +47,7 @@ def test_the_command_makes_a_page_and_a_manifest(pool, clipdata):
     check_verify(clipdata, Path("page.html"), Path("page.html"))
     counts = told["counts"]
     assert (counts["pairs"], counts["kept"], counts["null"]) == (120, 30, 1)
-    assert counts["shown"] == counts["found_in_tars"] > 60
+    assert counts["shown"] == counts["found_in_pool"] > 60
     shown = {int(row) for row in re.findall(r">caption (\d+)<", html)}
     assert len(shown) == counts["shown"]
     assert any(row < 60 for row in shown)
@@ -104,17 +104,17 @@ def test_missing_and_broken_images_are_shown_as_such(pool):
         rewrite(pool / f"tars/{name}.tar", edit)
     html = page_of(options(pool))
     counts = json.loads((pool / "page.html.manifest.json").read_bytes())["counts"]
-    assert 0 < counts["found_in_tars"] < counts["shown"]
-    assert f"of {counts['shown']} pairs shown are in the tars" in html
-    assert "pass all tars of the pool" not in html  # some are always gone
+    assert 0 < counts["found_in_pool"] < counts["shown"]
+    assert f"of {counts['shown']} pairs shown are in the pool" in html
+    assert "name all that was embedded" not in html  # some are always gone
     for row, problem in re.findall(r'nopic">([^<]+)<.*?<p[^>]*>([^<]*)<', html, re.S):
-        assert (row, problem) == ("not in the tars", "caption unknown") or row == "image unreadable"
-    assert {"not in the tars", "image unreadable"} <= set(re.findall(r'nopic">([^<]+)<', html))
+        assert (row, problem) == ("not in the pool", "caption unknown") or row == "image unreadable"
+    assert {"not in the pool", "image unreadable"} <= set(re.findall(r'nopic">([^<]+)<', html))
 
 
 def test_tars_that_hold_few_of_the_pairs_are_pointed_at(pool):
     rewrite(pool / "tars/b.tar", lambda name, data: data if name < "0070" else None)
-    assert "pass all tars of the pool" in page_of(options(pool, tars=(str(pool / "tars/b.tar"),)))
+    assert "name all that was embedded" in page_of(options(pool, pool=(str(pool / "tars/b.tar"),)))
 
 
 def test_odd_samples_do_no_harm(pool):
@@ -136,14 +136,14 @@ def test_strangers_manifests_are_only_text(pool):
     beside = pool / "subset.npy.manifest.json"
     beside.write_text(json.dumps({"rule": "<script>" * 9_999, "steps": [1, {"rule": 3}], "<b>": {"a": [[[["<i>"]]]]}}))
     (pool / "scores/_manifest.json").write_text('{"deep": ' + "[" * 400 + "]" * 400 + "}")
-    html = page_of(options(pool, tars=()))
+    html = page_of(options(pool, pool=()))
     assert "<script" not in html
     assert '<i>"' not in html
     assert "&lt;script&gt;" in html
     assert len(html) < 300_000
     for bad in (b"\xff", b"[]", b"[" * 100_000, b'{"rule": 5}'):
         beside.write_bytes(bad)
-        assert 'class="rule"' not in page_of(options(pool, tars=()))
+        assert 'class="rule"' not in page_of(options(pool, pool=()))
 
 
 def test_uids_without_a_row_are_told(pool):
@@ -173,10 +173,10 @@ def test_columns_of_several_tables_join(pool):
     [
         ({"scores": ("nowhere",)}, "nowhere: no such folder"),
         ({"subset": "nowhere.npy"}, "nowhere.npy: no such file"),
-        ({"tars": ("nowhere.tar",)}, "nowhere.tar: no such file"),
+        ({"pool": ("nowhere.tar",)}, "nowhere.tar: no such file"),
         ({"subset": "foreign.npy"}, r"foreign.npy: none of its 1 uids is in"),
         ({"out": "tars"}, "tars: is a folder; --out names the .html file"),
-        ({"tars": ("cut.tar",)}, "cut.tar: damaged or not a tar"),
+        ({"pool": ("cut.tar",)}, "cut.tar: damaged or not a tar"),
     ],
 )
 def test_bad_input_is_one_sentence(pool, monkeypatch, changes, sentence):
@@ -216,9 +216,9 @@ def test_real_images_are_shown(shared, tmp_path):
     scores = {"clip_score": np.diag(cosines), "neg_clip_loss": loss}
     (tmp_path / "scores/0.parquet").write_bytes(score_tables.part_bytes(uid, scores))
     uids.write_subset(str(tmp_path / "subset.npy"), uid[np.argsort(-loss)[:300]])
-    html = page_of(options(tmp_path, tars=(str(folder / "{00000..00003}.tar"),), images=6))
+    html = page_of(options(tmp_path, pool=(str(folder / "{00000..00003}.tar"),), images=6))
     counts = json.loads((tmp_path / "page.html.manifest.json").read_bytes())["counts"]
-    assert counts["found_in_tars"] == counts["shown"] > 80
+    assert counts["found_in_pool"] == counts["shown"] > 80
     assert html.count("data:image/jpeg") == html.count("<article")
     assert 'nopic"' not in html
     assert "CLIPScore × negCLIPLoss" in html
@@ -253,7 +253,7 @@ def test_throughput_is_drawn_where_a_table_has_a_record_of_it(pool):
 def test_a_broken_tar_is_skipped_where_that_is_asked(pool, clipdata):
     whole = (pool / "tars/a.tar").read_bytes()
     (pool / "tars/a.tar").write_bytes(whole[:30_000])
-    command = ("report", "scores", "--subset", "subset.npy", "--tars", "tars", "--out", "page.html")
+    command = ("report", "scores", "--subset", "subset.npy", "--pool", "tars", "--out", "page.html")
     stopped = clipdata(*command)
     assert stopped.returncode == 2
     assert "(or use --on-bad skip)" in stopped.stderr

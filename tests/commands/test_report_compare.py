@@ -27,7 +27,7 @@ def test_selections_are_compared(pool, clipdata):
     uid, _ = score_tables.open_tables([str(pool / "scores")]).read([])
     uids.write_subset(str(pool / "first.npy"), uid[:50])
     uids.write_subset(str(pool / "none.npy"), uid[:0])
-    arguments = ["scores", "--subset", "subset.npy", "--tars", "tars", "--out", "page.html"]
+    arguments = ["scores", "--subset", "subset.npy", "--pool", "tars", "--out", "page.html"]
     done = clipdata("report", *arguments, "--compare", "first.npy", "no pairs=none.npy")
     assert done.returncode == 0, done.stderr
     html = (pool / "page.html").read_text("utf-8")
@@ -103,8 +103,8 @@ def test_other_target_images_than_were_scored_are_refused(pool):
     ):
         with pytest.raises(InputError, match=words):
             report.run(options(pool, scores=both, target=(target,)))
-    with pytest.raises(InputError, match="expected --tars too, whose images"):
-        options(pool, tars=(), target=("mine=x",))
+    with pytest.raises(InputError, match="expected --pool too, whose images"):
+        options(pool, pool=(), target=("mine=x",))
 
 
 @pytest.mark.parametrize(

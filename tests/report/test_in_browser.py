@@ -108,12 +108,12 @@ def report_page(clipdata, tmp_path, evil: str) -> str:
     (tmp_path / "mine.npy.manifest.json").write_bytes(records.to_json(told))
     (folder / "_manifest.json").write_bytes(records.to_json(told))
     done = clipdata(
-        *("report", folder.name, "--subset", "mine.npy", "--compare", "<script>=other.npy", "--tars", "tars"),
+        *("report", folder.name, "--subset", "mine.npy", "--compare", "<script>=other.npy", "--pool", "tars"),
         *("--title", evil, "--on-bad", "skip", "--out", "page.html"),
     )
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "page.html.manifest.json").read_bytes())["counts"]
-    assert told["found_in_tars"] == told["shown"] > 0  # the captions are on the page
+    assert told["found_in_pool"] == told["shown"] > 0  # the captions are on the page
     return (tmp_path / "page.html").read_text("utf-8")
 
 

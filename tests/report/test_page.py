@@ -93,7 +93,7 @@ def test_the_page_says_what_was_kept(plan, pairs):
     assert "top(neg_clip_loss, 0.3) 800 240" in words
     assert "would replace about 1.2 % of the kept pairs" in words
     assert f"Images {len(pairs)} of {len(plan.scores)} pairs shown" in words
-    assert "not in the tars" in words
+    assert "not in the pool" in words
     assert words.count("image unreadable") >= len(HOSTILE)
     assert "image too large" not in words
     cards = [attrs for tag, attrs in reader.tags if tag == "article"]
@@ -149,6 +149,26 @@ def test_nothing_on_the_page_acts_or_leaves_it(plan, pairs):
     assert "</" not in style
 
 
+def test_cards_name_their_pairs_and_open(plan, pairs):
+    long, short = "many words " * 60, "few words"
+    row, other, gone = sorted(plan.scores)[-4:-1]
+    found = {
+        row: page.Pair(long, thumbnails.make(image(0)), key="a/0", source="t.tar"),
+        other: page.Pair(short, "no image"),
+    }
+    uids = {row: "0a" * 16, gone: "0b" * 16}
+    html = page.render(plan, page.About("t"), found, uids=uids)
+    assert not Reader(html).open
+    cards = re.findall(r"<article.*?</article>", html, re.S)
+    mine = next(card for card in cards if "0a0a" in card)
+    assert re.findall(r'<dd title="([^"]+)">([^<]+)</dd>', mine) == [(one, one) for one in ("0a" * 16, "a/0", "t.tar")]
+    # Images enlarge and long captions open without a script.
+    assert re.search(r'<details class="zoom"><summary [^>]*><img src="data:image/jpeg', mine)
+    assert re.search(r'<details class="long"><summary class="cap"[^>]*>' + long.strip() + "<", mine)
+    assert not [card for card in cards if short in card and "<details" in card]
+    assert any("0b0b" in card and "not in the pool" in card for card in cards)
+
+
 def test_hostile_captions_are_shown_as_text(plan, pairs):
     html = page.render(plan, page.About("t"), pairs)
     words = Reader(html).text
@@ -189,7 +209,7 @@ def test_the_size_is_bounded_by_the_cards(plan):
     Image.fromarray(noise).save(buffer, "PNG")
     worst = page.Pair("\u202e" * 10_000, thumbnails.make(buffer.getvalue()))
     html = page.render(plan, page.About("t"), dict.fromkeys(plan.scores, worst))
-    assert len(html.encode()) < 250_000 + 18_000 * (3 * 7 * 3 + 4 * 3 + 2 * 3)
+    assert len(html.encode()) < 250_000 + 40_000 * (3 * 7 * 3 + 4 * 3 + 2 * 3)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])

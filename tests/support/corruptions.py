@@ -36,7 +36,7 @@ COMMANDS = {
     "parquet columns": "select scores --columns extra.parquet --rule top(extra,0.5) --out out.npy",
     "uids": "uids union subset.npy more.txt --out out.npy",
     "reshard": "reshard tars --subset subset.npy --out out",
-    "report": "report scores --subset subset.npy --tars tars --out out.html",
+    "report": "report scores --subset subset.npy --pool tars --out out.html",
     "embed": "embed tars --model m=model --batch-size 8 --out out",
     "table": "embed pairs.parquet --model m=model --batch-size 8 --out out",
 }

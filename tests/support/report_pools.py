@@ -63,12 +63,12 @@ def make_pool(folder: Path) -> Path:
     return folder
 
 
-def options(pool: Path, **changes) -> config.Report:
+def options(folder: Path, **changes) -> config.Report:
     given = {
-        "scores": (str(pool / "scores"),),
-        "subset": str(pool / "subset.npy"),
-        "out": str(pool / "page.html"),
-        "tars": (str(pool / "tars"),),
+        "scores": (str(folder / "scores"),),
+        "subset": str(folder / "subset.npy"),
+        "out": str(folder / "page.html"),
+        "pool": (str(folder / "tars"),),
         "images": 3,
     }
     return config.Report(**(given | changes))
