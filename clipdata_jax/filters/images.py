@@ -56,7 +56,7 @@ class EmbeddingReader:
         self.dim = arrays.array_shape(first.images, self.column)[1]
 
     def read(self, part: metadata.Part, names: Sequence[str]) -> metadata.Columns:
-        """Reads columns; embeddings that are zero or not finite are null, those of another norm are scaled to unit norm.
+        """Reads columns; embeddings that are zero or not finite are null, those of another norm are scaled to 1.
 
         The nearest centroid by inner product is the same for any norm.
         """
