@@ -121,7 +121,7 @@ class _Wanted:
     def missing(self) -> dict[str, Any]:
         """The number of uids that were not met, and the first of them."""
         # Of a uid that the file repeats only the first row is ever met.
-        rows = np.flatnonzero(~self._met & uids.first_of_each(self._uids)) if len(self._uids) else []
+        rows: Any = np.flatnonzero(~self._met & uids.first_of_each(self._uids)) if len(self._uids) else []
         return {"missing": len(rows), "missing_examples": tuple(uids.to_hex(self._uids[rows[:_EXAMPLES]]))}
 
 
