@@ -18,8 +18,7 @@ def run(options: Embed) -> Manifest | None:
     """
     settings = embedder.EmbedSettings(
         images_only=options.images_only,
-        image_column=options.image_column,
-        caption_column=options.caption_column,
+        reading=options.reading,
         batch_size=options.batch_size,
         dtype=options.dtype,
         decoders=options.decoders,
@@ -50,7 +49,7 @@ def _summary(content: Facts, options: Embed) -> str:
         for tag, model in content["models"].items()
     ]
     if content["repeated_uids"]:
-        lines.append(f"{content['repeated_uids']:,} pairs repeat a uid of their tar")
+        lines.append(f"{content['repeated_uids']:,} pairs repeat a uid of their file")
     lines.append(pool_names.repeats_text(content.get("repeated_names", {})))
     lines.append(console.passed_over(content["passed_over"]))
     listed = manifest.beside(options.out) if single_file.is_file(options.out) else manifest.NAME

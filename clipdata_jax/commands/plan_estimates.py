@@ -158,8 +158,8 @@ def _model(folder: str) -> tuple[int, int, int]:
 
 
 def _embed(options: config.Embed) -> Estimate:
-    named = {name: getattr(options, name) for name in ("images_only", "image_column", "caption_column")}
-    found = list(discovery.find_sources(options.sources, **named).units.values())
+    sources = discovery.find_sources(options.sources, images_only=options.images_only, reading=options.reading)
+    found = list(sources.units.values())
     rows, stored = _samples(found)
     dims, sizes, weights = zip(*map(_model, options.models().values()), strict=True)
     row = 2 * (1 if options.images_only else 2) * sum(dims)
@@ -167,7 +167,9 @@ def _embed(options: config.Embed) -> Estimate:
     decoding = round((options.decoders or threads.cores()) * (4 * stored + _DECODED))
     return Estimate(
         work=f"about {counted(sum(rows), 'pair')}, {counted(len(found), 'unit')}",
-        read=round(sum(_bytes(one.inputs) or rows[i] * stored for i, one in enumerate(found))),
+        read=round(
+            sum(_bytes(one.inputs) if isinstance(one, TarSource) else rows[i] * stored for i, one in enumerate(found))
+        ),
         written=sum(rows) * (row + (0 if single_file.is_file(options.out) else _COLUMNS)),
         fixed=_BASE + 2 * sum(weights) + in_unit + decoding,
         each=9 * sum(size**2 for size in sizes),

@@ -17,15 +17,13 @@ from clipdata_jax.config.base import (
     require_positive,
     require_some,
     require_stop_after,
-    unset,
 )
+from clipdata_jax.config.reading import Reading
 from clipdata_jax.errors import OnBad
 
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCES...", help_behavior_hint="(at least one)")]
 Models = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[TAG=]FOLDER...", help_behavior_hint="(at least one)")]
 Output = Annotated[str, tyro.conf.arg(metavar="FOLDER|FILE")]
-_Images = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("the first of file_name, filepath, path, ...")]
-_Captions = Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("the first of caption, text, title")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,17 +34,14 @@ class Embed:
     """
 
     sources: tyro.conf.Positional[Sources]
-    """Tars (files, folders, "{000..099}.tar", "*.tar"), .csv or .parquet tables of image paths, tfds:name/split."""
+    """Tars, parquet with images inside, tables of image paths (.csv, .tsv, .parquet), folders, tfds:name/split."""
     model: Models
     """CLIP or SigLIP checkpoints (transformers or open_clip), all in one pass; TAG, else "clip", names the columns."""
     out: Output
     """Folder to write the metadata shards to; with --images-only also a single .npz, or a .npy for one model."""
     images_only: bool = False
     """Embed images without captions, for a NormSim target; SOURCES may then also be plain folders of images."""
-    image_column: _Images = None
-    """csv, tsv, parquet: the column of image paths, relative to the table."""
-    caption_column: _Captions = None
-    """csv, tsv, parquet: the column of captions."""
+    reading: Reading = Reading()
     batch_size: int = 256
     """Images per device and step."""
     dtype: Literal["float32", "bfloat16"] = "float32"

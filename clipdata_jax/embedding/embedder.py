@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clipdata_jax.config import Reading
 from clipdata_jax.embedding import single_file
 from clipdata_jax.embedding.inputs import FetchedUnit, prefetch
 from clipdata_jax.embedding.samples import Bad, decoded_samples
@@ -41,8 +42,7 @@ class EmbedSettings:
 
     Attributes:
       images_only: whether captions are left out.
-      image_column: of tables; see `discovery.find_sources`.
-      caption_column: likewise.
+      reading: where sources have images, captions and ids.
       batch_size: images per device and step.
       dtype: of the computation.
       decoders: threads that decode images; 0 means one per core.
@@ -50,8 +50,7 @@ class EmbedSettings:
     """
 
     images_only: bool = False
-    image_column: str | None = None
-    caption_column: str | None = None
+    reading: Reading = Reading()
     batch_size: int = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
     decoders: int = 0
@@ -99,8 +98,7 @@ def embed(
       InputError: bad input; finished units are kept, and the same call continues from there.
       StoppedEarly: units are left after `stop_after` of them.
     """
-    columns = {"image_column": settings.image_column, "caption_column": settings.caption_column}
-    found = discovery.find_sources(patterns, images_only=settings.images_only, **columns)
+    found = discovery.find_sources(patterns, images_only=settings.images_only, reading=settings.reading)
     models = [_Model(tag, checkpoint, settings) for tag, checkpoint in checkpoints.items()]
     plan = manifest.describe(
         "embed",

@@ -47,9 +47,12 @@ def prefetch(sources: Mapping[str, Source]) -> Generator[FetchedUnit]:
       StorageError: a store fails.
     """
     copies: list[contextlib.ExitStack] = []
+    known: dict[str, FileEntry] = {}  # of the unit before, which may be of the same file
 
     def fetch(named: tuple[str, Source]) -> FetchedUnit:
-        unit = _fetch(*named)
+        nonlocal known
+        unit = _fetch(*named, known)
+        known = {entry.name: entry for entry in unit.entries}
         copies.append(unit.copies)
         return unit
 
@@ -63,17 +66,20 @@ def prefetch(sources: Mapping[str, Source]) -> Generator[FetchedUnit]:
             left.close()
 
 
-def _fetch(name: str, source: Source) -> FetchedUnit:
+def _fetch(name: str, source: Source, known: Mapping[str, FileEntry]) -> FetchedUnit:
     with contextlib.ExitStack() as copies:
         error = None
         try:
             copies.enter_context(storage.downloaded(source.inputs))
-            fingerprints = list(map(storage.fingerprint, source.inputs))
-            entries = [
-                dataclasses.replace(manifest.file_entry(path), fingerprint=fingerprint)
-                for path, fingerprint in zip(source.inputs, fingerprints, strict=True)
-            ]
+            entries = [_entry(path, known.get(path)) for path in source.inputs]
         except InputError as found:
             error = found
             entries = [FileEntry(path, storage.size(path), unreadable=True) for path in source.inputs]
         return FetchedUnit(name, source, entries, error, copies.pop_all())
+
+
+def _entry(path: str, known: FileEntry | None) -> FileEntry:
+    fingerprint = storage.fingerprint(path)
+    if known is not None and known.fingerprint == fingerprint:
+        return known
+    return dataclasses.replace(manifest.file_entry(path), fingerprint=fingerprint)

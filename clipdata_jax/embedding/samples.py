@@ -134,7 +134,8 @@ def _decode(
         caption, captions = _captions(sample, fields) if need_caption else ("", ())
         data = sample.image()
         if data is None:
-            raise _MissingError(f"no image among its members (.{', .'.join(sample.members)})")
+            listed = f"among its members (.{', .'.join(sample.members)})"
+            raise _MissingError(f"no image {listed if sample.names else 'is given'}")
         kind, advice = file_kinds.recognise(data[: file_kinds.HEAD])
         if advice:
             raise InputError(f"not an image but {kind}; {advice}")
@@ -164,7 +165,8 @@ def _captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str, tupl
     several = several or []
     one = _text(sample.members["txt"], "txt") if "txt" in sample.members else fields.get("caption")
     if one is None and not several:
-        raise _MissingError('no caption: expected a .txt, or "caption" or "captions" in its .json')
+        expected = 'expected a .txt, or "caption" or "captions" in its .json'
+        raise _MissingError(f"no caption: {expected}" if sample.names else "no caption is given")
     caption = _checked(several[0] if one is None else one)
     return caption, (tuple(map(_checked, several)) if several else (caption,))
 

@@ -60,6 +60,16 @@ def is_image(head: bytes) -> bool:
     return kind_of(head).endswith("image")
 
 
+def extension(head: bytes) -> str:
+    r"""Returns the usual extension of an image, "jpg" if its kind is unknown.
+
+    >>> extension(b"GIF89a..."), extension(b"\xff\xd8\xff...")
+    ('gif', 'jpg')
+    """
+    kind = kind_of(head)
+    return "jpg" if not kind.endswith("image") else kind.split()[1].lower().replace("jpeg", "jpg")
+
+
 def recognise(head: bytes) -> tuple[str, str]:
     """Returns `kind_of` a file, and what to do about one that nothing here reads; "" for other kinds.
 

@@ -16,6 +16,7 @@ from clipdata_jax.formats import file_kinds
 _ROWS, _ROWS_PER_BYTE = 1 << 24, 16
 # Text may repeat one long value in every row: it is read in small steps, with its total checked.
 _STEP, _TEXT_BYTES, _TIMES = 512, 1 << 28, 64
+_BUFFER = 1 << 20
 
 
 @contextlib.contextmanager
@@ -61,11 +62,45 @@ def rows_and_types(path: str, advice: str = "write it again") -> tuple[int, dict
     Raises:
       InputError: it can't be opened, is damaged or not a parquet file, or two columns have the same name.
     """
+    groups, types = groups_and_types(path, advice)
+    return sum(groups), types
+
+
+def groups_and_types(path: str, advice: str = "write it again") -> tuple[list[int], dict[str, pa.DataType]]:
+    """Reads the number of rows of each row group and the columns' types, by name, from the footer.
+
+    Raises:
+      InputError: as `rows_and_types`.
+    """
     with _opened(path, advice) as file:
         types = {field.name: _plain(field.type) for field in file.schema_arrow}
         if len(types) < len(file.schema_arrow):
             raise ValueError("two columns have the same name")
-        return int(file.metadata.num_rows), types
+        return [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)], types
+
+
+def stream(path: str, names: Sequence[str], groups: Sequence[int], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yields some columns of some row groups, at most `rows` rows at a time; for large values, such as images.
+
+    In memory are those rows, and of each column a page: not a row group.
+
+    Args:
+      path: the file.
+      names: of columns, or of fields of columns: "image.bytes".
+      groups: numbers of the row groups.
+      rows: how many at a time.
+
+    Raises:
+      InputError: the file can't be opened, or is damaged.
+    """
+    with storage.open_read(path) as file, _wrap_errors(path, "download or write it again"):
+        # Else the whole column chunks are read ahead.
+        options = {"pre_buffer": False, "buffer_size": _BUFFER}
+        found = pq.ParquetFile(file, page_checksum_verification=True, **options)
+        _check_rows(path, found)
+        for batch in found.iter_batches(rows, row_groups=list(groups), columns=list(names), use_threads=False):
+            batch.validate(full=True)
+            yield batch
 
 
 def read(path: str, names: Sequence[str], advice: str = "write it again") -> pa.Table:

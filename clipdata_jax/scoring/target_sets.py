@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from typing import Any
@@ -129,7 +130,8 @@ def _key(found: discovery.Sources, digest: str, tag: str, cache: str) -> str:
 def _content(found: discovery.Sources, cache: str) -> str:
     """A digest of the images, wherever they lie; computed once for files that don't change."""
     by_unit = [unit.image_files() for unit in found.units.values()]
-    paths = [path for of_unit in by_unit for path in of_unit if storage.exists(path)]
+    # Units may be parts of one file.
+    paths = [path for path in dict.fromkeys(itertools.chain(*by_unit)) if storage.exists(path)]
     # A TFDS split has no files of its own; its name, version and number of rows identify it.
     facts = json.dumps([] if all(by_unit) else found.facts, sort_keys=True)
     touched = json.dumps([facts, *((path, storage.fingerprint(path)) for path in paths)])

@@ -258,6 +258,8 @@ def local_copy(path: str) -> tuple[str, dict[str, Any]] | None:
 def downloaded(paths: Sequence[str]) -> Iterator[None]:
     """Downloads files of object stores once each; until the block ends, reads of them use the copies.
 
+    Blocks that overlap, as of two units that are parts of one file, share a copy.
+
     Args:
       paths: the files; local ones stay where they are, missing ones fail when they are read.
 
@@ -269,18 +271,35 @@ def downloaded(paths: Sequence[str]) -> Iterator[None]:
         yield
         return
     with temporary.scratch("clipdata-") as folder:
-        made = []
+        made = {}
         try:
             for number, at in enumerate(remote):
                 local = os.path.join(folder, str(number))
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                    with RemoteFile(at) as raw, open(local, "wb") as copy:
-                        while piece := raw.read(_LARGEST):
-                            copy.write(piece)
-                        raw.check_unchanged()
-                    made.append(at.path)
-                    _copies[at.path] = local, raw.info
+                    made[at.path] = local, _linked(at.path, local) or _download(at, local)
+                    _copies[at.path] = made[at.path]
             yield
         finally:
-            for path in made:
-                _copies.pop(path, None)
+            for path, copy in made.items():
+                if _copies.get(path) is copy:
+                    del _copies[path]
+
+
+def _download(at: Location, local: str) -> dict[str, Any]:
+    with RemoteFile(at) as raw, open(local, "wb") as copy:
+        while piece := raw.read(_LARGEST):
+            copy.write(piece)
+        raw.check_unchanged()
+    return raw.info
+
+
+def _linked(path: str, local: str) -> dict[str, Any] | None:
+    """Links to the copy that another block has of a file, and returns the file's metadata; None if none has."""
+    copy = _copies.get(path)
+    if copy is None:
+        return None
+    try:
+        os.link(copy[0], local)
+    except OSError:  # that block has just ended, or the disk has no links
+        return None
+    return copy[1]

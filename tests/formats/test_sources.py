@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from support.tfds_images import prepare
 
+from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
 from clipdata_jax.formats.sources import discovery
@@ -21,7 +22,7 @@ def png(shade=0):
 
 
 def find(*patterns, images_only=False, **columns):
-    return discovery.find_sources([str(pattern) for pattern in patterns], images_only=images_only, **columns)
+    return discovery.find_sources([str(one) for one in patterns], images_only=images_only, reading=Reading(**columns))
 
 
 def read(found):
@@ -68,7 +69,7 @@ def test_columns_have_usual_or_given_names(tmp_path):
     path.write_text("filepath,title,uid,alt\na.png,one,AB,first\nb.png,two,,second\n")
     samples = read(find(path))
     assert [text(sample) for sample in samples] == ["one", "two"]
-    assert [json.loads(sample.members["json"])["uid"] for sample in samples] == ["AB", ""]
+    assert [json.loads(sample.members["json"])["uid"] for sample in samples] == ["AB", None]
     assert [text(s) for s in read(find(path, caption_column="alt"))] == ["first", "second"]
     assert all("txt" not in sample.members for sample in read(find(path, images_only=True)))
 

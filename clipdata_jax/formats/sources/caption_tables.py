@@ -1,49 +1,43 @@
-"""Tables of images and captions: csv, tsv or parquet files whose rows name image files.
-
-Of a csv or tsv every line is accounted for: no stray quote swallows the rows after it.
-"""
+"""Tables of images and captions: csv, tsv or parquet files whose rows name image files."""
 
 from __future__ import annotations
 
-import codecs
-import csv
 import dataclasses
 import functools
 import json
-import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 
 from clipdata_jax import storage
+from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import parquet, tars
+from clipdata_jax.formats.sources import table_columns as columns
+from clipdata_jax.formats.sources.delimited_text import read_delimited
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-# The names in open_clip (filepath, title), Hugging Face's imagefolder (file_name, text) and others.
-IMAGE_COLUMNS = ("file_name", "filepath", "filename", "image_path", "image", "path", "file")
-CAPTION_COLUMNS = ("caption", "text", "title")
-_LINE_END = rb"(?:\r\n?|\n|\Z)"
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionTable:
-    """An open table; its text columns are in memory, the images are not.
+    """An open table, a row per caption; its columns are in memory, the images are not.
 
     Attributes:
       path: the file.
       images: image paths as stored, absolute or relative to the table's folder.
       captions: None where they aren't needed.
-      uids: the column "uid", None if the table has none.
+      uids: the ids, text or integers; None if the table has none.
+      places: for each row the place of its caption in the list that it is from, from 1; None if there are no lists.
     """
 
     path: str
     images: pa.ChunkedArray
     captions: pa.ChunkedArray | None
     uids: pa.ChunkedArray | None
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,7 +70,10 @@ class CaptionTable:
             if caption is not None:
                 members["txt"] = caption.encode(errors="surrogatepass")
             if self.uids is not None:
-                members["json"] = json.dumps({"uid": self.uids[row].as_py()}).encode()
+                uid = columns.as_id(self.uids[row].as_py())
+                if uid is not None and self.places is not None and self.places[row] > 1:
+                    uid = f"{uid}#{self.places[row]}"
+                members["json"] = json.dumps({"uid": uid}).encode()
             if not image:
                 yield tars.RawSample(f"row {row}", members, {})
                 continue
@@ -85,161 +82,65 @@ class CaptionTable:
             yield tars.ImageFileSample(key, members, {}, image if absolute else storage.join(folder, image))
 
 
-def open_table(path: str, image_column: str | None, caption_column: str | None, *, need_caption: bool) -> CaptionTable:
-    """Opens a table.
+def open_table(
+    path: str, types: Mapping[str, pa.DataType] | None, reading: Reading, *, need_caption: bool
+) -> CaptionTable:
+    """Opens a table; a row with a list of captions becomes a row for each.
 
     Args:
-      path: ends in .csv or .tsv (see `read_delimited`), or .parquet.
-      image_column: name of the column of paths; None finds it by its usual names.
-      caption_column: name of the column of captions; None finds it by its usual names.
+      path: a parquet file, or delimited text (see `read_delimited`).
+      types: name -> type of each column of a parquet file; None for text.
+      reading: which columns to read; None finds one by its usual names.
       need_caption: whether there must be captions.
 
     Raises:
       InputError: the table can't be read, is empty, or lacks a column.
     """
-    table = _read_parquet(path) if path.lower().endswith(".parquet") else read_delimited(path)
+    table = read_delimited(path) if types is None else None
+    types = {field.name: field.type for field in table.schema} if table is not None else types or {}
+    names = table.column_names if table is not None else list(types)
+    texts = [name for name in names if columns.is_text(types[name])]
+    if not texts:
+        raise columns.NoColumnError(f"{path}: no column holds text; expected one with the paths of images")
+    image = columns.find(path, texts, reading.image_column, columns.IMAGES, "image")
+    caption = None
+    if need_caption:
+        either = [name for name in names if name in texts or columns.is_texts(types[name])]
+        caption = columns.find(path, either, reading.caption_column, columns.CAPTIONS, "caption")
+    uid = columns.find_uid(path, types, reading.uid_column)
+    if table is None:
+        table = parquet.read(path, list(dict.fromkeys(filter(None, (image, caption, uid)))))
     if not len(table):
         raise InputError(f"{path}: the table is empty, expected a row per image")
-    image = _column(path, table, image_column, IMAGE_COLUMNS, "image")
-    caption = _column(path, table, caption_column, CAPTION_COLUMNS, "caption") if need_caption else None
-    uid = table["uid"] if table.column_names.count("uid") == 1 else None
-    return CaptionTable(path, image, caption, uid)
+    places = None
+    captions, uids = (None if name is None else table[name] for name in (caption, uid))
+    images = table[image]
+    if captions is not None and columns.is_texts(captions.type):
+        rows, places, captions = _one_a_row(captions)
+        images, uids = images.take(rows), None if uids is None else uids.take(rows)
+    return CaptionTable(path, _as_text(images), None if captions is None else _as_text(captions), uids, places)
 
 
-def _read_parquet(path: str) -> pa.Table:
-    # Another column may hold the images themselves: only text columns are read.
-    texts = [name for name, kind in parquet.rows_and_types(path)[1].items() if _is_text(kind)]
-    if not texts:
-        raise InputError(f"{path}: no column holds text; expected one with the paths of images")
-    table = parquet.read(path, texts)
-    return table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
+def has_paths(path: str, types: Mapping[str, pa.DataType], given: str | None) -> bool:
+    """Whether a parquet file has a column of image paths."""
+    texts = [name for name, kind in types.items() if columns.is_text(kind)]
+    return columns.find_any(path, texts, columns.IMAGES if given is None else (given,), "image") is not None
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # a category of pandas
-        kind = kind.value_type
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(check(kind) for check in checks)
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.large_string())
 
 
-def _column(path: str, table: pa.Table, given: str | None, usual: Sequence[str], what: str) -> pa.ChunkedArray:
-    names = table.column_names
-    if given is not None and names.count(given) != 1:
-        raise InputError(f"{path}: has {names.count(given) or 'no'} columns {given!r}; it has {', '.join(names)}")
-    found = [name for name in usual if names.count(name) == 1] if given is None else [given]
-    if not found:
-        raise InputError(
-            f"{path}: no column is called {', '.join(usual[:-1])} or {usual[-1]}; name one with"
-            f" --{what}-column: {', '.join(names)}"
-        )
-    return table[found[0]]
+def _one_a_row(lists: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray, pa.ChunkedArray]:
+    """Cuts lists of captions; one that is null or empty becomes a null.
 
-
-def read_delimited(path: str) -> pa.Table:
-    """Reads a file with a header; all columns as text, so that numbers keep their leading zeros.
-
-    Columns are separated by tabs where the header has one, else by commas. Between commas, fields are quoted as in
-    RFC 4180. Between tabs, quotes are text, unless the whole file is quoted as programs write it: either everywhere,
-    or exactly where a field needs it.
-
-    Args:
-      path: UTF-8, or UTF-16 with a byte order mark.
-
-    Raises:
-      InputError: the file can't be read, its quotes are unbalanced, or a row has more or fewer columns than the header.
+    Returns:
+      For each caption the row and the place, from 1, of its list, and the captions.
     """
-    data = storage.read_bytes(path)
-    try:
-        return _parse(path, _as_utf8(data))
-    except (pa.ArrowException, ValueError, csv.Error) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: can't be read as a table ({reason}); write it again") from error
-
-
-def _as_utf8(data: bytes) -> bytes:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # "Unicode text" of spreadsheets
-        return data.decode("utf-16").encode()
-    return data.removeprefix(codecs.BOM_UTF8)
-
-
-def _parse(path: str, data: bytes) -> pa.Table:
-    header = "".join(data[: 1 << 20].lstrip(b"\r\n").decode(errors="replace").splitlines()[:1])
-    delimiter = "\t" if "\t" in header else ","
-    names = next(csv.reader([header], delimiter=delimiter), [])
-    quotes = _check_quotes(data, delimiter.encode(), len(names))
-    is_quoted = delimiter == "," or (not quotes.error and (data.startswith(b'"') or quotes.are_needed))
-    if is_quoted and quotes.error:
-        raise InputError(
-            f"{path}: {quotes.error}; double each quote within a quoted field and quote each field that begins with"
-            " one, or write a .tsv, where quotes are text"
-        )
-    if not is_quoted:
-        names = header.split("\t")
-    continued = quotes.continued if is_quoted else 0
-    table = pyarrow.csv.read_csv(
-        pa.BufferReader(data),
-        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # so that errors number the row
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter=delimiter, quote_char='"' if is_quoted else False, newlines_in_values=continued > 0
-        ),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-    )
-    expected = _lines(data) - continued - 1
-    if len(table) != expected:
-        raise ValueError(f"its lines make {expected:,} rows, but {len(table):,} were read")
-    return table
-
-
-class _Quotes(NamedTuple):
-    """The use of quotes in a file.
-
-    Attributes:
-      continued: lines that continue a quoted field of the line before.
-      are_needed: whether fields are quoted, and just those that hold a quote, a delimiter or a line end.
-      error: where quotes are first unbalanced; "" if nowhere.
-    """
-
-    continued: int
-    are_needed: bool
-    error: str
-
-
-def _check_quotes(data: bytes, delimiter: bytes, columns: int) -> _Quotes:
-    quoted, plain = rb'"[^"]*+(?:""[^"]*+)*+"', rb'(?:[^"%b\r\n][^%b\r\n]*+)?+' % (delimiter, delimiter)
-    field = rb"(?:%b|%b)" % (quoted, plain)
-    record = re.compile(rb"%b(?:%b%b)*+%b" % (field, delimiter, field, _LINE_END))
-    fields = re.compile(rb"(%b)(?:%b|%b)" % (field, delimiter, _LINE_END))
-    special = re.compile(rb'["\r\n%b]' % delimiter)
-    continued, needed, some, end = 0, delimiter != b",", False, 0
-    while (at := data.find(b'"', end)) >= 0:
-        start = max(data.rfind(b"\n", end, at), data.rfind(b"\r", end, at), end - 1) + 1
-        found = record.match(data, start)
-        lines = found[0].rstrip(b"\r\n").splitlines() if found else []
-        if found is None or (len(lines) > 1 and _are_rows(lines, delimiter, columns)):
-            number = len(re.findall(rb"\r\n?|\n", data[:start])) + 1
-            return _Quotes(continued, needed, f"line {number}: unbalanced quotes")
-        if len(lines) > 1:
-            continued += sum(map(bool, lines)) - 1
-        for one in fields.findall(found[0]) if needed else ():
-            if b'"' in one:
-                some, needed = True, needed and one[:1] == b'"' and special.search(one, 1, len(one) - 1) is not None
-        end = found.end()
-    return _Quotes(continued, some and needed, "")
-
-
-def _are_rows(lines: list[bytes], delimiter: bytes, columns: int) -> bool:
-    """Whether the lines of one record are more likely rows, of which two have a stray quote.
-
-    That is, each has as many columns as the header, and a file name with the same ending in the same column.
-    """
-    rows = [line.split(delimiter) for line in lines if line]
-    endings = [[re.search(rb"\.\w{2,5}$", one.strip(b'"')) for one in row] for row in rows]
-    names = [{(i, found[0].lower()) for i, found in enumerate(row) if found} for row in endings]
-    return all(len(row) == columns for row in rows) and bool(set.intersection(*names))
-
-
-def _lines(data: bytes) -> int:
-    """The number of lines that aren't empty."""
-    codes = np.frombuffer(data, np.uint8)
-    inside = (codes != ord("\n")) & (codes != ord("\r"))
-    return int(np.count_nonzero(inside[1:] & ~inside[:-1])) + int(inside[:1].sum())
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+    kept = np.maximum(lengths, 1)
+    rows = np.repeat(np.arange(len(lengths)), kept)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(kept) - kept, kept) + 1
+    lacking = lengths[rows] == 0
+    values = pa.array(np.cumsum(~lacking) - 1, mask=lacking)
+    return pa.array(rows), places, pc.list_flatten(lists).take(values)

@@ -6,15 +6,22 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
 
 from clipdata_jax import storage
+from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import pool_names, tars
-from clipdata_jax.formats.sources import caption_tables, image_folders, tfds_datasets
+from clipdata_jax.formats import parquet, pool_names, tars
+from clipdata_jax.formats.sources import caption_tables, image_folders, image_parquet, tfds_datasets
 from clipdata_jax.formats.sources.caption_tables import CaptionTable
-from clipdata_jax.formats.sources.source import RowRange, Source, TarSource, spans
+from clipdata_jax.formats.sources.source import BrokenSource, RowRange, Source, TarSource, spans
+from clipdata_jax.formats.sources.table_columns import NoColumnError
 from clipdata_jax.formats.sources.tfds_datasets import TfdsSplit
+from clipdata_jax.runtime import threads
+
+_USUAL = Reading()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +30,8 @@ class Sources:
 
     Attributes:
       units: unit name -> source, in order.
-      facts: names, sizes and digests of everything but tars, which the units' receipts list; JSON-able.
-      passed_over: number of files in folders of images that are not images, by the ending of their names.
+      facts: names, sizes and digests of everything that the units' receipts don't list as inputs; JSON-able.
+      passed_over: number of files in folders that are neither images nor tables of them, by the ending of their names.
     """
 
     units: dict[str, Source]
@@ -38,51 +45,29 @@ class Sources:
 
 
 @storage.stat_cache()
-def find_sources(
-    patterns: Sequence[str], *, images_only: bool, image_column: str | None = None, caption_column: str | None = None
-) -> Sources:
+def find_sources(patterns: Sequence[str], *, images_only: bool, reading: Reading = _USUAL) -> Sources:
     """Finds the sources that patterns match.
 
     Args:
-      patterns: tars, `{000..099}.tar`, `*.tar`, folders of tars, `.csv`, `.tsv` or `.parquet` tables of images
-        and captions or a folder with one of them, `tfds:name/split`; folders of images if `images_only`.
+      patterns: tars, `{000..099}.tar`, `*.tar`, folders of tars; parquet files with the images inside, or folders
+        of them; `.csv`, `.tsv` or `.parquet` tables of images and captions, or a folder with one of them;
+        `tfds:name/split`; folders of images if `images_only`.
       images_only: whether captions aren't needed.
-      image_column: the table's column of image paths; None finds it by its usual names.
-      caption_column: the table's column of captions; None finds it by its usual names.
+      reading: which columns hold images, captions and ids.
 
     Raises:
       InputError: a source is missing, empty, ambiguous or named twice.
     """
-    found: list[tuple[str, Sequence[Source]]] = []
-    facts: list[dict[str, str | int]] = []
-    passed_over: Counter[str] = Counter()
-    columns = (image_column, None if images_only else caption_column)
+    expanded = _expand(patterns)
+    finder = _Finder(reading, images_only, _read_footers(path for path, _ in expanded))
     ways: list[tuple[str, str]] = []
-    for path, pattern in _expand(patterns):
-        done = len(found)
-        if path.startswith(tfds_datasets.PREFIX):
-            split = tfds_datasets.open_split(path, need_caption=not images_only)
-            found.append((split.path, _cut(split)))
-            facts.append(split.facts())
-        elif (table := _table_of(path)) is not None:
-            opened = caption_tables.open_table(table, *columns, need_caption=not images_only)
-            found.append((table, _cut(opened)))
-            facts.append(opened.facts())
-        elif storage.is_folder(path) and not tars.in_folder(storage.Folder(path)):
-            images, fact = image_folders.open_folder(path.rstrip("/"), images_only, passed_over)
-            found.append((path.rstrip("/"), images))
-            facts.append(fact)
-        else:
-            found += [(tar, [TarSource(tar)]) for tar in tars.find_tars([path])]
-        ways += [(source, pattern) for source, _ in found[done:]]
+    for path, pattern in expanded:
+        done = len(finder.found)
+        finder.add(path)
+        ways += [(source, pattern) for source, _ in finder.found[done:]]
     tars.check_repeats(ways)
-    if not any(
-        isinstance(unit, RowRange) and isinstance(unit.whole, CaptionTable) for _, units in found for unit in units
-    ):
-        for flag, column in (("image-column", image_column), ("caption-column", caption_column)):
-            if column is not None:
-                raise InputError(f"--{flag} is {column!r}, but none of the sources is a table; leave it out")
-    return Sources(_named(found), facts, passed_over)
+    finder.check()
+    return Sources(_named(finder.found), finder.facts, finder.passed_over)
 
 
 def _expand(patterns: Sequence[str]) -> list[tuple[str, str]]:
@@ -94,25 +79,140 @@ def _expand(patterns: Sequence[str]) -> list[tuple[str, str]]:
     return expanded
 
 
-def _table_of(path: str) -> str | None:
-    """The caption table at a path: the file, or the only one in a folder without tars; else None."""
-    at = storage.Folder(path)
-    if not at.is_folder():
-        return path if path.lower().endswith(caption_tables.SUFFIXES) else None
-    if tars.in_folder(at):
-        return None
-    storage.check_finished(at)
-    tables = [name for name in at.files() if name.lower().endswith(caption_tables.SUFFIXES)]
-    inside = [name for name in tables if not name.rpartition("/")[2].startswith(".")]
-    if len(inside) > 1:
-        raise InputError(
-            f"{path}: holds {len(inside)} tables, {inside[0]} and {inside[1]} among them; name the one to embed"
-        )
-    return inside[0] if inside else None
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
 
 
-def _cut(whole: CaptionTable | TfdsSplit) -> list[RowRange]:
-    return [RowRange(whole, start, stop) for start, stop in spans(len(whole))]
+class _Finder:
+    """Collects the sources at paths.
+
+    Args:
+      reading: which columns to read.
+      images_only: whether captions aren't needed.
+      footers: of the parquet files among the paths.
+
+    Attributes:
+      found: the path of each source, and its units.
+      facts: as in `Sources`.
+      passed_over: likewise.
+    """
+
+    def __init__(self, reading: Reading, images_only: bool, footers: _Footers) -> None:
+        self._reading, self._images_only, self._footers = reading, images_only, footers
+        self.found: list[tuple[str, Sequence[Source]]] = []
+        self.facts: list[dict[str, str | int]] = []
+        self.passed_over: Counter[str] = Counter()
+        self._has_tables = False
+
+    def add(self, path: str) -> None:
+        """Adds what is at a path."""
+        if path.startswith(tfds_datasets.PREFIX):
+            self._add_rows(tfds_datasets.open_split(path, need_caption=not self._images_only))
+        elif storage.is_folder(path):
+            self._add_folder(storage.Folder(path.rstrip("/") or path))
+        elif _is_parquet(path) or path.lower().endswith(caption_tables.SUFFIXES):
+            self._add_table(path)
+        else:
+            self.found += [(tar, [TarSource(tar)]) for tar in tars.find_tars([path])]
+
+    def check(self) -> None:
+        """Checks that options for tables have a table, and that not all sources are broken.
+
+        Raises:
+          InputError: otherwise.
+        """
+        broken = [unit for _, units in self.found for unit in units if isinstance(unit, BrokenSource)]
+        if broken and len(broken) == len(self.found):
+            raise broken[0].error
+        for name, column in vars(self._reading).items():
+            if column is not None and not self._has_tables:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is {column!r}, but none of the sources is a table; leave it out")
+
+    def _add_rows(self, whole: CaptionTable | TfdsSplit) -> None:
+        self.found.append((whole.path, [RowRange(whole, *span) for span in spans(len(whole))]))
+        self.facts.append(whole.facts())
+
+    def _add_table(self, path: str) -> None:
+        """Adds a table, or a parquet file with the images inside."""
+        self._has_tables = True
+        footer = self._footers.get(path)
+        if isinstance(footer, InputError):
+            self.found.append((path, [BrokenSource(path, footer)]))
+        elif footer is not None and self._has_images(path):
+            whole = image_parquet.open_parquet(path, *footer, self._reading, need_caption=not self._images_only)
+            self.found.append((path, [RowRange(whole, *span) for span in spans(len(whole), whole.groups)]))
+        else:
+            types = None if footer is None else footer[1]
+            self._add_rows(caption_tables.open_table(path, types, self._reading, need_caption=not self._images_only))
+
+    def _add_folder(self, at: storage.Folder) -> None:
+        if inside := tars.in_folder(at):
+            self.found += [(tar, [TarSource(tar)]) for tar in inside]
+            return
+        storage.check_finished(at)
+        sizes = at.sizes()
+        names = [name for name in sizes if not storage.is_hidden(name)]
+        footers = _read_footers(map(at.join, names))
+        self._footers |= footers
+        if any(self._has_images(path) for path in footers):
+            self._add_parquets(at, sizes, footers)
+            return
+        tables = [at.join(name) for name in names if "/" not in name and name.lower().endswith(caption_tables.SUFFIXES)]
+        usable = [path for path in tables if not _is_parquet(path) or self._has_paths(path)]
+        if len(usable) > 1:
+            raise InputError(
+                f"{at}: holds {len(usable)} tables, {usable[0]} and {usable[1]} among them; name the one to embed"
+            )
+        try:
+            if not tables:
+                self._add_images(at, sizes)
+            else:
+                self._add_table((usable or tables)[0])
+        except NoColumnError as error:  # a downloader's log, or another list beside images
+            try:
+                self._add_images(at, sizes)
+            except InputError:
+                raise error from None
+
+    def _add_parquets(self, at: storage.Folder, sizes: Mapping[str, int], footers: _Footers) -> None:
+        """Adds the parquet files in a folder that have images inside; others are passed over."""
+        chosen = {path for path, footer in footers.items() if isinstance(footer, InputError) or self._has_images(path)}
+        for path in sorted(chosen):
+            self._add_table(path)
+        self.passed_over += image_folders.count_by_ending(name for name in sizes if at.join(name) not in chosen)
+
+    def _add_images(self, at: storage.Folder, sizes: Mapping[str, int]) -> None:
+        images, facts = image_folders.open_folder(at, sizes, self._images_only, self.passed_over)
+        self.found.append((at.path, images))
+        self.facts.append(facts)
+
+    def _has_images(self, path: str) -> bool:
+        footer = self._footers[path]
+        given = self._reading.image_column
+        return not isinstance(footer, InputError) and image_parquet.image_column(path, footer[1], given) is not None
+
+    def _has_paths(self, path: str) -> bool:
+        footer = self._footers[path]
+        return isinstance(footer, InputError) or caption_tables.has_paths(path, footer[1], self._reading.image_column)
+
+
+# Path -> the rows of each row group and the types of the columns, or why they can't be read.
+_Footers = dict[str, tuple[list[int], dict[str, pa.DataType]] | InputError]
+
+
+def _read_footers(paths: Iterable[str]) -> _Footers:
+    """Reads the footers of the parquet files among some paths."""
+    chosen = list(filter(_is_parquet, paths))
+
+    def read(path: str) -> tuple[list[int], dict[str, pa.DataType]] | InputError:
+        try:
+            return parquet.groups_and_types(path)
+        except InputError as error:
+            return error
+
+    at_a_time = storage.Folder(chosen[0]).threads if chosen else 1
+    return dict(zip(chosen, threads.prefetch(read, chosen, threads=at_a_time), strict=True))
 
 
 def _named(found: Sequence[tuple[str, Sequence[Source]]]) -> dict[str, Source]:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
@@ -34,27 +34,41 @@ class ImageFolder:
             yield tars.ImageFileSample(name, {}, {}, path)
 
 
-def open_folder(folder: str, images_only: bool, passed_over: Counter[str]) -> tuple[list[Source], dict[str, str | int]]:
+def open_folder(
+    at: storage.Folder, sizes: Mapping[str, int], images_only: bool, passed_over: Counter[str]
+) -> tuple[list[Source], dict[str, str | int]]:
     """Finds a folder's images: its units, and the facts of all. Other files are counted in `passed_over`.
+
+    Args:
+      at: the folder.
+      sizes: of all files in it and in the folders below it.
+      images_only: whether captions aren't needed.
+      passed_over: ending -> number of files.
 
     Raises:
       InputError: captions are needed, or there is no image.
     """
-    at = storage.Folder(folder)
-    storage.check_finished(at)
-    sizes = at.sizes()
     names, others = _split_images(at, sizes)
     if not images_only:
         hint = "; --images-only embeds the images in it, without captions" if names else ""
-        raise InputError(f"{folder}: the folder holds no .tar file; expected webdataset tars{hint}")
+        raise InputError(f"{at}: the folder holds no .tar file; expected webdataset tars{hint}")
     if not names:
         held = f"; {console.passed_over(others).lower()}" if others else ""
-        raise InputError(f"{folder}: the folder holds neither .tar files nor images{held}")
+        raise InputError(f"{at}: the folder holds neither .tar files nor images{held}")
     passed_over += others
     digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in names]).encode()).hexdigest()
-    cut: list[Source] = [ImageFolder(folder, tuple(names[start:stop])) for start, stop in spans(len(names))]
+    cut: list[Source] = [ImageFolder(at.path, tuple(names[start:stop])) for start, stop in spans(len(names))]
     total = sum(sizes[name] for name in names)
-    return cut, {"name": folder, "images": len(names), "bytes": total, "names_and_sizes": f"sha256:{digest}"}
+    return cut, {"name": at.path, "images": len(names), "bytes": total, "names_and_sizes": f"sha256:{digest}"}
+
+
+def count_by_ending(names: Iterable[str]) -> Counter[str]:
+    """Counts files by the ending of their names; those that are hidden by themselves."""
+    found: Counter[str] = Counter()
+    for name in names:
+        _, dot, ending = name.rpartition("/")[2].rpartition(".")
+        found[console.HIDDEN if storage.is_hidden(name) else f".{ending.lower()}" if dot else "no ending"] += 1
+    return found
 
 
 def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], Counter[str]]:
@@ -63,11 +77,10 @@ def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], 
     A file that is named as an image counts as one, so that a broken one is an error; others are judged by their first
     bytes.
     """
-    images, unknown = [], []
-    others: Counter[str] = Counter()
+    images, unknown, others = [], [], []
     for name in names:
         if storage.is_hidden(name):
-            others[console.HIDDEN] += 1
+            others.append(name)
         elif name.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS:
             images.append(name)
         else:
@@ -84,6 +97,5 @@ def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], 
         if file_kinds.is_image(start):
             images.append(name)
         else:
-            _, dot, ending = name.rpartition("/")[2].rpartition(".")
-            others[f".{ending.lower()}" if dot else "no ending"] += 1
-    return sorted(images), others
+            others.append(name)
+    return sorted(images), count_by_ending(others)

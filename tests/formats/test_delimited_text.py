@@ -6,7 +6,7 @@ import io
 import pytest
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats.sources.caption_tables import read_delimited
+from clipdata_jax.formats.sources.delimited_text import read_delimited
 
 STRAY = ["one", '"unbalanced', "c", 'the 5" pipe', '"quoted"']
 

@@ -1,0 +1,24 @@
+"""Options of reading samples, the same for every command that does."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from clipdata_jax.config.base import unset
+
+_Name = tyro.conf.arg(metavar="NAME")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Where sources that are no plain tars have their images, captions and uids."""
+
+    image_column: Annotated[str | None, _Name, unset("the first of file_name, filepath, image, path, ...")] = None
+    """Tables and parquet: the column of images or image paths."""
+    caption_column: Annotated[str | None, _Name, unset("the first of caption, text, title")] = None
+    """Tables and parquet: the column of captions."""
+    uid_column: Annotated[str | None, _Name, unset("uid, if there is one")] = None
+    """Tables and parquet: the column of ids that tell pairs apart."""
