@@ -20,6 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # They compile the package once, not each anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import jax
 import jaxtyping
 import pytest
 
@@ -53,6 +54,22 @@ def types_unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def quick_compile() -> Iterator[None]:
+    """Compiles without most optimisations, here and in processes that the tests start.
+
+    For modules whose time goes into compiling training steps, and whose results have tolerances. What is compiled so is
+    not kept for other modules.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ def test_the_demo_tells_the_truth_about_what_each_method_kept(tmp_path, clipdata
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compile")
 def test_small_models_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "_TRAIN_SEEDS", (0, 1))

@@ -15,6 +15,8 @@ from clipdata_jax.embedding.samples import Decoded
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 

@@ -17,6 +17,8 @@ from clipdata_jax.config import Train
 from clipdata_jax.demo.pool import make_clean_tars
 from clipdata_jax.formats import tars, uids
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 TINY = [
     "--width",
     "16",
