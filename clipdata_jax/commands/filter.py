@@ -115,6 +115,7 @@ def _near_targets(
 ) -> presets.Preset:
     from clipdata_jax.filters import images  # imports jax
 
+    tag = options.image_key or options.tag
     k_means = images.KMeans(
         clusters=options.clusters or 0,
         sample=options.sample,
@@ -123,10 +124,10 @@ def _near_targets(
         out=f"{options.out}.centroids.npy",
     )
     return images.near_targets(
-        images.EmbeddingReader(options.metadata, options.tag, on_bad=options.on_bad),
+        images.EmbeddingReader(options.metadata, tag, on_bad=options.on_bad, image_key=options.image_key),
         parts,
         captions,
-        tag=options.tag,
+        tag=tag,
         target=options.target or "",
         centroids=options.centroids or k_means,
         skipped=skipped,

@@ -16,7 +16,7 @@ from clipdata_jax.commands import norm_sim_d, score, train
 from clipdata_jax.embedding import single_file
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, external_columns, metadata, score_tables, tars, uids
-from clipdata_jax.formats.embedding_shards import EmbeddingPool, open_pool
+from clipdata_jax.formats.embedding_shards import EmbeddingPool, open_pool, target_array
 from clipdata_jax.formats.sources import discovery
 from clipdata_jax.formats.sources.image_folders import ImageFolder
 from clipdata_jax.formats.sources.source import RowRange, Source, TarSource
@@ -180,9 +180,11 @@ def _embed(options: config.Embed) -> Estimate:
     )
 
 
-def _pool(options: config.Score | config.NormSimD, folder: str, *, texts: bool) -> tuple[EmbeddingPool, str, int, int]:
+def _pool(
+    options: config.Score | config.NormSimD, *, texts: bool, text_key: str | None = None
+) -> tuple[EmbeddingPool, str, int, int]:
     """A pool of embeddings, its tag, and the bytes of an embedding in its files and in float32."""
-    pool = open_pool(folder, on_bad=options.on_bad, texts=texts)
+    pool = open_pool(options.pool, on_bad=options.on_bad, texts=texts, keys=(options.image_key, text_key))
     tag = pool.tag(options.tag)
     dim = units.dimension(pool, tag)
     first = next(shard for shard in pool.shards if shard.rows)
@@ -190,7 +192,7 @@ def _pool(options: config.Score | config.NormSimD, folder: str, *, texts: bool) 
 
 
 def _score(options: config.Score) -> Estimate:
-    pool, tag, row, row_float32 = _pool(options, options.pool, texts=True)
+    pool, tag, row, row_float32 = _pool(options, texts=options.by_text, text_key=options.text_key)
     chosen, settings = options.chosen(), options.neg_clip_loss
     norm_sim, named = options.norm_sim, options.norm_sim.targets()
     temperatures, _ = units.choose_temperatures(settings.temperatures(), target_sets.made_by_model(options.pool, tag))
@@ -205,7 +207,7 @@ def _score(options: config.Score) -> Estimate:
         columns += len(named) * (norm_sim.nearest and math.inf in norm_sim.p)
         ready = {path for path in named.values() if target_sets.is_embedded(path)}
         parts = (storage.Folder(path).files(".npz") if storage.is_folder(path) else [path] for path in ready)
-        targets = sum(arrays.array_shape(part, f"{tag}_img")[0] for part in itertools.chain(*parts))
+        targets = sum(arrays.array_shape(part, target_array(part, tag))[0] for part in itertools.chain(*parts))
         if left := sorted({*named.values()} - ready):
             notes.append(f"not counted, for their images aren't embedded yet: {', '.join(left[:3])}")
     return Estimate(
@@ -256,8 +258,9 @@ def _filter(options: config.Filter) -> Estimate:
     if not rows:
         raise InputError(f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from")
     if options.by_image:
-        pool = open_pool(options.metadata, on_bad=options.on_bad, texts=False)
-        images, row = [shard.images for shard in pool.shards], 4 * units.dimension(pool, pool.tag(options.tag))
+        pool = open_pool(options.metadata, on_bad=options.on_bad, texts=False, keys=(options.image_key, None))
+        tag = pool.tag(options.image_key or options.tag)
+        images, row = [shard.images for shard in pool.shards], 4 * units.dimension(pool, tag)
     largest = max(2 * 3 * part.bytes + 2 * part.rows * row for part in parts)  # one is filtered, one is read, decoded
     return Estimate(
         work=f"{counted(rows, 'pair')}, {counted(len(parts), 'file')}",
@@ -272,7 +275,7 @@ def _filter(options: config.Filter) -> Estimate:
 
 
 def _norm_sim_d(options: config.NormSimD) -> Estimate:
-    pool, _, row, row_float32 = _pool(options, options.pool, texts=False)
+    pool, _, row, row_float32 = _pool(options, texts=False)
     survivors = None if options.survivors is None else uids.read_subset(options.survivors)
     rows, keep = len(pool) if survivors is None else len(survivors), options.keep(len(pool))
     drop = norm_sim_d.check_steps(options, rows, keep)

@@ -44,7 +44,13 @@ def run(options: Score) -> Manifest | None:
       InputError: bad input; finished units are kept, and the same command continues from there.
     """
     share = parallel.start(options.workers)
-    pool = embedding_shards.open_pool(options.pool, on_bad=options.on_bad, rows=_planned_rows(options))
+    pool = embedding_shards.open_pool(
+        options.pool,
+        on_bad=options.on_bad,
+        texts=options.by_text,
+        rows=_planned_rows(options),
+        keys=(options.image_key, options.text_key),
+    )
     tag = pool.tag(options.tag)
     made_by = target_sets.made_by_model(options.pool, tag)
     temperatures, source = choose_temperatures(options.neg_clip_loss.temperatures(), made_by)

@@ -74,6 +74,8 @@ class Filter:
     """image_based: embeddings of target images (.npy, .npz or folder); DataComp: the training set of ImageNet-1k."""
     tag: str = "l14"
     """image_based: the model of the embeddings; the pool's are named <tag>_img."""
+    image_key: Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("<tag>_img")] = None
+    """image_based: the array of the pool's embeddings in each .npz, if it has another name."""
     centroids: _File = None
     """image_based: a .npy of centroids (k, dim) of any norm; compared by inner product, as in DataComp."""
     clusters: Annotated[int | None, tyro.conf.arg(metavar="INT"), NONE] = None
@@ -104,7 +106,7 @@ class Filter:
 
     def _check_images(self) -> None:
         if not self.by_image:
-            return self._check_unset("target", "centroids", "clusters")
+            return self._check_unset("target", "centroids", "clusters", "image_key")
         require(bool(self.target), "target", self.target, f"embeddings with --preset {self.preset}")
         one = (self.centroids is None) != (self.clusters is None)
         require(one, "centroids", self.centroids, "a file, or else --clusters a number: one of the two")

@@ -144,6 +144,10 @@ class Score:
     """Scores to compute; by default clip_score, neg_clip_loss, and norm_sim if a target is given."""
     tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
     """The model whose embeddings to use, if the pool has several, e.g. b32 or l14."""
+    image_key: Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("<tag>_img")] = None
+    """The array of image embeddings in each .npz, if it has another name than <tag>_img."""
+    text_key: Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("<tag>_txt")] = None
+    """The array of caption embeddings, likewise; needed with --image-key, but for norm_sim alone."""
     neg_clip_loss: NegClipLoss = NegClipLoss()
     norm_sim: NormSim = NormSim()
     seed: int = 0
@@ -167,12 +171,19 @@ class Score:
     def __post_init__(self) -> None:
         require_stop_after(self.stop_after)
         require(0 <= self.max_bad_rows <= 1, "max_bad_rows", self.max_bad_rows, "a share between 0 and 1")
+        if self.text_key is not None:
+            require(self.image_key is not None, "text_key", self.text_key, "no value without --image-key")
         if "norm_sim" in self.scores and not self.norm_sim.target:
             raise InputError("--scores norm_sim needs a target: add --target NAME=PATH")
         if self.where is not None and "neg_clip_loss" in self.chosen():
             raise InputError(
                 "--where doesn't work with neg_clip_loss, whose negatives are the whole pool; add --scores norm_sim"
             )
+
+    @property
+    def by_text(self) -> bool:
+        """Whether a score looks at the captions' embeddings."""
+        return self.chosen() != ("norm_sim",)
 
     def chosen(self) -> tuple[str, ...]:
         """The scores to compute."""
@@ -205,6 +216,8 @@ class NormSimD:
     """The pairs whose second moment the first step uses: the whole pool, as in the paper's code, or the survivors."""
     tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
     """The model whose embeddings to use, if the pool has several, e.g. b32 or l14."""
+    image_key: Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("<tag>_img")] = None
+    """The array of image embeddings in each .npz, if it has another name than <tag>_img."""
     normalize: bool = False
     """Scale embeddings to unit norm instead of leaving out those that aren't."""
     max_bad_rows: float = 0.01

@@ -47,16 +47,16 @@ class EmbeddingReader:
       dim: the dimension of the embeddings.
     """
 
-    def __init__(self, folder: str, tag: str, *, on_bad: OnBad) -> None:
-        pool = embedding_shards.open_pool(folder, on_bad=on_bad, texts=False)
+    def __init__(self, folder: str, tag: str, *, on_bad: OnBad, image_key: str | None = None) -> None:
+        pool = embedding_shards.open_pool(folder, on_bad=on_bad, texts=False, keys=(image_key, None))
         self._tag, self.column = pool.tag(tag), f"{tag}_img"
         self._shards = {shard.metadata: shard for shard in pool.shards}
         self.arrays = {shard.metadata: shard.images for shard in pool.shards}
         first = next(shard for shard in pool.shards if shard.rows)
-        self.dim = arrays.array_shape(first.images, self.column)[1]
+        self.dim = first.dim(self._tag)
 
     def read(self, part: metadata.Part, names: Sequence[str]) -> metadata.Columns:
-        """Reads columns; embeddings that are zero or not finite are null, those of another norm are scaled to 1.
+        """Reads columns; zero and not finite embeddings are null, those of another norm are scaled to unit norm.
 
         The nearest centroid by inner product is the same for any norm.
         """
@@ -127,7 +127,7 @@ def _read_centroids(path: str, dim: int) -> np.ndarray:
             " you trust the file, numpy.save('centroids.npy', torch.load(PATH, weights_only=False))"
         )
     centroids = arrays.read_array(path, "")
-    if centroids.ndim != 2 or centroids.dtype.kind != "f" or not len(centroids) or centroids.shape[1] != dim:
+    if centroids.ndim != 2 or not arrays.is_float(centroids.dtype) or not len(centroids) or centroids.shape[1] != dim:
         found = f"{centroids.dtype}{list(centroids.shape)}"
         raise InputError(f"{path}: the centroids are {found}, expected floats of shape (k, {dim})")
     if not np.isfinite(centroids).all():

@@ -111,8 +111,8 @@ def top_scores(arch: str, fraction: float, parts: Sequence[metadata.Part], skipp
         )
     else:
         note = (
-            f"{asked:,} pairs are {fraction:g} of the pool and only {reach:,} have a score: all these are kept, where"
-            " DataComp's own code finds no bound and keeps none"
+            f"{asked:,} pairs are {fraction:g} of the pool and only {reach:,} have a score: all of these are kept,"
+            " where DataComp's own code finds no bound and keeps none"
         )
     facts = {"bound": bound} if np.isfinite(bound) else {}
     return dataclasses.replace(above_score(arch, bound), notes=(note,), facts=facts)

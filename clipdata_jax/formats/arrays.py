@@ -26,6 +26,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import file_kinds
 
 _PIECE = 1 << 20
+_BFLOAT16_ON_DISK = np.dtype("V2")  # NumPy's files don't name the type; nothing else has two bytes of no type
 _HEADER_BYTES = 10_000
 # float16 embeddings hardly compress; members that grow more, beyond a harmless size, are decompression bombs.
 _TIMES, _UNSUSPECTED = 64, 1 << 28
@@ -76,6 +77,16 @@ class _Member:
     checked: bool
 
 
+def array_names(path: str) -> set[str]:
+    """Lists the arrays in a .npz.
+
+    Raises:
+      InputError: it is damaged or not a .npz file.
+    """
+    with storage.open_read(path) as file, _wrap_errors(path, "damaged or not a .npz file"):
+        return {name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()}
+
+
 def array_shape(path: str, name: str) -> tuple[int, int]:
     """Reads the shape of a two-dimensional array in a .npz or .npy file from its header.
 
@@ -98,13 +109,18 @@ def read_array(path: str, name: str, *, rows: int | None = None) -> np.ndarray:
       rows: the expected number of rows, if known; an array of another is not read.
 
     Returns:
-      The array. Writing to a mapped one changes private pages, not the file.
+      The array; bfloat16 where NumPy stored it as two bytes of no type (`|V2`). Writing to a mapped one changes
+      private pages, not the file.
 
     Raises:
       InputError: the file is damaged, lacks the array, or the array has another number of rows.
     """
     with storage.open_read(path) as file, _wrap_errors(path), _open_member(file, path, name) as member:
         found = _read(file, path, member, rows)
+        if found.dtype == _BFLOAT16_ON_DISK:
+            import ml_dtypes
+
+            return found.view(ml_dtypes.bfloat16)
         # jax takes native byte order only.
         return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
 
@@ -138,6 +154,11 @@ def read_npy(path: str, what: str, *, named: str | None = None) -> np.ndarray:
     """
     with storage.open_read(path) as file, _wrap_errors(named or path, f"not a .npy file {what}"):
         return _read(file, path, _Member(file, storage.size(path), 0, checked=False))
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether a dtype is floating, bfloat16 included, which NumPy doesn't count as such."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 @contextlib.contextmanager

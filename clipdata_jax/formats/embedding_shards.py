@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,15 +28,25 @@ class EmbeddingShard:
       name: the shard's name, also that of its part of a score table.
       metadata: the parquet file.
       images: the file of image embeddings: a .npz or .npy.
-      texts: the file of caption embeddings: the same .npz, or a .npy.
+      texts: the file of caption embeddings: the same .npz, or a .npy; None if there are none.
       rows: pairs, from the parquet footer.
+      keys: the names of the arrays of images and captions in the .npz, if they aren't TAG_img and TAG_txt.
     """
 
     name: str
     metadata: str
     images: str
-    texts: str
+    texts: str | None
     rows: int
+    keys: tuple[str, str] | None = None
+
+    def dim(self, tag: str) -> int:
+        """Reads the dimension of a model's embeddings, from the header."""
+        return arrays.array_shape(self.images, self.array(tag))[1]
+
+    def array(self, tag: str, *, texts: bool = False) -> str:
+        """The name in the .npz of a model's embeddings of the images or `texts`."""
+        return self.keys[texts] if self.keys else f"{tag}_{'txt' if texts else 'img'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +57,7 @@ class EmbeddingPool:
       folder: the pool.
       shards: its shards, sorted by name.
       tags: the models whose embeddings it holds.
+      has_texts: whether it holds embeddings of captions.
       has_uids: whether the metadata hold uids; otherwise (clip-retrieval) they derive from file name and row.
       unreadable: error messages of the shards that were left out.
     """
@@ -55,6 +65,7 @@ class EmbeddingPool:
     folder: str
     shards: tuple[EmbeddingShard, ...]
     tags: tuple[str, ...]
+    has_texts: bool = True
     has_uids: bool = True
     unreadable: tuple[str, ...] = ()
 
@@ -83,7 +94,7 @@ class Embeddings:
     Attributes:
       uid: shape (n,), u8,u8.
       images: shape (n, d), the dtype on disk, usually float16.
-      texts: shape (n, d).
+      texts: shape (n, d), or (n, 0) if there are none.
     """
 
     uid: np.ndarray
@@ -92,26 +103,41 @@ class Embeddings:
 
 
 def open_pool(
-    folder: str, *, on_bad: OnBad = "stop", texts: bool = True, rows: Mapping[str, int] | None = None
+    folder: str,
+    *,
+    on_bad: OnBad = "stop",
+    texts: bool = True,
+    rows: Mapping[str, int] | None = None,
+    keys: tuple[str | None, str | None] = (None, None),
 ) -> EmbeddingPool:
     """Opens a pool; reads parquet footers and the names in the first .npz, but no embeddings.
 
     Args:
       folder: a folder of metadata shards, or of clip-retrieval's folders.
       on_bad: "skip" leaves out shards whose footer can't be read and lists them in `EmbeddingPool.unreadable`.
-      texts: whether metadata shards must hold caption embeddings too.
+      texts: whether it must hold embeddings of captions too.
       rows: shard -> its pairs, where known; the footers of other shards are read.
+      keys: the names of the arrays of images and captions in each .npz, if they aren't TAG_img and TAG_txt.
 
     Raises:
-      InputError: the folder is missing or holds no pairs, or a shard lacks its parquet or embedding file.
+      InputError: the folder is missing or holds no pairs, a shard lacks its parquet or embedding file, or there are no
+        embeddings of captions.
     """
-    pool = _open(folder.rstrip("/") or folder, on_bad, texts, rows or {})
+    pool = _open(folder.rstrip("/") or folder, on_bad, texts, rows or {}, keys)
     if not len(pool):
         raise InputError(f"{pool.folder}: the pool is empty: its {len(pool.shards)} shards have no rows")
+    if texts and not pool.has_texts:
+        named = " (name their array with --text-key)" if keys[0] and not keys[1] else ""
+        raise InputError(
+            f"{pool.folder}: has no embeddings of captions{named}, which clip_score and neg_clip_loss need; images"
+            " alone can be scored with --scores norm_sim --target NAME=PATH"
+        )
     return pool
 
 
-def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> EmbeddingPool:
+def _open(
+    folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int], keys: tuple[str | None, str | None]
+) -> EmbeddingPool:
     at = storage.Folder(folder)
     if not at.is_folder():
         what = "is a file" if at.exists() else "no such folder"
@@ -135,11 +161,19 @@ def _open(folder: str, on_bad: OnBad, texts: bool, rows: Mapping[str, int]) -> E
         raise InputError(f"{folder}: {alone[0]}{has} has no {alone[0]}{lacks} beside it; add or remove it")
     found = [(name, metadata[name], embeddings[name], embeddings[name]) for name in sorted(metadata)]
     shards, unreadable = _read_footers(found, on_bad, rows)
-    return EmbeddingPool(folder, shards, _first_tags(shards, texts), unreadable=unreadable)
+    names = _first_names(shards)
+    tags = _tags(shards[0].images, names, keys, texts)
+    image, text = keys
+    with_texts = tags if image and text else tuple(tag for tag in tags if f"{tag}_txt" in names)
+    has_texts = bool(with_texts) if texts else with_texts == tags
+    tags = with_texts if texts and has_texts else tags
+    given = (image, text or "") if image else None
+    shards = tuple(dataclasses.replace(shard, keys=given, texts=shard.texts if has_texts else None) for shard in shards)
+    return EmbeddingPool(folder, shards, tags, has_texts, unreadable=unreadable)
 
 
 def _read_footers(
-    found: Sequence[tuple[str, str, str, str]], on_bad: OnBad, rows: Mapping[str, int]
+    found: Sequence[tuple[str, str, str, str | None]], on_bad: OnBad, rows: Mapping[str, int]
 ) -> tuple[tuple[EmbeddingShard, ...], tuple[str, ...]]:
     """Adds their rows to shards (name, metadata, images, texts); returns the others' error messages."""
     shards: list[EmbeddingShard] = []
@@ -164,31 +198,30 @@ def _rows_or_error(path: str) -> int | InputError:
         return error
 
 
-def _first_tags(shards: tuple[EmbeddingShard, ...], texts: bool) -> tuple[str, ...]:
-    """The tags of the first readable shard; the others are checked when they are read."""
+def _first_names(shards: tuple[EmbeddingShard, ...]) -> set[str]:
+    """The names of the arrays of the first readable shard; the others are checked when they are read."""
     for shard in shards:
         try:
-            return _tags(shard.images, texts)
+            return arrays.array_names(shard.images)
         except InputError as error:
             last = error
     raise last
 
 
-def _tags(path: str, texts: bool) -> tuple[str, ...]:
-    with storage.open_read(path) as file:
-        try:
-            names = {name.removesuffix(".npy") for name in zipfile.ZipFile(file).namelist()}
-        except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(
-                file_kinds.mistaken(path, "a .npz file", "write it again")
-                or f"{path}: not a .npz file, or cut short ({error}); write it again"
-            ) from error
+def _tags(path: str, names: set[str], keys: tuple[str | None, str | None], texts: bool) -> tuple[str, ...]:
+    """The models whose image embeddings a .npz holds; the key of the images if that is given."""
+    held = ", ".join(sorted(names)) or "nothing"
+    for flag, key in zip(("--image-key", "--text-key"), keys, strict=True):
+        if key is not None and key not in names:
+            raise InputError(f"{path}: holds {held}; {flag} {key} is not among them")
+    if keys[0] is not None:
+        return (keys[0],)
     tags = sorted(name.removesuffix("_img") for name in names if name.endswith("_img"))
-    if texts:
-        tags = [tag for tag in tags if f"{tag}_txt" in names]
     if not tags:
-        expected = "<tag>_img and <tag>_txt" if texts else "<tag>_img"
-        raise InputError(f"{path}: holds {', '.join(sorted(names)) or 'nothing'}; expected {expected}, e.g. b32_img")
+        expected, flags = ("<tag>_img and <tag>_txt", " and --text-key") if texts else ("<tag>_img", "")
+        raise InputError(
+            f"{path}: holds {held}; expected {expected}, e.g. b32_img; name others with --image-key{flags}"
+        )
     return tuple(tags)
 
 
@@ -205,16 +238,16 @@ def _open_clip_retrieval(folder: str, on_bad: OnBad, rows: Mapping[str, int]) ->
     metadata = numbered("metadata", ".parquet")
     if not images:
         raise InputError(f"{folder}: img_emb is empty; expected clip-retrieval's img_emb/img_emb_0.npy, ...")
-    for name, found in (("text_emb", texts), ("metadata", metadata)):
+    for name, found in (("text_emb", texts), ("metadata", metadata)) if texts else (("metadata", metadata),):
         if odd := sorted(set(found) ^ set(images)):
             raise InputError(
                 f"{folder}: img_emb and {name} don't have files of the same numbers, as in"
                 f" img_emb_0.npy, text_emb_0.npy, metadata_0.parquet (see {odd[0]!r}); add or remove it"
             )
-    pairs = sorted((_stem(metadata[n]), metadata[n], images[n], texts[n]) for n in images)
+    pairs = sorted((_stem(metadata[n]), metadata[n], images[n], texts.get(n)) for n in images)
     shards, unreadable = _read_footers(pairs, on_bad, rows)
     has_uids = "uid" in parquet.rows_and_types(shards[0].metadata)[1]
-    return EmbeddingPool(folder, shards, ("clip",), has_uids=has_uids, unreadable=unreadable)
+    return EmbeddingPool(folder, shards, ("clip",), bool(texts), has_uids, unreadable)
 
 
 def read_shard(shard: EmbeddingShard, tag: str) -> Embeddings:
@@ -225,7 +258,9 @@ def read_shard(shard: EmbeddingShard, tag: str) -> Embeddings:
     """
     uid = read_uids(shard)
     images = read_images(shard, tag)
-    texts = _read_rows(shard, shard.texts, f"{tag}_txt")
+    if shard.texts is None:
+        return Embeddings(uid, images, np.empty((len(images), 0), images.dtype))
+    texts = _read_rows(shard, shard.texts, shard.array(tag, texts=True))
     if images.shape != texts.shape:
         raise InputError(f"{shard.images}: images are {images.shape}, captions {texts.shape}; write both again")
     return Embeddings(uid, images, texts)
@@ -237,12 +272,12 @@ def read_images(shard: EmbeddingShard, tag: str) -> np.ndarray:
     Raises:
       InputError: the file is damaged, lacks the tag, or has another number of rows than the metadata.
     """
-    return _read_rows(shard, shard.images, f"{tag}_img")
+    return _read_rows(shard, shard.images, shard.array(tag))
 
 
 def _read_rows(shard: EmbeddingShard, path: str, name: str) -> np.ndarray:
     emb = arrays.read_array(path, name, rows=shard.rows)
-    if emb.ndim != 2 or emb.dtype.kind != "f":
+    if emb.ndim != 2 or not arrays.is_float(emb.dtype):
         raise InputError(f"{path}: holds {emb.dtype}{list(emb.shape)}, expected floats of shape (rows, dim)")
     return emb
 
@@ -258,7 +293,7 @@ def read_uids(shard: EmbeddingShard) -> np.ndarray:
         raise InputError(f"{shard.metadata}: has {rows} rows, had {shard.rows} when the run began; start a new run")
     if "uid" in names:
         return uids.from_hex(parquet.read(shard.metadata, ["uid"])["uid"], shard.metadata)
-    if shard.images == shard.texts:
+    if shard.images.endswith(".npz"):
         raise InputError(f"{shard.metadata}: column 'uid' is missing; it has {', '.join(names)}")
     return uids.from_hex([uids.uid_of(shard.name, str(row)) for row in range(shard.rows)])
 
@@ -322,16 +357,21 @@ def _norms(block: np.ndarray) -> np.ndarray:
     return norm
 
 
+def target_array(path: str, tag: str) -> str:
+    """The name of a target's array in a .npz: TAG_img, or TAG where that is the --image-key of the pool."""
+    return tag if path.endswith(".npz") and tag in arrays.array_names(path) else f"{tag}_img"
+
+
 def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
     """Reads target image embeddings.
 
     Args:
-      path: a .npy of shape (rows, dim), a .npz with `<tag>_img`, or a folder of such .npz files.
-      tag: the model.
+      path: a .npy of shape (rows, dim), a .npz with an array `<tag>_img` or `<tag>`, or a folder of such .npz files.
+      tag: the model, or the pool's --image-key.
       dim: the pool's dimension, None if not known yet.
 
     Returns:
-      Unit rows, shape (rows, dim), float16 or float32.
+      Unit rows, shape (rows, dim), float16, bfloat16 or float32.
 
     Raises:
       InputError: it can't be read, is empty, has another dimension than the pool, or a row isn't of unit norm.
@@ -346,14 +386,19 @@ def read_target(path: str, tag: str, *, dim: int | None = None) -> np.ndarray:
                 f"{path}: the target folder holds no .npz; embed its images first, clipdata embed {path}"
                 f" --images-only --model {tag}=CHECKPOINT ..., and name that --out here"
             )
+    elif file_kinds.is_pickle(path):
+        raise InputError(
+            f"{path}: is a pickle, as torch.save writes it, not embeddings as .npy; pickles are never loaded: where you"
+            f" trust it, numpy.save('target.npy', torch.load({path!r})['image_features'].numpy()) converts DataComp's"
+        )
     try:
-        found = [arrays.read_array(part, f"{tag}_img") for part in parts]
+        found = [arrays.read_array(part, target_array(part, tag)) for part in parts]
     except InputError as error:
         raise InputError(
             f"{error} (the target of a pool tagged {tag!r}: embed both with the same --model {tag}=CHECKPOINT)"
         ) from error
     for part, array in zip(parts, found, strict=True):
-        if array.ndim != 2 or array.dtype.kind != "f":
+        if array.ndim != 2 or not arrays.is_float(array.dtype):
             raise InputError(f"{part}: the target is {array.dtype}{list(array.shape)}, expected floats (rows, dim)")
         if dim is not None and array.shape[1] != dim:
             raise InputError(

@@ -86,6 +86,14 @@ def recognise(head: bytes) -> tuple[str, str]:
     return "", ""
 
 
+def is_pickle(path: str) -> bool:
+    """Whether a path is a pickle, such as torch.save writes."""
+    if not storage.exists(path) or storage.is_folder(path):
+        return False
+    with storage.open_read(path) as file:
+        return kind_of(file.read(HEAD)) == "a pickle"
+
+
 def mistaken(path: str, expected: str, advice: str) -> str:
     """Returns the sentence for a file that isn't of the expected kind; "" if it is, or its kind is unknown.
 

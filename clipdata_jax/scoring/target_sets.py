@@ -15,6 +15,7 @@ from clipdata_jax import storage
 from clipdata_jax.config import NormSim
 from clipdata_jax.embedding import embedder
 from clipdata_jax.errors import InputError, OnBad
+from clipdata_jax.formats import file_kinds
 from clipdata_jax.formats.embedding_shards import read_target
 from clipdata_jax.formats.sources import discovery
 from clipdata_jax.runs import manifest
@@ -113,8 +114,8 @@ class TargetSets:
 
 
 def is_embedded(path: str) -> bool:
-    """Whether a target is embeddings (.npy, .npz or a folder of .npz), not images."""
-    if path.endswith((".npy", ".npz")):
+    """Whether a target is embeddings (.npy, .npz or a folder of .npz), not images; a pickle is meant to be some."""
+    if path.endswith((".npy", ".npz")) or file_kinds.is_pickle(path):
         return True
     at = storage.Folder(path)
     return at.is_folder() and bool(at.files(".npz"))

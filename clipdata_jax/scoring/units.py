@@ -11,7 +11,7 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, OnBad
-from clipdata_jax.formats import arrays, embedding_shards, uids
+from clipdata_jax.formats import embedding_shards, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest
 from clipdata_jax.runs.records import FileEntry
@@ -30,7 +30,7 @@ class ScoreUnit:
       first_row: the unit's first row in the pool.
       uid: shape (n,), u8,u8.
       images: shape (n, d), the dtype on disk; mapped from the file if possible; zeros in masked rows.
-      texts: likewise.
+      texts: likewise; of shape (n, 0) if there are none.
       good: shape (n,), bool: False for masked rows.
       wanted: shape (n,), bool: the good rows to score.
       bad: for each shard, why rows are masked: a code of `embedding_shards.BAD_REASONS`, 255 in skipped shards.
@@ -100,7 +100,8 @@ class UnitReader:
         whole = np.concatenate(uid)
         good = np.concatenate(bad) == 0
         wanted = good if self.subset is None else good & (uids.find(self.subset, whole) >= 0)
-        image_rows, text_rows = self._join(shards, images), self._join(shards, texts)
+        image_rows = self._join(shards, images, self.dim)
+        text_rows = self._join(shards, texts, self.dim if shards[0].texts else 0)
         # A masked row adds nothing to any sum, but NaN times zero would. Of a mapped file this copies its pages only.
         image_rows[~good] = text_rows[~good] = 0
         seconds = time.monotonic() - start
@@ -121,20 +122,21 @@ class UnitReader:
             ]
             emb = embedding_shards.read_shard(shard, self.tag)
             check_dimension(shard, emb.images, self.dim)
-            (images, texts), bad = embedding_shards.find_bad_rows([emb.images, emb.texts], normalize=self.normalize)
+            sides = [emb.images, emb.texts] if shard.texts else [emb.images]
+            sides, bad = embedding_shards.find_bad_rows(sides, normalize=self.normalize)
         except InputError as error:
             if self.on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
             skipped[shard.name] = str(error)
             return _uids_or_zeros(shard), None, None, np.full(shard.rows, _SKIPPED, np.uint8)
-        return emb.uid, images, texts, bad
+        return emb.uid, sides[0], sides[1] if shard.texts else emb.texts, bad
 
-    def _join(self, shards: Sequence[EmbeddingShard], parts: Sequence[np.ndarray | None]) -> np.ndarray:
+    def _join(self, shards: Sequence[EmbeddingShard], parts: Sequence[np.ndarray | None], dim: int) -> np.ndarray:
         """One array of all shards' rows; that of a single shard stays mapped from its file."""
         dtypes = {part.dtype for part in parts if part is not None}
         dtype = np.result_type(*dtypes) if dtypes else np.dtype(np.float16)
         whole = [
-            np.zeros((shard.rows, self.dim), dtype) if part is None else part
+            np.zeros((shard.rows, dim), dtype) if part is None else part
             for shard, part in zip(shards, parts, strict=True)
         ]
         return whole[0] if len(whole) == 1 else np.concatenate(whole)
@@ -150,7 +152,7 @@ def _uids_or_zeros(shard: EmbeddingShard) -> np.ndarray:
 
 def shard_files(shard: EmbeddingShard, *, texts: bool = True) -> list[str]:
     """The files of a shard, each once; without caption embeddings unless `texts`."""
-    return sorted({shard.metadata, shard.images, *([shard.texts] if texts else [])})
+    return sorted({shard.metadata, shard.images, *([shard.texts] if texts and shard.texts else [])})
 
 
 def check_dimension(shard: EmbeddingShard, images: np.ndarray, dim: int) -> None:
@@ -188,7 +190,7 @@ def dimension(pool: EmbeddingPool, tag: str) -> int:
     """The dimension of the pool's embeddings: that of the first shard that can be read."""
     for shard in pool.shards:
         try:
-            return arrays.array_shape(shard.images, f"{tag}_img")[1]
+            return shard.dim(tag)
         except InputError as error:
             last = error
     raise last

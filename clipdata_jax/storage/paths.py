@@ -107,14 +107,17 @@ class Folder(Location):
     def files(self, suffix: str | tuple[str, ...] = "") -> list[str]:
         """Returns the paths of the files directly in the folder, sorted by name; [] if there is no folder.
 
+        Hidden files are nobody's: macOS leaves ._0.parquet beside 0.parquet on some disks.
+
         Args:
           suffix: the end of their names.
 
         Raises:
           InputError: one is a broken symlink.
         """
-        found = [entry for entry in self._entries() if entry["name"].endswith(suffix)]
-        return sorted(self.join(os.path.basename(entry["name"])) for entry in found if self._is_file(entry))
+        named = [(os.path.basename(entry["name"]), entry) for entry in self._entries()]
+        found = [(name, entry) for name, entry in named if name.endswith(suffix) and not name.startswith(".")]
+        return sorted(self.join(name) for name, entry in found if self._is_file(entry))
 
     def _is_file(self, entry: dict[str, Any]) -> bool:
         if entry["type"] in ("file", "directory"):

@@ -165,6 +165,7 @@ def test_many_clusters_are_seeded_in_rounds():
         ("--preset image_based_intersect_clip_score --target t.npy --centroids c.npy", "--arch is None"),
         ("--preset image_based --target t.npy --centroids c.npy --tag b32", "no embeddings tagged 'b32'"),
         ("--preset image_based --target t.npy --centroids c.pt", "pickles, as torch writes, are not loaded"),
+        ("--preset image_based --target c.pt --centroids c.npy", "c.pt: is a pickle, as torch.save writes it, not emb"),
         ("--preset image_based --target t.npy --centroids wide.npy", "float64[3, 20], expected floats of shape (k,"),
         ("--preset image_based --target t.npy --centroids nan.npy", "a centroid is not finite"),
         ("--preset image_based --target wide.npy --centroids c.npy", "the target has dimension 20"),

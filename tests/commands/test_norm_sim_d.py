@@ -264,9 +264,12 @@ def test_images_need_no_captions(tmp_path, clipdata):
         np.savez(tmp_path / f"pool/{index:08d}.npz", b32_img=img)
     assert clipdata(*command, "without.npy").returncode == 0
     assert (tmp_path / "with.npy").read_bytes() == (tmp_path / "without.npy").read_bytes()
-    for index in range(3):
+    for index, img in enumerate(np.split(made["img"], [40, 65])):
         np.savez(tmp_path / f"pool/{index:08d}.npz", b32=img)
-    assert refused(clipdata(*command, "other.npy"), "holds b32; expected <tag>_img, e.g. b32_img")
+    words = "holds b32; expected <tag>_img, e.g. b32_img; name others with --image-key"
+    assert refused(clipdata(*command, "other.npy"), words)
+    assert clipdata(*command, "other.npy", "--image-key", "b32").returncode == 0
+    assert (tmp_path / "with.npy").read_bytes() == (tmp_path / "other.npy").read_bytes()
 
 
 def test_a_broken_shard_stops_or_is_skipped(tmp_path, clipdata):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import fsspec
+import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -277,6 +279,69 @@ def test_clip_retrieval_folders_are_read(tmp_path, pool, clipdata):
     assert done.returncode == 0, done.stderr
     want = (pool["img"].astype(float) * pool["txt"]).sum(axis=1)
     np.testing.assert_allclose(read(tmp_path / "out", "clip_score")["clip_score"], want, atol=1e-6)
+
+
+def test_arrays_of_other_names_are_read(tmp_path, pool, clipdata):
+    """Named by --image-key and --text-key, the embeddings of a target likewise; bfloat16 as NumPy stores it, |V2."""
+    for name, kind in (("other", np.float16), ("bf16", ml_dtypes.bfloat16)):
+        shutil.copytree(tmp_path / "pool", tmp_path / name)
+        for path in (tmp_path / name).glob("*.npz"):
+            with np.load(path) as file:
+                np.savez(path, image_embeddings=file["b32_img"].astype(kind), text=file["b32_txt"].astype(kind))
+    np.savez(tmp_path / "t.npz", image_embeddings=pool["img"][:9], b32_img=pool["img"][:9])
+    flags = ("--target", "t=t.npz", "--scores", "clip_score", "norm_sim", "--p", "inf", 2, "--out")
+    keys = ("--image-key", "image_embeddings", "--text-key", "text")
+    assert clipdata("score", "pool", *flags, "want").returncode == 0
+    for name, within in (("other", 0), ("bf16", 8e-3)):
+        done = clipdata("score", name, *keys, *flags, f"{name}-scores")
+        assert done.returncode == 0, done.stderr
+        names = "clip_score", "norm_sim_inf_t", "norm_sim_2_t"
+        got, want = read(tmp_path / f"{name}-scores", *names), read(tmp_path / "want", *names)
+        for column in names:
+            np.testing.assert_allclose(got[column], want[column], rtol=within)
+    for more, words in (
+        ((), "00000000.npz: holds image_embeddings, text; expected <tag>_img and <tag>_txt, e.g. b32_img; name others"),
+        (("--image-key", "image_embeddings"), "has no embeddings of captions (name their array with --text-key)"),
+        (("--text-key", "text"), "--text-key is 'text', expected no value without --image-key"),
+        (("--image-key", "img"), "holds image_embeddings, text; --image-key img is not among them"),
+    ):
+        done = clipdata("score", "other", *more, "--out", "no")
+        assert done.returncode == 2, done.stdout
+        assert words in done.stderr
+    assert clipdata("plan", "--", "score", "other", *keys, *flags, "no").returncode == 0
+
+
+@pytest.mark.parametrize("form", ["npz", "clip-retrieval"])
+def test_images_without_captions_have_norm_sims(tmp_path, pool, clipdata, form):
+    (tmp_path / "cr/img_emb").mkdir(parents=True)
+    if form == "npz":
+        shutil.copytree(tmp_path / "pool", tmp_path / "cr", dirs_exist_ok=True)
+        (tmp_path / "cr/img_emb").rmdir()
+        for path in (tmp_path / "cr").glob("*.npz"):
+            with np.load(path) as file:
+                np.savez(path, b32_img=file["b32_img"])
+        (tmp_path / "cr/._00000000.npz").write_bytes(b"\0\5\x16\7")  # macOS leaves such files
+    else:
+        (tmp_path / "cr/metadata").mkdir()
+        np.save(tmp_path / "cr/img_emb/img_emb_0.npy", pool["img"])
+        pq.write_table(pa.table({"image_path": ["x.jpg"] * 250}), tmp_path / "cr/metadata/metadata_0.parquet")
+    np.save(tmp_path / "t.npy", pool["img"][5:14])
+    done = clipdata("score", "cr", "--target", "t=t.npy", "--out", "no")
+    assert done.returncode == 2
+    assert "cr: has no embeddings of captions, which clip_score and neg_clip_loss need; images alone" in done.stderr
+    done = clipdata("score", "cr", "--target", "t=t.npy", "--scores", "norm_sim", "--out", "out", "--on-bad", "skip")
+    assert done.returncode == 0, done.stderr
+    want = np.abs(pool["img"].astype(float) @ pool["img"][5:14].astype(float).T).max(axis=1)
+    np.testing.assert_allclose(read(tmp_path / "out", "norm_sim_inf_t")["norm_sim_inf_t"], want, atol=1e-6)
+
+
+def test_torch_files_are_named_with_the_way_to_convert_them(tmp_path, pool, clipdata):
+    with zipfile.ZipFile(tmp_path / "in1k.pt", "w") as file:  # as torch.save writes them
+        file.writestr("in1k/data.pkl", b"\x80\x02}.")
+    done = clipdata("score", "pool", "--target", "in1k=in1k.pt", "--out", "out")
+    assert done.returncode == 2
+    assert "in1k.pt: is a pickle, as torch.save writes it, not embeddings as .npy; pickles are never" in done.stderr
+    assert "numpy.save('target.npy', torch.load('in1k.pt')['image_features'].numpy())" in done.stderr
 
 
 def test_an_output_of_another_run_is_left_alone(tmp_path, pool, clipdata):

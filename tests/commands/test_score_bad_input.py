@@ -69,7 +69,7 @@ def empty(pool: Path) -> None:
         (drop_uid_column, ["00000001.parquet: column 'uid' is missing; it has text"]),
         (bad_uid, ["00000001.parquet: row 0: the uid is 'zzzz", "expected 32 hex digits"]),
         (other_dimension, ["00000001.npz: embeddings of dimension 16, but the pool's first have 32"]),
-        (no_texts, ["00000002.npz: holds b32_img; expected <tag>_img and <tag>_txt"]),
+        (no_texts, ["pool: has no embeddings of captions, which clip_score and neg_clip_loss need; images alone"]),
         (cut_short, ["00000001.npz: damaged or not a NumPy file"]),
         (empty, ["pool: the pool is empty; expected metadata shards"]),
         (no_rows, ["pool: the pool is empty: its 2 shards have no rows"]),
