@@ -23,6 +23,7 @@ from clipdata_jax.filters.languages import Languages
 from clipdata_jax.formats import metadata, uid_files
 from clipdata_jax.formats.uid_sets import UidSorter
 from clipdata_jax.runs import manifest, output
+from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection.work import StepCounts
 
@@ -69,8 +70,8 @@ def run(options: Filter) -> FilterSummary:
     facts = {
         "inputs": [manifest.file_entry(path) for path in preset.inputs],
         "pool_files": [
-            *({"name": part.path, "bytes": part.bytes, "pairs": part.rows} for part in parts),
-            *({"name": path, "bytes": storage.size(path)} for path in preset.arrays),
+            *(FileEntry(part.path, part.bytes) for part in parts),
+            *(FileEntry(path, storage.size(path)) for path in preset.arrays),
         ],
         **preset.facts,
         **dataclasses.asdict(summary),

@@ -91,9 +91,9 @@ def _prepare(
     folder = f"{options.out}.{_WORK}"
     if share.index:
         _wait(share)
-        output = open_output(folder, plan=plan, units=[UNIT])
+        output = open_output(folder, plan=plan, units=[UNIT], share=share, together=True)
     else:
-        output = open_output(folder, plan=plan, units=[UNIT])
+        output = open_output(folder, plan=plan, units=[UNIT], share=share, together=True)
         try:
             _read_rows(output, pool, tag, options, survivors)
             check_steps(options, _facts(output)["rows"], plan.facts["keep"])
@@ -172,12 +172,13 @@ def _select(output: Output, rows: Rows, keep: int, drop: int, options: NormSimD,
     """Takes the remaining steps; the first process writes state and trace after each."""
     path = output.path(_STATE)
     state = State.from_bytes(storage.read_bytes(path)) if storage.exists(path) else State.start(rows)
-    total = sum(rows_scored(int(state.alive.sum()), keep, drop))
+    total = sum(rows_scored(state.trace[0]["rows"], keep, drop))
+    before = total - sum(rows_scored(int(state.alive.sum()), keep, drop))
     last = -(-(len(rows.uid) - keep) // drop)
     first, stop = state.step, last if options.stop_after is None else state.step + options.stop_after
     watch = telemetry.Stopwatch(share.index)
     with (
-        console.bar(total=total, unit="row", name="norm-sim-d") as bar,
+        console.bar(total=total, unit="row", name="norm-sim-d", done=before) as bar,
         profiling.Profiler(options.profile, steps=3) as profiler,
     ):
         while state.trace[-1]["rows"] > keep and state.step < stop:

@@ -17,7 +17,7 @@ from clipdata_jax.formats import score_tables, tars, uids
 from clipdata_jax.report import caption_statistics, comparison, contents, page, text
 from clipdata_jax.report.throughput import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
-from clipdata_jax.runs import manifest, telemetry
+from clipdata_jax.runs import manifest, records, telemetry
 from clipdata_jax.runtime import console
 
 # Parts of a manifest that are shown elsewhere on the page or are too long for it.
@@ -227,7 +227,7 @@ def _absent(plan: contents.Contents, pairs: Mapping[int, page.Pair] | None) -> l
 def _provenance(options: config.Report, made_by: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The facts of each input's manifest, flattened and cut: manifests are untrusted."""
     asked = manifest.describe("report", options)
-    sections = [("This page", {**asked.options, **asked.facts["versions"]})]
+    sections = [("This page", json.loads(records.to_json({**asked.options, **asked.facts["versions"]})))]
     if made_by:
         sections.append(("Subset", _facts(made_by)))
     for folder in options.scores:
@@ -247,7 +247,7 @@ def _facts(described: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flatten(facts: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
     for name, value in facts.items():
-        if isinstance(value, dict) and depth < 3:
+        if isinstance(value, dict) and depth < 3 and "relative" not in value:
             yield from _flatten(value, f"{prefix}{name} ", depth + 1)
             continue
         several = value if isinstance(value, list) else [value]
@@ -255,9 +255,14 @@ def _flatten(facts: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iter
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return ""
+    if value is None or isinstance(value, str):
+        return value or ""
     try:
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        match value:
+            case {"relative": str(path)}:  # a path: the way from where the output lies
+                return path
+            case dict() if len(value) == 1:  # NAME=PATH
+                return "".join(f"{name}={_shown(path)}" for name, path in value.items())
+        return json.dumps(value, ensure_ascii=False)
     except RecursionError:
         return "…"

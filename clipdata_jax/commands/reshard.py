@@ -90,10 +90,11 @@ def run(options: config.Reshard) -> ReshardSummary | None:
     if options.dry_run:
         return _count(list(units.values())[share.index :: share.count], resharder)
     plan = manifest.describe("reshard", options, inputs=[options.subset], pool=paths)
-    output = open_output(options.out, plan=plan, units=list(units))
+    output = open_output(options.out, plan=plan, units=list(units), share=share)
     remaining = output.remaining(share)
     todo = [units[name] for name in remaining[: options.stop_after]]
-    with console.bar(total=len(todo), unit="tar", name="reshard") as bar:
+    before = len(output.units[share.index :: share.count]) - len(remaining)
+    with console.bar(total=before + len(todo), unit="tar", name="reshard", done=before) as bar:
         for done in _write_all(resharder, todo, output, process_count(todo, options)):
             bar.update(done)
     if len(todo) < len(remaining):

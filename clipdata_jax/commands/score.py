@@ -18,7 +18,7 @@ from clipdata_jax.formats import embedding_shards, score_tables, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest, profiling, records, telemetry
 from clipdata_jax.runs.output import Output, Writer, open_output
-from clipdata_jax.runs.records import Facts, Manifest, Receipt, RunPlan
+from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt, RunPlan
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scoring import groups, reference_division, target_sets
 from clipdata_jax.scoring.columns import SCORES, ColumnInputs, Columns, neg_clip_loss_columns
@@ -93,7 +93,7 @@ def run(options: Score) -> Manifest | None:
         plan={name: [[shard.name, shard.rows] for shard in unit] for name, unit in by_name.items()},
         groups=_describe_groups(units, options.neg_clip_loss),
     )
-    output = open_output(options.out, plan=plan, units=list(by_name))
+    output = open_output(options.out, plan=plan, units=list(by_name), share=share)
     todo = output.remaining(share)
     reader = UnitReader(
         tag=tag,
@@ -107,7 +107,9 @@ def run(options: Score) -> Manifest | None:
         check_bad_rows(pool, bad_rows, options.max_bad_rows, example)
 
     now = todo[: options.stop_after]
-    _score_units(output, by_name, now, reader, makers, check, options, share)
+    mine = output.units[share.index :: share.count]
+    before = sum(shard.rows for name in {*mine} - {*todo} for shard in by_name[name])
+    _score_units(output, by_name, now, reader, makers, check, options, share, before)
     if len(now) < len(todo):
         raise StoppedEarly(len(now), len(todo))
     check(_count_bad(output))
@@ -130,7 +132,7 @@ def _planned_rows(options: Score) -> dict[str, int]:
         return {}
     try:
         plan = records.read(RunPlan, out.join(storage.PLAN))
-        if plan.options["pool"] != (options.pool.rstrip("/") or options.pool):
+        if FileEntry.from_json(plan.options["pool"]).name != storage.absolute(options.pool):
             return {}
         return {shard: int(rows) for unit in plan.facts["plan"].values() for shard, rows in unit}
     except (InputError, ValueError, KeyError, TypeError, AttributeError):
@@ -146,15 +148,19 @@ def _score_units(
     check: Callable[[int, tuple[str, int, str] | None], None],
     options: Score,
     share: parallel.Share,
+    before: int,
 ) -> None:
-    """Scores the units to do, this process's that are not done yet; `check` is given the count of bad rows so far."""
+    """Scores the units to do, this process's that are not done yet; `check` is given the count of bad rows so far.
+
+    `before` is the number of rows of this process's units that are done.
+    """
     rows = {name: sum(shard.rows for shard in unit) for name, unit in units.items()}
     first_rows = dict(zip(rows, np.cumsum([0, *rows.values()]).tolist(), strict=False))
     bad_rows = _count_bad(output)
     queue = ((units[name], first_rows[name]) for name in todo)
     watch = telemetry.Stopwatch(share.index)
     with (
-        console.bar(total=sum(rows[name] for name in todo), unit="pair", name="score") as bar,
+        console.bar(total=before + sum(rows[name] for name in todo), unit="pair", name="score", done=before) as bar,
         Writer(output.complete) as writer,
         profiling.Profiler(options.profile, steps=1) as profiler,
     ):

@@ -86,13 +86,13 @@ def _load_tokenizer(options: Train, copy: str) -> Tokenizer:
 def _open(folder: str, plan: RunPlan, share: parallel.Share) -> Output:
     """Opens the output; the first process goes first, so that the others find what it made."""
     if share.count == 1:
-        return open_output(folder, plan=plan, units=[_UNIT])
+        return open_output(folder, plan=plan, units=[_UNIT], share=share, together=True)
     from jax.experimental import multihost_utils
 
     if share.index == 0:
-        open_output(folder, plan=plan, units=[_UNIT])
+        open_output(folder, plan=plan, units=[_UNIT], share=share)
     multihost_utils.sync_global_devices("the output is open")
-    return open_output(folder, plan=plan, units=[_UNIT])
+    return open_output(folder, plan=plan, units=[_UNIT], share=share)
 
 
 def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, output: Output) -> None:

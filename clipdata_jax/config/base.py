@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import unicodedata
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_type_hints
 
 import tyro
 
@@ -28,6 +29,20 @@ SomeTables = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TABLES...", help_
 Profile = Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE]
 StopAfter = Annotated[int | None, tyro.conf.arg(metavar="N"), NONE]
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+_PATHS = re.compile("FILE|FOLDER|PATH|SOURCES|TABLES|TARS")
+
+
+@functools.cache
+def path_options(options: type) -> dict[str, bool]:
+    """The options of a class that are paths, as their metavars say -> whether they may be given as NAME=PATH."""
+    found: dict[str, bool] = {}
+    for name, kind in get_type_hints(options, include_extras=True).items():
+        for metavar in (getattr(one, "metavar", None) for one in getattr(kind, "__metadata__", ())):
+            if metavar and _PATHS.search(metavar):
+                found[name] = "=" in metavar
+    return found
 
 
 def require(condition: bool, flag: str, found: object, expected: str) -> None:

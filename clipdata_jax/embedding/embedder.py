@@ -112,12 +112,14 @@ def embed(
     if single and (before := single_file.finished(out, plan)):
         single_file.tidy(out)
         return EmbedResult(before, was_complete=True)
-    output = open_output(single_file.parts_folder(out) if single else out, plan=plan, units=list(found.units))
+    folder = single_file.parts_folder(out) if single else out
+    output = open_output(folder, plan=plan, units=list(found.units), share=share)
     todo = output.remaining(share)
     now = todo[:stop_after]
     if now:
         units = {name: found.units[name] for name in now}
-        _Embedding(models, settings, output, found.names, share, profile).run(units)
+        done = len(output.units[share.index :: share.count]) - len(todo)
+        _Embedding(models, settings, output, found.names, share, profile).run(units, done)
     if len(now) < len(todo):
         raise StoppedEarly(len(now), len(todo))
     finish = functools.partial(single_file.finish, out, output, plan) if single else output.finish
@@ -199,14 +201,14 @@ class _Embedding:
         self._waiting: collections.deque[Future[list[Batch]]] = collections.deque()
         self._writing: collections.deque[Future[None]] = collections.deque()
 
-    def run(self, units: dict[str, Source]) -> None:
-        """Embeds units in order; those finished before an error are kept."""
+    def run(self, units: dict[str, Source], before: int) -> None:
+        """Embeds units in order, where so many of this process were done `before`; what is finished is kept."""
         self._bar = console.bar(total=None, unit=" images", name="embed")
         ahead = prefetch(units)
         with self._profiler, self._words, self._device, self._writer, self._bar, contextlib.closing(ahead):
             try:
-                for number, unit in enumerate(ahead, 1):
-                    self._bar.set_postfix_str(f"{unit.name}, {number} of {len(units)}", refresh=False)
+                for number, unit in enumerate(ahead, before + 1):
+                    self._bar.set_postfix_str(f"{unit.name}, {number} of {before + len(units)}", refresh=False)
                     shard = self._fill(unit)
                     self._writing.append(self._writer.submit(self._write, unit, shard))
                     if len(self._writing) > 1:

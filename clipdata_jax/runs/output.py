@@ -4,7 +4,8 @@ Every command that fills a folder uses this module. A folder of results holds `_
 the units' own files, one receipt per finished unit under `_receipts/`, `_run.jsonl` (times; on an object store it comes
 last, from the receipts) and, when all units are done, `_manifest.json`. A unit's files appear one by one, each whole;
 its receipt comes last, so a unit with a receipt whose files are all there in the recorded size is done, and any other
-is done again. A folder that holds a plan and nothing else is free for any run, unless a process is at work there.
+is done again. A folder in which no unit is finished is free for any run, unless a process is at work there; what a
+killed process left of its first unit is known from the unit's mark, `_receipts/UNIT.begun`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import threading
 import time
 import weakref
@@ -27,7 +29,7 @@ from clipdata_jax.runs import manifest, records, telemetry
 from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt, RunPlan, UnitTimes
 from clipdata_jax.runtime import console, parallel, threads
 
-_RECEIPTS = "_receipts"
+_RECEIPTS, _MARK = "_receipts", ".begun"
 _Parameters = ParamSpec("_Parameters")
 
 
@@ -51,25 +53,29 @@ class Output:
         """The path of a file in the folder."""
         return self.folder.join(name)
 
+    @functools.cached_property
+    def _lies_in(self) -> str:
+        return storage.parent(storage.absolute(str(self.folder)))
+
     def receipts(self) -> dict[str, Receipt]:
         """The receipts of the units that are done, in order: unit -> receipt.
 
         An object store is asked for listings and the receipts, not for every file.
         """
-        read = functools.partial(self._receipt, listed=self.folder.sizes(), fingerprints=_Fingerprints())
+        read = functools.partial(self._receipt, listed=self.folder.sizes(), inputs=_InputFiles(self._lies_in))
         found = threads.prefetch(read, self.units, threads=self.folder.threads)
         return {unit: receipt for unit, receipt in zip(self.units, found, strict=True) if receipt is not None}
 
-    def _receipt(self, unit: str, listed: Mapping[str, int], fingerprints: _Fingerprints) -> Receipt | None:
+    def _receipt(self, unit: str, listed: Mapping[str, int], inputs: _InputFiles) -> Receipt | None:
         name = f"{_RECEIPTS}/{unit}.json"
         if name not in listed:
             return None
         known = self._known.get(unit)
-        if known is not None and known[0] == listed[name] and _is_good(known[1], listed, fingerprints):
+        if known is not None and known[0] == listed[name] and _is_good(known[1], listed, inputs):
             return known[1]
         with contextlib.suppress(InputError):
             receipt = records.read(Receipt, self.path(name))
-            if _is_good(receipt, listed, fingerprints):
+            if _is_good(receipt, listed, inputs):
                 self._known[unit] = listed[name], receipt
                 return receipt
         return None
@@ -77,14 +83,14 @@ class Output:
     def remaining(self, share: parallel.Share) -> list[str]:
         """The units of this process's share that are not done, in order.
 
-        Any number of processes may have done the others: a share only divides what is left.
+        Any number of processes may have done the others: a share only divides what is left. Says how many were done.
         """
         done = self.receipts()
+        if 0 < len(done) < len(self.units):
+            console.say(f"{len(done):,} of {console.counted(len(self.units), 'unit')} done before, going on", log=True)
         todo = [unit for unit in self.units[share.index :: share.count] if unit not in done]
         if todo and self.folder.exists(manifest.NAME):
-            # Of inputs that are changed now; the last process to finish writes another.
-            with contextlib.suppress(InputError, OSError):  # another process of the run may be faster
-                self.folder.remove(manifest.NAME)
+            self._remove(manifest.NAME)  # of inputs that are changed now; the last process to finish writes another
         return todo
 
     def complete(
@@ -110,7 +116,10 @@ class Output:
         """
         start = time.monotonic()
         self._check_there()
+        mark = f"{_RECEIPTS}/{unit}{_MARK}" if self.folder.is_local and not self._known else ""
         try:
+            if mark:
+                self.folder.write(mark, records.to_json(sorted(parts)))
             entries = {
                 name: FileEntry("", *self.folder.write(name, content, digests=name not in undigested))
                 for name, content in parts.items()
@@ -128,9 +137,15 @@ class Output:
             self.log(times)
         kept_times = None if self.folder.is_local else times
         receipt = Receipt(unit=unit, files=entries, facts=facts, inputs=tuple(marked), times=kept_times)
-        written = records.to_json(receipt)
+        written = records.to_json(receipt, str(self.folder))
         self.folder.write(f"{_RECEIPTS}/{unit}.json", written)
         self._known[unit] = len(written), Receipt.from_json(json.loads(written))
+        if mark:
+            self._remove(mark)
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(InputError, OSError):  # another process of the run may be faster
+            self.folder.remove(name)
 
     def _check_there(self) -> None:
         """Makes sure that the folder is the one that was opened: a lost mount leaves an empty one in its place.
@@ -196,7 +211,9 @@ class Output:
             # Before the manifest, with which the run is done: one that is stopped between the two is continued.
             lines = [receipt.times for receipt in receipts.values() if receipt.times is not None]
             self.folder.write(storage.TIMES, records.to_lines(lines))
-        if self._take_manifest(records.to_json(made), share):
+        for path in self.folder.at(_RECEIPTS).files(_MARK) if self.folder.is_local else ():
+            self._remove(f"{_RECEIPTS}/{path.rpartition('/')[2]}")  # of processes that were killed
+        if self._take_manifest(records.to_json(made, str(self.folder)), share):
             return made
         console.say(f"{who} is done, and so is the run; another process reports on it")
         return None
@@ -211,21 +228,37 @@ class Output:
         return share.count == 1 or (self.was_finished and share.index == 0)
 
 
-def _is_good(receipt: Receipt, listed: Mapping[str, int], fingerprints: _Fingerprints) -> bool:
+def _is_good(receipt: Receipt, listed: Mapping[str, int], inputs: _InputFiles) -> bool:
     """Whether a unit's files are all there, and its inputs as they were."""
     whole = all(listed.get(part) == entry.bytes for part, entry in receipt.files.items())
-    return whole and all(_is_unchanged(entry, fingerprints) for entry in receipt.inputs)
+    return whole and all(map(inputs.is_unchanged, receipt.inputs))
 
 
-class _Fingerprints:
-    """Fingerprints of inputs; in an object store those of a folder come from one listing."""
+class _InputFiles:
+    """Input files and their fingerprints; in an object store those of a folder come from one listing.
 
-    def __init__(self) -> None:
+    Args:
+      folder: that the output lies in.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._lies_in = folder
         self._folders: dict[str, dict[str, str]] = {}
         self._lock = threading.Lock()
 
-    def of(self, path: str) -> str | None:
-        """The fingerprint of a file or folder; None if there is none."""
+    def is_unchanged(self, entry: FileEntry) -> bool:
+        """Whether an input is the file it was: the same size and time, or at least the same bytes."""
+        for path in entry.paths(self._lies_in):
+            if (fingerprint := self._fingerprint(path)) is None:
+                continue
+            if entry.unreadable:  # one that now can be read is as old as it was
+                return not _can_be_read(path)
+            if fingerprint == entry.fingerprint:
+                return True
+            return entry.digest is not None and manifest.file_entry(path).digest == entry.digest
+        return False
+
+    def _fingerprint(self, path: str) -> str | None:
         at = storage.Folder(path)
         if not at.is_local:
             folder = path.rpartition("/")[0]
@@ -237,18 +270,6 @@ class _Fingerprints:
         return at.fingerprint() if at.exists() else None
 
 
-def _is_unchanged(entry: FileEntry, fingerprints: _Fingerprints) -> bool:
-    """Whether an input is the file it was: the same size and time, or at least the same bytes."""
-    fingerprint = fingerprints.of(entry.name)
-    if fingerprint is None:
-        return False
-    if entry.unreadable:  # one that now can be read is as old as it was
-        return not _can_be_read(entry.name)
-    if fingerprint == entry.fingerprint:
-        return True
-    return entry.digest is not None and manifest.file_entry(entry.name).digest == entry.digest
-
-
 def _can_be_read(path: str) -> bool:
     try:
         storage.digest(path)
@@ -257,70 +278,117 @@ def _can_be_read(path: str) -> bool:
     return True
 
 
-def open_output(folder: str, *, plan: RunPlan, units: Sequence[str]) -> Output:
+def open_output(
+    folder: str,
+    *,
+    plan: RunPlan,
+    units: Sequence[str],
+    share: parallel.Share = parallel.ALONE,
+    together: bool = False,
+) -> Output:
     """Opens a folder for a run: new, or one that the same run began before.
 
     Args:
       folder: local path or URL; made if need be.
       plan: all that decides the results (`manifest.describe`).
       units: names of the units of work, in order, each a plain file name.
+      share: this process's; if it has all, a line says whether another process is at work in the folder.
+      together: whether the processes of the run work on every step together, so that no other may.
 
     Raises:
-      InputError: the folder holds something else, or another run's results.
+      InputError: the folder holds something else, or another run's results; or another process is at work there.
     """
     plan = dataclasses.replace(plan, units=tuple(units))
     at = storage.Folder(folder)
-    _replace_unused_plan(at, records.to_json(plan))
+    if at.inner in _held:
+        _held.pop(at.inner)()
+    _take_over(at, plan)
     was_finished = is_done(folder, plan)
     at.sweep()
     if not was_finished:
-        at.write_new(storage.PLAN, records.to_json(plan))
-    lock = storage.hold(at.at(storage.PLAN).inner) if at.is_local else None
+        at.write_new(storage.PLAN, records.to_json(plan, folder))
+    lock, has_others = _hold(at.at(storage.PLAN).inner) if at.is_local else (None, False)
     written = at.read_bytes(storage.PLAN)
-    if written != records.to_json(plan):
-        is_done(folder, plan)  # another run may have begun at the same time
+    is_done(folder, plan)  # another run may have begun at the same time
     output = Output(at, tuple(units), was_finished=was_finished, _plan=written)
     if lock is not None:
         _held[at.inner] = weakref.finalize(output, storage.release, lock)
+    if has_others and share.count == 1 and not was_finished:
+        if together:
+            raise InputError(f"{at}: another process is at work here; wait until it has ended, or choose another --out")
+        does = "each does what it finds undone, and the result is whole"
+        console.say(f"{at}: another process is at work here, too; {does}", log=True)
     return output
 
 
 # By folder. An error that is shown may keep an output of this process alive, but not the run.
 _held: dict[str, Callable[[], object]] = {}
-
-
-def _replace_unused_plan(at: storage.Folder, plan: bytes) -> None:
-    """Replaces the plan of another run that has finished nothing and has no other process on this machine."""
-    if at.inner in _held and _is_unused(at, plan):
-        _held.pop(at.inner)()
-    for _ in range(_TRIES):
-        if not _is_unused(at, plan):
-            return
-        if not at.is_local:
-            at.write(storage.PLAN, plan)
-            return
-        lock = storage.hold(at.at(storage.PLAN).inner, alone=True)
-        if lock is not None:
-            try:
-                if _is_unused(at, plan):
-                    at.write(storage.PLAN, plan)
-                return
-            finally:
-                storage.release(lock)
-        time.sleep(_SECONDS)  # perhaps another process of this run is replacing it
-
-
 _TRIES, _SECONDS = 20, 0.1
 
 
-def _is_unused(at: storage.Folder, plan: bytes) -> bool:
-    """Whether a folder holds nothing but another run's plan."""
-    if [name for name in at.names() if not name.startswith(".")] != [storage.PLAN]:
-        return False
-    written = at.read_bytes(storage.PLAN)
-    with contextlib.suppress(ValueError, RecursionError, InputError):
-        return written != plan and RunPlan.from_json(json.loads(written)).units is not None
-    return False
+def _hold(plan: str) -> tuple[int | None, bool]:
+    """Holds a local plan beside other processes of its run, and says whether there are any."""
+    alone = storage.hold(plan, alone=True)
+    if alone is not None:
+        storage.release(alone)
+    for _ in range(_TRIES):  # another process may hold it alone for a moment
+        if (lock := storage.hold(plan)) is not None:
+            return lock, alone is None
+        time.sleep(_SECONDS)
+    return None, alone is None
+
+
+def _take_over(at: storage.Folder, plan: RunPlan) -> None:
+    """Replaces the plan of another run that has finished nothing and has no other process on this machine."""
+    for _ in range(_TRIES):
+        if (left := _left_by_another(at, plan)) is None:
+            return
+        lock = storage.hold(at.at(storage.PLAN).inner, alone=True) if at.is_local else None
+        if lock is not None or (not at.is_local and not left):
+            try:
+                for name in left if _left_by_another(at, plan) == left else ():
+                    at.remove(name)
+                at.write(storage.PLAN, records.to_json(plan, str(at)))
+                return
+            finally:
+                if lock is not None:
+                    storage.release(lock)
+        time.sleep(_SECONDS)  # perhaps another process of this run is replacing it
+
+
+def _left_by_another(at: storage.Folder, plan: RunPlan) -> set[str] | None:
+    """The files and folders beside the plan of another run that has finished no unit; None if it is not so.
+
+    They are what its units' marks name, and its times.
+    """
+    if not at.exists(storage.PLAN) or at.exists(manifest.NAME):
+        return None
+    try:
+        content = json.loads(at.read_bytes(storage.PLAN))
+        if RunPlan.from_json(content).units is None or not _difference(content, plan, str(at)):
+            return None
+        there = {name for name in at.sizes() if not name.rpartition("/")[2].startswith(".")}
+        known = {name for name in there if name.startswith(f"{_RECEIPTS}/") and name.endswith(_MARK)}
+        for mark in sorted(known):
+            known |= {str(part) for part in json.loads(at.read_bytes(mark))}
+    except (ValueError, RecursionError, InputError, TypeError):
+        return None
+    if not there <= {storage.PLAN, storage.TIMES, *known}:
+        return None
+    left = {name.partition("/")[0] for name in there - {storage.PLAN}}
+    return None if any(at.is_local and os.path.islink(at.at(name).inner) for name in left) else left
+
+
+def _difference(content: Facts, plan: RunPlan, out: str, only: Sequence[str] = ()) -> str:
+    """The first difference of an output's record from this run's plan, in words; "" if they are of the same run."""
+    now = json.loads(records.to_json(plan, out))
+    names = only or {*now, *(content if plan.units is not None else ())}
+    was = {name: content.get(name) for name in names}
+    if plan.units is None and "pool" in was:  # its sizes and digests came when its files were read
+        pool = [entry.without_content() for entry in RunPlan.from_json(content).pool]
+        was["pool"] = json.loads(records.to_json(pool))
+    now = manifest.as_before({name: now.get(name) for name in names}, was)
+    return "" if was == now else manifest.first_difference(was, now)
 
 
 def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False) -> bool:
@@ -353,27 +421,28 @@ def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False) -> bool:
         what = "is not empty" if folder else "already exists"
         raise InputError(f"{out}: {what} and was not written by this command; {advice}")
     data = storage.read_bytes(path)
-    if folder and data == records.to_json(plan):
+    if folder and data == records.to_json(plan, out):
         return at.exists(manifest.NAME)
     try:
         content = json.loads(data)
         before = (RunPlan if folder else Manifest).from_json(content)
     except (ValueError, RecursionError, InputError) as error:
         raise InputError(f"{out}: already exists, and {path} doesn't say what it holds ({error}); {advice}") from error
-    now = json.loads(records.to_json(plan))
-    names = ("command", "options") if ignore_inputs else {*now, *content} if folder else now
-    was = {name: content.get(name) for name in names}
-    if "pool" in was and not folder:  # its sizes and digests came when its files were read
-        was["pool"] = [entry.name for entry in before.pool]
-    if was != (now := {name: now.get(name) for name in names}):
-        difference = manifest.first_difference(was, now)
-        raise InputError(f"{out}: already holds the results of another run ({difference}); {advice}")
+    if difference := _difference(content, plan, out, only=("command", "options") if ignore_inputs else ()):
+        what = "the results"
+        done = len(at.at(_RECEIPTS).files(".json")) if folder else 0
+        if before.units and done < len(before.units):
+            what = f"{done:,} of {console.counted(len(before.units), 'unit')}"
+            advice = f"give that run's command to go on with it, {advice}"
+        raise InputError(f"{out}: already holds {what} of another run ({difference}); {advice}")
+    if folder:
+        return at.exists(manifest.NAME)
     if ignore_inputs or not isinstance(before, Manifest):
         return False
     if [entry.bytes for entry in before.outputs.values()] != [storage.size(out)]:
         return False
     read = [entry for entry in before.read_files() if entry.bytes is not None]
-    return all(_is_unchanged(entry, _Fingerprints()) for entry in read)
+    return all(map(_InputFiles(storage.parent(storage.absolute(out))).is_unchanged, read))
 
 
 _WAITING = 2  # units that it may be behind

@@ -25,7 +25,8 @@ class FileEntry:
     """The record of a file.
 
     Attributes:
-      name: its path; "" where it is the key of a mapping.
+      name: its path, in a record absolute or a URL; "" where it is the key of a mapping.
+      relative: the way to it from the folder that the output lies in; None outside records and in another store.
       bytes: its size; None if only its name is recorded.
       digest: of its bytes; None if not taken.
       files: how many files it holds, if it is a folder.
@@ -39,6 +40,7 @@ class FileEntry:
     files: int | None = None
     fingerprint: str | None = None
     unreadable: bool = False
+    relative: str | None = None
 
     @classmethod
     def from_json(cls, held: object, name: str = "") -> Self:
@@ -47,22 +49,38 @@ class FileEntry:
             return cls(held)
         entry = _mapping(held, "a file's entry")
         name = _field(entry, "name", str, name)
-        digest, fingerprint = (_field(entry, key, str, None) for key in ("digest", "fingerprint"))
+        digest, fingerprint, relative = (_field(entry, key, str, None) for key in ("digest", "fingerprint", "relative"))
         size = _field(entry, "bytes", int, *([None] if "name" in entry else []))
         files = _field(entry, "files", int, None)
-        return cls(name, size, digest, files, fingerprint, "digest" in entry and digest is None)
+        return cls(name, size, digest, files, fingerprint, "digest" in entry and digest is None, relative)
 
     def to_json(self) -> object:
         """The entry as `from_json` reads it."""
-        if self.bytes is None:
-            return self.name
         held = {key: value for key, value in vars(self).items() if value not in (None, "", False)}
         held.pop("unreadable", None)
+        if self.bytes is None:
+            return held if self.relative else self.name
         return {**held, "bytes": self.bytes} | ({"digest": None} if self.unreadable else {})
 
     def without_fingerprint(self) -> Self:
         """The entry as a manifest lists it, which depends on no clock."""
         return dataclasses.replace(self, fingerprint=None)
+
+    def without_content(self) -> Self:
+        """The entry with the file's paths alone."""
+        return type(self)(self.name, relative=self.relative)
+
+    def located(self, folder: str) -> Self:
+        """The entry as the record of an output that lies in `folder`, which is absolute, names it."""
+        if not self.name or self.relative is not None:
+            return self
+        name = storage.absolute(self.name)
+        return dataclasses.replace(self, name=name, relative=storage.relative(name, folder))
+
+    def paths(self, folder: str) -> list[str]:
+        """Where the file of a record may be: on its way from the folder that the output lies in now, or as recorded."""
+        moved = [] if self.relative is None else [storage.resolve(folder, self.relative)]
+        return list(dict.fromkeys([*moved, self.name]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,11 +267,19 @@ def read(kind: type[_Record], path: str) -> _Record:
         raise InputError(f"{path}: {error}") from error
 
 
-def to_json(content: object) -> bytes:
-    """JSON with sorted keys, two spaces, a final newline: the same content gives the same bytes."""
-    text = json.dumps(
-        content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=lambda one: one.to_json()
-    )
+def to_json(content: object, out: str | None = None) -> bytes:
+    """JSON with sorted keys, two spaces, a final newline: the same content gives the same bytes.
+
+    Args:
+      content: a record, or something like it.
+      out: the output that it is the record of, from which files are named; None names them as they are.
+    """
+    folder = None if out is None else storage.parent(storage.absolute(out))
+
+    def plain(one: Any) -> object:
+        return (one.located(folder) if isinstance(one, FileEntry) and folder is not None else one).to_json()
+
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=plain)
     # Names in a tar may not be UTF-8; the surrogates that stand for their bytes are escaped as JSON does it.
     return f"{text}\n".encode(errors="backslashreplace")
 

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
@@ -35,37 +35,64 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A file that should be as recorded; if it isn't, that is a problem of the kind `wrong`."""
+    """A file that should be as recorded.
 
-    path: str
+    Attributes:
+      paths: where it may be, of which the first that exists counts.
+      entry: what is recorded.
+      wrong: the kind of problem if it is something else.
+      unasked: where else it may be, which may not be opened.
+    """
+
+    paths: tuple[str, ...]
     entry: FileEntry
     wrong: str = "damaged"
+    unasked: str = ""
 
     def bytes_to_read(self) -> int:
         """The number of bytes that the check reads."""
         return 0 if self.entry.digest is None else self.entry.bytes or 0
 
-    def problem(self) -> Problem | None:
+    def run(self) -> Checked:
         """Checks in this order that the file may be opened, is there, and has the recorded size and digest."""
+        path = self.paths[0]
         try:
-            if not _may_be_read(self.path):
-                return Problem("refused", self.path, "is not a regular file; not opened")
-            if not storage.exists(self.path):
-                return Problem("missing", self.path, "no such file")
-            text = self._difference()
+            for path in self.paths:
+                if not _may_be_read(path):
+                    return Checked(path, Problem("refused", path, "is not a regular file; not opened"))
+                if storage.exists(path):
+                    break
+            else:
+                path = self.paths[0]
+                others = "".join(f", nor {other}" for other in self.paths[1:])
+                others += f"; {self.unasked} is only asked with --stores" if self.unasked else ""
+                return Checked(path, Problem("missing", path, f"no such file{others}"))
+            text = self._difference(path)
         except (InputError, OSError, ValueError) as error:
-            text = str(error).removeprefix(f"{self.path}: ")
-        return Problem(self.wrong, self.path, text) if text else None
+            text = str(error).removeprefix(f"{path}: ")
+        return Checked(path, Problem(self.wrong, path, text) if text else None)
 
-    def _difference(self) -> str:
-        folder, recorded = storage.is_folder(self.path), self.entry
-        found = manifest.file_entry(self.path) if folder else FileEntry(self.path, storage.size(self.path))
+    def _difference(self, path: str) -> str:
+        folder, recorded = storage.is_folder(path), self.entry
+        found = manifest.file_entry(path) if folder else FileEntry(path, storage.size(path))
         if recorded.bytes not in (None, found.bytes):
             return f"{found.bytes:,} bytes, recorded are {recorded.bytes:,}"
         # Of a file that has no recorded digest not a byte is read.
-        if recorded.digest and recorded.digest != (found.digest if folder else storage.digest(self.path)):
+        if recorded.digest and recorded.digest != (found.digest if folder else storage.digest(path)):
             return "its digest is not the recorded one"
         return ""
+
+
+class Checked(NamedTuple):
+    """The path at which a file was checked, and what is wrong with it."""
+
+    path: str
+    problem: Problem | None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the file is nowhere."""
+        return self.problem is not None and self.problem.kind == "missing"
 
 
 def _may_be_read(path: str) -> bool:
@@ -89,6 +116,7 @@ class CheckedRun:
       path: of the folder or file.
       pool: how inputs are compared: by "digest", by "size", or "no".
       stores: buckets and servers besides its own whose files may be opened where records name them.
+      moved: folders of inputs, as recorded -> where they are now.
       command: that wrote it.
       units: how many units it has, and how many of them have a receipt.
       checks: of its own files.
@@ -99,6 +127,7 @@ class CheckedRun:
     path: str
     pool: str
     stores: tuple[str, ...]
+    moved: Mapping[str, str]
     command: str = "?"
     units: tuple[int, int] = (0, 0)
     checks: list[Check] = dataclasses.field(default_factory=list)
@@ -123,32 +152,55 @@ class CheckedRun:
             elif _leaves(self.path, name):
                 self.add_inside("refused", name, "is a link that leads out of the folder; not opened")
             else:
-                self.checks.append(Check(storage.join(self.path, name), entry))
+                self.checks.append(Check((storage.join(self.path, name),), entry))
+
+    def paths_of(self, entry: FileEntry) -> list[str]:
+        """Where an input may be: where its folder was moved, on its way from the output, or as recorded."""
+        for old, new in self.moved.items():
+            if entry.name == old or entry.name.startswith(f"{old}/"):
+                return [new + entry.name[len(old) :]]
+        return list(map(_shown, entry.paths(storage.parent(storage.absolute(self.path)))))
 
     def add_inputs(self, entries: Iterable[FileEntry]) -> None:
         """Adds the checks of inputs, each once."""
         for entry in entries if self.pool != "no" else ():
             if entry.name not in self.inputs:
                 entry = dataclasses.replace(entry, digest=None) if self.pool == "size" else entry
-                allowed = self.may_open(entry.name)
-                self.inputs[entry.name] = Check(entry.name, entry, "changed") if allowed else None
+                paths = self.paths_of(entry)
+                if allowed := tuple(filter(self._may_open, paths)):
+                    unasked = next((path for path in paths if path not in allowed), "")
+                    self.inputs[entry.name] = Check(allowed, entry, "changed", unasked)
+                else:
+                    self.inputs[entry.name] = None
+                    self.refuse(entry.name)
 
-    def may_open(self, name: str) -> bool:
-        """Whether an input that a record names may be opened; if not, a problem says so, once a store.
+    def _may_open(self, path: str) -> bool:
+        """Whether a path that a record names may be opened.
 
         Reading a file of this machine harms nobody. A request to a store or a server may, in the user's name: these
         get one only where the user named them.
         """
-        store = _store(name)
-        if not store or (store in {_store(self.path), *map(_store, self.stores)} and "::" not in name):
-            return True
+        named = {storage.store_of(one) for one in (self.path, *self.stores, *self.moved.values())}
+        store = storage.store_of(path)
+        return not store or (store in named and "::" not in path)
+
+    def refuse(self, name: str) -> None:
+        """Notes that no request goes to the store that a record names, once a store."""
+        store = storage.store_of(name)
         if not any((problem.kind, problem.path) == ("refused", store) for problem in self.problems):
             text = (
                 f"the records, which may not be your own, name inputs there ({name[:200]!r} for one); not asked:"
                 f" allow it with --stores {store}, or leave inputs out with --pool no"
             )
             self.add("refused", store, text)
-        return False
+
+    def folder_now(self, held: object) -> str | None:
+        """Where a folder that a record names as an option is, if it is there and may be opened."""
+        entry = FileEntry.from_json(held)
+        allowed = list(filter(self._may_open, self.paths_of(entry)))
+        if not allowed:
+            self.refuse(entry.name)
+        return next(filter(storage.exists, allowed), None)
 
 
 def read_folder(run: CheckedRun) -> None:
@@ -222,13 +274,13 @@ def _find_foreign(run: CheckedRun, unknown: Iterable[str]) -> None:
 def _find_added(run: CheckedRun, plan: RunPlan) -> None:
     """Finds shards that the pool has now and the run doesn't know."""
     folder, unreadable = plan.options.get("pool"), plan.facts.get("unreadable")
-    if run.pool == "no" or not isinstance(folder, str) or not run.may_open(folder):
+    if run.pool == "no" or folder is None:
         return
-    known = {entry.name for entry in plan.pool}
-    reasons = tuple(map(str, unreadable)) if isinstance(unreadable, list) else ()
+    known = {path for entry in plan.pool for path in run.paths_of(entry)}
+    reasons = [f"/{reason}" for reason in unreadable] if isinstance(unreadable, list) else []
     with contextlib.suppress(InputError):  # what can't be listed is missing
-        for path in storage.Folder(folder).files((".parquet", ".npz")):
-            if path not in known and not any(reason.startswith(path) for reason in reasons):
+        for path in storage.Folder(now).files((".parquet", ".npz")) if (now := run.folder_now(folder)) else ():
+            if path not in known and not any(f"/{path.rpartition('/')[2]}: " in reason for reason in reasons):
                 run.add("foreign", path, "is in the pool, but was not when the run began")
 
 
@@ -247,7 +299,7 @@ def read_file(run: CheckedRun) -> None:
     if name.rpartition("/")[2] != path.rpartition("/")[2]:
         run.add("damaged", beside, f"is the manifest of {name[:200]!r}")
     if storage.exists(path):
-        run.checks.append(Check(path, entry))
+        run.checks.append(Check((path,), entry))
     else:
         run.add("missing", path, "its manifest is there, the file is not")
     run.add_inputs(made.read_files())
@@ -268,9 +320,6 @@ def _leaves(folder: str, name: str) -> bool:
     return os.path.commonpath([root, os.path.realpath(os.path.join(root, name))]) != root
 
 
-def _store(path: str) -> str:
-    """The bucket or server of an address, "s3://bucket/"; "" for a path of this machine."""
-    if "://" not in path and "::" not in path:
-        return ""
-    scheme, _, rest = path.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}/"
+def _shown(path: str) -> str:
+    """A path as messages name it: in the working folder relative to that."""
+    return path.removeprefix(f"{os.getcwd()}/")

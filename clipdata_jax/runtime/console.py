@@ -15,26 +15,33 @@ HIDDEN = "hidden or system"
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\n\t]")
 
 
-def bar(*, total: int | None, unit: str, name: str) -> Any:
+def bar(*, total: int | None, unit: str, name: str, done: int = 0) -> Any:
     """Makes a tqdm bar with rate and time left, to `update(n)`; in a log file, a line every ten seconds.
 
-    The total is None if it isn't known; nothing is shown if it is 0.
+    The total is None if it isn't known, and includes what was `done` before; nothing is shown if none is left.
     """
     import tqdm as tqdms
 
     notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
     tqdm = importlib.import_module("tqdm.notebook").tqdm if notebook else tqdms.tqdm
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    shown = {} if live else {"file": _Lines(), "mininterval": 10.0, "ncols": 100}
-    return tqdm(total=total, unit=unit, unit_scale=True, desc=name, leave=True, disable=total == 0, **shown)
+    shown: dict[str, Any] = {} if live else {"file": _Lines(), "mininterval": 10.0, "ncols": 100}
+    shown |= {"desc": name, "initial": done, "disable": total == done}
+    return tqdm(total=total, unit=unit, unit_scale=True, leave=True, **shown)
 
 
 class _Lines:
     """Standard error for a bar in a log file: a new line for each update instead of overwriting one."""
 
+    def __init__(self) -> None:
+        self._last = ""
+
     def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
+        line = text.strip("\r\n ")
+        counts = line.partition("[")[0]
+        if line and (counts != self._last or not counts):  # tqdm closes a bar with its last line again
             sys.stderr.write(f"{line}\n")
+        self._last = counts or self._last
 
     def flush(self) -> None:
         sys.stderr.flush()

@@ -7,7 +7,12 @@ with time limits, and the temporary files of a killed process are removed by the
 from __future__ import annotations
 
 from clipdata_jax.storage.local import reserve as reserve
+from clipdata_jax.storage.location import absolute as absolute
 from clipdata_jax.storage.location import join as join
+from clipdata_jax.storage.location import parent as parent
+from clipdata_jax.storage.location import relative as relative
+from clipdata_jax.storage.location import resolve as resolve
+from clipdata_jax.storage.location import store_of as store_of
 from clipdata_jax.storage.paths import Folder as Folder
 from clipdata_jax.storage.paths import digest as digest
 from clipdata_jax.storage.paths import exists as exists

@@ -80,6 +80,8 @@ def explained_reads(path: str) -> Iterator[None]:
     except OSError as error:
         if not (reason := _reason(error)):
             raise
+        if error.filename and error.errno in _FULL:  # an output that is written meanwhile
+            raise
         if error.errno is None or error.errno in _FULL:  # reading fills no disk
             raise StorageError(
                 f"no space left for temporary files in {tempfile.gettempdir()}, while {path} was read; set TMPDIR to"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import posixpath
+import re
 from typing import Any, Self
 
 import fsspec
@@ -12,6 +15,7 @@ from clipdata_jax.errors import InputError
 
 CONNECTIONS = 32
 """Requests made at a time, where many are small."""
+_SCHEME = re.compile(r"\w[\w+.-]+:")  # tfds:mnist/train
 _WEB = ("http", "https")
 _S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
@@ -24,6 +28,63 @@ def join(folder: str, *names: str) -> str:
     's3://bucket/pool/uids/0.npy'
     """
     return "/".join([folder.rstrip("/") if folder != "/" else "", *names])
+
+
+def absolute(path: str) -> str:
+    """Returns a local path from the root, without links resolved; a URL or a name such as tfds:mnist/train as it is.
+
+    >>> absolute("/data/a/../pool/"), absolute("s3://bucket/pool/")
+    ('/data/pool', 's3://bucket/pool')
+    """
+    if "://" in path or "::" in path or (_SCHEME.match(path) and not os.path.exists(path)):
+        return path.rstrip("/")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def store_of(path: str) -> str:
+    """Returns the bucket or server of an address; "" for a path of this machine.
+
+    >>> store_of("s3://bucket/pool/0.tar"), store_of("pool/0.tar")
+    ('s3://bucket/', '')
+    """
+    if "://" not in path and "::" not in path:
+        return ""
+    scheme, _, rest = path.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}/"
+
+
+def parent(path: str) -> str:
+    """Returns the folder that an absolute path or a URL lies in.
+
+    >>> parent("/data/pool"), parent("s3://bucket/a/pool")
+    ('/data', 's3://bucket/a')
+    """
+    return resolve(path, "..")
+
+
+def relative(path: str, folder: str) -> str | None:
+    """Returns the way from a folder to a path, both absolute; None if they are in different stores.
+
+    >>> relative("/data/pool/0.tar", "/data/out"), relative("s3://bucket/pool", "/data")
+    ('../pool/0.tar', None)
+    """
+    store = store_of(path)
+    if store != store_of(folder):
+        return None
+    if path.startswith(f"{folder}/"):
+        return path[len(folder) + 1 :]
+    return posixpath.relpath(f"/{path[len(store) :]}", f"/{folder[len(store) :]}")
+
+
+def resolve(folder: str, relative: str) -> str:
+    """Returns the path at the end of a way from a folder; in a store never above the bucket.
+
+    >>> resolve("/data/out", "../pool/0.tar"), resolve("s3://bucket/out", "../../../pool")
+    ('/data/pool/0.tar', 's3://bucket/pool')
+    """
+    store = store_of(folder)
+    inner = posixpath.normpath(posixpath.join(f"/{folder[len(store) :]}", relative))
+    return f"{store}{inner.lstrip('/')}".rstrip("/") if store else f"/{inner.lstrip('/')}"
 
 
 @dataclasses.dataclass(frozen=True)

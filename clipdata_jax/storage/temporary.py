@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import io
 import os
 import re
 import tempfile
@@ -19,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from clipdata_jax.runtime import stopping
 
@@ -42,11 +43,26 @@ def written(path: str, *, new: bool = False) -> Iterator[BinaryIO]:
     """
     folder, name = os.path.split(path)
     stem = os.path.join(folder, f".{name}.")
-    with _locked(stem, ".tmp", _create) as temporary, open(temporary, "r+b", _BUFFER) as file:
+    with _locked(stem, ".tmp", _create) as temporary, io.BufferedRandom(_Target(temporary, path), _BUFFER) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
         (_link if new else os.replace)(temporary, path)
+
+
+class _Target(io.FileIO):
+    """A temporary file whose errors name the file that it becomes, however deep in other code they are raised."""
+
+    def __init__(self, path: str, target: str) -> None:
+        super().__init__(path, "r+")
+        self._target = target
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            error.filename = self._target
+            raise
 
 
 @contextlib.contextmanager

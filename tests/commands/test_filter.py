@@ -81,7 +81,7 @@ def test_another_model_of_languages_is_taken_where_one_is_given(tmp_path, clipda
     assert "gcld3" in text
     assert "lid.176.ftz" not in text
     inputs = json.loads(Path("subset.npy.manifest.json").read_text())["inputs"]
-    assert [entry["name"] for entry in inputs] == ["lid.176.bin"]
+    assert [entry["relative"] for entry in inputs] == ["lid.176.bin"]
 
 
 @pytest.mark.parametrize("arch", ["b32", "l14"])
@@ -200,10 +200,13 @@ def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
     assert content["without_value"]["original_width"] == len(made.CAPTIONS)
     assert content["without_value"]["text"] == len(made.SIZES)
     assert content["inputs"][0]["name"].endswith("lid.176.ftz")
-    assert sum(part["pairs"] for part in content["pool_files"]) == len(pairs)
+    parts = sorted((tmp_path / "metadata").glob("*.parquet"))
+    assert [(part["name"], part["bytes"]) for part in content["pool_files"]] == [
+        (str(path), path.stat().st_size) for path in parts
+    ]
     done = clipdata("filter", "metadata", "--preset", "no_filter", "--out", "s.npy")
     assert done.returncode == 2
-    assert "already holds the results of another run (options.preset was" in done.stderr
+    assert "already holds the results of another run (--preset was" in done.stderr
     (tmp_path / "s.npy.manifest.json").unlink()
     done = clipdata("filter", "metadata", "--preset", "basic_filter", "--out", "s.npy")
     assert done.returncode == 2

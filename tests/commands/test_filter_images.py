@@ -114,7 +114,7 @@ def test_clusters_are_found_and_kept_for_the_next_run(tmp_path, clipdata):
     content = json.loads((tmp_path / "few.npy.manifest.json").read_text())
     assert few.returncode == 0
     assert 3 <= content["clustered"] < 60
-    assert content["centroids"]["name"] == "few.npy.centroids.npy"
+    assert content["centroids"]["relative"] == "few.npy.centroids.npy"
 
 
 def test_k_means_is_the_same_on_any_number_of_devices_and_finds_the_topics(monkeypatch):

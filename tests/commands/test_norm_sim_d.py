@@ -172,7 +172,7 @@ def test_a_finished_run_is_not_done_again_and_another_ones_subset_stays(tmp_path
     again = clipdata(*command)
     assert (again.returncode, again.stdout) == (0, first.stdout)
     other = clipdata(*command[:-3], 8, *command[-2:])
-    assert refused(other, "already holds the results of another run (options.steps was 7, now 8)")
+    assert refused(other, "already holds the results of another run (--steps was 7, now 8)")
     skewed(tmp_path / "pool", (40, 25, 36), seed=1)
     assert refused(clipdata(*command), "already holds the results of another run")
     (tmp_path / "s.npy.manifest.json").unlink()

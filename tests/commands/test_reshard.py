@@ -247,9 +247,9 @@ def test_wrong_inputs_and_outputs(tmp_path, pool, clipdata):
     assert refused(clipdata("reshard", "pool", "--subset", "s.npy", "--out", "full"), "full: is not empty")
     assert clipdata("reshard", "pool", "--subset", "s.npy", "--out", "good").returncode == 0
     done = clipdata("reshard", "pool", "--subset", "other.npy", "--out", "good")
-    assert refused(done, "good: already holds the results of another run", "options.subset")
+    assert refused(done, "good: already holds the results of another run", "(--subset was")
     write_subset(tmp_path / "s.npy", [uid_number(index) for index in (1, 4, 7, 10, 13)])  # of the same size
-    assert refused(clipdata("reshard", "pool", "--subset", "s.npy", "--out", "good"), "inputs[s.npy].digest was")
+    assert refused(clipdata("reshard", "pool", "--subset", "s.npy", "--out", "good"), "s.npy].digest was")
     assert members(tmp_path / "good/000.tar") == kept(pool / "000.tar", (0, 3, 6, 9))
 
 

@@ -349,7 +349,7 @@ def test_an_output_of_another_run_is_left_alone(tmp_path, pool, clipdata):
     before = (tmp_path / "out" / "00000000.parquet").read_bytes()
     done = clipdata("score", "pool", "--out", "out", *SMALL, "--seed", 1)
     assert done.returncode == 2
-    assert "options.seed was 0, now 1" in done.stderr
+    assert "(--seed was 0, now 1)" in done.stderr
     assert (tmp_path / "out" / "00000000.parquet").read_bytes() == before
     done = clipdata("score", "pool", "--out", "pool", *SMALL)
     assert done.returncode == 2

@@ -188,7 +188,7 @@ def test_a_run_that_failed_before_a_unit_was_done_leaves_its_folder_free(tmp_pat
     refused = clipdata(*command)  # now a unit is done
     assert refused.returncode == 2
     assert (
-        "s: already holds the results of another run (options.normalize was true, now false); choose another --out,"
+        "s: already holds the results of another run (--normalize was true, now false); choose another --out,"
         " or delete the folder" in refused.stderr
     )
     done = clipdata(*command, "--normalize")

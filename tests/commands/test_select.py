@@ -150,7 +150,7 @@ def test_subsets_are_inputs_too(tmp_path, clipdata):
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), np.sort(uid[50:]))
     content = json.loads((tmp_path / "s.npy.manifest.json").read_text())
-    assert "seen.npy" in [entry["name"] for entry in content["inputs"]]
+    assert "seen.npy" in [entry["relative"] for entry in content["inputs"]]
 
 
 def test_a_rule_that_keeps_nothing_is_refused_and_shows_where(tmp_path, clipdata):
@@ -219,9 +219,9 @@ def test_columns_of_others_join_by_uid(tmp_path, clipdata):
     assert "hype: 10 pairs have no score and 0 an infinite one" in done.stdout
     content = json.loads((tmp_path / "s.npy.manifest.json").read_text())
     assert content["joined"]["aesthetic.npy"] == {"rows": 100, "not_in_the_pool": 0, "pairs_found": 100}
-    assert set(files) <= {entry["name"] for entry in content["inputs"]}
+    assert set(files) <= {entry["relative"] for entry in content["inputs"]}
     again = clipdata("select", "scores", "--rule", rule, "--out", "s.npy", "--columns", *files[::-1])
-    assert refused(again, "the results of another run (options.columns was")
+    assert refused(again, "the results of another run (--columns was")
 
 
 def test_columns_of_others_are_renamed_to_identifiers_and_that_is_said(tmp_path, clipdata):
@@ -394,7 +394,7 @@ def test_another_runs_subset_stays(tmp_path, clipdata):
     assert clipdata("select", "scores", "--rule", RULE, "--out", "s.npy").returncode == 0
     before = (tmp_path / "s.npy").read_bytes()
     done = clipdata("select", "scores", "--rule", "top(neg_clip_loss, 0.3)", "--out", "s.npy")
-    assert refused(done, "already holds the results of another run (options.rule was", "choose another --out")
+    assert refused(done, "already holds the results of another run (--rule was", "choose another --out")
     (tmp_path / "s.npy.manifest.json").unlink()
     assert refused(clipdata("select", "scores", "--rule", RULE, "--out", "s.npy"), "was not written by this command")
     assert (tmp_path / "s.npy").read_bytes() == before

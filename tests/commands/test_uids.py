@@ -105,7 +105,7 @@ def test_the_manifest_says_what_the_file_is_made_of(tmp_path, clipdata):
     assert clipdata(*arguments).returncode == 0
     text = (tmp_path / "u.npy.manifest.json").read_bytes()
     content = json.loads(text)
-    assert [entry["name"] for entry in content["inputs"]] == ["mine.npy", "theirs.npy"]
+    assert [entry["relative"] for entry in content["inputs"]] == ["mine.npy", "theirs.npy"]
     assert all(entry["digest"].startswith("sha256:") for entry in content["inputs"])
     assert content["outputs"]["u.npy"]["bytes"] == 128 + 300 * 16
     assert content["uids"] == 300
@@ -120,9 +120,10 @@ def test_another_runs_file_stays(tmp_path, clipdata):
     before = (tmp_path / "u.npy").read_bytes()
     refused(
         clipdata("uids", "minus", "mine.npy", "third.txt", "--out", "u.npy"),
-        'u.npy: already holds the results of another run (options.operation was "union", now "minus")',
+        'u.npy: already holds the results of another run (--operation was "union", now "minus")',
     )
-    refused(clipdata("uids", "union", "mine.npy", "--out", "u.npy"), '(options.files was ["mine.npy", "third.txt"]')
+    others = f'(--files was ["{tmp_path}/mine.npy", "{tmp_path}/third.txt"], now ["{tmp_path}/mine.npy"])'
+    refused(clipdata("uids", "union", "mine.npy", "--out", "u.npy"), others[:60])
     refused(
         clipdata("uids", "union", "mine.npy", "--out", "third.txt"),
         "third.txt: already exists and was not written by this command",

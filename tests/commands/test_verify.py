@@ -24,8 +24,9 @@ PART = "scores/00000001.parquet"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What embed, score, select, uids and reshard write."""
-    folder = tmp_path_factory.mktemp("made")
+    """What embed, score, select, uids and reshard write; moved since."""
+    folder = tmp_path_factory.mktemp("made") / "there"
+    folder.mkdir()
     before = os.getcwd()
     os.chdir(folder)
     try:
@@ -48,7 +49,7 @@ def made(tmp_path_factory):
             assert main(command) == 0
     finally:
         os.chdir(before)
-    return folder
+    return folder.rename(folder.parent / "here")
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_what_is_whole_is_called_good(work, clipdata):
     assert len(lines) == len(outputs)
     assert all(line.endswith("all good") for line in lines)
     assert lines[0].startswith("scores: score, 2 of 2 units done, 3 parts compared by digest, of its inputs 6 files")
-    assert "1 part compared by digest and 1 part by size alone" in lines[-1]
+    assert "2 parts compared by digest and 1 part by size alone" in lines[-1]
     assert "100%" in done.stderr
 
 
@@ -251,3 +252,57 @@ assert main(["verify", "scores", "metadata", "selected", "subset.npy"]) == 0
 assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
 """
     assert run_python(code).count("all good") == 4
+
+
+def test_inputs_are_found_from_any_folder_after_outputs_and_inputs_moved_together(work, clipdata, monkeypatch):
+    monkeypatch.chdir("/")
+    done = clipdata("verify", work / "scores", work / "subset.npy", work / "target.npz")
+    assert done.returncode == 0, done.stdout
+    first, *others = done.stdout.splitlines()
+    assert "of its inputs 6 files compared by digest (6 by the path from the output), all good" in first
+    assert all("by the path from the output" in line for line in others)
+    told = json.loads((work / "scores/_manifest.json").read_bytes())["pool"][0]
+    assert told["name"].endswith("/there/pool/00000000.npz")
+    assert told["relative"] == "pool/00000000.npz"
+
+
+def test_inputs_are_found_in_the_store_to_which_all_was_copied(work, clipdata):
+    for path in sorted([*(work / "pool").rglob("*"), *(work / "scores").rglob("*")]):
+        if path.is_file():
+            storage.write_bytes(f"memory://copied/{path.relative_to(work)}", path.read_bytes())
+    done = clipdata("verify", "memory://copied/scores")
+    assert done.returncode == 0, done.stdout
+    assert "of its inputs 6 files compared by digest (6 by the path from the output)" in done.stdout
+    storage.remove("memory://copied/pool/00000002.npz")
+    assert (
+        "missing: memory://copied/pool/00000002.npz: no such file, nor /"
+        in clipdata("verify", "memory://copied/scores").stdout
+    )
+
+
+def test_inputs_that_stayed_or_were_moved_elsewhere_are_found(tmp_path, clipdata):
+    make_pool(tmp_path / "pool", [20], dim=8)
+    score = ("score", "pool", "--out", "scores", "--scores", "clip_score", "--batch-size", "8")
+    assert clipdata(*score).returncode == 0
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "scores").rename(tmp_path / "elsewhere/scores")
+    done = clipdata("verify", "elsewhere/scores")
+    assert done.returncode == 0, done.stdout
+    assert "of its inputs 2 files compared by digest (2 by the absolute path), all good" in done.stdout
+    (tmp_path / "pool").rename(tmp_path / "renamed")
+    done = clipdata("verify", "elsewhere/scores")
+    assert "missing: elsewhere/pool/00000000.npz: no such file, nor pool/00000000.npz\n" in done.stdout
+    assert done.stderr.endswith("found, listed above; where inputs were moved, say so: --moved FROM=TO\n")
+    done = clipdata("verify", "elsewhere/scores", "--moved", f"{tmp_path}/pool=renamed/")
+    assert done.returncode == 0, done.stdout
+    assert "--moved is 'pool', expected FROM=TO" in clipdata("verify", "elsewhere/scores", "--moved", "pool").stderr
+
+
+def test_the_same_inputs_spelled_otherwise_are_the_same_run_and_so_are_moved_ones(work, clipdata):
+    score = ("--out", "scores", "--scores", "clip_score", "--batch-size", "16", "--group", "2")
+    for pool in ("pool/", work / "pool", "./scores/../pool"):
+        assert clipdata("score", pool, *score).stdout == "Already complete: scores\n"
+    select = ("select", work / "scores", "--rule", "top(clip_score, 0.5)", "--out", work / "subset.npy")
+    assert clipdata(*select).returncode == 0
+    shutil.copytree(work / "pool", work / "other")
+    assert '/there/pool", now "' in clipdata("score", "other", *score).stderr

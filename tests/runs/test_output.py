@@ -1,9 +1,12 @@
 """Units completed in a thread, and the record of their times."""
 
 import json
+import sys
 import threading
+from subprocess import PIPE
 
 import pytest
+from support.processes import started
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
@@ -67,10 +70,11 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_writes_the_plan(tmp_path, 
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(storage.Folder, "names", lambda folder: [])  # each finds the folder empty
+        patch.setattr(output_module, "_left_by_another", lambda *_: None)
         first = open_output(folder, plan=RunPlan(command="a"), units=["u"])
         assert open_output(folder, plan=RunPlan(command="a"), units=["u"]) == first
         before = storage.read_bytes(first.path("_plan.json"))
-        with pytest.raises(InputError, match=r"results of another run \(command was \"a\", now \"b\"\)"):
+        with pytest.raises(InputError, match=r"0 of 1 unit of another run \(command was \"a\", now \"b\"\)"):
             open_output(folder, plan=RunPlan(command="b"), units=["u"])
     assert storage.read_bytes(first.path("_plan.json")) == before
     storage.write_bytes(first.path("_plan.json"), b"{")
@@ -89,8 +93,63 @@ def test_a_folder_where_nothing_was_finished_is_free_once_its_process_is_gone(tm
     open_output(folder, plan=b, units=["u"])  # though `first` is alive in this process, after an error perhaps
     first = open_output(folder, plan=a, units=["u", "v"])
     first.complete("u", {"u.npy": b"1"}, {})
-    with pytest.raises(InputError, match=r"another run .*; choose another --out, or delete the folder"):
+    with pytest.raises(InputError, match=r"holds 1 of 2 units of another run .*; give that run's command"):
         open_output(folder, plan=b, units=["u"])
+
+
+def test_a_unit_that_a_killed_process_wrote_without_a_receipt_locks_no_folder(tmp_path, monkeypatch):
+    folder, a, b = str(tmp_path / "out"), RunPlan(command="a"), RunPlan(command="b")
+    first = open_output(folder, plan=a, units=["u", "v"])
+    parts = {"u_0.npy": b"1", "uids/u_0.npy": b"2"}
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(output_module, "Receipt", lambda **_: 1 / 0)
+        first.complete("u", parts, {}, times=UnitTimes(rows=1, rows_per_second=1))
+    assert sorted(storage.Folder(folder).sizes()) == [
+        "_plan.json", "_receipts/u.begun", "_run.jsonl", "u_0.npy", "uids/u_0.npy",
+    ]  # fmt: skip
+    (tmp_path / "out/mine.txt").write_text("x")
+    with pytest.raises(InputError, match=r"out: already holds 0 of 2 units of another run"):
+        open_output(folder, plan=b, units=["w"])
+    (tmp_path / "out/mine.txt").unlink()
+    other = open_output(folder, plan=b, units=["w"])
+    assert sorted(storage.Folder(folder).sizes()) == ["_plan.json"]
+    other.complete("w", parts, {})
+    assert other.finish(lambda receipts: {}) is not None
+    assert not any(name.endswith(".begun") for name in other.folder.sizes())
+
+
+OTHER = """
+import sys
+from clipdata_jax.runs.output import open_output
+from clipdata_jax.runs.records import RunPlan
+output = open_output(sys.argv[1], plan=RunPlan(command="a"), units=["u"])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_process_at_work_in_the_folder_is_said_or_refused(tmp_path, capsys):
+    folder, plan = str(tmp_path / "out"), RunPlan(command="a")
+    with started([sys.executable, "-c", OTHER, folder], stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdout.readline() == "open\n"
+        open_output(folder, plan=plan, units=["u"], share=parallel.Share(0, 2))
+        assert not capsys.readouterr().err
+        output = open_output(folder, plan=plan, units=["u"])
+        assert capsys.readouterr().err.startswith(f"{folder}: another process is at work here, too; each does")
+        with pytest.raises(InputError, match="another process is at work here; wait until it has ended"):
+            open_output(folder, plan=plan, units=["u"], together=True)
+        output.complete("u", {"u.npy": b"1"}, {})
+        output.finish(lambda receipts: {})
+        open_output(folder, plan=plan, units=["u"], together=True)  # nothing is left to do
+        assert not capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_says_how_much_was_done(tmp_path, capsys):
+    for begun in (0, 1):
+        output = open_output(str(tmp_path / "out"), plan=RunPlan(command="a"), units=["u", "v", "w"])
+        assert len(output.remaining(parallel.ALONE)) == 3 - begun
+        assert capsys.readouterr().err == "1 of 3 units done before, going on\n" * begun
+        output.complete("u", {"u.npy": b"1"}, {})
 
 
 def test_a_run_whose_folder_another_took_over_stops_before_it_writes():

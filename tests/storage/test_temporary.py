@@ -12,6 +12,7 @@ import time
 import pytest
 
 from clipdata_jax import storage
+from clipdata_jax.errors import InputError
 from clipdata_jax.storage import temporary
 
 WRITER = """
@@ -139,3 +140,13 @@ def test_a_scratch_folder_removed_before_it_was_locked_is_made_again(tmp_path, m
     with storage.scratch("clipdata-") as folder:
         assert swept
         assert os.listdir(tmp_path) == [os.path.basename(folder)] != swept
+
+
+def test_a_full_disk_is_blamed_on_the_output_that_fills_it(tmp_path, monkeypatch):
+    (tmp_path / "in.tar").write_bytes(b"1" * 9)
+    monkeypatch.setattr(temporary, "_create", lambda path: os.symlink("/dev/full", path))
+    words = rf"{tmp_path}/out.tar: can't be written \(no space left on device\)$"
+    with pytest.raises(InputError, match=words), storage.open_write(str(tmp_path / "out.tar")) as out:
+        with storage.open_read(str(tmp_path / "in.tar")) as file:  # whose reading fills no disk, nor TMPDIR
+            out.write(file.read() * 100_000)
+    assert not hidden(tmp_path)
