@@ -146,7 +146,7 @@ def test_a_full_disk_is_blamed_on_the_output_that_fills_it(tmp_path, monkeypatch
     (tmp_path / "in.tar").write_bytes(b"1" * 9)
     monkeypatch.setattr(temporary, "_create", lambda path: os.symlink("/dev/full", path))
     words = rf"{tmp_path}/out.tar: can't be written \(no space left on device\)$"
-    with pytest.raises(InputError, match=words), storage.open_write(str(tmp_path / "out.tar")) as out:
-        with storage.open_read(str(tmp_path / "in.tar")) as file:  # whose reading fills no disk, nor TMPDIR
-            out.write(file.read() * 100_000)
+    write, read = storage.open_write(str(tmp_path / "out.tar")), storage.open_read(str(tmp_path / "in.tar"))
+    with pytest.raises(InputError, match=words), write as out, read as file:  # reading fills no disk, nor TMPDIR
+        out.write(file.read() * 100_000)
     assert not hidden(tmp_path)
