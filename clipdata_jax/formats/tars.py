@@ -7,7 +7,7 @@ import functools
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import BinaryIO, TypeVar
 
 from clipdata_jax import storage
@@ -269,13 +269,18 @@ def find_tars(patterns: Sequence[str]) -> list[str]:
     return [path for path, _ in found]
 
 
-def in_folder(at: storage.Folder) -> list[str]:
+def in_folder(at: storage.Folder, names: Collection[str] | None = None) -> list[str]:
     """The tars in a folder and the folders below it, sorted; none that are hidden or in a hidden folder.
+
+    Args:
+      at: the folder.
+      names: of all files in it and below, in order, where they have been listed already.
 
     Raises:
       InputError: one is part of an unfinished run.
     """
-    names = [path[len(at.path.rstrip("/")) + 1 :] for path in at.tree()]
+    if names is None:
+        names = [path[len(at.path.rstrip("/")) + 1 :] for path in at.tree()]
     found = [name for name in names if name.endswith(".tar") and not storage.is_hidden(name)]
     plans = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == storage.PLAN}
     for folder in sorted(plans & {name.rpartition("/")[0] for name in found}):
@@ -297,7 +302,9 @@ def check_repeats(found: Sequence[tuple[str, str]]) -> None:
     for path, pattern in found:
         folder, slash, name = path.rstrip("/").rpartition("/")
         is_local = not path.startswith("tfds:") and "://" not in path
-        same = f"{real((folder + slash) or '.')}/{name}" if is_local else path
+        same = path
+        if is_local:
+            same = real(path) if os.path.isdir(path) else f"{real((folder + slash) or '.')}/{name}"
         if same in seen:
             other, by = seen[same]
             ways = f"by {by!r} and {pattern!r}" if by != pattern else f"by {pattern!r}"

@@ -12,9 +12,11 @@ from clipdata_jax.storage.retries import call
 
 _WILD = "*?["
 _BRACES = re.compile(r"\{([^{}]*)\}")
-# Files and folders that systems and file managers leave, besides those that begin with a dot; in lower case.
-_SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
-_SYSTEM |= {"system volume information"}
+# Files and folders that systems and file managers leave, besides those that begin with a dot.
+_SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found")
+_HIDDEN = re.compile(
+    rf"(?:^|/)(?:\.|(?:{'|'.join(map(re.escape, _SYSTEM))}|system volume information)(?:/|$))", re.IGNORECASE
+)
 # Protocols of fsspec that need another one after "::".
 _WRAPPERS = ("blockcache", "cached", "dir", "filecache", "libarchive", "reference", "simplecache", "tar", "zip")
 
@@ -55,7 +57,7 @@ def is_hidden(name: str) -> bool:
     >>> is_hidden("a/._0.tar"), is_hidden(".ipynb_checkpoints/0.jpg"), is_hidden("@eaDir/0.jpg"), is_hidden("a/0.tar")
     (True, True, True, False)
     """
-    return any(part.startswith(".") or part in _SYSTEM for part in name.lower().split("/"))
+    return _HIDDEN.search(name) is not None
 
 
 def split_joined(patterns: Sequence[str]) -> list[str]:

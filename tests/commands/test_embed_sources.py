@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import CAPTIONS, make_checkpoint
 from support.images import jpeg, write_pairs
 from support.tfds_images import prepare
 
+from clipdata_jax.formats import tars
 from clipdata_jax.formats.sources import discovery
 
 ROOT = Path(__file__).parents[2]
@@ -77,8 +79,6 @@ def test_a_table_gives_what_the_same_pairs_in_a_tar_give(tmp_path, small, clipda
         rows = [f"{name},{caption}" for name, caption in zip(names, captions, strict=True)]
         (tmp_path / "pairs" / "metadata.csv").write_text("\n".join(["file_name,caption", *rows]))
     else:
-        import pyarrow as pa
-
         table = pa.table({"file_name": names, "caption": captions})
         pq.write_table(table, tmp_path / "pairs" / "metadata.parquet")
     write_pairs(tmp_path / "0.tar", range(9))
@@ -94,6 +94,34 @@ def test_a_table_gives_what_the_same_pairs_in_a_tar_give(tmp_path, small, clipda
     assert columns["text"] == captions
     assert columns["key"] == names
     assert len(set(columns["uid"])) == 9
+
+
+def test_captions_beside_images_are_embedded_as_in_a_tar(tmp_path, small, clipdata):
+    write_pairs(tmp_path / "0.tar", range(5))
+    (tmp_path / "p" / "00000").mkdir(parents=True)
+    for key, members, _ in tars.group_members("0.tar", tars.read_members("0.tar")):
+        for extension, data in members.items():
+            (tmp_path / "p" / "00000" / f"{key}.{extension}").write_bytes(data)
+    pq.write_table(pa.table({"url": ["u"] * 5}), tmp_path / "p" / "00000.parquet")  # of the downloader
+    flags = ("--model", small, "--batch-size", 4)
+    assert clipdata("embed", "0.tar", *flags, "--out", "of_tar").returncode == 0
+    done = clipdata("embed", "p", *flags, "--out", "of_folder")
+    assert done.returncode == 0, done.stderr
+    assert "Embedded 5 pairs" in done.stdout
+    assert "Passed over 1 file that is not an image: .parquet 1" in done.stdout
+    found, wanted = arrays(tmp_path / "of_folder" / "p.npz"), arrays(tmp_path / "of_tar" / "0.npz")
+    for name in ("clip_img", "clip_txt"):
+        np.testing.assert_array_equal(found[name], wanted[name])
+    (tmp_path / "p" / "00000" / "00001.txt").unlink()
+    (tmp_path / "p" / "00000" / "00003.jpg").unlink()
+    done = clipdata("embed", "p/00000", *flags, "--out", "less")
+    assert done.returncode == 2
+    assert "p/00000: sample '00001.jpg': no caption: expected a .txt" in done.stderr
+    done = clipdata("embed", "p/00000", *flags, "--out", "less", "--on-bad", "skip")
+    assert done.returncode == 0, done.stderr
+    assert "Skipped 2 samples" in done.stdout
+    skipped = json.loads((tmp_path / "less" / "_manifest.json").read_text())["skipped_samples"]
+    assert [one["key"] for one in skipped] == ["00001.jpg", "00003.txt"]
 
 
 def test_a_missing_file_of_a_table_is_named_or_listed(tmp_path, small, clipdata):
@@ -246,8 +274,6 @@ def test_several_captions_of_a_image_are_several_pairs(tmp_path, small, clipdata
 
 
 def test_paths_that_no_file_can_have_are_listed(tmp_path, small, clipdata):
-    import pyarrow as pa
-
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
     names = pa.array(["a.jpg", "zero\0.jpg", "x" * 300, "/proc/self/mem", "no://scheme"])
     table = pa.table({"path": names.dictionary_encode(), "text": ["a"] * 5})

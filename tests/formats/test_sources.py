@@ -104,8 +104,65 @@ def test_a_folder_of_images_is_cut_into_units(tmp_path, monkeypatch):
     before = found.facts
     (tmp_path / "p" / "b.png").write_bytes(b"longer than it was")
     assert find(tmp_path / "p", images_only=True).facts != before
-    with pytest.raises(InputError, match=r"p: the folder holds no \.tar file"):
+    with pytest.raises(InputError, match=r"p: the folder holds 3 images, but no \.txt or \.json with a caption beside"):
         find(tmp_path / "p")
+
+
+def test_captions_lie_beside_the_images_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipdata_jax.formats.sources.source.ROWS", 2)
+    files = {
+        "00000.parquet": b"log",
+        "00000_stats.json": b"{}",
+        "README.txt": b"about",
+        "00000/a.jpg": b"A",
+        "00000/a.txt": b"an a",
+        "00000/a.json": b'{"caption": "other"}',
+        "00000/b.PNG": b"B",
+        "00000/b.JSON": b'{"caption": "a b"}',
+        "00000/c.v2.jpg": b"C",
+        "00000/c.v2.txt": b"a c",
+        "00000/d.jpg": b"D",
+        "00000/e.txt": b"no image",
+        "00000/.a.txt": b"hidden",
+    }
+    for name, data in files.items():
+        path = tmp_path / "p" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    pq.write_table(pa.table({"url": ["u"] * 4}), tmp_path / "p" / "00000.parquet")
+    (tmp_path / "p" / "00000" / "loop").symlink_to(tmp_path / "p", target_is_directory=True)
+    found = find(tmp_path / "p")
+    samples = read(found)
+    assert [(sample.key, sorted(sample.members)) for sample in samples] == [
+        ("00000/a.jpg", ["json", "txt"]),
+        ("00000/b.PNG", ["json"]),
+        ("00000/c.v2.jpg", ["txt"]),
+        ("00000/d.jpg", []),
+        ("00000/e.txt", ["txt"]),
+    ]
+    assert [sample.image() for sample in samples] == [b"A", b"B", b"C", b"D", None]
+    assert len(found.units) == 3
+    assert found.passed_over == {".parquet": 1, ".json": 1, ".txt": 1, "hidden or system": 1}
+    assert found.facts[0]["images"] == 4
+    keys = [sample.key for sample in read(find(tmp_path / "p", images_only=True))]
+    assert keys == [sample.key for sample in samples[:4]]
+    before = found.facts
+    (tmp_path / "p" / "00000" / "a.txt").write_bytes(b"another caption")
+    assert find(tmp_path / "p").facts != before
+    (tmp_path / "q").symlink_to(tmp_path / "p", target_is_directory=True)
+    for other in ("q", "p/", "p/00000", "p/../p"):
+        with pytest.raises(InputError, match=r"named twice|lies in"):
+            find(tmp_path / "p", f"{tmp_path}/{other}")
+
+
+def test_a_table_of_other_things_beside_images_is_passed_over(tmp_path):
+    for name, data in {"a.jpg": b"A", "a.txt": b"an a", "labels.csv": b"id,label\n1,2\n"}.items():
+        (tmp_path / name).write_bytes(data)
+    found = find(tmp_path)
+    assert [sample.key for sample in read(found)] == ["a.jpg"]
+    assert found.passed_over == {".csv": 1}
+    with pytest.raises(InputError, match="--caption-column is 'label', but none of the sources is a table"):
+        find(tmp_path, caption_column="label")
 
 
 def test_unit_names_are_unique(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def find_sources(patterns: Sequence[str], *, images_only: bool, reading: Reading
     Args:
       patterns: tars, `{000..099}.tar`, `*.tar`, folders of tars; parquet files with the images inside, or folders
         of them; `.csv`, `.tsv` or `.parquet` tables of images and captions, or a folder with one of them;
-        `tfds:name/split`; folders of images if `images_only`.
+        `tfds:name/split`; folders of images, with captions beside them unless `images_only`.
       images_only: whether captions aren't needed.
       reading: which columns hold images, captions and ids.
 
@@ -135,7 +135,6 @@ class _Finder:
 
     def _add_table(self, path: str) -> None:
         """Adds a table, or a parquet file with the images inside."""
-        self._has_tables = True
         footer = self._footers.get(path)
         if isinstance(footer, InputError):
             self.found.append((path, [BrokenSource(path, footer)]))
@@ -145,13 +144,14 @@ class _Finder:
         else:
             types = None if footer is None else footer[1]
             self._add_rows(caption_tables.open_table(path, types, self._reading, need_caption=not self._images_only))
+        self._has_tables = True
 
     def _add_folder(self, at: storage.Folder) -> None:
-        if inside := tars.in_folder(at):
+        sizes = dict(sorted(at.sizes().items()))
+        if inside := tars.in_folder(at, sizes):
             self.found += [(tar, [TarSource(tar)]) for tar in inside]
             return
         storage.check_finished(at)
-        sizes = at.sizes()
         names = [name for name in sizes if not storage.is_hidden(name)]
         footers = _read_footers(map(at.join, names))
         self._footers |= footers

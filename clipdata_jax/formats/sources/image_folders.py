@@ -1,37 +1,69 @@
-"""Folders of images, found by their content."""
+"""Folders of images, found by their content, and the captions beside them."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import file_kinds, tars
+from clipdata_jax.formats.sample_uids import TEXT_BYTES
 from clipdata_jax.formats.sources.source import Source, spans
 from clipdata_jax.runtime import console, threads
+
+# Captions, and files that are never looked into for images: there may be as many as images.
+_TEXTS = ("txt", "json")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """Some images of a folder and its subfolders, without captions; the keys are their names."""
+    """Some images of a folder and the folders below it, with what lies beside them; the keys are their names.
+
+    Attributes:
+      path: the folder.
+      names: of the images; a .txt without an image stands for the sample that lacks it.
+      texts: of each image the .txt and the .json of the same stem, as far as they are there; () if captions aren't
+        needed.
+    """
 
     path: str
     names: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return ()
 
     def image_files(self) -> tuple[str, ...]:
-        return tuple(storage.join(self.path, name) for name in self.names)
+        return tuple(storage.join(self.path, name) for name in self.names if _ending(name) not in _TEXTS)
 
     def samples(self) -> Iterator[tars.RawSample]:
-        for name, path in zip(self.names, self.image_files(), strict=True):
-            yield tars.ImageFileSample(name, {}, {}, path)
+        if not self.texts:
+            for name, path in zip(self.names, self.image_files(), strict=True):
+                yield tars.ImageFileSample(name, {}, {}, path)
+            return
+        at = storage.Folder(self.path)
+        read = functools.partial(_sample, at)
+        yield from threads.prefetch(read, zip(self.names, self.texts, strict=True), threads=at.threads)
+
+
+def _sample(at: storage.Folder, files: tuple[str, tuple[str, ...]]) -> tars.RawSample:
+    name, texts = files
+    members = {}
+    for text in texts:
+        with contextlib.suppress(InputError), at.open_read(text) as file:
+            members[_ending(text)] = file.read(TEXT_BYTES + 1)  # a longer one is refused by its length
+    names = {_ending(one): one for one in (name, *texts)}
+    if name in texts:
+        return tars.RawSample(name, members, names)
+    return tars.ImageFileSample(name, members, names, at.join(name))
 
 
 def open_folder(
@@ -46,20 +78,51 @@ def open_folder(
       passed_over: ending -> number of files.
 
     Raises:
-      InputError: captions are needed, or there is no image.
+      InputError: there is no image, or captions are needed and no image has one.
     """
     names, others = _split_images(at, sizes)
-    if not images_only:
-        hint = "; --images-only embeds the images in it, without captions" if names else ""
-        raise InputError(f"{at}: the folder holds no .tar file; expected webdataset tars{hint}")
     if not names:
-        held = f"; {console.passed_over(others).lower()}" if others else ""
-        raise InputError(f"{at}: the folder holds neither .tar files nor images{held}")
-    passed_over += others
-    digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in names]).encode()).hexdigest()
-    cut: list[Source] = [ImageFolder(at.path, tuple(names[start:stop])) for start, stop in spans(len(names))]
-    total = sum(sizes[name] for name in names)
-    return cut, {"name": at.path, "images": len(names), "bytes": total, "names_and_sizes": f"sha256:{digest}"}
+        counts = console.passed_over(count_by_ending(others)).lower()
+        raise InputError(f"{at}: the folder holds neither .tar files nor images{counts and f'; {counts}'}")
+    found = len(names)
+    texts: dict[str, tuple[str, ...]] = {}
+    if not images_only:
+        texts = _texts_of(names, others)
+        if not any(texts[name] for name in names):
+            raise InputError(
+                f"{at}: the folder holds {console.counted(found, 'image')}, but no .txt or .json with a caption beside"
+                " them; --images-only embeds the images alone"
+            )
+        names = sorted(texts)
+        used = set(itertools.chain(*texts.values()))
+        others = [name for name in others if name not in used]
+    passed_over += count_by_ending(others)
+    listed = sorted({*names, *itertools.chain(*texts.values())})
+    digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in listed]).encode()).hexdigest()
+    cut: list[Source] = [
+        ImageFolder(at.path, tuple(some), tuple(texts[name] for name in some) if texts else ())
+        for some in (names[start:stop] for start, stop in spans(len(names)))
+    ]
+    total = sum(sizes[name] for name in listed)
+    return cut, {"name": at.path, "images": found, "bytes": total, "names_and_sizes": f"sha256:{digest}"}
+
+
+def _texts_of(images: Sequence[str], others: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The texts of each image, and each .txt that lies among images but belongs to none."""
+    texts: dict[str, list[str]] = {}
+    for name in others:
+        if _ending(name) in _TEXTS and not storage.is_hidden(name):
+            texts.setdefault(name.rpartition(".")[0], []).append(name)
+    found = {name: tuple(texts.get(name.rpartition(".")[0], ())) for name in images}
+    used, folders = set(itertools.chain(*found.values())), {name.rpartition("/")[0] for name in images}
+    for several in texts.values():
+        lone = [name for name in several if _ending(name) == "txt" and name not in used]
+        found |= {name: tuple(several) for name in lone if name.rpartition("/")[0] in folders}
+    return found
+
+
+def _ending(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[2].lower()
 
 
 def count_by_ending(names: Iterable[str]) -> Counter[str]:
@@ -71,20 +134,22 @@ def count_by_ending(names: Iterable[str]) -> Counter[str]:
     return found
 
 
-def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], Counter[str]]:
-    """The names of a folder's images, sorted, and the number of its other files by ending.
+def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The names of a folder's images, sorted, and of its other files.
 
     A file that is named as an image counts as one, so that a broken one is an error; others are judged by their first
     bytes.
     """
-    images, unknown, others = [], [], []
+    images: list[str] = []
+    unknown: list[str] = []
+    others: list[str] = []
     for name in names:
         if storage.is_hidden(name):
             others.append(name)
-        elif name.rpartition(".")[2].lower() in tars.IMAGE_EXTENSIONS:
+        elif _ending(name) in tars.IMAGE_EXTENSIONS:
             images.append(name)
         else:
-            unknown.append(name)
+            (others if _ending(name) in _TEXTS else unknown).append(name)
 
     def head(name: str) -> bytes:
         try:
@@ -98,4 +163,4 @@ def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], 
             images.append(name)
         else:
             others.append(name)
-    return sorted(images), count_by_ending(others)
+    return sorted(images), others
