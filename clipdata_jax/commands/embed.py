@@ -43,11 +43,11 @@ def run(options: Embed) -> Manifest | None:
 def _summary(content: Facts, options: Embed) -> str:
     """The counts of what was embedded and what was left out."""
     noun = "image" if options.images_only else "pair"
-    lines = [
-        f"Embedded {console.counted(content['pairs'], noun)} as {tag}, dimension {model['dim']}, temperature"
-        f" {model['temperature']:.4g}: {options.out}"
-        for tag, model in content["models"].items()
-    ]
+    lines = []
+    for tag, model in content["models"].items():
+        temperature = f", temperature {model['temperature']:.4g}" if "temperature" in model else ""
+        count = console.counted(content["pairs"], noun)
+        lines.append(f"Embedded {count} as {tag}, dimension {model['dim']}{temperature}: {options.out}")
     if content["repeated_uids"]:
         lines.append(f"{content['repeated_uids']:,} pairs repeat a uid of their file")
     lines.append(pool_names.repeats_text(content.get("repeated_names", {})))

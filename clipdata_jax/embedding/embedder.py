@@ -135,10 +135,11 @@ class _Model:
 
         self.tag, self._checkpoint, self._batch_size = tag, checkpoint, settings.batch_size
         self._model = models.load_clip(checkpoint, dtype=settings.dtype, sharding=parallel.replicated())
+        temperature = self._model.temperature
         self.facts = {
             "name": os.path.basename(os.path.normpath(checkpoint)),
             "digest": models.checkpoint_digest(checkpoint),
-            "temperature": float(np.asarray(self._model.temperature)),
+            **({} if temperature is None else {"temperature": float(np.asarray(temperature))}),
             "dim": self._model.config.embed_dim,
         }
 

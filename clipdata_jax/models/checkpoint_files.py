@@ -23,11 +23,12 @@ OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 TOKENIZER = "tokenizer.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
-
-SENTENCES = "spiece.model"
+# sentencepiece's vocabularies, as SigLIP's, XLM-V's and Gemma's folders name them.
+SENTENCES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 SETTINGS = (CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR, PROCESSOR)
-_TOKENS = (TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS, SENTENCES)
+_TOKENS = (TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS, *SENTENCES)
+_HUB, _LOCAL = "hf-hub:", "local-dir:"  # open_clip's prefixes of names
 # The form of a repository's name on the Hugging Face hub, "owner/name".
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -36,19 +37,25 @@ def checkpoint_folder(path: str | Path) -> Path:
     """Returns the folder of a checkpoint: `path` itself, or a download if it is not a folder but "owner/name".
 
     Args:
-      path: a folder, or the name of a repository on the Hugging Face hub; a cached copy needs no network.
+      path: a folder (also of the hub's cache, `models--owner--name`), or the name of a repository on the Hugging
+        Face hub; a cached copy needs no network. open_clip's prefixes `local-dir:` and `hf-hub:` say which.
 
     Raises:
       InputError: neither a folder nor a repository that can be downloaded.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise InputError(f"{path} is a file, expected a folder with {CONFIG} and {WEIGHTS}; give its folder")
-    if isinstance(path, str) and _HUB_NAME.fullmatch(path):
-        return _download(path)
-    raise InputError(f"{path}: no such folder; expected a folder of {CONFIG}, {WEIGHTS} and a tokenizer")
+    name = str(path)
+    if not name.startswith(_HUB):
+        folder = Path(name.removeprefix(_LOCAL))
+        if folder.is_dir():
+            return _snapshot(folder)
+        if folder.is_file():
+            raise InputError(f"{path} is a file, expected a folder with {CONFIG} and {WEIGHTS}; give its folder")
+    if isinstance(path, str) and _HUB_NAME.fullmatch(found := name.removeprefix(_HUB)):
+        return _download(found)
+    hint = (
+        "" if "/" in name else "; a model of the Hugging Face hub is named owner/name, open_clip's names aren't known"
+    )
+    raise InputError(f"{path}: no such folder; expected a folder of {CONFIG}, {WEIGHTS} and a tokenizer{hint}")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -86,6 +93,20 @@ def replace_file(file: Path) -> Iterator[Path]:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _snapshot(folder: Path) -> Path:
+    """The checkpoint in a repository's folder in the hub's cache: what its main branch is, or the only snapshot."""
+    snapshots, main = folder / "snapshots", folder / "refs" / "main"
+    if (folder / CONFIG).is_file() or not snapshots.is_dir():
+        return folder
+    there = sorted(found for found in snapshots.iterdir() if found.is_dir())
+    named = snapshots / main.read_text(encoding="utf-8").strip() if main.is_file() else None
+    if named in there:
+        return named
+    if len(there) == 1:
+        return there[0]
+    raise InputError(f"{snapshots} has {len(there)} snapshots, expected one; give the folder of one of them")
 
 
 def _download(name: str) -> Path:

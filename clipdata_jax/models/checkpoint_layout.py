@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models.checkpoint_files import CONFIG, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, read_json
 from clipdata_jax.models.clip_config import CLIPConfig
-from clipdata_jax.models.open_clip_config import config_from_open_clip, open_clip_text_prefix
-from clipdata_jax.models.transformers_config import config_from_transformers, is_siglip
+from clipdata_jax.models.open_clip_config import (
+    Cleaning,
+    config_from_open_clip,
+    open_clip_cleaning,
+    open_clip_text_prefix,
+)
+from clipdata_jax.models.transformers_config import FAMILIES, config_from_transformers, is_siglip, model_family
 from clipdata_jax.models.weight_tables import CLIP_TABLE, SIGLIP_TABLE, WeightTable, open_clip_table
 
 Convention = Literal["transformers", "open_clip"]
+_Read = TypeVar("_Read")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # The names of the config file and of the weights.
 _NAMES: dict[Convention, tuple[str, str]] = {
@@ -41,17 +48,37 @@ class Layout:
         Raises:
           InputError: the file is broken, or of another kind of model.
         """
-        read = config_from_open_clip if self.kind == "open_clip" else config_from_transformers
-        try:
-            return read(self.content)
-        except InputError as error:
-            raise InputError(f"{self.config_file}: {error}") from error
+        return self._read(config_from_open_clip if self.kind == "open_clip" else config_from_transformers)
+
+    @property
+    def family(self) -> str:
+        """The kind of model: "open_clip", or the family of transformers' model."""
+        return self.kind if self.kind == "open_clip" else model_family(self.content)[0]
+
+    def cleaning(self) -> Cleaning | None:
+        """How open_clip cleans captions for a tokenizer that is not CLIP's; None otherwise.
+
+        Raises:
+          InputError: settings of the tokenizer are not supported.
+        """
+        return self._read(open_clip_cleaning) if self.kind == "open_clip" else None
 
     def table(self) -> WeightTable:
         """The table of tensors and parameters."""
+        config = self.config()
         if self.kind == "open_clip":
-            return open_clip_table(text_prefix=open_clip_text_prefix(self.content))
-        return SIGLIP_TABLE if is_siglip(self.config()) else CLIP_TABLE
+            return open_clip_table(
+                text_prefix=open_clip_text_prefix(self.content),
+                timm=is_siglip(config),
+                projection_bias=config.text is not None and config.text.projection_bias,
+            )
+        return SIGLIP_TABLE if is_siglip(config) else CLIP_TABLE
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the table's names that a file of one tower may leave out, else empty."""
+        tower = None if self.kind == "open_clip" else model_family(self.content)[1]
+        return f"{tower}_model." if tower else ""
 
     def weights(self) -> list[Path]:
         """Finds the weights: one file, or an index and the files that it names.
@@ -72,10 +99,19 @@ class Layout:
             )
         raise InputError(f"{self.folder} has no {file.name}; put the model's weights there in safetensors format")
 
+    def _read(self, reader: Callable[[dict[str, Any]], _Read]) -> _Read:
+        try:
+            return reader(self.content)
+        except InputError as error:
+            raise InputError(f"{self.config_file}: {error}") from error
+
     def _conversion(self, pickle: str) -> str:
         if self.kind == "transformers":
+            # AutoModel leaves out the projection of a single tower.
+            named = self.content.get("architectures") if self.prefix else None
+            name = named[0] if isinstance(named, list) and named and str(named[0]).isidentifier() else "AutoModel"
             return (
-                'python -c "from transformers import AutoModel as M; '
+                f'python -c "from transformers import {name} as M; '
                 f"M.from_pretrained('{self.folder}').save_pretrained('{self.folder}')\""
             )
         return (
@@ -104,7 +140,7 @@ def find_layout(folder: Path) -> Layout | None:
         return found[0] if found else None
     # open_clip's folders may also hold a config.json of another library.
     theirs, open_clip = found
-    if theirs.content.get("model_type") not in ("clip", "siglip"):
+    if model_family(theirs.content)[0] not in FAMILIES:
         return open_clip
     there = {layout.kind: any(folder.glob(f"{_NAMES[layout.kind][1]}*")) for layout in found}
     return open_clip if there["open_clip"] and not there["transformers"] else theirs

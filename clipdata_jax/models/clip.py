@@ -107,6 +107,8 @@ class TextTower(nnx.Module):
 class CLIP(nnx.Module):
     """Two towers and a learnt temperature; for SigLIP a learnt `logit_bias` too, else that is None.
 
+    A checkpoint of one tower makes a model whose other tower, `vision` or `text`, and `logit_scale` are None.
+
     The constructor initialises the weights as CLIP does, ready to train; `load_clip` reads a trained model.
     It is a pytree of parameters, usable under `jax.jit`, `nnx.split` and `nnx.grad`. The towers are those of
     Radford et al. 2021, arXiv:2103.00020, section 2.4, and of Zhai et al. 2023, arXiv:2303.15343.
@@ -141,16 +143,17 @@ class CLIP(nnx.Module):
     ) -> None:
         build = Builder(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.config = config
-        self.vision = VisionTower(config.vision, build, embed_dim=config.embed_dim)
-        self.text = TextTower(config.text, build, embed_dim=config.embed_dim)
-        bias = config.logit_bias_init
-        self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
+        vision, text, size = config.vision, config.text, config.embed_dim
+        self.vision = None if vision is None else VisionTower(vision, build, embed_dim=size)
+        self.text = None if text is None else TextTower(text, build, embed_dim=size)
+        scale, bias = config.logit_scale_init, config.logit_bias_init
+        self.logit_scale = None if scale is None else nnx.Param(jnp.asarray(scale, jnp.float32))
         self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
 
     @property
-    def temperature(self) -> Float[Array, ""]:
-        """The divisor of the cosines in the contrastive loss: 1 / exp(logit_scale), float32."""
-        return jnp.exp(-self.logit_scale[...])
+    def temperature(self) -> Float[Array, ""] | None:
+        """The divisor of the cosines in the contrastive loss: 1 / exp(logit_scale), float32; None for one tower."""
+        return None if self.logit_scale is None else jnp.exp(-self.logit_scale[...])
 
     def encode_image(
         self, pixels: Shaped[Array | np.ndarray, "b height width 3"], *, normalize: bool = True
@@ -166,9 +169,11 @@ class CLIP(nnx.Module):
           Embeddings, shape (b, embed_dim), float32.
 
         Raises:
-          ValueError: another shape or dtype.
+          ValueError: another shape or dtype, or a model without a vision tower.
         """
-        pixels, size = jnp.asarray(pixels), self.config.vision.image_size
+        if self.vision is None:
+            raise ValueError("the model has no vision tower")
+        pixels, size = jnp.asarray(pixels), self.config.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
             raise ValueError(f"pixels have shape {pixels.shape}, expected (n, {size}, {size}, 3): NHWC")
         if pixels.dtype == jnp.uint8:
@@ -192,9 +197,11 @@ class CLIP(nnx.Module):
           Embeddings, shape (b, embed_dim), float32.
 
         Raises:
-          ValueError: another shape or dtype.
+          ValueError: another shape or dtype, or a model without a text tower.
         """
-        ids, longest = jnp.asarray(ids), self.config.text.context_length
+        if self.text is None:
+            raise ValueError("the model has no text tower")
+        ids, longest = jnp.asarray(ids), self.text.config.context_length
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= longest:
             raise ValueError(f"ids have shape {ids.shape}, expected (n, 1 to {longest}): the context length")
         if not jnp.issubdtype(ids.dtype, jnp.integer):

@@ -115,21 +115,24 @@ class TextConfig(TowerConfig):
 class CLIPConfig:
     """The shape of a CLIP or SigLIP model: two towers that embed into `embed_dim` dimensions.
 
-    `logit_bias_init`: initial value of the learnt bias of SigLIP's loss; None for no bias. `image_mean` and
-    `image_std` normalise the images, whose values are in [0, 1].
+    A model of one tower has None for the other and for `logit_scale_init`. `logit_bias_init`: initial value of the
+    learnt bias of SigLIP's loss; None for no bias. `image_mean` and `image_std` normalise the images, whose values
+    are in [0, 1].
     """
 
-    vision: VisionConfig
-    text: TextConfig
+    vision: VisionConfig | None
+    text: TextConfig | None
     embed_dim: int
-    logit_scale_init: float = math.log(1 / 0.07)
+    logit_scale_init: float | None = math.log(1 / 0.07)
     logit_bias_init: float | None = None
     image_mean: tuple[float, float, float] = OPENAI_MEAN
     image_std: tuple[float, float, float] = OPENAI_STD
 
     def __post_init__(self) -> None:
         _require_counts(self, "embed_dim")
-        if self.vision.pool == "attention" and self.vision.width != self.embed_dim:
+        if self.vision is None and self.text is None:
+            raise ValueError("vision and text are both None, expected at least one tower")
+        if self.vision is not None and self.vision.pool == "attention" and self.vision.width != self.embed_dim:
             raise ValueError(
                 f"embed_dim is {self.embed_dim} but the vision tower, which has no projection, gives "
                 f"{self.vision.width}"
@@ -139,6 +142,13 @@ class CLIPConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected three numbers")
         if min(self.image_std) <= 0:
             raise ValueError(f"image_std is {self.image_std}, expected numbers above 0")
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image in pixels; a ValueError without a vision tower."""
+        if self.vision is None:
+            raise ValueError("the model has no vision tower")
+        return self.vision.image_size
 
 
 def _require_counts(config: object, *names: str) -> None:

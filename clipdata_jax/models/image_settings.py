@@ -19,10 +19,10 @@ from clipdata_jax.models.checkpoint_files import (
 )
 from clipdata_jax.models.checkpoint_layout import Convention, Layout, find_layout
 from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD
-from clipdata_jax.models.image_transform import ImageTransform, Interpolation
+from clipdata_jax.models.image_transform import Fit, ImageTransform, Interpolation
 from clipdata_jax.models.transformers_config import is_siglip
 
-_SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+_SWITCHES = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 _RESAMPLES: dict[int, Interpolation] = {
     int(Image.Resampling.BICUBIC): "bicubic",
     int(Image.Resampling.BILINEAR): "bilinear",
@@ -67,22 +67,23 @@ def load_image_transform(path: str | Path, *, convention: Convention | None = No
     config = layout.config() if layout else None
     content = read_preprocessor(folder)
     siglip = is_siglip(config) if config else "Siglip" in str((content or {}).get("image_processor_type"))
+    model_size = config.image_size if config is not None and config.vision is not None else None
     if content is None:
-        if config is None:
+        if model_size is None:
             raise InputError(f"{folder} has neither {PREPROCESSOR} nor {CONFIG}; expected at least {CONFIG}")
-        content = {"size": config.vision.image_size, "crop_size": config.vision.image_size}
-    size, resize = _sizes(folder, content, siglip=siglip)
-    if config is not None and size != config.vision.image_size:
-        key = "size" if siglip else "crop_size"
+        content = {"size": model_size, "crop_size": model_size}
+    size, resize, fit = _sizes(folder, content, siglip=siglip)
+    if model_size not in (None, size):
+        key = "size" if fit == "squash" else "crop_size"
         raise InputError(
-            f"{folder}: the image processor's {key} is {size} but the model's image_size is "
-            f"{config.vision.image_size}: check that both files are of the same model"
+            f"{folder}: the image processor's {key} is {size} but the model's image_size is {model_size}: check that"
+            " both files are of the same model"
         )
     return ImageTransform(
         size=size,
         resize=None if resize == size else resize,
         convention=convention or "transformers",
-        fit="squash" if siglip else "crop",
+        fit=fit,
         interpolation=_interpolation(folder, content),
     )
 
@@ -139,7 +140,7 @@ def write_preprocessor_config(
             "rescale_factor": 1 / 255,
             "image_mean": list(image_mean),
             "image_std": list(image_std),
-            **{switch: True for switch in _SWITCHES if switch != "do_center_crop"},
+            **dict.fromkeys(_SWITCHES, True),
         },
     )
 
@@ -155,7 +156,7 @@ def _from_open_clip(layout: Layout, convention: Convention) -> ImageTransform:
     ]
     if refused:
         raise InputError(f"{where} has unsupported settings: {', '.join(refused)}")
-    model_size = layout.config().vision.image_size
+    model_size = layout.config().image_size
     size = content.get("size", model_size)
     if (size[0] if isinstance(size, list) and size == size[:1] * 2 else size) != model_size:
         raise InputError(f"{where} has size {size!r} but the model's image_size is {model_size}")
@@ -167,28 +168,34 @@ def _from_open_clip(layout: Layout, convention: Convention) -> ImageTransform:
     )
 
 
-def _sizes(folder: Path, content: dict[str, Any], *, siglip: bool) -> tuple[int, int]:
-    """The side of the result and the length of the shorter side after scaling, from the processor's settings."""
+def _sizes(folder: Path, content: dict[str, Any], *, siglip: bool) -> tuple[int, int, Fit]:
+    """The side of the result, the length of the shorter side after scaling and the way to fit, by the settings.
+
+    As in transformers, a size with `height` and `width` is scaled to as it is, and a plain number is one for SigLIP.
+    """
     where = f"the image processor's file in {folder}"
     for name in _SWITCHES:
-        cuts = name == "do_center_crop"
-        if not (siglip and cuts) and content.get(name) not in (None, True):
+        if content.get(name) not in (None, True):
             raise InputError(f"{where} has {name} {content[name]!r}, expected true")
     if content.get("do_pad"):
         raise InputError(f"{where} has do_pad {content['do_pad']!r}, expected false")
     factor = content.get("rescale_factor", 1 / 255)
     if not (isinstance(factor, int | float) and math.isclose(factor, 1 / 255, rel_tol=1e-6)):
         raise InputError(f"{where} has rescale_factor {factor!r}, expected {1 / 255}: 1 / 255")
-    if siglip:
-        if content.get("do_center_crop"):
-            raise InputError(f"{where} has do_center_crop true, expected false for SigLIP")
+    given, crops = content.get("size", 224), content.get("do_center_crop")
+    crops = not siglip if crops is None else crops
+    if "height" in given if isinstance(given, dict) else siglip:
         side = _side(where, content, "size", "height", "width")
-        return side, side
+        if crops and _side(where, content, "crop_size", "height", "width") != side:
+            raise InputError(f"{where} has crop_size {content.get('crop_size', 224)!r}, expected its size, {given!r}")
+        return side, side, "squash"
+    if not crops:
+        raise InputError(f"{where} has do_center_crop {crops!r}, expected true")
     shorter = _side(where, content, "size", "shortest_edge")
     side = _side(where, content, "crop_size", "height", "width")
     if shorter < side:
         raise InputError(f"{where} has size {shorter} below crop_size {side}, expected at least that")
-    return side, shorter
+    return side, shorter, "crop"
 
 
 def _interpolation(folder: Path, content: dict[str, Any]) -> Interpolation:

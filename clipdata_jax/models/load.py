@@ -62,6 +62,7 @@ def load_clip(
         param_dtype=dtype if param_dtype is None else param_dtype,
         table=layout.table(),
         config_name=layout.config_file.name,
+        prefix=layout.prefix,
         sharding=sharding,
     )
 

@@ -19,9 +19,7 @@ from clipdata_jax.models.checkpoint_files import (
 )
 from clipdata_jax.models.checkpoint_layout import Convention, find_layout
 from clipdata_jax.models.clip_config import TextConfig
-from clipdata_jax.models.open_clip_config import open_clip_tokenizer_options
 from clipdata_jax.models.tokenizer import END, START, OpenClipTokenizer, Tokenizer, TransformersTokenizer, clip_backend
-from clipdata_jax.models.transformers_config import is_siglip
 
 if TYPE_CHECKING:
     import tokenizers
@@ -30,21 +28,22 @@ if TYPE_CHECKING:
 def load_tokenizer(path: str | Path, *, convention: Convention | None = None) -> Tokenizer:
     """Reads the tokenizer of a checkpoint.
 
-    CLIP's files are `tokenizer.json`, or the older `vocab.json` and `merges.txt`; SigLIP's are read by
-    transformers' AutoTokenizer.
+    CLIP's files are `tokenizer.json`, or the older `vocab.json` and `merges.txt`; SigLIP's, MetaCLIP 2's and those
+    that open_clip's config names under `hf_tokenizer_name` are read by transformers' AutoTokenizer.
 
     Args:
       path: as for `load_clip`. The context length is the model's or, in a folder without a model, that of
         `tokenizer_config.json`.
       convention: "transformers", or "open_clip", which repairs mojibake and resolves HTML entities first, reads
-        CLIP's own special tokens as plain text, and pads with 0. Default: the checkpoint's layout. SigLIP's
-        tokenizer has only one.
+        CLIP's own special tokens as plain text, and pads with 0. Default: the checkpoint's layout. Other tokenizers
+        than CLIP's have only one.
 
     Returns:
       A callable from n captions to int32 tokens of shape (n, context_length).
 
     Raises:
-      InputError: a file or a package is missing, a file is broken, or the tokens are not the model's.
+      InputError: a file or a package is missing, a file is broken, the tokens are not the model's, or the model
+        has no text tower.
 
     >>> from importlib.resources import files
     >>> from clipdata_jax import load_tokenizer
@@ -55,13 +54,17 @@ def load_tokenizer(path: str | Path, *, convention: Convention | None = None) ->
     folder = checkpoint_folder(path)
     layout = find_layout(folder)
     text = layout.config().text if layout else None
-    if layout is not None and (options := open_clip_tokenizer_options(layout.content)):
+    if layout is not None and text is None:
         raise InputError(
-            f"{layout.config_file} has unsupported {', '.join(options)}: only CLIP's own tokenizer is supported"
+            f"{layout.config_file}: {layout.content['model_type']!r} has no text tower; take a whole model, or embed"
+            " with --images-only"
         )
     tokenizer: Tokenizer
-    if layout is not None and text is not None and is_siglip(layout.config()):
-        tokenizer = TransformersTokenizer(folder, context_length=text.context_length)
+    clean = layout.cleaning() if layout else None
+    if layout and text and (clean or layout.family not in ("clip", "open_clip")):
+        tokenizer = TransformersTokenizer(
+            folder, context_length=text.context_length, clean=clean, lower_gemma=layout.family == "siglip"
+        )
     elif (convention or (layout.kind if layout else "transformers")) == "open_clip":
         length = _context_length(folder, text, _settings(folder))
         tokenizer = OpenClipTokenizer(*_vocabulary(folder), context_length=length)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD, CLIPConfig, TextConfig, VisionConfig
+
+Cleaning = Literal["whitespace", "lower", "canonicalize"]
+"""How open_clip cleans captions before they are split into tokens."""
 
 _ANY = object()
 # Every option of open_clip 3.3 by section: the supported values, or _ANY for an option that is read below or that
@@ -59,7 +63,7 @@ _VISION = {
     "n_queries": _ANY,
     "input_patchnorm": (None, False),
     "global_average_pool": _ANY,
-    "timm_model_name": (None,),
+    "timm_model_name": _ANY,  # SigLIP's towers are read, see _siglip_tower
     "timm_model_pretrained": _ANY,
     "timm_pool": _ANY,
     "timm_proj": _ANY,
@@ -77,18 +81,28 @@ _TEXT = {
     "no_causal_mask": _ANY,
     "pad_id": _ANY,  # acts with embed_cls only
     "embed_cls": (None, False),
-    "proj_bias": (None, False),
+    "proj_bias": (None, False, True),
     "proj_type": (None, "linear"),
     "hf_model_name": (None,),
     "hf_model_pretrained": _ANY,
     "hf_proj_type": _ANY,
     "hf_pooler_type": _ANY,
-    "hf_tokenizer_name": _ANY,  # these three: see open_clip_tokenizer_options
+    "hf_tokenizer_name": _ANY,  # these three: see open_clip_cleaning
     "tokenizer_kwargs": _ANY,
     "tokenizer_mode": _ANY,
 }
 _ACTIVATION = {"approximate": ("none", "tanh")}
 _NORM = {"eps": _ANY}
+# timm's towers of SigLIP: the name's word to width, layers, heads and the ratio of the MLP's width.
+_TIMM_SIZES: dict[str, tuple[int, int, int, float]] = {
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "so400m": (1152, 27, 16, 3.7362),
+    "giantopt": (1536, 40, 16, 4.0),
+}
+_TIMM_NAME = re.compile(r"vit_([a-z0-9]+)_patch(\d+)_siglip_(\d+)")
+# Those of SigLIP 2's own sizes have the tanh approximation of GELU, the others, which SigLIP had too, the exact one.
+_TIMM_TANH = re.compile(r"vit_(base_patch32|large_patch16_siglip_512|so400m_patch16|giantopt)")
 
 
 def config_from_open_clip(content: Mapping[str, Any]) -> CLIPConfig:
@@ -109,7 +123,7 @@ def config_from_open_clip(content: Mapping[str, Any]) -> CLIPConfig:
     quick = bool(model.get("quick_gelu", False))
     try:
         return CLIPConfig(
-            vision=_vision(vision, quick),
+            vision=_siglip_tower(vision) if vision.get("timm_model_name") else _vision(vision, quick),
             text=_text(text, quick),
             embed_dim=model["embed_dim"],
             logit_scale_init=model.get("init_logit_scale", CLIPConfig.logit_scale_init),
@@ -127,11 +141,24 @@ def open_clip_text_prefix(content: Mapping[str, Any]) -> str:
     return "text." if _section(content, "model_cfg").get("custom_text") else ""
 
 
-def open_clip_tokenizer_options(content: Mapping[str, Any]) -> list[str]:
-    """The settings that ask for another tokenizer than CLIP's, each as "name value"; none for most models."""
+def open_clip_cleaning(content: Mapping[str, Any]) -> Cleaning | None:
+    """How captions are cleaned for a tokenizer that transformers reads; None for CLIP's own tokenizer.
+
+    Raises:
+      InputError: settings of the tokenizer are not supported.
+    """
     text = _section(_section(content, "model_cfg"), "text_cfg")
-    names = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
-    return [f"text_cfg.{name} {text[name]!r}" for name in names if text.get(name)]
+    others = bool(text.get("hf_tokenizer_name"))
+    options = dict(_section(text, "tokenizer_kwargs"))
+    clean: Any = options.pop("clean", "whitespace" if others else "lower")
+    refused = [f"tokenizer_kwargs.{name} {value!r}" for name, value in options.items()]
+    if clean not in (get_args(Cleaning) if others else ("lower",)):
+        refused.append(f"tokenizer_kwargs.clean {clean!r}")
+    if others and text.get("tokenizer_mode"):
+        refused.append(f"tokenizer_mode {text['tokenizer_mode']!r}")
+    if refused:
+        raise InputError(f"unsupported settings of the tokenizer: text_cfg.{', text_cfg.'.join(refused)}")
+    return clean if others else None
 
 
 def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -155,9 +182,12 @@ def _check_known(model: Mapping[str, Any], vision: Mapping[str, Any], text: Mapp
                 refused.append(f"{place}.{name} {value!r}" + ("" if name in known else " (unknown)"))
     # Lists are the layers of a ResNet.
     refused += [f"vision_cfg.layers {found!r}" for found in [vision.get("layers")] if isinstance(found, list)]
+    if (timm := vision.get("timm_model_name")) and not _is_siglip(vision):
+        pooling = f"timm_pool {vision.get('timm_pool')!r}, timm_proj {vision.get('timm_proj')!r}"
+        refused.append(f"vision_cfg.timm_model_name {timm!r} with {pooling}")
     if refused:
         raise InputError(
-            f"unsupported settings: {', '.join(refused)}; take a ViT-based CLIP model of open_clip or, for SigLIP, a "
+            f"unsupported settings: {', '.join(refused)}; take a ViT-based CLIP or SigLIP model of open_clip, or a "
             "folder in transformers' layout"
         )
 
@@ -188,17 +218,42 @@ def _vision(section: Mapping[str, Any], quick: bool) -> VisionConfig:
     )
 
 
+def _is_siglip(section: Mapping[str, Any]) -> bool:
+    name = _TIMM_NAME.fullmatch(str(section["timm_model_name"]))
+    pooled = section.get("timm_pool") == "map" and section.get("timm_proj") in ("none", None)
+    return name is not None and name[1] in _TIMM_SIZES and pooled
+
+
+def _siglip_tower(section: Mapping[str, Any]) -> VisionConfig:
+    """The tower of a timm model of SigLIP, whose shape its name says."""
+    name = str(section["timm_model_name"])
+    size, patch, side = _TIMM_NAME.fullmatch(name).groups()  # type: ignore[union-attr]
+    width, layers, heads, ratio = _TIMM_SIZES[size]
+    if _square(section, "image_size", 224) != int(side):
+        raise InputError(f"vision_cfg has image_size {section.get('image_size', 224)!r}, but {name} takes {side}")
+    return VisionConfig(
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_width=int(width * ratio),
+        activation="gelu_tanh" if _TIMM_TANH.match(name) else "gelu",
+        layer_norm_eps=1e-6,
+        image_size=int(side),
+        patch_size=int(patch),
+        pool="attention",
+    )
+
+
 def _text(section: Mapping[str, Any], quick: bool) -> TextConfig:
     pool = section.get("pool_type", "argmax")
-    if pool == "eos" and section.get("eos_id") is None:
-        raise InputError("text_cfg has pool_type 'eos' but no eos_id, the id of the token that ends a caption")
     return TextConfig(
         **_tower(section, quick, width=section.get("width", 512), heads=section.get("heads", 8)),
         vocab_size=section.get("vocab_size", 49408),
         context_length=section.get("context_length", 77),
-        eos_token_id=section["eos_id"] if pool == "eos" else None,
+        eos_token_id=section.get("eos_id", 2) if pool == "eos" else None,
         causal=not section.get("no_causal_mask", False),
         pool="end" if pool in ("argmax", "eos") else pool,
+        projection_bias=bool(section.get("proj_bias", False)),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Int32
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models.checkpoint_files import SENTENCES, TOKENIZER, TOKENIZER_CONFIG
+from clipdata_jax.models.open_clip_config import Cleaning
 
 if TYPE_CHECKING:
     import tokenizers
@@ -88,17 +90,13 @@ class OpenClipTokenizer(Tokenizer):
         import tokenizers
         from tokenizers import Regex, models, pre_tokenizers
 
-        try:
-            import ftfy
-        except ImportError as error:
-            raise InputError("open_clip's models need the package ftfy to repair captions: pip install ftfy") from error
+        self._clean = caption_cleaner("lower")
         self.context_length, self.vocab_size = context_length, len(vocabulary)
         self._start, self.eos_token_id = vocabulary[START], vocabulary[END]
         self._special = {text: vocabulary[token] for text, token in _SPECIAL.items()}
         # Contractions are matched ignoring case, where the long s is an s; all else is lower-case already.
         pattern = "|".join([*_SPECIAL, WORDS.replace("'s", "'[sſ]", 1)])
         self._words = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
-        self._repair = ftfy.fix_text
         self._backend = tokenizers.Tokenizer(
             models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=END)
         )
@@ -117,11 +115,6 @@ class OpenClipTokenizer(Tokenizer):
             rows.append(ids + [0] * (self.context_length - len(ids)))
         return rows
 
-    def _clean(self, caption: str) -> str:
-        # Entities are often escaped twice on the web.
-        text = html.unescape(html.unescape(self._repair(caption)))
-        return " ".join(text.split()).lower()
-
     def _with_special(self, text: str) -> list[int]:
         ids: list[int] = []
         for word, _ in self._words.pre_tokenize_str(text):
@@ -135,16 +128,21 @@ class TransformersTokenizer(Tokenizer):
     Args:
       folder: the checkpoint.
       context_length: length of a row.
+      clean: how open_clip's models clean captions first; None for transformers' models, which don't.
+      lower_gemma: whether captions are lower-cased if the tokenizer is Gemma's, which leaves their case. SigLIP 2 was
+        trained so, but its published files name Gemma's class instead of its own, `Siglip2Tokenizer`.
 
     Raises:
       InputError: transformers, a package that the tokenizer needs, or the tokenizer's files are missing.
     """
 
-    def __init__(self, folder: Path, *, context_length: int) -> None:
-        files = (TOKENIZER, SENTENCES, TOKENIZER_CONFIG)
+    def __init__(
+        self, folder: Path, *, context_length: int, clean: Cleaning | None = None, lower_gemma: bool = False
+    ) -> None:
+        files = (TOKENIZER, *SENTENCES, TOKENIZER_CONFIG)
         if not any((folder / name).is_file() for name in files):
             raise InputError(
-                f"{folder} has no tokenizer; put the model's {TOKENIZER_CONFIG} there, and {TOKENIZER} or {SENTENCES}"
+                f"{folder} has no tokenizer; put the model's {TOKENIZER_CONFIG} there, and {TOKENIZER} or spiece.model"
             )
         try:
             import transformers
@@ -159,15 +157,47 @@ class TransformersTokenizer(Tokenizer):
             raise InputError(f"the tokenizer in {folder} can't be read: {reason}") from error
         if self._backend.pad_token_id is None:
             raise InputError(f"the tokenizer in {folder} has no pad_token; copy the model's own files")
+        if lower_gemma and type(self._backend).__name__.startswith("Gemma"):
+            from tokenizers import normalizers
+
+            words = self._backend.backend_tokenizer
+            words.normalizer = normalizers.Sequence([normalizers.Lowercase(), words.normalizer])
+        self._clean = None if clean is None else caption_cleaner(clean)
         self.context_length, self.vocab_size = context_length, len(self._backend)
         self.eos_token_id = self._backend.eos_token_id
 
     def _rows(self, captions: list[str]) -> Sequence[Sequence[int]]:
         if not captions:
             return []
+        if self._clean is not None:
+            captions = [self._clean(caption) for caption in captions]
         return self._backend(captions, padding="max_length", truncation=True, max_length=self.context_length)[
             "input_ids"
         ]
+
+
+def caption_cleaner(kind: Cleaning) -> Callable[[str], str]:
+    """Makes the function with which open_clip cleans captions.
+
+    It repairs mojibake, resolves HTML entities and makes white space single spaces. "lower" lower-cases too;
+    "canonicalize" also takes out ASCII punctuation, of which the underscore becomes a space.
+
+    Raises:
+      InputError: the package ftfy is missing.
+    """
+    try:
+        import ftfy
+    except ImportError as error:
+        raise InputError("open_clip's models need the package ftfy to repair captions: pip install ftfy") from error
+    removed = str.maketrans({"_": " "} | dict.fromkeys(string.punctuation.replace("_", "")))
+
+    def clean(caption: str) -> str:
+        # Entities are often escaped twice on the web.
+        text = html.unescape(html.unescape(ftfy.fix_text(caption)))
+        text = " ".join((text.translate(removed) if kind == "canonicalize" else text).split())
+        return text if kind == "whitespace" else text.lower()
+
+    return clean
 
 
 def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:

@@ -10,13 +10,15 @@ from typing import NamedTuple
 class TensorRule(NamedTuple):
     """A row of a table: a regex on tensors' names, our path (None: not read), the transpose on loading.
 
-    `part`: 0, 1 or 2 where the tensor holds three of our parameters, concatenated along its first axis.
+    `part`: the number of the parameter where the tensor holds several of ours, `parts`, concatenated along its first
+    axis.
     """
 
     source: str
     target: str | None
     transpose: tuple[int, ...] | None = None
-    part: int | None = None
+    part: int = 0
+    parts: int = 1
 
 
 WeightTable = tuple[TensorRule, ...]
@@ -34,11 +36,11 @@ def _norm(source: str, target: str) -> Iterator[TensorRule]:
     yield TensorRule(source + r"\.bias", target + ".bias")
 
 
-def _fused(source: str, target: str) -> Iterator[TensorRule]:
-    """The three input projections of an attention, which torch.nn.MultiheadAttention keeps as one tensor."""
-    for part, name in enumerate("qkv"):
-        yield TensorRule(source + r"in_proj_weight", f"{target}{name}.kernel", _DENSE, part)
-        yield TensorRule(source + r"in_proj_bias", f"{target}{name}.bias", None, part)
+def _fused(source: str, target: str, names: str = "qkv") -> Iterator[TensorRule]:
+    """Input projections of an attention that are one tensor, as the three in torch.nn.MultiheadAttention."""
+    for part, name in enumerate(names):
+        yield TensorRule(source + "weight", f"{target}{name}.kernel", _DENSE, part, len(names))
+        yield TensorRule(source + "bias", f"{target}{name}.bias", None, part, len(names))
 
 
 # Groups must not be nested: `source_name` inverts a table by swapping groups and back references.
@@ -67,7 +69,7 @@ SIGLIP_TABLE: WeightTable = (
     TensorRule(r"logit_bias", "logit_bias"),
     TensorRule(r"vision_model\.embeddings\.patch_embedding\.bias", "vision.patch_bias"),
     TensorRule(r"vision_model\.head\.probe", "vision.head.probe"),
-    *_fused(r"vision_model\.head\.attention\.", "vision.head.attention."),
+    *_fused(r"vision_model\.head\.attention\.in_proj_", "vision.head.attention."),
     *_dense(r"vision_model\.head\.attention\.out_proj", "vision.head.attention.out"),
     *_norm(r"vision_model\.head\.layernorm", "vision.head.norm"),
     *_dense(r"vision_model\.head\.mlp\.(fc1|fc2)", r"vision.head.mlp.\1"),
@@ -77,7 +79,7 @@ SIGLIP_TABLE: WeightTable = (
 
 def _open_clip_tower(source: str, target: str) -> Iterator[TensorRule]:
     layer, our_layer = source + r"transformer\.resblocks\.(\d+)\.", target + r".layers.\1."
-    yield from _fused(layer + r"attn\.", our_layer + "attention.")
+    yield from _fused(layer + r"attn\.in_proj_", our_layer + "attention.")
     yield from _dense(layer + r"attn\.out_proj", our_layer + "attention.out")
     yield from _dense(layer + r"mlp\.c_fc", our_layer + "mlp.fc1")
     yield from _dense(layer + r"mlp\.c_proj", our_layer + "mlp.fc2")
@@ -86,20 +88,46 @@ def _open_clip_tower(source: str, target: str) -> Iterator[TensorRule]:
     yield TensorRule(source + r"positional_embedding", target + ".position")
 
 
-def open_clip_table(*, text_prefix: str = "") -> WeightTable:
-    """The table of open_clip's `CLIP` or, with text_prefix "text.", of its `CustomTextCLIP`."""
+_OPEN_CLIP_VISION: WeightTable = (
+    *_open_clip_tower(r"visual\.", "vision"),
+    TensorRule(r"visual\.conv1\.weight", "vision.patch_kernel", _PATCHES),
+    TensorRule(r"visual\.class_embedding", "vision.class_embedding"),
+    *_norm(r"visual\.ln_pre", "vision.pre_norm"),
+    *_norm(r"visual\.ln_post", "vision.post_norm"),
+    TensorRule(r"visual\.proj", "vision.projection.kernel"),  # (in, out) already
+)
+_TRUNK, _BLOCK, _OUR_BLOCK = r"visual\.trunk\.", r"visual\.trunk\.blocks\.(\d+)\.", r"vision.layers.\1."
+_TIMM_VISION: WeightTable = (
+    *_fused(_BLOCK + r"attn\.qkv\.", _OUR_BLOCK + "attention."),
+    *_dense(_BLOCK + r"attn\.proj", _OUR_BLOCK + "attention.out"),
+    *_dense(_BLOCK + r"mlp\.(fc1|fc2)", _OUR_BLOCK + r"mlp.\2"),
+    *_norm(_BLOCK + r"norm(1|2)", _OUR_BLOCK + r"norm\2"),
+    TensorRule(_TRUNK + r"patch_embed\.proj\.weight", "vision.patch_kernel", _PATCHES),
+    TensorRule(_TRUNK + r"patch_embed\.proj\.bias", "vision.patch_bias"),
+    TensorRule(_TRUNK + r"pos_embed", "vision.position"),
+    *_norm(_TRUNK + "norm", "vision.post_norm"),
+    TensorRule(_TRUNK + r"attn_pool\.latent", "vision.head.probe"),
+    *_dense(_TRUNK + r"attn_pool\.q", "vision.head.attention.q"),
+    *_fused(_TRUNK + r"attn_pool\.kv\.", "vision.head.attention.", "kv"),
+    *_dense(_TRUNK + r"attn_pool\.proj", "vision.head.attention.out"),
+    *_norm(_TRUNK + r"attn_pool\.norm", "vision.head.norm"),
+    *_dense(_TRUNK + r"attn_pool\.mlp\.(fc1|fc2)", r"vision.head.mlp.\1"),
+)
+
+
+def open_clip_table(*, text_prefix: str = "", timm: bool = False, projection_bias: bool = False) -> WeightTable:
+    """The table of open_clip's `CLIP` or, with text_prefix "text.", of its `CustomTextCLIP`.
+
+    `timm`: whether the vision tower is timm's. `projection_bias`: whether the text tower's projection has a bias.
+    """
     text = text_prefix.replace(".", r"\.")
+    name, target = text + "text_projection", "text.projection"
     return (
-        *_open_clip_tower(r"visual\.", "vision"),
+        *(_TIMM_VISION if timm else _OPEN_CLIP_VISION),
         *_open_clip_tower(text, "text"),
-        TensorRule(r"visual\.conv1\.weight", "vision.patch_kernel", _PATCHES),
-        TensorRule(r"visual\.class_embedding", "vision.class_embedding"),
-        *_norm(r"visual\.ln_pre", "vision.pre_norm"),
-        *_norm(r"visual\.ln_post", "vision.post_norm"),
-        TensorRule(r"visual\.proj", "vision.projection.kernel"),  # (in, out) already, as is the text's
         TensorRule(text + r"token_embedding\.weight", "text.token"),
         *_norm(text + r"ln_final", "text.post_norm"),
-        TensorRule(text + r"text_projection", "text.projection.kernel"),
+        *(_dense(name, target) if projection_bias else [TensorRule(name, f"{target}.kernel")]),  # (in, out) already
         TensorRule(r"logit_scale", "logit_scale"),
         TensorRule(r"logit_bias", "logit_bias"),
         TensorRule(text + r"attn_mask", None),  # the causal mask: a buffer of older files

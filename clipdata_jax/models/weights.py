@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
@@ -24,6 +23,9 @@ from clipdata_jax.models.image_transform import ImageTransform
 from clipdata_jax.models.transformers_config import config_to_transformers, is_siglip
 from clipdata_jax.models.weight_tables import CLIP_TABLE, SIGLIP_TABLE, TensorRule, WeightTable, source_name
 
+# The names that safetensors has for what can be read. float8 weights come with scales that no table here has.
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
 
 def load_weights(
     files: Sequence[Path],
@@ -33,6 +35,7 @@ def load_weights(
     param_dtype: DTypeLike,
     table: WeightTable,
     config_name: str,
+    prefix: str = "",
     sharding: jax.sharding.Sharding | None = None,
 ) -> CLIP:
     """Loads a model from memory-mapped safetensors files, tensor by tensor.
@@ -46,6 +49,7 @@ def load_weights(
       param_dtype: dtype of the parameters.
       table: the format's table.
       config_name: the file of the shape, for messages.
+      prefix: of the table's names, which files of one tower may leave out.
       sharding: of each parameter; default: one device.
 
     Returns:
@@ -59,13 +63,18 @@ def load_weights(
     structure, empty = nnx.split(model)
     with contextlib.ExitStack() as stack:
         opened = {file: _open(file, stack) for file in files if file.suffix == ".safetensors"}
-        names = {name: file for file, tensors in opened.items() for name in list(tensors.keys())}
+        names = {
+            name if name.startswith((prefix, "visual_", "text_")) else prefix + name: (file, name)
+            for file, tensors in opened.items()
+            for name in list(tensors.keys())
+        }
         misfit = f"{files[0] if len(opened) == 1 else files[0].parent} does not fit its {config_name}"
         sources = _match(misfit, names, {_dotted(path) for path, _ in nnx.to_flat_state(empty)}, table)
         state = []
         for path, variable in nnx.to_flat_state(empty):
-            name, rule = sources[_dotted(path)]
-            array = _read(names[name], opened[names[name]], name, rule, variable.shape, config_name)
+            known, rule = sources[_dotted(path)]
+            file, name = names[known]
+            array = _read(file, opened[file], name, rule, variable.shape, config_name)
             state.append((path, variable.replace(_put(array, variable.dtype, sharding))))
     return nnx.merge(structure, nnx.from_flat_state(state))
 
@@ -105,7 +114,7 @@ def save_clip(model: CLIP, folder: str | Path, *, dtype: Literal["float32", "flo
         save_file(tensors, temporary, metadata={"format": "pt"})  # transformers requires this key
     write_preprocessor_config(
         folder,
-        ImageTransform(size=config.vision.image_size, fit="squash" if siglip else "crop"),
+        ImageTransform(size=config.image_size, fit="squash" if siglip else "crop"),
         image_mean=config.image_mean,
         image_std=config.image_std,
     )
@@ -155,28 +164,28 @@ def _read(
     about = f"tensor {name} of {file}"
     # In the file's order of axes, also for the message.
     wanted = tuple(shape[rule.transpose.index(axis)] for axis in range(len(shape))) if rule.transpose else shape
-    if rule.part is not None:
-        wanted = (3 * wanted[0], *wanted[1:])
+    if rule.parts > 1:
+        wanted = (rule.parts * wanted[0], *wanted[1:])
     stored = tensors.get_slice(name)
+    if (dtype := stored.get_dtype()) not in _DTYPES:
+        raise InputError(f"{about} has dtype {dtype}, expected one of {', '.join(_DTYPES)}; take the unquantised file")
     found = tuple(stored.get_shape())
-    # SigLIP's and some of open_clip's logit scales are vectors of length 1.
-    if found != wanted and not (wanted == () and found == (1,)):
+    # SigLIP's and some of open_clip's logit scales are vectors of length 1, timm's positions a batch of one.
+    if found not in (wanted, (1, *wanted)):
         raise InputError(
             f"{about} has shape {found}, but {config_name} needs {wanted}; check that both files are of the same model"
         )
-    if rule.part is None:
+    if rule.parts == 1:
         array = tensors.get_tensor(name)
     else:
-        rows = wanted[0] // 3
+        rows = wanted[0] // rule.parts
         array = stored[rule.part * rows : (rule.part + 1) * rows]
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise InputError(f"{about} has dtype {array.dtype}, expected floats; take the unquantised file")
     return array.reshape(shape) if rule.transpose is None else array.transpose(rule.transpose)
 
 
 def _tensors(model: CLIP, dtype: np.dtype, table: WeightTable) -> Iterator[tuple[str, np.ndarray]]:
     """Yields all tensors with transformers' names and orientations."""
-    thirds: dict[str, dict[int, np.ndarray]] = {}
+    fused: dict[str, dict[int, np.ndarray]] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         name, rule = source_name(_dotted(path), table)
         with np.errstate(over="ignore"):  # raised below
@@ -187,12 +196,12 @@ def _tensors(model: CLIP, dtype: np.dtype, table: WeightTable) -> Iterator[tuple
             array = array.transpose(np.argsort(rule.transpose))
         if array.ndim == 0 and table is SIGLIP_TABLE:
             array = array.reshape(1)
-        if rule.part is not None:
-            parts = thirds.setdefault(name, {})
+        if rule.parts > 1:
+            parts = fused.setdefault(name, {})
             parts[rule.part] = array
-            if len(parts) < 3:
+            if len(parts) < rule.parts:
                 continue
-            array = np.concatenate([parts[part] for part in range(3)])
+            array = np.concatenate([parts[part] for part in range(rule.parts)])
         # safetensors writes the buffer and ignores strides.
         yield name, np.array(array, order="C")
 

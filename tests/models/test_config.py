@@ -71,6 +71,9 @@ def test_config_survives_transformers_form():
     older = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, eos_token_id=None))
     assert config_to_transformers(older)["text_config"]["eos_token_id"] == 2
     assert config_from_transformers(config_to_transformers(older)) == older
+    metaclip = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, eos_token_id=2))
+    assert config_to_transformers(metaclip)["model_type"] == "metaclip_2"  # CLIP's form reads 2 as the older rule
+    assert config_from_transformers(config_to_transformers(metaclip)) == metaclip
 
 
 def test_what_config_json_leaves_out_is_vit_b_32():
@@ -84,7 +87,12 @@ def test_what_config_json_leaves_out_is_vit_b_32():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model_type": "blip"}, "model_type is 'blip', expected 'clip' or 'siglip'"),
+        (
+            {"model_type": "blip"},
+            "model_type is 'blip', expected one of 'clip', 'metaclip_2', 'siglip' or of their tow",
+        ),
+        ({"model_type": "siglip2"}, "NaFlex form, .* take one of fixed resolution, .*'siglip', such as google/siglip2"),
+        ({"model_type": "siglip_vision_model", "vision_use_head": False}, "vision_use_head is false"),
         ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "vision_use_head is false"),
         ({"model_type": "siglip", "text_config": {"projection_size": 9}}, "embed_dim is 9 but .* gives 768"),
         ({"model_type": "clip", "vision_config": {"hidden_act": "relu"}}, "hidden_act is 'relu'"),
@@ -101,7 +109,6 @@ def test_other_configs_are_refused(content: dict, message: str):
 @pytest.mark.parametrize(
     ("tower", "change", "message"),
     [
-        ("text", {"eos_token_id": 2}, "has no field for text.eos_token_id 2"),
         ("text", {"causal": False, "pool": "first"}, "has no field for text.causal False, text.pool 'first'"),
         ("vision", {"layer_scale_init": 0.1}, "has no field for vision.layer_scale_init 0.1"),
         ("vision", {"pool": "mean", "pre_norm": False}, "has no field for vision.pool 'mean', vision.pre_norm False"),
@@ -115,6 +122,32 @@ def test_what_transformers_form_cant_say_is_named(tower: str, change: dict, mess
 
 def open_clip(vision: dict | None = None, text: dict | None = None, **model: object) -> dict:
     return {"model_cfg": {"embed_dim": 512, "vision_cfg": vision or {}, "text_cfg": text or {}, **model}}
+
+
+SIGLIP = {"timm_model_name": "vit_base_patch16_siglip_256", "timm_pool": "map", "timm_proj": "none"}
+# timm's towers of SigLIP: the parameters, heads and GELU that timm 1.0.31 gives them.
+TIMM = {
+    ("base_patch16", 224): (92884224, 12, "gelu"),
+    ("base_patch32", 256): (94552320, 12, "gelu_tanh"),
+    ("large_patch16", 384): (316283904, 16, "gelu"),
+    ("large_patch16", 512): (316742656, 16, "gelu_tanh"),
+    ("so400m_patch14", 384): (428225600, 16, "gelu"),
+    ("so400m_patch16", 256): (427888064, 16, "gelu_tanh"),
+    ("giantopt_patch16", 256): (1163168256, 16, "gelu_tanh"),
+}
+
+
+@pytest.mark.parametrize(("name", "size"), TIMM)
+def test_siglips_towers_have_the_shape_that_timm_gives_them(name: str, size: int):
+    section = {**SIGLIP, "timm_model_name": f"vit_{name}_siglip_{size}", "image_size": size}
+    width = {"base": 768, "large": 1024, "so400m": 1152, "giantopt": 1536}[name.split("_")[0]]
+    config = config_from_open_clip(open_clip(section, embed_dim=width))
+    tower = config.vision
+    lone = dataclasses.replace(config, vision=dataclasses.replace(tower, layers=1), text=None)
+    model = nnx.eval_shape(lambda: CLIP(lone, rngs=nnx.Rngs(0)))
+    total = count(model.vision) + (tower.layers - 1) * count(model.vision.layers[0])
+    assert (total, tower.heads, tower.activation) == TIMM[name, size]
+    assert tower.layer_norm_eps == 1e-6
 
 
 def test_open_clips_published_configs_are_read():
@@ -156,8 +189,8 @@ def test_open_clips_options_are_read():
 
 def test_what_open_clips_towers_have_and_these_dont_is_one_error():
     content = open_clip(
-        {"timm_model_name": "vit_base_patch16_siglip_224", "layers": [3, 4, 6, 3], "attentional_pool": True},
-        {"hf_model_name": "roberta-base", "embed_cls": True, "pool_type": "none", "proj_bias": True, "rope": 1},
+        {"timm_model_name": "vit_base_patch16_siglip_gap_224", "layers": [3, 4, 6, 3], "attentional_pool": True},
+        {"hf_model_name": "roberta-base", "embed_cls": True, "pool_type": "none", "rope": 1},
         multimodal_cfg={"width": 768},
     )
     content["model_cfg"]["vision_cfg"]["act_kwargs"] = {"inplace": True}
@@ -165,14 +198,13 @@ def test_what_open_clips_towers_have_and_these_dont_is_one_error():
         config_from_open_clip(content)
     for named in (
         "model_cfg.multimodal_cfg {'width': 768}",
-        "vision_cfg.timm_model_name 'vit_base_patch16_siglip_224'",
+        "vision_cfg.timm_model_name 'vit_base_patch16_siglip_gap_224' with timm_pool None, timm_proj None",
         "vision_cfg.attentional_pool True",
         "vision_cfg.layers [3, 4, 6, 3]",
         "vision_cfg.act_kwargs.inplace True (unknown)",
         "text_cfg.hf_model_name 'roberta-base'",
         "text_cfg.embed_cls True",
         "text_cfg.pool_type 'none'",
-        "text_cfg.proj_bias True",
         "text_cfg.rope 1 (unknown)",
     ):
         assert named in str(caught.value)
@@ -184,7 +216,8 @@ def test_what_open_clips_towers_have_and_these_dont_is_one_error():
     [
         ({}, "model_cfg has no 'embed_dim'"),
         ({"model_cfg": [1]}, "model_cfg is a list, expected an object"),
-        (open_clip(None, {"pool_type": "eos"}), "pool_type 'eos' but no eos_id"),
+        (open_clip({**SIGLIP, "image_size": 224}), "image_size 224, but vit_base_patch16_siglip_256 takes 256"),
+        (open_clip({**SIGLIP, "timm_pool": "avg"}), "timm_model_name .* with timm_pool 'avg', timm_proj 'none'"),
         (open_clip({"image_size": [224, 196]}), r"image_size is \[224, 196\]"),
         (open_clip({"head_width": 0}), "these settings don't make a CLIP model"),
     ],

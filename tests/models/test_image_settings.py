@@ -43,6 +43,20 @@ def test_the_settings_beside_a_checkpoint_are_read(golden: Path, tmp_path: Path)
     assert load_image_transform(tmp_path) == ImageTransform(size=32, resize=40)
 
 
+def test_a_size_of_height_and_width_is_scaled_to_as_transformers_does(golden: Path, tmp_path: Path):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    side = {"height": 32, "width": 32}
+    transform = load_image_transform(write(tmp_path, size=side, crop_size=side))
+    assert transform == ImageTransform(size=32, fit="squash")
+    assert load_image_transform(write(tmp_path, size=side, do_center_crop=False)) == transform
+    theirs = CLIPImageProcessorPil(size=side, crop_size=side, do_normalize=False, do_rescale=False)
+    for name in ("rgb_landscape.png", "exif_rotated.jpg"):
+        with Image.open(golden / "preprocess" / name) as image:
+            want = theirs(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+            np.testing.assert_array_equal(transform(image), want, err_msg=name)
+
+
 def test_settings_are_written_as_they_are_read(tmp_path: Path):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -63,7 +77,8 @@ def test_settings_are_written_as_they_are_read(tmp_path: Path):
         ({"do_pad": True}, "do_pad True, expected false"),
         ({"rescale_factor": 0.5}, r"rescale_factor 0\.5, expected 0\.0039.*: 1 / 255"),
         ({"resample": 0}, r"resample 0, expected 3 \(bicubic\) or 2"),
-        ({"size": {"height": 32, "width": 32}}, "size .* expected one number of pixels for shortest_edge"),
+        ({"size": {"height": 32, "width": 31}}, "size .* expected one number of pixels for height and width"),
+        ({"size": {"height": 32, "width": 32}}, "crop_size 224, expected its size, .*'height': 32"),
         ({"crop_size": {"height": 32, "width": 31}}, "crop_size .* for height and width"),
         ({"crop_size": "32"}, "crop_size '32'"),
         ({"size": 31, "crop_size": 32}, "size 31 below crop_size 32"),
@@ -107,7 +122,7 @@ def test_siglips_settings_are_read_and_written(golden: Path, tmp_path: Path):
     transform = ImageTransform(size=32, fit="squash", interpolation="bilinear")
     write_preprocessor_config(tmp_path, transform, image_mean=(0.5, 0.5, 0.5))
     assert load_image_transform(tmp_path) == transform
-    with pytest.raises(InputError, match="do_center_crop true, expected false"):
+    with pytest.raises(InputError, match="crop_size 224, expected its size"):
         load_image_transform(write(tmp_path, do_center_crop=True, size={"height": 32, "width": 32}))
     with pytest.raises(InputError, match="processor's size is 64 but the model's image_size is 32"):
         load_image_transform(write(tmp_path, size={"height": 64, "width": 64}))

@@ -17,10 +17,19 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models import CLIP, checkpoint_digest, load_clip, load_image_transform, save_clip
+from clipdata_jax.models import (
+    CLIP,
+    CLIPConfig,
+    ImageTransform,
+    checkpoint_digest,
+    load_clip,
+    load_image_transform,
+    load_tokenizer,
+    save_clip,
+)
 from clipdata_jax.models.weight_tables import CLIP_TABLE, SIGLIP_TABLE, open_clip_table, source_name
 
-MODELS = ["hf_clip_quickgelu", "hf_clip_gelu_legacy_eos", "hf_siglip"]
+MODELS = ["hf_clip_quickgelu", "hf_clip_gelu_legacy_eos", "hf_siglip", "hf_metaclip_2"]
 OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")
 
 
@@ -169,9 +178,50 @@ def test_a_wrong_shape_names_the_tensor_as_the_file_has_it(folder: Path):
         load_clip(folder)
 
 
+def test_one_tower_is_loaded_whatever_its_names_and_never_written(golden: Path, tmp_path: Path):
+    source, older = golden / "models" / "hf_siglip_vision", tmp_path / "older"
+    older.mkdir()
+    shutil.copyfile(source / "config.json", older / "config.json")
+    renamed = {f"vision_model.{name}": array for name, array in load_file(source / "model.safetensors").items()}
+    save_file(renamed, older / "model.safetensors")  # as transformers 4 has them
+    want = parameters(load_clip(source))
+    assert all((array == want[path]).all() for path, array in parameters(load_clip(older)).items())
+    assert load_image_transform(older) == ImageTransform(size=16, fit="squash")
+    with pytest.raises(InputError, match=r"'siglip_vision_model' has no text tower; take a whole model, or embed with"):
+        load_tokenizer(older)
+    with pytest.raises(ValueError, match="one tower, but only whole models are written"):
+        save_clip(load_clip(older), tmp_path / "saved")
+    (older / "model.safetensors").rename(older / "pytorch_model.bin")
+    with pytest.raises(InputError, match="from transformers import SiglipVisionModel as M"):
+        load_clip(older)
+    with pytest.raises(ValueError, match="both None"):
+        CLIPConfig(vision=None, text=None, embed_dim=8)
+
+
+def float8(file: Path) -> None:
+    """Replaces a file's tensors by one of float8, which the library's NumPy side can't write."""
+    header = json.dumps({"logit_scale": {"dtype": "F8_E4M3", "shape": [], "data_offsets": [0, 1]}}).encode()
+    tensors = load_file(file)
+    del tensors["logit_scale"]
+    save_file(tensors, file.with_name("model-00002-of-00002.safetensors"))
+    file.with_name("model-00001-of-00002.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    shards = dict.fromkeys(tensors, "model-00002-of-00002.safetensors")
+    shards["logit_scale"] = "model-00001-of-00002.safetensors"
+    file.with_name("model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    file.unlink()
+
+
+def test_float8_is_refused_by_name(folder: Path):
+    float8(folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"logit_scale of .* has dtype F8_E4M3, expected one of F64, F32, F16, BF16"):
+        load_clip(folder)
+
+
 def test_quantised_and_broken_weights_are_refused(folder: Path):
     edit_tensors(folder, logit_scale=np.array(3, np.int8))
-    with pytest.raises(InputError, match=r"logit_scale of .* has dtype int8, expected floats"):
+    with pytest.raises(
+        InputError, match=r"logit_scale of .* has dtype I8, expected one of F64, F32, F16, BF16; take the unq"
+    ):
         load_clip(folder)
     (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
     with pytest.raises(InputError, match="is not a readable safetensors file"):
@@ -252,7 +302,7 @@ def test_of_two_layouts_the_one_whose_weights_are_there_is_read(golden: Path, fo
 
 def test_other_models_and_broken_configs_are_refused(folder: Path):
     edit_config(folder, model_type="blip")
-    with pytest.raises(InputError, match=r"config\.json: model_type is 'blip', expected 'clip' or"):
+    with pytest.raises(InputError, match=r"config\.json: model_type is 'blip', expected one of 'clip', "):
         load_clip(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json can't be read as JSON"):
@@ -290,3 +340,32 @@ def test_a_hub_name_is_fetched_or_the_files_are_named(golden: Path, folder: Path
         load_clip("someone/else")
     with pytest.raises(InputError, match="no such folder"):
         load_clip("./someone/clip")
+
+
+def test_names_are_read_as_open_clip_and_the_hubs_cache_write_them(
+    golden: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    want = checkpoint_digest(folder)
+    assert checkpoint_digest(f"local-dir:{folder}") == want
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: (asked.append(name), str(folder))[1])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone" / "clip").mkdir(parents=True)  # the prefix says that this isn't meant
+    assert checkpoint_digest("hf-hub:someone/clip") == want
+    assert set(asked) == {"someone/clip"}
+    cache = tmp_path / "models--someone--clip"
+    shutil.copytree(folder, cache / "snapshots" / "0a")
+    assert checkpoint_digest(cache) == want
+    shutil.copytree(golden / "models" / MODELS[1], cache / "snapshots" / "0b")
+    with pytest.raises(InputError, match=r"models--someone--clip/snapshots has 2 snapshots, expected one; give the fo"):
+        load_clip(cache)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0a")
+    assert checkpoint_digest(cache) == want
+    for name in ("ViT-B-32", "local-dir:ViT-B-32"):
+        with pytest.raises(
+            InputError, match=r"ViT-B-32: no such folder; .* hub is named owner/name, open_clip's names"
+        ):
+            load_clip(name)
+    with pytest.raises(InputError, match="no such folder"):
+        load_clip("hf-hub:clip")
