@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-import inspect
+import json
 import os
-import re
-import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import Any, cast, get_args, get_origin, get_type_hints
+import time
+from collections.abc import Sequence
+from typing import Any, cast
 
+from clipdata_jax import arguments
 from clipdata_jax.errors import InputError, StoppedEarly, StorageError, of_the_disk
 from clipdata_jax.runtime import console, stopping
 
@@ -72,15 +73,58 @@ COMMANDS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Ending:
+    """How a command ended: its exit status, and what it made or what was wrong."""
+
+    status: int = 0
+    options: Any = None
+    made: Any = None
+    error: str = ""
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 a failure of ours, 2 bad usage or input, 75 stopped."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json, quiet = ("--json" in words, "--quiet" in words) if not arguments.wants_help(words) else (False, False)
+    words = [word for word in words if word not in ("--json", "--quiet")]
+    start, out = time.monotonic(), sys.stdout
+    ending = _Ending(1, error="an error of this program; the traceback is on standard error")
     try:
-        with stopping.raised():
-            return _run(list(sys.argv[1:] if argv is None else argv))
+        with contextlib.ExitStack() as stack:
+            if quiet:
+                stack.enter_context(console.silence())
+            elif as_json:
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            stack.enter_context(stopping.raised())
+            ending = _run(words)
+        return ending.status
     except BrokenPipeError:  # `clipdata ... | head` is no failure
         return 0
     finally:
+        if as_json:
+            print(_to_json(words, ending, time.monotonic() - start), file=out)
         _flush()
+
+
+def _to_json(words: Sequence[str], ending: _Ending, seconds: float) -> str:
+    """What `--json` prints of a command that has ended."""
+    from clipdata_jax import outcome
+
+    out = getattr(ending.options, "out", None)
+    content: dict[str, Any] = {
+        "command": words[0] if words else None,
+        "status": ending.status,
+        "seconds": round(seconds, 3),
+    }
+    if out is not None:
+        content["out"] = out
+    if ending.status:
+        content |= {"error": ending.error, **ending.facts}
+    else:
+        content["result"] = outcome.facts_of(ending.made)
+    return json.dumps(outcome.plain(content), ensure_ascii=False, allow_nan=False)
 
 
 def _flush() -> None:
@@ -92,44 +136,64 @@ def _flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+def _run(words: list[str]) -> _Ending:
+    if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
-        return 0 if arguments else 2
-    name, *rest = arguments
+        return _Ending(0 if words else 2, error="no command is given")
+    name, *rest = words
     if name in ("-V", "--version"):
         from clipdata_jax import __version__
 
         print(f"clipdata {__version__}")
-        return 0
-    if name not in COMMANDS:
-        return _failed("clipdata", f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
+        return _Ending(made={"version": __version__})
+    options: Any = None
     try:
+        if name == "--print-completion":
+            print(arguments.completion(" ".join(rest), {one: COMMANDS[one].options_class for one in COMMANDS}))
+            return _Ending()
+        if name not in COMMANDS:
+            advice = arguments.did_you_mean(name, COMMANDS) or f"; choose from {', '.join(COMMANDS)}"
+            raise InputError(f"unknown command {name!r}{advice}")
         given: tuple[Any, ...] = ()
         if name == "plan" and "--" in rest:
             at = rest.index("--")
             rest, given = rest[:at], (_planned(rest[at + 1 :]),)
-        options = _with_share(name, _parse(name, rest))
-        if options is not None:
-            with console.all_printable():
-                importlib.import_module(f"clipdata_jax.commands.{name.replace('-', '_')}").run(options, *given)
+        options = _parse(name, rest)
+        with console.all_printable():
+            return _Ending(options=options, made=_call(name, options, *given))
     except (InputError, StorageError) as error:
         with_config = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
         source = " (options not given as flags come from the --config file)" if with_config else ""
-        return _failed(f"clipdata {name}", f"{error}{source}")
+        return _ended(name, 2, f"{error}{source}", options, getattr(error, "facts", {}))
     except StoppedEarly as stopped:
-        print(f"clipdata {name}: {stopped}", file=sys.stderr)
-        return stopping.STATUS
+        return _ended(name, stopping.STATUS, str(stopped), options)
     except KeyboardInterrupt:
-        return _stopped(name)
+        return _ended(name, stopping.STATUS, _STOPPED, options)
     except Exception as error:
         if stopping.asked():  # some package turned the interrupt into an error of its own
-            return _stopped(name)
+            return _ended(name, stopping.STATUS, _STOPPED, options)
         reason = of_the_disk(error) if isinstance(error, OSError) else ""
         if not reason:
             raise
-        return _failed(f"clipdata {name}", reason)
-    return 0
+        return _ended(name, 2, reason, options)
+
+
+_STOPPED = "stopped; run the same command again to continue"
+
+
+def _ended(name: str, status: int, error: str, options: object = None, facts: dict[str, Any] | None = None) -> _Ending:
+    """Says why a command ended before it was done."""
+    program = f"clipdata {name}" if name in COMMANDS else "clipdata"
+    print(console.printable(f"{program}: {error}"), file=sys.stderr)
+    return _Ending(status, options, error=error, facts=facts or {})
+
+
+def _call(name: str, options: Any, *given: object) -> Any:
+    """Runs a command with this process's share of the work; returns what it made, None if another process says it."""
+    shared = _with_share(name, options)
+    if shared is None:
+        return None
+    return importlib.import_module(f"clipdata_jax.commands.{name.replace('-', '_')}").run(shared, *given)
 
 
 def _planned(words: list[str]) -> Any:
@@ -140,16 +204,6 @@ def _planned(words: list[str]) -> Any:
     name = words[0] if words else ""
     require_planned(name, "the command after --")
     return config.Run(**{name.replace("-", "_"): _parse(name, words[1:])})
-
-
-def _failed(program: str, reason: str) -> int:
-    print(console.printable(f"{program}: {reason}"), file=sys.stderr)
-    return 2
-
-
-def _stopped(name: str) -> int:
-    print(f"clipdata {name}: stopped; run the same command again to continue", file=sys.stderr)
-    return stopping.STATUS
 
 
 def _with_share(name: str, options: Any) -> Any | None:
@@ -167,7 +221,7 @@ def _with_share(name: str, options: Any) -> Any | None:
 
 
 def _overview() -> str:
-    width, indent = _width(), max(map(len, COMMANDS)) + 4
+    width, indent = arguments.width(), max(map(len, COMMANDS)) + 4
     lines = [
         "Selects the image-text pairs that train the best CLIP.",
         "",
@@ -176,7 +230,7 @@ def _overview() -> str:
         "",
     ]
     for name, command in COMMANDS.items():
-        summary = _paragraphs(command.options_class)[0]
+        summary = arguments.paragraphs(command.options_class)[0]
         lines += textwrap.wrap(summary, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent)
     end = (
         "The usual order: embed -> score -> select -> reshard -> train; report shows what was kept.",
@@ -186,74 +240,18 @@ def _overview() -> str:
     return "\n".join([*lines, "", *(line for words in end for line in textwrap.wrap(words, width))])
 
 
-def _width() -> int:
-    return min(shutil.get_terminal_size().columns, 100)
-
-
-def _paragraphs(options: type) -> list[str]:
-    """The paragraphs of an options class's docstring, each in one line."""
-    return [" ".join(text.split()) for text in inspect.cleandoc(options.__doc__ or "").split("\n\n")]
-
-
-def _parse(name: str, arguments: list[str]) -> Any:
-    import tyro
-
+def _parse(name: str, words: list[str]) -> Any:
+    default, rest = _from_config(name, words)
     command = COMMANDS[name]
-    default, arguments = _from_config(name, arguments)
-    _check_repeats(command.options_class, arguments)
-    if {"-h", "--help"} & set(arguments):
-        print(_description(command), end="\n\n")  # tyro would leave it unwrapped
-    return tyro.cli(
-        command.options_class,
-        prog=f"clipdata {name}",
-        description="",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-        **({} if default is None else {"default": default}),
-    )
+    if arguments.wants_help(rest):
+        print(arguments.description(command.options_class, command.example), end="\n\n")
+    return arguments.parse(name, command.options_class, rest, default)
 
 
-def _check_repeats(options: type, arguments: list[str]) -> None:
-    """Raises InputError if a flag that takes a list is given twice: only the last list would count."""
-    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
-    for name in _lists(options):
-        flag = f"--{name.replace('_', '-')}"
-        if given.count(flag) > 1:
-            raise InputError(f"{flag} is given {given.count(flag)} times; give all its values after one {flag}")
-
-
-def _lists(options: type) -> Iterator[str]:
-    """Names of the options that take several values."""
-    for name, kind in get_type_hints(options).items():
-        if dataclasses.is_dataclass(kind):
-            yield from _lists(cast(type, kind))
-        elif any(get_origin(one) is tuple for one in (kind, *get_args(kind))):
-            yield name
-
-
-def _description(command: Command) -> str:
-    """The help above the flags, as wide as the terminal."""
-    config_words = "--config FILE.py sets all options from the file's get_config(); flags override it."
-    paragraphs = [textwrap.fill(text, _width()) for text in _paragraphs(command.options_class)]
-    example = _wrap_command(f"Example: {command.example}")
-    return "\n\n".join([*paragraphs, example, textwrap.fill(config_words, _width())])
-
-
-def _wrap_command(line: str) -> str:
-    """A command line broken before flags, as a shell allows."""
-    lines = [""]
-    for part in re.split(r" (?=--)", line):
-        if len(lines[-1]) + len(part) + 3 > _width() and lines[-1]:
-            lines[-1] += " \\"
-            lines.append("   ")
-        lines[-1] += f" {part}" if lines[-1] else part
-    return "\n".join(lines)
-
-
-def _from_config(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
+def _from_config(name: str, given: list[str]) -> tuple[Any, list[str]]:
     """Takes `--config FILE` out of the arguments; returns the file's options for this command, or None."""
     rest, path = [], None
-    words = iter(arguments)
+    words = iter(given)
     for word in words:
         flag, sign, value = word.partition("=")
         if flag != "--config":

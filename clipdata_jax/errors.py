@@ -12,7 +12,15 @@ class InputError(Exception):
     """Bad usage or bad input: one sentence that names what, where, what was expected and what to do.
 
     The command prints it without a traceback and exits with status 2.
+
+    Args:
+      text: the sentence.
+      facts: what `--json` tells of it besides, such as a list of what was found.
     """
+
+    def __init__(self, text: str = "", **facts: object) -> None:
+        super().__init__(text)
+        self.facts = facts
 
 
 class StorageError(Exception):

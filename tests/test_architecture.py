@@ -195,7 +195,7 @@ assert not {{"jax", "flax", "transformers"}} & set(sys.modules), "heavy imports"
         ([], 2, "usage: clipdata COMMAND"),
         (["--help"], 0, "embed -> score -> select -> reshard"),
         (["--version"], 0, f"clipdata {clipdata_jax.__version__}"),
-        (["rank"], 2, "unknown command 'rank'; choose from embed, "),
+        (["weigh"], 2, "unknown command 'weigh'; choose from embed, "),
         (["score", "pool", "--out", "x", "--nonsense"], 2, "nonsense"),
         (["score", "pool", "--out=x", "--target", "a=b", "--target=c=d"], 2, "--target is given 2 times"),
         (["score", "--config"], 2, "--config needs a file"),

@@ -62,9 +62,9 @@ def run(options: config.Export) -> ExportSummary:
     table = score_tables.open_tables(options.scores)
     table.check_shared_names(list(table.columns))
     texts = None if options.metadata is None else _Texts.of(options.metadata, table)
-    ranked = options.top or options.bottom
+    ranked = options.ranked()
     if ranked is not None and ranked[1] not in table.columns:
-        flag = "bottom" if options.top is None else "top"
+        flag = "top" if ranked[2] else "bottom"
         raise InputError(f"--{flag}: no column {ranked[1]!r}; the score tables have {', '.join(sorted(table.columns))}")
     plan = manifest.describe("export", options, inputs=[] if options.subset is None else [options.subset])
     output.is_done(options.out, plan, ignore_inputs=True)
@@ -74,7 +74,7 @@ def run(options: config.Export) -> ExportSummary:
         if ranked is None:
             blocks = _blocks(table, texts, schema, wanted.mask)
         else:
-            rows, without = _ranked(table, wanted, *ranked, highest=options.top is not None)
+            rows, without = _ranked(table, wanted, *ranked)
             blocks = iter([_in_order(table, texts, schema, rows)])
         written = row_files.write(options.out, schema, _some(blocks, options))
     summary = ExportSummary(
@@ -222,7 +222,7 @@ def _blocks(
 
 
 def _ranked(
-    table: score_tables.ScoreTable, wanted: _Wanted, count: int, column: str, *, highest: bool
+    table: score_tables.ScoreTable, wanted: _Wanted, count: int, column: str, highest: bool
 ) -> tuple[np.ndarray, int]:
     """The numbers of the wanted rows that are highest, or lowest, in a column, in this order; equal ones as they come.
 
@@ -269,7 +269,7 @@ def _text(summary: ExportSummary, options: config.Export) -> str:
         )
     if summary.without_score:
         lines.append(f"{summary.without_score:,} pairs have no score in that column; they are never among the rows")
-    ranked = options.top or options.bottom
+    ranked = options.ranked()
     if ranked is not None and summary.rows < ranked[0]:
         lines.append(f"{ranked[0]:,} were asked for: there are no more")
     if options.metadata is None:

@@ -23,8 +23,12 @@ from clipdata_jax.runtime.console import counted
 _FOLDERS = ("embed", "score", "reshard", "train")  # commands that fill one
 
 
-def run(options: config.Plan, given: config.Run | None = None) -> list[Estimate]:
+def run(options: config.Plan, given: config.Run | None = None) -> dict[str, dict[str, object]]:
     """Prints an estimate of each command.
+
+    Returns:
+      command -> its lines by their keys, its units, and the bytes that it reads, holds and writes; {"awaits": another}
+      of a command whose input that one still has to write.
 
     Args:
       options: what to plan, and for which machines.
@@ -44,15 +48,18 @@ def run(options: config.Plan, given: config.Run | None = None) -> list[Estimate]
         wanted = ", ".join(options.commands or PLANNED)
         raise InputError(f"{options.config}: its Run sets none of {wanted}")
     memory = _host_memory() if options.memory_gb is None else int(options.memory_gb * 2**30)
-    made: list[Estimate] = []
+    made: dict[str, dict[str, object]] = {}
     for name in names:
         if maker := _awaited(name, planned):
             print(f"{name}: reads what {maker} still has to write; plan it after that\n")
+            made[name] = {"awaits": maker}
             continue
-        made.append(plan_estimates.estimate(name, planned[name], memory))
-        lines = _lines(name, made[-1], planned[name].out or ".", options.processes, memory)
+        found = plan_estimates.estimate(name, planned[name], memory)
+        lines = _lines(name, found, planned[name].out or ".", options.processes, memory)
         width = max(len(key) for key, _ in lines)
         print("\n".join([name, *(f"  {key:<{width}}  {text}" for key, text in lines)]), end="\n\n", flush=True)
+        sizes = {"read_bytes": found.read, "memory_bytes": found.memory, "written_bytes": found.written}
+        made[name] = {**dict(lines), **sizes, "units": found.units}
     return made
 
 

@@ -18,6 +18,7 @@ from clipdata_jax.report import caption_statistics, comparison, contents, page, 
 from clipdata_jax.report.throughput import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
 from clipdata_jax.runs import manifest, records, telemetry
+from clipdata_jax.runs.records import Manifest
 from clipdata_jax.runtime import console
 
 # Parts of a manifest that are shown elsewhere on the page or are too long for it.
@@ -25,8 +26,8 @@ _LEFT_OUT = ("inputs", "outputs", "pool", "units", "options", "versions", "rule"
 _MOST_FACTS, _LONGEST_FACT, _LONGEST_RULE, _LONGEST_NAME = 80, 300, 2_000, 60
 
 
-def run(options: config.Report) -> None:
-    """Writes the page and `<out>.manifest.json`.
+def run(options: config.Report) -> Manifest:
+    """Writes the page and `<out>.manifest.json`; returns that.
 
     Memory: one float32 a pair for every score column, a bool a pair for every selection, and copies of one column at
     a time; the uids are read part by part, once for every selection. The page's size is bounded by the number of
@@ -86,11 +87,12 @@ def run(options: config.Report) -> None:
     storage.sweep_beside(options.out)
     storage.write_bytes(options.out, html)
     counted_pairs = {"absent": own.absent, "found": len(pairs or ())}
-    _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
+    made = _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
     found_text = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the pool"
     print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{found_text}, {text.file_size(len(html))}")
     if line := console.skipped(manifest.beside(options.out), tar=skipped):
         print(line)
+    return made
 
 
 def _write_manifest(
@@ -102,7 +104,7 @@ def _write_manifest(
     *,
     absent: int,
     found: int,
-) -> None:
+) -> Manifest:
     counts: dict[str, Any] = {
         "pairs": plan.rows,
         "kept": plan.kept,
@@ -115,9 +117,8 @@ def _write_manifest(
         counts["compared"] = {one.name: {"kept": one.pairs, "shared": one.shared[0]} for one in others}
     subsets = [options.subset, *(path for _, path in options.compared())]
     inputs = [*subsets, *_part_paths(table)]
-    manifest.write_beside(
-        options.out, manifest.describe("report", options, inputs=inputs, counts=counts, skipped_tars=list(skipped)), {}
-    )
+    about = manifest.describe("report", options, inputs=inputs, counts=counts, skipped_tars=list(skipped))
+    return manifest.write_beside(options.out, about, {})
 
 
 def _trace(subset: str) -> list[TraceStep]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -34,7 +35,9 @@ def run(options: config.Verify) -> list[CheckedRun]:
     if problems:
         missing = any(checked[_key(check)].is_missing for one in found for check in filter(None, one.inputs.values()))
         advice = "; where inputs were moved, say so: --moved FROM=TO" if missing else ""
-        raise InputError(f"{console.counted(len(problems), 'problem')} found, listed above{advice}")
+        first = lines[0] if len(problems) == 1 else f"the first: {lines[0]}"
+        listed = [dataclasses.asdict(problem) for problem in problems]
+        raise InputError(f"{console.counted(len(problems), 'problem')} found; {first}{advice}", problems=listed)
     return found
 
 

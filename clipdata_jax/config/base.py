@@ -145,3 +145,15 @@ class Workers:
             return None
         index, _, count = self.worker.partition("/")
         return int(index), int(count)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EveryCommand:
+    """What every command takes."""
+
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE.py"), NONE] = None
+    """Take all options from the file's get_config(); flags override it."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON object to standard output at the end, and all text to standard error."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print errors only: no summary, no progress."""

@@ -11,7 +11,8 @@ from clipdata_jax.config.base import NONE, File, SomeTables, require, require_so
 from clipdata_jax.errors import InputError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-_Ranked = Annotated[tuple[int, str] | None, tyro.conf.arg(metavar="N COLUMN"), NONE]
+_Ranked = Annotated[tuple[int, str], tyro.conf.arg(metavar="N COLUMN", help_behavior_hint="(default: all)")]
+_ALL = (0, "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,16 +31,21 @@ class Export:
     """Subset file of the pairs to export, or another file of uids that `uids` reads."""
     metadata: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE] = None
     """The metadata that was scored: adds source, key, caption and url."""
-    top: _Ranked = None
+    top: _Ranked = _ALL
     """Only the N pairs that are highest in a column, the highest first."""
-    bottom: _Ranked = None
+    bottom: _Ranked = _ALL
     """Only the N pairs that are lowest in a column, the lowest first."""
 
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
         require(self.out.endswith(SUFFIXES), "out", self.out, f"a file name that ends in {', '.join(SUFFIXES)}")
-        if self.top is not None and self.bottom is not None:
+        if _ALL not in (self.top, self.bottom):
             raise InputError("--top and --bottom: give one of them; two exports make two files")
         for name in ("top", "bottom"):
-            if (ranked := getattr(self, name)) is not None:
-                require(ranked[0] >= 1, name, ranked[0], "a number of pairs, at least 1, and a column")
+            count, column = getattr(self, name)
+            require(count >= 1 or not column, name, count, "a number of pairs, at least 1, and a column")
+
+    def ranked(self) -> tuple[int, str, bool] | None:
+        """How many pairs, by which column, and whether the highest; None for all."""
+        count, column = self.bottom if self.top == _ALL else self.top
+        return (count, column, self.top != _ALL) if count else None

@@ -134,6 +134,12 @@ class CheckedRun:
     inputs: dict[str, Check | None] = dataclasses.field(default_factory=dict)
     problems: list[Problem] = dataclasses.field(default_factory=list)
 
+    def to_facts(self) -> dict[str, object]:
+        """What `verify --json` tells of it."""
+        count, done = self.units
+        numbers = {"units": count, "units_done": done, "files": len(self.checks), "inputs": len(self.inputs)}
+        return {"path": self.path, "command": self.command, **numbers}
+
     def add(self, kind: str, path: str, text: str) -> None:
         """Notes a problem."""
         self.problems.append(Problem(kind, path, text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import re
 import sys
 import unicodedata
@@ -13,6 +14,21 @@ from typing import Any, TextIO
 HIDDEN = "hidden or system"
 """Name in counts of files that begin with a dot, or that systems and file managers leave."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\n\t]")
+
+
+_quiet = False
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Shows no bars in the block, and nothing that is printed to standard output or said for the log."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        _quiet = before
 
 
 def bar(*, total: int | None, unit: str, name: str, done: int = 0) -> Any:
@@ -26,7 +42,7 @@ def bar(*, total: int | None, unit: str, name: str, done: int = 0) -> Any:
     tqdm = importlib.import_module("tqdm.notebook").tqdm if notebook else tqdms.tqdm
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     shown: dict[str, Any] = {} if live else {"file": _Lines(), "mininterval": 10.0, "ncols": 100}
-    shown |= {"desc": name, "initial": done, "disable": total == done}
+    shown |= {"desc": name, "initial": done, "disable": _quiet or total == done}
     return tqdm(total=total, unit=unit, unit_scale=True, leave=True, **shown)
 
 
@@ -81,7 +97,8 @@ class _Printable:
 
 def say(text: str, *, log: bool = False) -> None:
     """Prints a line for code outside commands/, to standard error if it belongs to the log rather than the result."""
-    print(text, file=sys.stderr if log else None)
+    if not _quiet:
+        print(text, file=sys.stderr if log else None)
 
 
 def table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:

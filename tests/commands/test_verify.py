@@ -153,7 +153,7 @@ def test_damage_to_a_folder_is_named(name, work, clipdata):
     done = clipdata("verify", "scores")
     assert done.returncode == 2, done.stdout
     assert words in done.stdout, done.stdout
-    assert "listed above" in done.stderr
+    assert "found; " in done.stderr
     assert done.stdout.splitlines()[-1].endswith(("problem", "problems"))
 
 
@@ -292,7 +292,7 @@ def test_inputs_that_stayed_or_were_moved_elsewhere_are_found(tmp_path, clipdata
     (tmp_path / "pool").rename(tmp_path / "renamed")
     done = clipdata("verify", "elsewhere/scores")
     assert "missing: elsewhere/pool/00000000.npz: no such file, nor pool/00000000.npz\n" in done.stdout
-    assert done.stderr.endswith("found, listed above; where inputs were moved, say so: --moved FROM=TO\n")
+    assert done.stderr.endswith("; where inputs were moved, say so: --moved FROM=TO\n")
     done = clipdata("verify", "elsewhere/scores", "--moved", f"{tmp_path}/pool=renamed/")
     assert done.returncode == 0, done.stdout
     assert "--moved is 'pool', expected FROM=TO" in clipdata("verify", "elsewhere/scores", "--moved", "pool").stderr
