@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from clipdata_jax import config, storage
 from clipdata_jax.demo import pool as drawn
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import uids
+from clipdata_jax.formats import uid_files, uids
 from clipdata_jax.runs import manifest, records
 from clipdata_jax.runtime import console
 
@@ -161,7 +161,7 @@ def _judge(subsets: dict[str, str], pool: str) -> dict[str, Any]:
     uid, kind = _truth(pool)
     table = {}
     for name, path in subsets.items():
-        kept = kind[uids.find(uid, uids.read_subset(path))]
+        kept = kind[uids.find(uid, uid_files.read_subset(path))]
         table[name] = {"kept": len(kept), **{one: float(np.mean(kept == one)) for one in _KINDS}}
     return table
 

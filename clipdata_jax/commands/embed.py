@@ -50,6 +50,8 @@ def _summary(content: Facts, options: Embed) -> str:
         lines.append(f"Embedded {count} as {tag}, dimension {model['dim']}{temperature}: {options.out}")
     if content["repeated_uids"]:
         lines.append(f"{content['repeated_uids']:,} pairs repeat a uid of their file")
+    if own := content.get("own_ids"):
+        lines.append(f"The uids of {console.counted(own, noun)} are made of their ids, which the column id keeps")
     lines.append(pool_names.repeats_text(content.get("repeated_names", {})))
     lines.append(console.passed_over(content["passed_over"]))
     listed = manifest.beside(options.out) if single_file.is_file(options.out) else manifest.NAME

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import metadata, parquet, row_files, score_tables, uid_files, uids
+from clipdata_jax.formats import ids, metadata, parquet, row_files, score_tables, uid_files, uids
 from clipdata_jax.runs import manifest, output
 from clipdata_jax.runtime import console
 
@@ -158,7 +158,7 @@ class _Texts:
         path, has_uids = self.parts[part].path, "uid" in self.parts[part].types
         start = 0
         for block in parquet.iterate(path, [*self.names.values(), *(["uid"] if has_uids else [])], _ROWS):
-            if has_uids and not np.array_equal(uids.from_table(block, path, start), uid[start : start + len(block)]):
+            if has_uids and not np.array_equal(ids.from_table(block, path, start).uid, uid[start : start + len(block)]):
                 raise InputError(
                     f"{path}: its uids are not those of the score table; name the metadata that it was scored from"
                 )

@@ -10,7 +10,7 @@ import numpy as np
 from clipdata_jax import storage
 from clipdata_jax.config import NormSimD
 from clipdata_jax.errors import InputError, StoppedEarly
-from clipdata_jax.formats import uids
+from clipdata_jax.formats import uid_files, uids
 from clipdata_jax.formats.embedding_shards import BAD_REASONS, EmbeddingPool, open_pool
 from clipdata_jax.runs import manifest, profiling, records, telemetry
 from clipdata_jax.runs.output import Output, is_done, open_output
@@ -78,7 +78,7 @@ def _check_out(out: str) -> None:
 
 
 def _read_survivors(path: str) -> np.ndarray:
-    survivors = uids.read_subset(path)
+    survivors = uid_files.read_subset(path)
     if not len(survivors):
         raise InputError(f"{path}: the subset is empty, so there is nothing to select from")
     return survivors

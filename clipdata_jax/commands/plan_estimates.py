@@ -15,7 +15,7 @@ from clipdata_jax import config, storage
 from clipdata_jax.commands import norm_sim_d, score, train
 from clipdata_jax.embedding import single_file
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import arrays, external_columns, metadata, score_tables, tars, uids
+from clipdata_jax.formats import arrays, external_columns, metadata, score_tables, tars, uid_files
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, open_pool, target_array
 from clipdata_jax.formats.sources import discovery
 from clipdata_jax.formats.sources.image_folders import ImageFolder
@@ -276,7 +276,7 @@ def _filter(options: config.Filter) -> Estimate:
 
 def _norm_sim_d(options: config.NormSimD) -> Estimate:
     pool, _, row, row_float32 = _pool(options, texts=False)
-    survivors = None if options.survivors is None else uids.read_subset(options.survivors)
+    survivors = None if options.survivors is None else uid_files.read_subset(options.survivors)
     rows, keep = len(pool) if survivors is None else len(survivors), options.keep(len(pool))
     drop = norm_sim_d.check_steps(options, rows, keep)
     scored = list(rows_scored(rows, keep, drop))
@@ -299,7 +299,7 @@ def _reshard(options: config.Reshard) -> Estimate:
     rows, stored = _samples(found)
     whole, total = _bytes(source.path for source in found), sum(rows)
     there = storage.exists(options.subset)
-    selected = len(uids.read_multiset(options.subset)[0]) if there else total
+    selected = len(uid_files.read_multiset(options.subset)[0]) if there else total
     share = min(1.0, selected / max(total, 1))
     to_write = f"about {round(total * share):,} to write" if there else "all to write, for the subset isn't there yet"
     return Estimate(
@@ -319,7 +319,7 @@ def _train(options: config.Train) -> Estimate:
     found = _tars(options.tars)
     pairs, batch = sum(_samples(found)[0]), options.batch_size
     if options.subset is not None and storage.exists(options.subset):
-        pairs = min(pairs, len(uids.read_subset(options.subset)))
+        pairs = min(pairs, len(uid_files.read_subset(options.subset)))
     if pairs < batch:
         found_pairs = f"train: there are about {pairs:,} pairs to train on, fewer than one batch of {batch:,}"
         raise InputError(f"{found_pairs}; give more, or a smaller --batch-size")

@@ -13,7 +13,7 @@ import numpy as np
 from clipdata_jax import config, storage
 from clipdata_jax.commands import report_inputs
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import score_tables, tars, uids
+from clipdata_jax.formats import score_tables, tars, uid_files, uids
 from clipdata_jax.report import caption_statistics, comparison, contents, page, text
 from clipdata_jax.report.throughput import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
@@ -153,7 +153,7 @@ def _read_selections(table: score_tables.ScoreTable, options: config.Report) -> 
 
 
 def _read_selection(table: score_tables.ScoreTable, name: str, path: str) -> _Selection:
-    subset = uids.read_subset(path)
+    subset = uid_files.read_subset(path)
     index = uids.UidIndex(subset)
     kept, met = np.zeros(len(table), bool), np.zeros(len(subset), bool)
     start = 0

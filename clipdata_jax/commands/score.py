@@ -14,7 +14,7 @@ import numpy as np
 from clipdata_jax import storage
 from clipdata_jax.config import NegClipLoss, Score
 from clipdata_jax.errors import InputError, StoppedEarly
-from clipdata_jax.formats import embedding_shards, score_tables, uids
+from clipdata_jax.formats import embedding_shards, score_tables, uid_files, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest, profiling, records, telemetry
 from clipdata_jax.runs.output import Output, Writer, open_output
@@ -98,7 +98,7 @@ def run(options: Score) -> Manifest | None:
     reader = UnitReader(
         tag=tag,
         dim=dim,
-        subset=None if options.where is None else uids.read_subset(options.where),
+        subset=None if options.where is None else uid_files.read_subset(options.where),
         normalize=options.normalize,
         on_bad=options.on_bad,
     )

@@ -15,7 +15,7 @@ from clipdata_jax import storage
 from clipdata_jax.config import Train
 from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError, StoppedEarly
-from clipdata_jax.formats import pool_names, tars, uids
+from clipdata_jax.formats import pool_names, tars, uid_files, uids
 from clipdata_jax.runs import manifest, profiling
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import FileEntry, Manifest, RunPlan, UnitTimes
@@ -40,7 +40,7 @@ def run(options: Train) -> Manifest | None:
         raise InputError("--worker: training needs all its processes at once; use --coordinator instead")
     share = parallel.start(options.workers)
     paths = tars.find_tars(options.tars)
-    subset = None if options.subset is None else uids.read_subset(options.subset)
+    subset = None if options.subset is None else uid_files.read_subset(options.subset)
     with storage.scratch("clipdata-train-") as folder:
         token_files = _copy_tokenizer(options, Path(folder))
         tokenizer = _load_tokenizer(options, folder)

@@ -33,17 +33,19 @@ class FileCounts:
       rows: uids in it.
       repeats: rows that repeat an earlier uid.
       is_sorted: whether the file is sorted.
+      hashed: rows that hold another id, of which the uid was made.
     """
 
     path: str
     rows: int
     repeats: int
     is_sorted: bool
+    hashed: int = 0
 
     @classmethod
     def of(cls, source: UidFile) -> FileCounts:
         """Counts an open file."""
-        return cls(source.path, len(source.rows), source.repeats, source.order.unsorted_at is None)
+        return cls(source.path, len(source.rows), source.repeats, source.order.unsorted_at is None, source.hashed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +172,15 @@ def _share(options: config.Uids, summary: UidsSummary) -> str:
 
 
 def _file_text(one: FileCounts, multiset: bool) -> str:
-    text = f"{one.path}: {counted(one.rows, 'uid')}"
+    text = f"{one.path}: {counted(one.rows, 'uid')}{_hashed_text(one)}"
     if one.repeats:
         kept = "kept" if multiset else "left out (--multiset keeps them)"
         text += f", {counted(one.repeats, 'repeat')} {kept}"
     return text + ("" if one.is_sorted else ", not in order: sorted")
+
+
+def _hashed_text(one: FileCounts) -> str:
+    return f", {one.hashed:,} made of other ids" if one.hashed else ""
 
 
 def _table(summary: UidsSummary, multiset: bool) -> str:
@@ -186,7 +192,7 @@ def _table(summary: UidsSummary, multiset: bool) -> str:
     for name, one in zip(names, summary.files, strict=True):
         order = "" if one.is_sorted else " (not sorted)"
         numbers = (f"{n:,}" for n in (one.rows, one.rows - one.repeats, one.repeats))
-        sizes.append((name, *numbers, f"{one.path}{order}"))
+        sizes.append((name, *numbers, f"{one.path}{order}{_hashed_text(one)}"))
     lines = [table(sizes, left=(0, -1))]
     if len(names) > 1:
         what = "with repeats" if multiset else "each once"

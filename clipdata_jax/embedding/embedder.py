@@ -334,5 +334,6 @@ def _summarise(found: discovery.Sources, receipts: list[Receipt]) -> Facts:
         "passed_over": dict(found.passed_over),
         "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
         "pool": pool,
+        **({"own_ids": own} if (own := sum(fact.get("own_ids", 0) for fact in facts)) else {}),
         **({"repeated_names": repeated} if (repeated := pool_names.repeats(found.names)) else {}),
     }

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import file_kinds, tars
-from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, TEXT_BYTES, json_fields, sample_uid
+from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, TEXT_BYTES, json_fields, owner_id, sample_uid
 from clipdata_jax.runtime import threads
 
 
@@ -23,7 +23,7 @@ class Decoded:
     Attributes:
       tar: the path of its tar, or of what else it is from.
       key: its key in there.
-      uid: 32 hex digits: from the `.json` where it has one, else the hash of the tar's name and the key.
+      uid: 32 hex digits: of the id in the `.json` where it has one, else the hash of the tar's name and the key.
       caption: the `.txt`, else "caption" of the `.json`, else the first of its "captions", without a byte order
         mark; "" if not needed.
       captions: "captions" of the `.json`, else the one caption; () if not needed.
@@ -32,6 +32,7 @@ class Decoded:
       width: "original_width" of the `.json` where it has both sizes, else of the image as stored, in pixels.
       height: likewise.
       url: "url" of the `.json`, None where there is none.
+      id: the id that the uid was made of, None if it is the uid itself or there is none.
     """
 
     tar: str
@@ -44,6 +45,7 @@ class Decoded:
     width: int
     height: int
     url: str | None = None
+    id: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _decode(
         label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
     except InputError as error:
         return Bad(path, sample.key, str(error), isinstance(error, _MissingError) and bool(sample.names))
-    return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height, url)
+    return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height, url, id=owner_id(fields))
 
 
 def _original_size(fields: dict[str, Any]) -> tuple[int, int] | None:

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16, Float32, UInt8
 
 from clipdata_jax.embedding.samples import Bad, Decoded
-from clipdata_jax.formats import arrays, uids
+from clipdata_jax.formats import arrays, ids, uids
 
-# uid, key, caption, width, height, url
-_Row: TypeAlias = tuple[str, str, str, int, int, str | None]
+# uid, key, caption, width, height, url, id
+_Row: TypeAlias = tuple[str, str, str, int, int, str | None, str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,9 @@ class PendingBatch:
             self._pixels = [np.empty((self._rows, *one.shape), one.dtype) for one in sample.pixels]
         for array, one in zip(self._pixels, sample.pixels, strict=True):
             array[len(self)] = one
-        self.samples.append((sample.uid, sample.key, sample.caption, sample.width, sample.height, sample.url))
+        self.samples.append(
+            (sample.uid, sample.key, sample.caption, sample.width, sample.height, sample.url, sample.id)
+        )
 
     def pixels(self, transform: int) -> UInt8[np.ndarray, "n height width 3"]:
         """The images as one transform returned them."""
@@ -106,8 +108,8 @@ class ShardBuilder:
         return [getattr(batch.result()[model], name) for batch in self._batches]
 
     def parquet(self) -> bytes:
-        """The metadata: DataComp's columns, plus tar and key, by which `report` finds the images."""
-        uid, key, caption, width, height, url = zip(*self._samples, strict=True)
+        """The metadata: DataComp's columns, tar and key, by which `report` finds the images, and ids of other kinds."""
+        uid, key, caption, width, height, url, own = zip(*self._samples, strict=True)
         table = {
             "uid": pa.array(uid, pa.string()),
             "text": pa.array(caption if self._with_texts else [None] * len(uid), pa.string()),
@@ -117,6 +119,8 @@ class ShardBuilder:
             "tar": pa.array([_as_text(self._source)] * len(uid), pa.string()),
             "key": pa.array(map(_as_text, key), pa.string()),
         }
+        if any(own):
+            table["id"] = pa.array(own, pa.string())
         if self._with_texts:
             for model, tag in enumerate(self._tags):
                 cosines = np.concatenate(self._column(model, "cosines"))
@@ -138,12 +142,14 @@ class ShardBuilder:
     def facts(self) -> dict[str, Any]:
         """The unit's entry in its receipt."""
         uid = uids.from_hex([sample[0] for sample in self._samples])
+        ids.check_collisions(uid, [(sample[-1] or sample[0]).encode() for sample in self._samples], self._source)
         bad_samples = [] if self.skipped else self._bad  # a skipped source has no samples
         return {
             "pairs": len(self),
             "skipped_samples": [{"tar": bad.tar, "key": bad.key, "reason": bad.reason} for bad in bad_samples],
             "skipped_tars": [self.skipped] if self.skipped else [],
             "repeated_uids": len(uid) - len(uids.sort_unique(uid)),
+            **({"own_ids": found} if (found := sum(sample[-1] is not None for sample in self._samples)) else {}),
         }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, OnBad
-from clipdata_jax.formats import arrays, file_kinds, parquet, score_tables, uids
+from clipdata_jax.formats import arrays, file_kinds, ids, parquet, score_tables, uids
 from clipdata_jax.runtime import threads
 
 BAD_REASONS = {1: "not finite", 2: "zero", 3: "not of unit norm"}
@@ -286,13 +286,13 @@ def read_uids(shard: EmbeddingShard) -> np.ndarray:
     """Reads a shard's uids, u8,u8; clip-retrieval's metadata may lack them: then they derive from file name and row.
 
     Raises:
-      InputError: the file is damaged, a uid is invalid, or a DataComp shard has no uid column.
+      InputError: the file is damaged, a uid is missing or of a wrong kind, or a DataComp shard has no uid column.
     """
     rows, names = parquet.rows_and_types(shard.metadata)
     if rows != shard.rows:
         raise InputError(f"{shard.metadata}: has {rows} rows, had {shard.rows} when the run began; start a new run")
     if "uid" in names:
-        return uids.from_hex(parquet.read(shard.metadata, ["uid"])["uid"], shard.metadata)
+        return ids.from_column(parquet.read(shard.metadata, ["uid"])["uid"], shard.metadata).uid
     if shard.images.endswith(".npz"):
         raise InputError(f"{shard.metadata}: column 'uid' is missing; it has {', '.join(names)}")
     return uids.from_hex([uids.uid_of(shard.name, str(row)) for row in range(shard.rows)])

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipdata_jax import storage
 from clipdata_jax.config.base import as_identifier
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, parquet, uids
+from clipdata_jax.formats.ids import as_text, from_column, from_table
 from clipdata_jax.runtime import threads
 
 _EXACT = 2**53
 """From here on, neighbouring integers are the same float64."""
-_TEXT = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _NO_ID = np.zeros(1, uids.DTYPE)[0]
 
 
@@ -140,7 +140,7 @@ class PoolIds:
         path = self.file(part)
         names = parquet.rows_and_types(path)[1]
         table = parquet.read(path, [self.on, *(["uid"] if "uid" in names else [])])
-        if len(table) != len(uid) or ("uid" in names and not np.array_equal(uids.from_table(table, path), uid)):
+        if len(table) != len(uid) or ("uid" in names and not np.array_equal(from_table(table, path).uid, uid)):
             raise InputError(f"{path}: its rows are not those of the score table; name the metadata that was scored")
         return _hashed(path, self.on, table[self.on])
 
@@ -251,7 +251,7 @@ def _read_parquet(path: str, names: Mapping[str, str], on: str) -> _Rows:
     table = parquet.read(path, list(dict.fromkeys([*by, *names.values()])))
     columns = {name: _numbers(path, before, table[before]) for name, before in names.items()}
     if on == "uid":
-        return _Rows(uids.from_table(table, path), columns)
+        return _Rows(from_table(table, path).uid, columns)
     ids = _hashed(path, on, table[on])
     has_id = ids != _NO_ID
     return _Rows(ids[has_id], {name: values[has_id] for name, values in columns.items()}, int((~has_id).sum()))
@@ -280,17 +280,12 @@ def _as_floats(path: str, name: str, values: np.ndarray, *, integers: bool) -> n
 
 
 def _hashed(path: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
-    """Maps ids to 128 bits: the first of SHA-256 over their text, integers in decimal; (0, 0) for null."""
-    kind = column.type
-    if not (pa.types.is_integer(kind) or kind in _TEXT):
-        raise InputError(f"{path}: column {name!r} holds {str(kind)[:60]}, expected text or integers to join by")
-    if pa.types.is_integer(kind):
-        column = column.cast(pa.string())
-    packed = (
-        bytes(16) if text is None else hashlib.sha256(text).digest()[:16]
-        for text in column.cast(pa.large_binary()).to_pylist()
-    )
-    return uids.from_bytes(b"".join(packed))
+    """The ids of rows as 128 bits each, u8,u8; (0, 0) where there is none."""
+    texts = as_text(column, path, name)
+    has_id = pc.fill_null(pc.greater(pc.binary_length(texts), 0), False)
+    found = np.full(len(texts), _NO_ID)
+    found[has_id.to_numpy(zero_copy_only=False)] = from_column(texts.filter(has_id), path, name=name).uid
+    return found
 
 
 def _npy_names(path: str) -> tuple[list[str], dict[str, str]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, OnBad
-from clipdata_jax.formats import parquet, score_tables, uids
+from clipdata_jax.formats import ids, parquet, score_tables
 from clipdata_jax.runtime import threads
 
 _Read = TypeVar("_Read")
@@ -147,7 +147,7 @@ def read_columns(part: Part, names: Sequence[str]) -> Columns:
     """Reads the uids and the named columns of a file.
 
     Raises:
-      InputError: the file is damaged, or a uid is not 32 hex digits.
+      InputError: the file is damaged, or a uid is missing or of a wrong kind.
     """
     table = _read(part, ["uid", *names])
     values = {name: table[name].to_numpy() for name in names}
@@ -155,7 +155,7 @@ def read_columns(part: Part, names: Sequence[str]) -> Columns:
     for name, column in values.items():
         if column.dtype.kind == "f":
             null[name] |= np.isnan(column)
-    return Columns(uids.from_hex(table["uid"], part.path), values, null)
+    return Columns(ids.from_column(table["uid"], part.path).uid, values, null)
 
 
 def read_numbers(parts: Sequence[Part], name: str, skipped: Skipped, done: Callable[[int], object]) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import uids
+from clipdata_jax.formats import ids, uids
 
 # A .json takes some twenty times its size when parsed.
 TEXT_BYTES = 1 << 24
@@ -40,7 +40,7 @@ def json_fields(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def sample_uid(source: str, key: str, fields: Mapping[str, Any]) -> str:
-    """Determines the uid of a sample: "uid" of its `.json` in lower case, else the hash of source and key.
+    """Determines the uid of a sample: "uid" of its `.json`, any id (see `ids`), else the hash of source and key.
 
     Args:
       source: the name of its tar or other source in the pool, from `pool_names`.
@@ -48,13 +48,21 @@ def sample_uid(source: str, key: str, fields: Mapping[str, Any]) -> str:
       fields: of its `.json`.
 
     Raises:
-      InputError: the uid is not 32 hex digits.
+      InputError: the uid is empty, or neither text nor an integer.
     """
     if fields.get("uid") is None:
         return uids.uid_of(source, key)
-    if not uids.is_uid(fields["uid"]):
-        raise InputError(f"its uid is {fields['uid']!r:.60}, expected 32 hex digits")
-    return str(fields["uid"]).lower()
+    return ids.uid_of_id(fields["uid"])
+
+
+def owner_id(fields: Mapping[str, Any]) -> str | None:
+    """The id that a sample's uid was made of, as text; None if it is the uid itself, or there is none.
+
+    Args:
+      fields: of its `.json`.
+    """
+    given = fields.get("uid")
+    return None if given is None or uids.is_uid(given) else str(given)
 
 
 def plain_uid(text: bytes) -> str | None:

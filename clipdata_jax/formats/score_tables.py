@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import parquet, uids
+from clipdata_jax.formats import ids, parquet, uids
 from clipdata_jax.runtime import threads
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class ScoreTable:
 
     def _uids(self, part: str, folder: str) -> np.ndarray:
         table = self._read(part, folder, list(uids.HALVES))
-        return uids.from_table(table, storage.join(folder, f"{part}.parquet"))
+        return ids.from_table(table, storage.join(folder, f"{part}.parquet")).uid
 
     def _read(self, part: str, folder: str, names: list[str]) -> pa.Table:
         return parquet.read(storage.join(folder, f"{part}.parquet"), names, _ADVICE)

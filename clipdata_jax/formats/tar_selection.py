@@ -11,7 +11,7 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import sample_uids, tar_index, uids
+from clipdata_jax.formats import sample_uids, tar_index, uid_files, uids
 
 _ARRAYS = ("uids.npy", "times.npy", "high.npy")
 # Reading headers holds the interpreter's lock: one thread at a time, so that the others can write meanwhile.
@@ -37,7 +37,7 @@ class Subset:
         Raises:
           InputError: it can't be read, or is empty.
         """
-        uid, times = uids.read_multiset(path)
+        uid, times = uid_files.read_multiset(path)
         if not len(uid):
             raise InputError(f"{path}: the subset is empty, so no tar would be written")
         return cls(uid, times)

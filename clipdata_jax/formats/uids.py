@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import arrays
 
 DTYPE = np.dtype("u8,u8")
 HALVES = ("uid_hi", "uid_lo")
@@ -77,22 +76,6 @@ def from_hex(column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str = "
         found = column[row].as_py()[:60].decode("utf-8", "replace")
         raise InputError(f"{source}: row {first_row + row}: the uid is {found!r}, expected 32 hex digits")
     return from_bytes(packed)
-
-
-def from_table(table: pa.Table, path: str, first_row: int = 0) -> np.ndarray:
-    """Reads the uids of a table: its columns uid_hi and uid_lo if it has them, else its column uid.
-
-    Raises:
-      InputError: as `from_hex`; or a half isn't uint64, or has nulls.
-    """
-    if not set(HALVES) <= set(table.column_names):
-        return from_hex(table["uid"], path, first_row)
-    for name in HALVES:
-        nulls, kind = table[name].null_count, table[name].type
-        if kind != pa.uint64() or nulls:
-            what = f"has {nulls} nulls" if kind == pa.uint64() else f"is {str(kind)[:60]}"
-            raise InputError(f"{path}: column {name!r} {what}, expected uint64")
-    return join_halves(*(table[name].to_numpy() for name in HALVES))
 
 
 def packed_hex(text: bytes) -> bytes | None:
@@ -217,34 +200,3 @@ def write_subset(path: str, uids: np.ndarray) -> None:
     """Writes a subset file, as DataComp's resharder reads: .npy of dtype u8,u8, sorted and unique."""
     with storage.open_write(path) as file:
         np.save(file, sort_unique(uids), allow_pickle=False)
-
-
-def read_subset(path: str) -> np.ndarray:
-    """Reads a subset file; sorts it and removes repeats.
-
-    Raises:
-      InputError: not a .npy file, or not of dtype u8,u8.
-    """
-    return sort_unique(_read(path))
-
-
-def read_multiset(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a subset file as a multiset: the uids, sorted and unique, and how often each occurs.
-
-    Raises:
-      InputError: not a .npy file, or not of dtype u8,u8.
-    """
-    ordered = sort(_read(path))
-    starts = np.flatnonzero(first_of_each(ordered))
-    return ordered[starts], np.diff(np.append(starts, len(ordered)))
-
-
-def _read(path: str) -> np.ndarray:
-    if path.endswith((".parquet", ".txt")):
-        storage.size(path)  # raises if the file is missing
-        npy = f"{path.rpartition('.')[0]}.npy"
-        raise InputError(f"{path}: expected a .npy file of uids; `clipdata uids convert {path} --out {npy}` makes one")
-    uids = arrays.read_npy(path, "of uids")
-    if uids.ndim != 1 or uids.dtype != DTYPE:
-        raise InputError(f"{path}: holds {uids.dtype}, expected uids of dtype u8,u8 in one dimension")
-    return uids

@@ -11,7 +11,8 @@ import numpy as np
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import hashing
-from clipdata_jax.formats.uids import find, read_subset
+from clipdata_jax.formats.uid_files import read_subset
+from clipdata_jax.formats.uids import find
 from clipdata_jax.selection.pools import ScoreBlock
 from clipdata_jax.selection.rules import First, Predicate, Rule
 from clipdata_jax.selection.search import ordered_bits

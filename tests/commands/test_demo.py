@@ -12,7 +12,7 @@ import pytest
 
 from clipdata_jax import cli, config
 from clipdata_jax.commands import demo
-from clipdata_jax.formats import uids
+from clipdata_jax.formats import uid_files, uids
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_the_demo_tells_the_truth_about_what_each_method_kept(tmp_path, clipdata
     kind = dict(zip(truth["uid"], truth["kind"], strict=True))
     shares = {}
     for index, name in enumerate(["random", "CLIPScore", "negCLIPLoss", "negCLIPLoss, then NormSim"]):
-        kept = uids.to_hex(uids.read_subset(str(tmp_path / "d" / f"subset-{index}.npy")))
+        kept = uids.to_hex(uid_files.read_subset(str(tmp_path / "d" / f"subset-{index}.npy")))
         assert len(kept) == 200
         shares[name] = np.mean([kind[uid] == "sound" for uid in kept])
         (line,) = re.findall(rf"^{name}  +200 .*", done.stdout, re.MULTILINE)

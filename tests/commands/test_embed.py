@@ -13,7 +13,7 @@ from support.checkpoints import CAPTIONS, make_checkpoint
 from support.images import jpeg, write_pairs
 
 from clipdata_jax import models
-from clipdata_jax.formats import tars, uids
+from clipdata_jax.formats import tars, uid_files, uids
 from clipdata_jax.runs import telemetry
 
 
@@ -226,7 +226,7 @@ def test_real_images_from_tar_to_subset(tmp_path, shared, clipdata):
     for step in steps:
         done = clipdata(*step)
         assert done.returncode == 0, (step, done.stderr)
-    subset = uids.read_subset(str(tmp_path / "subset.npy"))
+    subset = uid_files.read_subset(str(tmp_path / "subset.npy"))
     assert len(subset) == 300
     members = {}
     for path in sorted(folder.glob("*.tar")):

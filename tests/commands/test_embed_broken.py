@@ -51,7 +51,7 @@ BAD = {
     "uncaptioned": (jpeg(8), {}, "no caption"),
     "blank": (jpeg(9), {"txt": b"   "}, "its caption is empty"),
     "mad_json": (jpeg(10), {"json": b"{" * 9}, "its .json is not JSON"),
-    "bad_uid": (jpeg(11), {"txt": b"x", "json": b'{"uid": 7}'}, "its uid is 7"),
+    "bad_uid": (jpeg(11), {"txt": b"x", "json": b'{"uid": [7]}'}, "its uid is [7]"),
 }
 
 

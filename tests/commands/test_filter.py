@@ -16,7 +16,7 @@ from support import metadata_pools as made
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.filters import languages
-from clipdata_jax.formats import uids
+from clipdata_jax.formats import uid_files, uids
 
 
 def run(clipdata, preset, *more):
@@ -314,4 +314,4 @@ def test_a_broken_file_is_skipped_where_that_is_asked(tmp_path, clipdata):
     told = json.loads((tmp_path / "s.npy.manifest.json").read_text())
     assert [one["file"] for one in told["skipped"]] == ["metadata/00000001.parquet"]
     left = [row for number, row in enumerate(pairs) if number % 3 != 1]
-    assert uids.to_hex(uids.read_subset(str(tmp_path / "s.npy"))) == made.subset(made.fraction(left, "b32", 0.3))
+    assert uids.to_hex(uid_files.read_subset(str(tmp_path / "s.npy"))) == made.subset(made.fraction(left, "b32", 0.3))

@@ -19,7 +19,7 @@ from support.report_pools import RULE, image, make_pool, options, page_of
 
 from clipdata_jax.commands import report
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import score_tables, tars, uids
+from clipdata_jax.formats import score_tables, tars, uid_files, uids
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_every_caption_stands_beside_its_own_image(pool):
 def test_kept_marks_and_scores_are_the_tables(pool):
     html = page_of(options(pool))
     uid, columns = score_tables.open_tables([str(pool / "scores")]).read(["neg_clip_loss"])
-    subset = uids.read_subset(str(pool / "subset.npy"))
+    subset = uid_files.read_subset(str(pool / "subset.npy"))
     cards = re.findall(r'<article class="card (in|out)">(.*?)</article>', html, re.S)
     assert cards
     for mark, card in cards:
@@ -147,7 +147,7 @@ def test_strangers_manifests_are_only_text(pool):
 
 
 def test_uids_without_a_row_are_told(pool):
-    subset = uids.read_subset(str(pool / "subset.npy"))
+    subset = uid_files.read_subset(str(pool / "subset.npy"))
     uids.write_subset(str(pool / "subset.npy"), np.concatenate([subset, uids.from_hex(["0" * 32, "f" * 32])]))
     assert "2 of the subset&#39;s 32 uids have no row in the score tables." in page_of(options(pool))
 

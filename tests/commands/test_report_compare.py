@@ -15,7 +15,7 @@ from support.report_pools import image, make_pool, options, page_of
 
 from clipdata_jax.commands import report, report_inputs
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import score_tables, uids
+from clipdata_jax.formats import score_tables, uid_files, uids
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_selections_are_compared(pool, clipdata):
     done = clipdata("report", *arguments, "--compare", "first.npy", "no pairs=none.npy")
     assert done.returncode == 0, done.stderr
     html = (pool / "page.html").read_text("utf-8")
-    kept = uids.find(uids.read_subset(str(pool / "subset.npy")), uid) >= 0
+    kept = uids.find(uid_files.read_subset(str(pool / "subset.npy")), uid) >= 0
     told = json.loads((pool / "page.html.manifest.json").read_bytes())["counts"]["compared"]
     assert told == {"first": {"kept": 50, "shared": int(kept[:50].sum())}, "no pairs": {"kept": 0, "shared": 0}}
     grid = html.split("Dropped here, kept by <code>first</code>")[1].split('<div class="band">')[0]

@@ -205,9 +205,10 @@ def test_a_truncated_tar_is_never_half_read(tmp_path, cut):
 
 
 BAD_JSON = [
-    (b'{"uid": "12x"}', "its uid is '12x', expected 32 hex digits"),
-    (b'{"uid": 17}', "its uid is 17, expected 32 hex digits"),
-    (json.dumps({"uid": "\ud800" + "0" * 31}).encode(), "expected 32 hex digits"),
+    (b'{"uid": ""}', "its uid is '', expected text or an integer"),
+    (b'{"uid": [17]}', "its uid is [17], expected text or an integer"),
+    (b'{"uid": true}', "its uid is True, expected text or an integer"),
+    (json.dumps({"uid": "\ud800" + "0" * 31}).encode(), "holds half of a surrogate pair"),
     (b'{"uid": ', "its .json is not JSON"),
     (b"[]", "its .json holds a list"),
 ]
@@ -235,12 +236,14 @@ def test_wrong_inputs_and_outputs(tmp_path, pool, clipdata):
     write_subset(tmp_path / "none.npy", [])
     write_subset(tmp_path / "other.npy", [uid_number(1)])
     np.save(tmp_path / "floats.npy", np.zeros(3))
-    tars.write_tar(f"{tmp_path}/hex/0.tar", [("k.json", b'{"uid": "zz"}')])
+    tars.write_tar(f"{tmp_path}/hex/0.tar", [("k.json", b'{"uid": 0.5}')])
     tail = ("--subset", "s.npy", "--out", "out")
     assert refused(clipdata("reshard", "missing", *tail), "missing: no such file or folder")
     assert refused(clipdata("reshard", "empty", *tail), "empty: the folder holds no .tar file")
     assert refused(clipdata("reshard", "s.npy", *tail), "s.npy: is a .npy array, not a tar file")
-    assert refused(clipdata("reshard", "hex", "--subset", "s.npy", "--out", "out2"), "'zz', expected 32 hex digits")
+    assert refused(
+        clipdata("reshard", "hex", "--subset", "s.npy", "--out", "out2"), "its uid is 0.5, expected text or an integer"
+    )
     assert refused(clipdata("reshard", "pool", "--subset", "no.npy", "--out", "out3"), "no.npy: no such file")
     assert refused(clipdata("reshard", "pool", "--subset", "floats.npy", "--out", "out3"), "dtype u8,u8")
     assert refused(clipdata("reshard", "pool", "--subset", "none.npy", "--out", "out3"), "the subset is empty")

@@ -109,7 +109,8 @@ def test_the_manifest_says_what_the_file_is_made_of(tmp_path, clipdata):
     assert all(entry["digest"].startswith("sha256:") for entry in content["inputs"])
     assert content["outputs"]["u.npy"]["bytes"] == 128 + 300 * 16
     assert content["uids"] == 300
-    assert content["files"][1] == {"path": "theirs.npy", "rows": 300, "repeats": 100, "is_sorted": False}
+    counts = {"path": "theirs.npy", "rows": 300, "repeats": 100, "is_sorted": False, "hashed": 0}
+    assert content["files"][1] == counts
     assert content["options"]["operation"] == "union"
     assert clipdata(*arguments).returncode == 0  # the same run may write its file again
     assert (tmp_path / "u.npy.manifest.json").read_bytes() == text

@@ -85,7 +85,7 @@ BAD = {
     "no JSON": ({"jpg": jpeg(), "txt": b"x", "json": b"{"}, "its .json is not JSON"),
     "deep JSON": ({"jpg": jpeg(), "txt": b"x", "json": b"[" * 100_000}, "its .json is not JSON"),
     "JSON list": ({"jpg": jpeg(), "txt": b"x", "json": b"[]"}, "its .json holds a list, expected an object"),
-    "bad uid": ({"jpg": jpeg(), "txt": b"x", "json": b'{"uid": "12"}'}, "its uid is '12', expected 32 hex digits"),
+    "bad uid": ({"jpg": jpeg(), "txt": b"x", "json": b'{"uid": 1.5}'}, "its uid is 1.5, expected text or an integer"),
 }
 
 

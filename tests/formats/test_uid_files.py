@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import uid_files, uids
+from clipdata_jax.formats import ids, uid_files, uids
 
 NAMES = ("u.npy", "u.txt", "u.parquet")
 ROWS = uids.join_halves(*np.random.default_rng(0).integers(0, 2**64, (2, 50), dtype=np.uint64))
@@ -98,17 +98,19 @@ GOOD = "0123456789abcdef" * 2
     ("name", "content", "words"),
     [
         ("missing.npy", None, "no such file"),
-        ("u.csv", b"", r"expected a file that ends in \.npy, \.txt, \.parquet"),
+        ("u.ids", b"", r"expected a file that ends in \.npy, \.txt, \.csv, \.tsv, \.parquet"),
+        ("u.csv", b"a,b\n1,2\n", "no column is called uid or id; it has a, b"),
         ("u.npy", b"\x93NUMPY", r"not a \.npy file of uids"),
         ("u.npy", np.zeros(3), r"holds float64 of shape \(3,\), expected uids of dtype u8,u8"),
         ("u.npy", np.zeros(3, "u4,u8"), "expected uids of dtype u8,u8"),
         ("u.npy", np.zeros((3, 3), "u8"), "expected uids of dtype u8,u8"),
         ("u.npy", np.array(["x"], object), r"not a \.npy file of uids"),
-        ("u.txt", f"{GOOD}\n{GOOD}\nnonsense\n".encode(), "row 2: the uid is 'nonsense'"),
-        ("u.txt", f"{GOOD}\n{GOOD[:-1]} \n".encode(), "row 1: the uid is '0123456789abcdef0123456789abcde'"),
-        ("u.txt", b"x" * 1000, "row 0: the uid is 'xxx"),
+        ("u.txt", b"\xff" * 40, "is not UTF-8 text; expected a uid or other id a line"),
+        ("u.txt", b"PAR1\xff", "u.txt: is a parquet file, not a text file"),
         ("u.parquet", b"PAR1", "damaged or not a parquet file"),
-        ("u.parquet", pa.table({"key": [GOOD]}), "no column 'uid', nor 'uid_hi' and 'uid_lo'; it has key"),
+        ("u.parquet", pa.table({"key": [GOOD], "n": [1]}), "no column is called uid or id; it has key, n"),
+        ("u.parquet", pa.table({"uid": [1.0]}), "column 'uid' holds double, expected text, integers or UUIDs; pandas"),
+        ("u.parquet", pa.table({"uid": [[1]]}), "column 'uid' holds list<"),
         ("u.parquet", pa.table({"uid": [GOOD, None]}), "row 1: the uid is missing"),
         ("u.parquet", pa.table({"uid_hi": [1], "uid_lo": [2]}), "column 'uid_hi' is int64, expected uint64"),
         (
@@ -146,3 +148,53 @@ def test_an_empty_folder_and_an_unfinished_run_are_refused(tmp_path, opened):
     (tmp_path / "pool/_plan.json").write_text("{}")
     with pytest.raises(InputError, match="isn't finished"):
         opened(tmp_path / "pool")
+
+
+def test_subset_files_of_every_kind_are_read_into_memory(tmp_path):
+    for name in (*NAMES, "u.csv"):
+        uid_files.write(str(tmp_path / name), [ROWS, ROWS[:2]])
+        found, times = uid_files.read_multiset(str(tmp_path / name))
+        assert found.tolist() == uid_files.read_subset(str(tmp_path / name)).tolist() == sorted(ROWS.tolist())
+        assert sorted(times.tolist()) == [1] * 48 + [2] * 2
+
+
+def test_ids_of_other_kinds_are_taken(tmp_path, opened):
+    names = ["a, b", 'c "d"', HEX[0], "17"]
+    wanted = sorted(map(ids.uid_of_id, names))
+    (tmp_path / "u.txt").write_text("\ufeff" + "\n".join(names))
+    (tmp_path / "u.csv").write_text('id,n\n"a, b",1\n"c ""d""",2\n' + f"{HEX[0]},3\n17,4\n")
+    (tmp_path / "u.tsv").write_text("uid\tid\n" + "".join(f"{name}\tother\n" for name in names))
+    pq.write_table(pa.table({"n": [1] * 4, "id": pa.array(names).dictionary_encode()}), tmp_path / "u.parquet")
+    for form in ("txt", "csv", "tsv", "parquet"):
+        source = opened(tmp_path / f"u.{form}")
+        assert (uids.to_hex(source.rows), source.hashed) == (wanted, 3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.zeros(3),
+        np.zeros((2, 2), uids.DTYPE),
+        np.array(["x"], object),
+        np.zeros(3, "u4,u8"),
+        b"",
+        b"\x93NUMPY",
+        b"x" * 99,
+        b"PK\x03\x04 and no more",
+    ],
+    ids=["floats", "two dimensions", "pickled", "other fields", "empty", "cut", "noise", "cut zip"],
+)
+def test_other_subsets_are_refused(tmp_path, content):
+    path = tmp_path / "s.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content)
+    with pytest.raises(InputError, match=r"s\.npy: "):
+        uid_files.read_subset(str(path))
+
+
+def test_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "s.npz", a=np.zeros(3))
+    with pytest.raises(InputError, match=r"s\.npz: expected a file that ends in \.npy"):
+        uid_files.read_subset(str(tmp_path / "s.npz"))

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from clipdata_jax.formats import hashing, uids
+from clipdata_jax.formats import hashing, uid_files
 from clipdata_jax.selection import rules, steps, values
 
 SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "==": operator.eq, "!=": operator.ne}
@@ -80,7 +80,7 @@ def keep(rule, columns, uid, among=None):
                     order[i] = -(found[i] / float(temperature) - np.log(-np.log(np.float64(uniform))))
             return first(order, amount, of, among, uid)
         case steps.ListedUids(path):
-            given = set(uids.read_subset(path).tolist())
+            given = set(uid_files.read_subset(path).tolist())
             return {i for i in among if uid[i].item() in given}
         case values.Compare(left, sign, right):
             a, b = (scores(side, columns, len(uid)) for side in (left, right))
