@@ -76,7 +76,7 @@ def test_names_that_repeat_are_told_apart_by_folders(tmp_path, pool, checkpoint,
     }  # fmt: skip
     chosen = np.load(tmp_path / "out/uids/cc3m_00000.npy")
     assert uids.to_hex(chosen) == [rows["cc3m/00000.tar", f"{i:05}"] for i in range(4)]
-    done = clipdata("report", "scores", "--subset", "all.npy", "--tars", *moved, "--out", "page.html")
+    done = clipdata("report", "scores", "--subset", "all.npy", "--pool", *moved, "--out", "page.html")
     assert "9 of 9 shown pairs found in the tars" in done.stdout, done.stderr
 
 
