@@ -107,14 +107,14 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
     checkpoints = output.path("checkpoints")
     begun = training.last_checkpoint(checkpoints)
     steps = options.steps if options.stop_after is None else min(options.steps, begun + options.stop_after)
-    reporter = Reporter(options, output, steps) if first else None
+    reporter = Reporter(options, output, steps, together=jax.process_count() > 1) if first else None
     with reporter or contextlib.nullcontext():
         model = training.train(
             models.CLIP(model_config(options, tokenizer), rngs=nnx.Rngs(options.seed)),
             pool.pairs(),
             optimizer=training.adamw(
                 learning_rate=options.learning_rate,
-                warmup=options.warmup,
+                warmup=options.warmup_steps(),
                 steps=options.steps,
                 weight_decay=options.weight_decay,
             ),
@@ -289,17 +289,23 @@ _SECONDS_BETWEEN_LINES = 5.0
 class Reporter:
     """Shows steps and losses, and logs them every few seconds."""
 
-    def __init__(self, options: Train, output: Output, last: int) -> None:
+    def __init__(self, options: Train, output: Output, last: int, *, together: bool) -> None:
+        self._together = together
         self.bar = console.bar(total=options.steps, unit="step", name="train")
         self._options, self._output, self._last = options, output, (time.monotonic(), 0)
         self._logged = (1, last)
+        self._is_compiling = True
         self._profiler = profiling.Profiler(options.profile, steps=3)
 
     def __enter__(self) -> Reporter:
+        self.bar.set_postfix_str("compiling the first step")
         return self
 
     def __exit__(self, *stopped: Any) -> None:
         self.bar.close()
+        kind, lost = stopped[0], self.bar.n % self._options.checkpoint_every
+        if lost and self._together and kind is not None and issubclass(kind, KeyboardInterrupt):
+            console.say(f"{console.counted(lost, 'step')} since the last checkpoint are done again", log=True)
         self._profiler.__exit__(*stopped)
 
     def __call__(self, step: int, loss: float | None) -> None:
@@ -310,6 +316,9 @@ class Reporter:
         self._profiler.step()
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self.bar.update(1)
+        if self._is_compiling:  # the time left counts from here
+            self._is_compiling = False
+            self.bar.start_t, self.bar.initial = time.time(), self.bar.n
         now, (then, step_then) = time.monotonic(), self._last
         if now - then >= _SECONDS_BETWEEN_LINES or step in self._logged:
             rate = (step - step_then) * self._options.batch_size / max(now - then, 1e-9)

@@ -44,7 +44,7 @@ class Train:
     """Pairs per contrastive batch, over all devices."""
     learning_rate: float = 1e-3
     """Peak learning rate: linear warm-up, then cosine decay to zero."""
-    warmup: int = 100
+    warmup: Annotated[int | None, tyro.conf.arg(metavar="INT"), unset("100, at most a tenth of --steps")] = None
     """Steps of linear warm-up."""
     weight_decay: float = 0.1
     """AdamW weight decay of matrices; gains, biases and the logit scale have none."""
@@ -85,9 +85,13 @@ class Train:
         require(self.width % self.heads == 0, "heads", self.heads, "a divisor of --width")
         require(self.context_length >= 3, "context_length", self.context_length, "at least 3")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2: the loss contrasts pairs")
-        require(0 <= self.warmup < self.steps, "warmup", self.warmup, "fewer steps than --steps")
+        require(0 <= self.warmup_steps() < self.steps, "warmup", self.warmup, "fewer steps than --steps")
         good = math.isfinite(self.learning_rate) and self.learning_rate > 0
         require(good, "learning_rate", self.learning_rate, "a number above 0")
+
+    def warmup_steps(self) -> int:
+        """The steps of linear warm-up, as given or by default."""
+        return min(100, self.steps // 10) if self.warmup is None else self.warmup
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

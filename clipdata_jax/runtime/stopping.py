@@ -31,6 +31,7 @@ _RETRY_SECONDS = 0.02
 _PACKAGE = f"{os.path.dirname(os.path.dirname(__file__))}{os.sep}"
 _UNSAFE = ("<frozen importlib", f"{os.sep}jax{os.sep}", f"{os.sep}orbax{os.sep}")
 _asked, _finished = threading.Event(), threading.Event()
+_deferred = 0.0  # seconds more for a block that stops by itself
 
 
 class Stopped(KeyboardInterrupt):
@@ -74,6 +75,17 @@ def watch() -> None:
     signal.signal(signal.SIGALRM, _on_signal)
 
 
+@contextlib.contextmanager
+def deferred(seconds: float) -> Iterator[None]:
+    """Makes a signal raise nothing in the block, which looks at `asked` and has so many seconds more to end."""
+    global _deferred
+    _deferred = seconds
+    try:
+        yield
+    finally:
+        _deferred = 0.0
+
+
 def couple_to(peers: Peers) -> bool:
     """Makes a stop of this process stop its peers, too, and returns whether it did: only where `watch` was called.
 
@@ -97,7 +109,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if number != signal.SIGALRM and _asked.is_set():
         return  # the other thread handles a second signal
     _asked.set()
-    if _finished.is_set():
+    if _finished.is_set() or _deferred:
         return
     if _is_unsafe(frame):
         signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
@@ -122,7 +134,7 @@ def _end_in_time(read: int) -> None:
         if received > 1:
             break
         if end is None:
-            end = time.monotonic() + (_SECONDS if _peers is None else _peers.seconds)
+            end = time.monotonic() + (_SECONDS if _peers is None else _peers.seconds) + _deferred
             _start(_notify)  # which may take long
     if received < 2:
         _start(_end_tidily).join(0.5)

@@ -26,6 +26,7 @@ KEPT_CHECKPOINTS = 2
 _UNFINISHED = ".orbax-checkpoint-tmp"
 # Steps dispatched before the first one's loss is read: keeps the devices busy, and bounds what is in flight.
 _IN_FLIGHT = 2
+_SECONDS_TO_SAVE = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,8 @@ def train(
     """Trains a model with the contrastive loss, resuming from the last checkpoint if there is one.
 
     On the same devices the parameters after `steps` steps are the same bits whether or not the run was stopped
-    in between. Every process of a run calls this with the same arguments and pairs.
+    in between. Every process of a run calls this with the same arguments and pairs. One that trains alone writes a
+    checkpoint when a signal asks it to stop.
 
     Args:
       model: the initial model; it is not modified.
@@ -85,6 +87,7 @@ def train(
     Raises:
       InputError: fewer pairs than a batch, a batch that doesn't divide over the devices, or a loss that is not
         finite.
+      KeyboardInterrupt: a signal asked the process to stop.
 
     >>> import jax, numpy as np
     >>> from flax import nnx
@@ -105,7 +108,12 @@ def train(
     params, merge = split_model(model)
     state = init_state(params, optimizer, mesh)
     step_function = make_step(merge, optimizer, mesh)
-    with open_checkpoints(checkpoints) as manager:
+    # Processes that train together get a signal at different steps, and can't write a checkpoint each.
+    alone = checkpoints is not None and jax.process_count() == 1
+    with (
+        open_checkpoints(checkpoints) as manager,
+        stopping.deferred(_SECONDS_TO_SAVE) if alone else contextlib.nullcontext(),
+    ):
         state, done = _restore(manager, state)
         if done:
             report(done, None)
@@ -115,11 +123,16 @@ def train(
             batch = (parallel.to_global(part, mesh) for part in pairs.take(_own(rows)))
             state, loss = step_function(state, *batch)
             pending.append((step + 1, loss))
-            due = manager is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps)
+            stopped = alone and stopping.asked()
+            due = manager is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps or stopped)
             # A checkpoint must not hold the parameters after a loss that is not finite.
             _settle(pending, report, 0 if due or step + 1 == steps else _IN_FLIGHT)
             if due:
                 save(manager, step + 1, state)
+            if stopped:
+                break
+        if alone and stopping.asked():
+            raise stopping.Stopped
     return merge(jax.device_get(state.params))
 
 

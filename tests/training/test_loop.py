@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 
 import jax
 import numpy as np
@@ -67,7 +68,7 @@ def run(folder, *, devices=2, batch_size=16, report=lambda step, loss: None, dat
     return {name: np.asarray(value) for name, value in split_model(model)[0].items()}
 
 
-def test_a_stopped_run_ends_in_the_same_bits(tmp_path):
+def test_a_stopped_run_ends_in_the_same_bits(tmp_path, monkeypatch):
     seen = []
     whole = run(tmp_path / "whole", report=lambda step, loss: seen.append((step, loss)))
     assert [step for step, _ in seen] == list(range(1, 8))
@@ -85,6 +86,14 @@ def test_a_stopped_run_ends_in_the_same_bits(tmp_path):
     assert again == [(3, None), *seen[3:]]
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    # A signal's checkpoint comes at once.
+    monkeypatch.setattr(stopping, "_asked", threading.Event())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "signalled", report=lambda step, loss: stopping._asked.set())
+    assert sorted(os.listdir(tmp_path / "signalled")) == ["3", "4"]
+    stopping._asked.clear()
+    for name, value in run(tmp_path / "signalled").items():
+        np.testing.assert_array_equal(value, whole[name], err_msg=name)
     # A run that is done only reads its last checkpoint.
     again.clear()
     done = run(tmp_path / "stopped", report=lambda step, loss: again.append(step))
