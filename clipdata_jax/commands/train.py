@@ -315,10 +315,13 @@ class Reporter:
             return
         self._profiler.step()
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        self.bar.update(1)
         if self._is_compiling:  # the time left counts from here
             self._is_compiling = False
-            self.bar.start_t, self.bar.initial = time.time(), self.bar.n
+            self.bar.n = self.bar.initial = self.bar.last_print_n = step
+            self.bar.start_t = self.bar.last_print_t = time.time()
+            self.bar.refresh()
+        else:
+            self.bar.update(1)
         now, (then, step_then) = time.monotonic(), self._last
         if now - then >= _SECONDS_BETWEEN_LINES or step in self._logged:
             rate = (step - step_then) * self._options.batch_size / max(now - then, 1e-9)

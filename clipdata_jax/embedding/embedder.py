@@ -29,7 +29,7 @@ from clipdata_jax.formats.sources import discovery
 from clipdata_jax.formats.sources.source import Source
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
-from clipdata_jax.runs.records import Facts, Manifest, Receipt
+from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt
 from clipdata_jax.runtime import console, parallel
 
 # Batches that wait for the devices while one is being computed: more would only pile up in memory.
@@ -105,7 +105,7 @@ def embed(
         settings,
         pool=[path for source in found.units.values() for path in source.inputs],
         devices=True,
-        sources=found.facts,
+        sources=[{**facts, "name": FileEntry(str(facts["name"]))} for facts in found.facts],
         models={model.tag: model.facts for model in models},
     )
     single = single_file.is_file(out)

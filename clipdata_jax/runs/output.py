@@ -316,8 +316,8 @@ def open_output(
     if has_others and share.count == 1 and not was_finished:
         if together:
             raise InputError(f"{at}: another process is at work here; wait until it has ended, or choose another --out")
-        does = "each does what it finds undone, and the result is whole"
-        console.say(f"{at}: another process is at work here, too; {does}", log=True)
+        does = "the work is done twice, and the result is whole; --worker 0/2 and 1/2 share it"
+        console.say(f"{at}: another process is at work here, too: {does}", log=True)
     return output
 
 

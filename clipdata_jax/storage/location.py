@@ -63,13 +63,13 @@ def parent(path: str) -> str:
 
 
 def relative(path: str, folder: str) -> str | None:
-    """Returns the way from a folder to a path, both absolute; None if they are in different stores.
+    """Returns the way from a folder to a path, both absolute; None if they are in different stores, or it is no path.
 
     >>> relative("/data/pool/0.tar", "/data/out"), relative("s3://bucket/pool", "/data")
     ('../pool/0.tar', None)
     """
     store = store_of(path)
-    if store != store_of(folder):
+    if store != store_of(folder) or not (store or path.startswith("/")):
         return None
     if path.startswith(f"{folder}/"):
         return path[len(folder) + 1 :]

@@ -304,5 +304,7 @@ def test_the_same_inputs_spelled_otherwise_are_the_same_run_and_so_are_moved_one
         assert clipdata("score", pool, *score).stdout == "Already complete: scores\n"
     select = ("select", work / "scores", "--rule", "top(clip_score, 0.5)", "--out", work / "subset.npy")
     assert clipdata(*select).returncode == 0
+    embed = ("embed", work / "tars", "--model", work / "model", "--batch-size", "4", "--decoders", "1")
+    assert clipdata(*embed, "--out", "metadata").stdout == "Already complete: metadata\n"
     shutil.copytree(work / "pool", work / "other")
     assert '/there/pool", now "' in clipdata("score", "other", *score).stderr

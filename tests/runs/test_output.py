@@ -135,7 +135,7 @@ def test_another_process_at_work_in_the_folder_is_said_or_refused(tmp_path, caps
         open_output(folder, plan=plan, units=["u"], share=parallel.Share(0, 2))
         assert not capsys.readouterr().err
         output = open_output(folder, plan=plan, units=["u"])
-        assert capsys.readouterr().err.startswith(f"{folder}: another process is at work here, too; each does")
+        assert capsys.readouterr().err.startswith(f"{folder}: another process is at work here, too: the work is")
         with pytest.raises(InputError, match="another process is at work here; wait until it has ended"):
             open_output(folder, plan=plan, units=["u"], together=True)
         output.complete("u", {"u.npy": b"1"}, {})
