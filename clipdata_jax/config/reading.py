@@ -20,5 +20,7 @@ class Reading:
     """Tables and parquet: the column of images or image paths."""
     caption_column: Annotated[str | None, _Name, unset("the first of caption, text, title")] = None
     """Tables and parquet: the column of captions."""
+    image_root: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("the table's folder")] = None
+    """Tables: the folder that image paths are relative to."""
     uid_column: Annotated[str | None, _Name, unset("uid, if there is one")] = None
     """Tables and parquet: the column of ids that tell pairs apart."""

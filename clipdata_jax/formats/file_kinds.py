@@ -94,6 +94,15 @@ def is_pickle(path: str) -> bool:
         return kind_of(file.read(HEAD)) == "a pickle"
 
 
+def kind_of_file(path: str) -> str:
+    """Returns `kind_of` a file; "" if it can't be read, which is an error where it is needed."""
+    try:
+        with storage.open_read(path) as file:
+            return kind_of(file.read(HEAD))
+    except InputError:
+        return ""
+
+
 def mistaken(path: str, expected: str, advice: str) -> str:
     """Returns the sentence for a file that isn't of the expected kind; "" if it is, or its kind is unknown.
 

@@ -91,6 +91,94 @@ def test_bad_tables_are_refused(tmp_path, content, columns, words):
         find(tmp_path / "t.csv", **columns)
 
 
+def write_rows(path, header=True, delimiter=",", blank="", extra=""):
+    rows = [["filepath", "title"]] * header + [[f"img/{i}.jpg", f"caption {i}"] for i in range(3)]
+    path.write_text(extra + "".join(f"{delimiter}{blank}".join(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("semicolon.csv", {"delimiter": ";"}),
+        ("blank.csv", {"blank": " "}),
+        ("captions.txt", {}),
+        ("captions", {"delimiter": "\t"}),
+        ("mark.txt", {"extra": "\ufeff"}),
+    ],
+)
+def test_a_table_is_told_by_its_content(tmp_path, name, form):
+    write_rows(tmp_path / name, **form)
+    samples = read(find(tmp_path / name))
+    assert [(sample.key, text(sample)) for sample in samples] == [(f"img/{i}.jpg", f"caption {i}") for i in range(3)]
+    assert samples[0].path == f"{tmp_path}/img/0.jpg"
+    (tmp_path / "elsewhere").mkdir()
+    root = str(tmp_path / "elsewhere")
+    assert read(find(tmp_path / name, image_root=root))[0].path == f"{root}/img/0.jpg"
+    with pytest.raises(InputError, match="--image-root is '/nowhere', expected a folder"):
+        find(tmp_path / name, image_root="/nowhere")
+
+
+COCO = {
+    "info": {},
+    "images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}],
+    "annotations": [
+        {"id": 12, "image_id": 3, "caption": "an a"},
+        {"id": 10, "image_id": 7, "caption": "a b"},
+        {"id": 11, "image_id": 3, "caption": "again"},
+    ],
+}
+ROWS = [{"file_name": f"{i}.jpg", "text": f"caption {i}", "more": {"a": i}} for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("captions_val2017.json", json.dumps(COCO), [("a.jpg", "an a"), ("b.jpg", "a b"), ("a.jpg#2", "again")]),
+        ("list.json", json.dumps(ROWS, indent=1), [("0.jpg", "caption 0"), ("1.jpg", "caption 1")]),
+        ("metadata.jsonl", "\n\n".join(map(json.dumps, ROWS)), [("0.jpg", "caption 0"), ("1.jpg", "caption 1")]),
+        ("one", json.dumps({"image": "c.jpg", "Caption": ["x", "y"]}), [("c.jpg", "x"), ("c.jpg#2", "y")]),
+    ],
+)
+def test_json_is_a_table(tmp_path, name, content, expected):
+    (tmp_path / name).write_text(content)
+    assert [(sample.key, text(sample)) for sample in read(find(tmp_path / name))] == expected
+    if name.endswith("jsonl"):  # as `datasets` has them in folders of images
+        (tmp_path / "0.jpg").write_bytes(b"0")
+        assert [sample.key for sample in read(find(tmp_path))] == ["0.jpg", "1.jpg"]
+    if "annotations" in content:
+        uids = [json.loads(sample.members["json"])["uid"] for sample in read(find(tmp_path / name, uid_column="id"))]
+        assert uids == [12, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", "a.jpg,one\nb.jpg,two\n", r"t\.csv: its first line looks like a row, not a header \('a\.jpg' is no"),
+        (
+            "t.tsv",
+            "one\thttp://h/a.jpg\n",
+            "looks like a row, not a header .* images are only URLs, download them first",
+        ),
+        (
+            "t.csv",
+            "URL,TEXT\nhttp://h/a,one\n",
+            "only URLs .column 'URL'.; download them first, .*img2dataset --url_list",
+        ),
+        ("t.jsonl", '{"text": "a"}\n{broken\n', "line 2 is not JSON"),
+        ("t.json", "[1, 2]", "expected an object a line, a list of objects, or COCO's captions"),
+        (
+            "t.json",
+            '{"images": [], "annotations": [{"image_id": 1}]}',
+            r"not COCO's captions \(KeyError\(1\) is missing",
+        ),
+    ],
+)
+def test_what_a_table_lacks_is_said(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=words):
+        find(tmp_path / name)
+
+
 def test_a_folder_of_images_is_cut_into_units(tmp_path, monkeypatch):
     monkeypatch.setattr("clipdata_jax.formats.sources.source.ROWS", 2)
     (tmp_path / "p" / "inner").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Tables of images and captions: csv, tsv or parquet files whose rows name image files."""
+"""Tables of images and captions: csv, tsv, JSON or parquet files whose rows name image files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from clipdata_jax import storage
 from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import parquet, tars
+from clipdata_jax.formats.sources import json_tables
 from clipdata_jax.formats.sources import table_columns as columns
 from clipdata_jax.formats.sources.delimited_text import read_delimited
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (".csv", ".tsv", *json_tables.SUFFIXES, ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,15 @@ class CaptionTable:
 
     Attributes:
       path: the file.
-      images: image paths as stored, absolute or relative to the table's folder.
+      folder: where relative paths of images begin: the table's folder, or another one that was named.
+      images: image paths as stored, absolute or relative.
       captions: None where they aren't needed.
       uids: the ids, text or integers; None if the table has none.
       places: for each row the place of its caption in the list that it is from, from 1; None if there are no lists.
     """
 
     path: str
+    folder: str
     images: pa.ChunkedArray
     captions: pa.ChunkedArray | None
     uids: pa.ChunkedArray | None
@@ -62,7 +65,6 @@ class CaptionTable:
 
         An image's second row, with another caption, is another pair, with the key "path#2".
         """
-        folder = self.path.rpartition("/")[0]
         for row in range(start, stop):
             image = self.images[row].as_py()
             members = {}
@@ -77,26 +79,28 @@ class CaptionTable:
             if not image:
                 yield tars.RawSample(f"row {row}", members, {})
                 continue
-            absolute = image.startswith("/") or "://" in image or not folder
             key = image if self.times[row] == 1 else f"{image}#{self.times[row]}"
-            yield tars.ImageFileSample(key, members, {}, image if absolute else storage.join(folder, image))
+            yield tars.ImageFileSample(key, members, {}, columns.image_path(self.folder, image))
 
 
 def open_table(
-    path: str, types: Mapping[str, pa.DataType] | None, reading: Reading, *, need_caption: bool
+    path: str, types: Mapping[str, pa.DataType] | None, reading: Reading, *, is_json: bool, need_caption: bool
 ) -> CaptionTable:
     """Opens a table; a row with a list of captions becomes a row for each.
 
     Args:
-      path: a parquet file, or delimited text (see `read_delimited`).
+      path: a parquet file, delimited text (see `read_delimited`), or JSON (see `read_json`).
       types: name -> type of each column of a parquet file; None for text.
       reading: which columns to read; None finds one by its usual names.
+      is_json: whether the text is JSON.
       need_caption: whether there must be captions.
 
     Raises:
       InputError: the table can't be read, is empty, or lacks a column.
     """
-    table = read_delimited(path) if types is None else None
+    table = None
+    if types is None:
+        table = json_tables.read_json(path) if is_json else read_delimited(path)
     types = {field.name: field.type for field in table.schema} if table is not None else types or {}
     names = table.column_names if table is not None else list(types)
     texts = [name for name in names if columns.is_text(types[name])]
@@ -118,7 +122,8 @@ def open_table(
     if captions is not None and columns.is_texts(captions.type):
         rows, places, captions = _one_a_row(captions)
         images, uids = images.take(rows), None if uids is None else uids.take(rows)
-    return CaptionTable(path, _as_text(images), None if captions is None else _as_text(captions), uids, places)
+    folder = columns.folder_of_images(path, reading.image_root)
+    return CaptionTable(path, folder, _as_text(images), None if captions is None else _as_text(captions), uids, places)
 
 
 def has_paths(path: str, types: Mapping[str, pa.DataType], given: str | None) -> bool:

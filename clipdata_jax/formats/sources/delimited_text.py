@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from clipdata_jax import storage
@@ -20,9 +21,10 @@ _LINE_END = rb"(?:\r\n?|\n|\Z)"
 def read_delimited(path: str) -> pa.Table:
     """Reads a file with a header; all columns as text, so that numbers keep their leading zeros.
 
-    Columns are separated by tabs where the header has one, else by commas. Between commas, fields are quoted as in
-    RFC 4180. Between tabs, quotes are text, unless the whole file is quoted as programs write it: either everywhere,
-    or exactly where a field needs it.
+    Columns are separated by tabs where the header has one, else by commas, or by semicolons where it has none of these.
+    Between commas and semicolons, fields are quoted as in RFC 4180, and blanks around them don't count where the
+    header has some. Between tabs, quotes are text, unless the whole file is quoted as programs write it: either
+    everywhere, or exactly where a field needs it.
 
     Args:
       path: UTF-8, or UTF-16 with a byte order mark.
@@ -46,10 +48,10 @@ def _as_utf8(data: bytes) -> bytes:
 
 def _parse(path: str, data: bytes) -> pa.Table:
     header = "".join(data[: 1 << 20].lstrip(b"\r\n").decode(errors="replace").splitlines()[:1])
-    delimiter = "\t" if "\t" in header else ","
+    delimiter = "\t" if "\t" in header else ";" if ";" in header and "," not in header else ","
     names = next(csv.reader([header], delimiter=delimiter), [])
     quotes = _check_quotes(data, delimiter.encode(), len(names))
-    is_quoted = delimiter == "," or (not quotes.error and (data.startswith(b'"') or quotes.are_needed))
+    is_quoted = delimiter != "\t" or (not quotes.error and (data.startswith(b'"') or quotes.are_needed))
     if is_quoted and quotes.error:
         raise InputError(
             f"{path}: {quotes.error}; double each quote within a quoted field and quote each field that begins with"
@@ -69,6 +71,8 @@ def _parse(path: str, data: bytes) -> pa.Table:
     expected = _lines(data) - continued - 1
     if len(table) != expected:
         raise ValueError(f"its lines make {expected:,} rows, but {len(table):,} were read")
+    if any(name != name.strip() for name in names):  # a blank after each delimiter
+        table = pa.table([pc.utf8_trim_whitespace(column) for column in table.columns], [n.strip() for n in names])
     return table
 
 
@@ -92,7 +96,7 @@ def _check_quotes(data: bytes, delimiter: bytes, columns: int) -> _Quotes:
     record = re.compile(rb"%b(?:%b%b)*+%b" % (field, delimiter, field, _LINE_END))
     fields = re.compile(rb"(%b)(?:%b|%b)" % (field, delimiter, _LINE_END))
     special = re.compile(rb'["\r\n%b]' % delimiter)
-    continued, needed, some, end = 0, delimiter != b",", False, 0
+    continued, needed, some, end = 0, delimiter == b"\t", False, 0
     while (at := data.find(b'"', end)) >= 0:
         start = max(data.rfind(b"\n", end, at), data.rfind(b"\r", end, at), end - 1) + 1
         found = record.match(data, start)

@@ -13,8 +13,8 @@ import pyarrow as pa
 from clipdata_jax import storage
 from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import parquet, pool_names, tars
-from clipdata_jax.formats.sources import caption_tables, image_folders, image_parquet, tfds_datasets
+from clipdata_jax.formats import file_kinds, parquet, pool_names, tars
+from clipdata_jax.formats.sources import caption_tables, image_folders, image_parquet, json_tables, tfds_datasets
 from clipdata_jax.formats.sources.caption_tables import CaptionTable
 from clipdata_jax.formats.sources.source import BrokenSource, RowRange, Source, TarSource, spans
 from clipdata_jax.formats.sources.table_columns import NoColumnError
@@ -22,6 +22,8 @@ from clipdata_jax.formats.sources.tfds_datasets import TfdsSplit
 from clipdata_jax.runtime import threads
 
 _USUAL = Reading()
+# Endings of tables in folders; a .json there belongs to an image, or says something about the data set.
+_LISTED = tuple(ending for ending in caption_tables.SUFFIXES if ending != ".json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ def find_sources(patterns: Sequence[str], *, images_only: bool, reading: Reading
       InputError: a source is missing, empty, ambiguous or named twice.
     """
     expanded = _expand(patterns)
-    finder = _Finder(reading, images_only, _read_footers(path for path, _ in expanded))
+    finder = _Finder(reading, images_only, _read_footers(path for path, _ in expanded if _is_parquet(path)))
     ways: list[tuple[str, str]] = []
     for path, pattern in expanded:
         done = len(finder.found)
@@ -110,10 +112,19 @@ class _Finder:
             self._add_rows(tfds_datasets.open_split(path, need_caption=not self._images_only))
         elif storage.is_folder(path):
             self._add_folder(storage.Folder(path.rstrip("/") or path))
-        elif _is_parquet(path) or path.lower().endswith(caption_tables.SUFFIXES):
+        elif path.lower().endswith(caption_tables.SUFFIXES) or self._is_table(path):
             self._add_table(path)
         else:
             self.found += [(tar, [TarSource(tar)]) for tar in tars.find_tars([path])]
+
+    def _is_table(self, path: str) -> bool:
+        """Whether a file that isn't named as one is a table, by its first bytes."""
+        if path.endswith(".tar"):
+            return False
+        kind = file_kinds.kind_of_file(path)
+        if kind == "a parquet file":
+            self._footers |= _read_footers([path])
+        return kind in ("a text file", "a JSON file", "a parquet file")
 
     def check(self) -> None:
         """Checks that options for tables have a table, and that not all sources are broken.
@@ -143,7 +154,9 @@ class _Finder:
             self.found.append((path, [RowRange(whole, *span) for span in spans(len(whole), whole.groups)]))
         else:
             types = None if footer is None else footer[1]
-            self._add_rows(caption_tables.open_table(path, types, self._reading, need_caption=not self._images_only))
+            is_json = path.lower().endswith(json_tables.SUFFIXES) or file_kinds.kind_of_file(path) == "a JSON file"
+            needs = {"is_json": types is None and is_json, "need_caption": not self._images_only}
+            self._add_rows(caption_tables.open_table(path, types, self._reading, **needs))
         self._has_tables = True
 
     def _add_folder(self, at: storage.Folder) -> None:
@@ -153,12 +166,12 @@ class _Finder:
             return
         storage.check_finished(at)
         names = [name for name in sizes if not storage.is_hidden(name)]
-        footers = _read_footers(map(at.join, names))
+        footers = _read_footers(at.join(name) for name in names if _is_parquet(name))
         self._footers |= footers
         if any(self._has_images(path) for path in footers):
             self._add_parquets(at, sizes, footers)
             return
-        tables = [at.join(name) for name in names if "/" not in name and name.lower().endswith(caption_tables.SUFFIXES)]
+        tables = [at.join(name) for name in names if "/" not in name and name.lower().endswith(_LISTED)]
         usable = [path for path in tables if not _is_parquet(path) or self._has_paths(path)]
         if len(usable) > 1:
             raise InputError(
@@ -202,8 +215,8 @@ _Footers = dict[str, tuple[list[int], dict[str, pa.DataType]] | InputError]
 
 
 def _read_footers(paths: Iterable[str]) -> _Footers:
-    """Reads the footers of the parquet files among some paths."""
-    chosen = list(filter(_is_parquet, paths))
+    """Reads the footers of parquet files."""
+    chosen = list(paths)
 
     def read(path: str) -> tuple[list[int], dict[str, pa.DataType]] | InputError:
         try:
@@ -216,7 +229,7 @@ def _read_footers(paths: Iterable[str]) -> _Footers:
 
 
 def _named(found: Sequence[tuple[str, Sequence[Source]]]) -> dict[str, Source]:
-    plain = [re.sub(r"\.(csv|tsv|parquet)$", "", path, flags=re.I) for path, _ in found]
+    plain = [re.sub(r"\.(csv|tsv|jsonl|ndjson|json|parquet)$", "", path, flags=re.I) for path, _ in found]
     stems = pool_names.unit_names([path.removeprefix(tfds_datasets.PREFIX) for path in plain])
     units: dict[str, Source] = {}
     for stem, (_, several) in zip(stems, found, strict=True):

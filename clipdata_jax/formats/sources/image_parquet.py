@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from clipdata_jax import storage
 from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import file_kinds, parquet, tars
@@ -27,6 +26,7 @@ class ImageParquet:
 
     Attributes:
       path: the file.
+      folder: where relative paths of images begin that aren't inside.
       groups: the number of rows of each row group.
       image: the column of images: bytes, or records of bytes and path.
       is_struct: whether they are such records.
@@ -36,6 +36,7 @@ class ImageParquet:
     """
 
     path: str
+    folder: str
     groups: tuple[int, ...]
     image: str
     is_struct: bool
@@ -99,9 +100,7 @@ class ImageParquet:
     def _sample(self, key: str, members: dict[str, bytes], path: str | None) -> tars.RawSample:
         if not path:
             return tars.RawSample(key, members, {})
-        folder = self.path.rpartition("/")[0]
-        absolute = path.startswith("/") or "://" in path or not folder
-        return tars.ImageFileSample(key, members, {}, path if absolute else storage.join(folder, path))
+        return tars.ImageFileSample(key, members, {}, columns.image_path(self.folder, path))
 
 
 def open_parquet(
@@ -135,7 +134,8 @@ def open_parquet(
     if not sum(groups):
         raise InputError(f"{path}: the table is empty, expected a row per image")
     fields = tuple(name for name, check in _FIELDS.items() if name in types and check(types[name]))
-    return ImageParquet(path, tuple(groups), image, pa.types.is_struct(types[image]), caption, uid, fields)
+    folder, is_struct = columns.folder_of_images(path, reading.image_root), pa.types.is_struct(types[image])
+    return ImageParquet(path, folder, tuple(groups), image, is_struct, caption, uid, fields)
 
 
 def image_column(path: str, types: Mapping[str, pa.DataType], given: str | None) -> str | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 
 # The names in open_clip (filepath, title), Hugging Face's imagefolder (file_name, text), LAION (TEXT) and others.
 IMAGES = ("file_name", "filepath", "filename", "image_path", "image", "path", "file")
 CAPTIONS = ("caption", "text", "title")
 UIDS = ("uid",)
+_NO_NAME = re.compile(r"^https?://|\.(?:jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 _URLS = ("url", "image_url", "img_url", "image_link")
 
 
@@ -41,6 +44,13 @@ def find(path: str, names: Sequence[str], given: str | None, usual: Sequence[str
         return found
     if given is not None:
         raise InputError(f"{path}: has no columns {given!r}; it has {', '.join(names)}")
+    rows = [name for name in names if _NO_NAME.search(name)]
+    if rows:
+        raise NoColumnError(
+            f"{path}: its first line looks like a row, not a header ({rows[0]!r:.60} is no column's name); write a line"
+            " with the names of the columns above it, such as file_name and caption; where images are only URLs,"
+            " download them first, for example with img2dataset"
+        )
     urls = [name for name in names if name.lower() in _URLS]
     if what == "image" and urls:
         raise NoColumnError(
@@ -109,6 +119,24 @@ def is_binary(kind: pa.DataType) -> bool:
 def is_image_struct(kind: pa.DataType) -> bool:
     """Whether a column holds records of bytes and path, as `datasets` stores images."""
     return bool(pa.types.is_struct(kind)) and any(one.name == "bytes" and is_binary(one.type) for one in kind)
+
+
+def folder_of_images(path: str, root: str | None) -> str:
+    """Where the relative paths of a table begin: in the folder that was named, else in the table's own.
+
+    Raises:
+      InputError: the one that was named is no folder.
+    """
+    if root is None:
+        return path.rpartition("/")[0]
+    if not storage.is_folder(root):
+        raise InputError(f"--image-root is {root!r}, expected a folder")
+    return root
+
+
+def image_path(folder: str, stored: str) -> str:
+    """The path of an image, which a table stores absolute or relative to a folder."""
+    return stored if stored.startswith("/") or "://" in stored or not folder else storage.join(folder, stored)
 
 
 def as_id(value: object) -> str | int | None:
