@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,11 +64,16 @@ def run(options: Evaluate) -> dict[str, Any]:
 
 
 def read_strings(path: str, what: str) -> list[str]:
-    """Reads a JSON list of at least one string.
+    """Reads a JSON list of at least one string; of a .txt its lines.
 
     Raises:
       InputError: the file holds something else.
     """
+    if path.endswith(".txt"):
+        lines = [line.strip() for line in storage.read_bytes(path).decode("utf-8", "replace").splitlines()]
+        if not any(lines):
+            raise InputError(f"{path}: is empty; expected {what}, one a line")
+        return list(filter(None, lines))
     try:
         content = json.loads(storage.read_bytes(path))
     except (ValueError, RecursionError) as error:
@@ -112,15 +118,21 @@ class _Reader:
         """The figures of retrieval, both ways."""
         from clipdata_jax import evaluation
 
-        image_emb, captions = self._embed(paths, "retrieve", lambda sample: sample.captions, need_caption=True)
+        image_emb, captions = self._embed(paths, "retrieve", _captions, need_caption=True)
         texts = [caption for several in captions for caption in several]
         image_of = np.repeat(np.arange(len(captions), dtype=np.int32), [len(several) for several in captions])
-        ranks = evaluation.retrieval_ranks(image_emb, self._encoder.texts(self._tokenizer(texts)), image_of)
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        text_of = np.array([numbers[text] for text in texts], np.int32)
+        text_emb = self._encoder.texts(self._tokenizer(texts))
+        ranks = evaluation.retrieval_ranks(image_emb, text_emb, image_of, text_of)
         return {
             "images": len(captions),
             "captions": len(texts),
+            "distinct_captions": len(numbers),
+            "captions_of_several_lines": sum("\n" in text.strip() for text in texts),
             "image_to_text": evaluation.recall(ranks.image_to_text, len(texts)),
             "text_to_image": evaluation.recall(ranks.text_to_image, len(captions)),
+            "ties": {"image_to_text": int(ranks.image_ties.sum()), "text_to_image": int(ranks.text_ties.sum())},
         }
 
     def _embed(
@@ -176,6 +188,23 @@ class _Reader:
         self.skipped.append(reason)
 
 
+def _captions(sample: Decoded) -> tuple[str, ...]:
+    """A sample's captions: one a line of its .txt in a retrieval data set of CLIP_benchmark."""
+    if not _one_a_line(sample.tar.rpartition("/")[0] or "."):
+        return sample.captions
+    return tuple(line for caption in sample.captions for line in caption.splitlines() if line.strip())
+
+
+@functools.cache
+def _one_a_line(folder: str) -> bool:
+    """Whether the tars of a folder have one caption a line, as dataset_type.txt in it or above it says."""
+    above = folder.rpartition("/")[0] or ("." if folder != "." else "..")
+    for path in (storage.join(folder, "dataset_type.txt"), storage.join(above, "dataset_type.txt")):
+        if storage.exists(path):
+            return storage.read_bytes(path).strip() == b"retrieval"
+    return False
+
+
 def labeller(names: Sequence[str]) -> Callable[[Decoded], int]:
     """Returns a function that finds a sample's class: by its `.cls`, else by the folder of its members.
 
@@ -223,10 +252,18 @@ def _table(figures: dict[str, Any], out: str) -> str:
         ways = {"image -> caption": found["image_to_text"], "caption -> image": found["text_to_image"]}
         rows = [(title, *map(_percent, recalls.values())) for title, recalls in ways.items()]
         lines += [
-            f"retrieval: {found['images']:,} images, {found['captions']:,} captions",
+            f"retrieval: {found['images']:,} images, {found['captions']:,} captions"
+            f" ({found['distinct_captions']:,} different ones)",
             console.table([("", "R@1", "R@5", "R@10"), *rows]),
             "",
         ]
+        if any(ties := found["ties"].values()):
+            images, captions = ties
+            lines.insert(
+                -1, f"ties with a wrong answer, which count as wrong: {images:,} images, {captions:,} captions"
+            )
+        if several := found["captions_of_several_lines"]:
+            lines.insert(-1, f"captions of several lines, each taken as one: {several:,}")
     lines.append(f"figures: {out}")
     if line := console.skipped(out, input=figures["skipped"]):
         lines.append(line)

@@ -103,13 +103,18 @@ class Evaluate:
     out: File
     """Output .json file of the metrics."""
     retrieval: Tars = ()
-    """Tars of images with captions (.txt, or the list "captions" in .json): recall@1, 5 and 10 in both directions."""
+    """Tars of images with captions (.txt, or the list "captions" in .json): recall@1, 5 and 10 in both directions.
+
+    A caption of the same text as one of an image's own is right too; other ties with a wrong answer count as wrong, and
+    their number is in the result. In a folder whose dataset_type.txt says "retrieval" (CLIP_benchmark's), each line of
+    a .txt is a caption.
+    """
     classification: Tars = ()
     """Tars of labelled images: the class index in .cls, or the class name as the folder of the member."""
     classnames: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
-    """A .json list of class names, for --classification."""
+    """A .json list of class names, or a .txt of one a line, for --classification."""
     templates: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset('"a photo of a {c}."')] = None
-    """A .json list of prompts, with "{c}" for the class."""
+    """A .json list of prompts, or a .txt of one a line, with "{c}" for the class."""
     batch_size: int = 256
     """Images per device and step."""
     on_bad: OnBad = "stop"

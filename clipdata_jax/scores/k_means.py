@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from clipdata_jax.scores.norm_sim import NearestTarget, check_norm, reduce_targets
-from clipdata_jax.scores.products import AnyArray, zero_like
+from clipdata_jax.scores.products import AnyArray, data_devices, zero_like
 from clipdata_jax.scores.row_blocks import Blocks
 
 # A coordinate x is summed as the whole number round(2^20 x) = 2^10 high + low, in two int32 sums that hold 2^21 rows
@@ -114,7 +114,7 @@ def lloyd_step(
 
 def _check(image_emb: AnyArray, centroids: AnyArray, mesh: Mesh | None) -> None:
     check_norm(image_emb, centroids, float("inf"), True)
-    devices = 1 if mesh is None else mesh.shape["data"]
+    devices = 1 if mesh is None else data_devices(mesh)
     if len(image_emb) % devices:
         raise ValueError(f"{len(image_emb)} rows don't divide over {devices} devices: pad them")
 

@@ -16,6 +16,7 @@ from clipdata_jax.scores.products import (
     check_mask,
     check_pairs,
     check_temperature,
+    data_devices,
     paired_cosines,
     under_auto_axes,
 )
@@ -104,8 +105,8 @@ def neg_clip_loss_sharded(
       s, shape (b,), float32, sharded over "data".
 
     Raises:
-      ValueError: the shapes differ, the rows don't divide over the devices, or a Python temperature is not
-        above 0.
+      ValueError: the shapes differ, the mesh has no axis "data", the rows don't divide over its devices, or a Python
+        temperature is not above 0.
 
     >>> import jax, numpy as np
     >>> from clipdata_jax import neg_clip_loss_sharded
@@ -117,8 +118,9 @@ def neg_clip_loss_sharded(
     check_pairs(image_emb, text_emb)
     check_mask(mask, image_emb.shape[0])
     check_temperature(temperature)
-    if image_emb.shape[0] % mesh.shape["data"]:
-        raise ValueError(f"{image_emb.shape[0]} rows don't divide over {mesh.shape['data']} devices: pad and mask")
+    devices = data_devices(mesh)
+    if image_emb.shape[0] % devices:
+        raise ValueError(f"{image_emb.shape[0]} rows don't divide over {devices} devices: pad and mask")
     if mask is None:
         mask = jnp.ones(image_emb.shape[0], bool)
     rows = jax.NamedSharding(mesh, P("data"))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from clipdata_jax.scores.products import AnyArray, cosines, under_auto_axes, zero_like
+from clipdata_jax.scores.products import AnyArray, check_rows, cosines, under_auto_axes, zero_like
 from clipdata_jax.scores.row_blocks import Blocks
 from clipdata_jax.scores.second_moment import norm_sim_moment, second_moment
 
@@ -175,13 +175,12 @@ def finish(found: Reduced, p: float) -> Array:
 def check_norm(image_emb: AnyArray, target_emb: AnyArray, p: float, signed: bool) -> None:
     """Raises ValueError unless the shapes fit and p is a norm."""
     for name, emb in (("image_emb", image_emb), ("target_emb", target_emb)):
-        if emb.ndim != 2 or not jnp.issubdtype(emb.dtype, jnp.floating):
-            raise ValueError(f"{name} is {emb.dtype}{list(emb.shape)}, expected floats of shape (rows, dim)")
+        check_rows(name, emb)
     if image_emb.shape[1] != target_emb.shape[1]:
         raise ValueError(f"dimensions differ: images {image_emb.shape[1]}, target {target_emb.shape[1]}")
     if not target_emb.shape[0]:
         raise ValueError("the target is empty, expected at least one row")
-    if not p >= 1:
-        raise ValueError(f"p is {p}, expected a number of at least 1, or inf")
+    if isinstance(p, str) or not p >= 1:
+        raise ValueError(f"p is {p!r}, expected a number of at least 1, or math.inf")
     if signed and p != math.inf:
         raise ValueError(f"signed is for p = inf only, p is {p}")

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from clipdata_jax.scores.norm_sim import NearestTarget, Reduced, check_norm, finish, reduce_targets
-from clipdata_jax.scores.products import AnyArray
+from clipdata_jax.scores.products import AnyArray, data_devices
 from clipdata_jax.scores.second_moment import norm_sim_moment, sum_products
 
 
@@ -87,7 +87,7 @@ def nearest_target_sharded(
 
 
 def _place(image_emb: AnyArray, target_emb: AnyArray, mesh: Mesh, p: float) -> tuple[Array, Array]:
-    missing = -len(target_emb) % mesh.shape["data"]
+    missing = -len(target_emb) % data_devices(mesh)
     if missing:
         pad = np.pad if isinstance(target_emb, np.ndarray) else jnp.pad
         # Padding must not count: zeros add nothing to a sum, the last row repeated nothing to a maximum.

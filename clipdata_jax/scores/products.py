@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
@@ -75,11 +75,26 @@ def zero_like(*arrays: Array) -> Float[Array, ""]:
     return functools.reduce(jnp.add, [jnp.zeros_like(array, jnp.float32, shape=()) for array in arrays])
 
 
+def check_rows(name: str, emb: AnyArray, rows: str = "rows") -> None:
+    """Raises ValueError unless an argument of that name is an array of floats, (rows, dim)."""
+    expected = f"expected floats of shape ({rows}, dim)"
+    if not (hasattr(emb, "dtype") and hasattr(emb, "ndim")):
+        raise ValueError(f"{name} is a {type(emb).__name__}, {expected}; numpy.asarray makes an array of it")
+    if emb.ndim != 2 or not jnp.issubdtype(emb.dtype, jnp.floating):
+        raise ValueError(f"{name} is {emb.dtype}{list(emb.shape)}, {expected}")
+
+
+def data_devices(mesh: Mesh) -> int:
+    """The size of a mesh's axis "data"; raises ValueError if it has no such axis."""
+    if "data" not in mesh.shape:
+        raise ValueError(f"the mesh has the axes {', '.join(mesh.shape) or 'none'}, expected one named data")
+    return int(mesh.shape["data"])
+
+
 def check_pairs(image_emb: AnyArray, text_emb: AnyArray) -> None:
     """Raises ValueError unless both are (b, d) floats of one shape."""
     for name, emb in (("image_emb", image_emb), ("text_emb", text_emb)):
-        if emb.ndim != 2 or not jnp.issubdtype(emb.dtype, jnp.floating):
-            raise ValueError(f"{name} is {emb.dtype}{list(emb.shape)}, expected floats of shape (pairs, dim)")
+        check_rows(name, emb, "pairs")
     if image_emb.shape != text_emb.shape:
         raise ValueError(f"shapes differ: images {image_emb.shape}, texts {text_emb.shape}")
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from clipdata_jax.scores.products import AnyArray, under_auto_axes, zero_like
+from clipdata_jax.scores.products import AnyArray, check_rows, under_auto_axes, zero_like
 from clipdata_jax.scores.row_blocks import Blocks
 
 
@@ -30,8 +30,7 @@ def second_moment(target_emb: Float[AnyArray, "n d"]) -> Float[Array, "d d"]:
     [[1. 0.]
      [0. 2.]]
     """
-    if target_emb.ndim != 2 or not jnp.issubdtype(target_emb.dtype, jnp.floating):
-        raise ValueError(f"target_emb is {target_emb.dtype}{list(target_emb.shape)}, expected floats (rows, dim)")
+    check_rows("target_emb", target_emb)
     return sum_products(target_emb)
 
 
@@ -102,7 +101,9 @@ def vas(image_emb: Float[AnyArray, "b d"], moment: Float[AnyArray, "d d"]) -> Fl
     >>> print(vas(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.25, 0.0], [0.0, 0.5]])))
     [0.25 0.5 ]
     """
-    if image_emb.ndim != 2 or moment.shape != (image_emb.shape[-1],) * 2:
+    check_rows("image_emb", image_emb)
+    check_rows("moment", moment)
+    if moment.shape != (image_emb.shape[-1],) * 2:
         raise ValueError(
             f"shapes don't fit: images {image_emb.shape}, moment {moment.shape}, expected (b, d) and (d, d)"
         )

@@ -45,7 +45,8 @@ _QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
 def parse(text: str, columns: Collection[str] | None = None) -> Rule:
     """Reads a rule.
 
-        rule   :=  top(value, fraction) | bottom(value, fraction) | (value < value) | uids("file.npy")
+        rule   :=  top(value, fraction) | bottom(value, fraction) | top(value, n=count) | bottom(value, n=count)
+                |  (value < value) | uids("file.npy")
                 |  sample(value, amount, temperature=1, seed=0) | at_most(count)
                 |  rule >> rule | rule & rule | rule | rule | rule - rule | (rule)
         value  :=  column | number | rank(value) | value + value | value - value | value * value
@@ -204,8 +205,13 @@ class _Parser:
         return name
 
     def top(self, node: ast.Call, name: str) -> Rule:
+        match node.args, node.keywords:
+            case [scored], [ast.keyword("n", place)]:
+                score, number = self.score(scored), self.integer(place)
+                return self.checked(place, lambda: steps.Top(score, None, "pool", name == "top", number))
         if len(node.args) != 2:
-            self.fail_at(node, f"{name} takes a column and a fraction, as in {name}(neg_clip_loss, 0.3)")
+            example = f"{name}(neg_clip_loss, 0.3) or {name}(neg_clip_loss, n=100_000)"
+            self.fail_at(node, f"{name} takes a column and a fraction or a number of pairs, as in {example}")
         by, fraction = self.score(node.args[0]), self.number(node.args[1])
         match node.keywords:
             case []:

@@ -29,16 +29,22 @@ class Top(First):
     """The rule of `top`, or of `bottom` where not `highest`."""
 
     by: Value
-    fraction: Decimal
+    fraction: Decimal | None
     of: Of = "pool"
     highest: bool = True
+    n: int | None = None
 
     def __post_init__(self) -> None:
+        if self.fraction is None:
+            if self.n is None or self.n < 1:
+                raise InputError(f"n is {self.n}, but must be a number of pairs, at least 1")
+            return
         # 1e-999999999 is above 0 too, but as an exact fraction it would take all memory.
         if not (0 < self.fraction <= 1 and float(self.fraction) > 0):
             raise InputError(
                 f"the fraction is {self.fraction}, but must be above 0 and at most 1:"
-                " it is the share of the pool to keep, so 0.3 keeps 30 %, and 1 every pair that has a score"
+                " it is the share of the pool to keep, so 0.3 keeps 30 %, and 1 every pair that has a score;"
+                " a number of pairs is given as n=1000"
             )
         _check_of(self.of)
 
@@ -50,10 +56,13 @@ class Top(First):
         return ordered_bits(scores, highest_first=self.highest), np.isfinite(scores)
 
     def count(self, rows: int, seen: int) -> int:
+        if self.fraction is None:
+            return self.n or 0
         return int(Fraction(self.fraction) * (rows if self.of == "pool" else seen))
 
     def __str__(self) -> str:
-        return f"{'top' if self.highest else 'bottom'}({self.by}, {self.fraction}{_of_text(self.of)})"
+        amount = f"n={self.n}" if self.fraction is None else f"{self.fraction}{_of_text(self.of)}"
+        return f"{'top' if self.highest else 'bottom'}({self.by}, {amount})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,26 +153,30 @@ class ListedUids(Predicate):
         return f"uids({self.path!r})"
 
 
-def top(by: str | Value, fraction: Number, *, of: Of = "pool") -> Rule:
-    """Keeps the floor(fraction x N) pairs with the highest scores; ties go to the smaller uid.
+def top(by: str | Value, fraction: Number | None = None, *, of: Of = "pool", n: int | None = None) -> Rule:
+    """Keeps the floor(fraction x N) pairs with the highest scores, or the n highest; ties go to the smaller uid.
 
     Args:
       by: a column, its name, or an expression such as `rank("a") + rank("b")`.
       fraction: in (0, 1], of the N pairs of the pool; taken as the decimal it is written as, so 0.29 of 100 is 29.
       of: "kept" takes the fraction of the pairs that the left of `>>` keeps.
+      n: the number of pairs, instead of a fraction; fewer are kept where fewer have a score.
 
     Raises:
-      InputError: the fraction is not a number in (0, 1], or the name is not a plain word.
+      InputError: the fraction is not a number in (0, 1], n is below 1, both or neither are given, or the name is not a
+        plain word.
 
     >>> uid = np.array([(0, row) for row in range(4)], "u8,u8")
     >>> top("a", 0.5).keep({"a": np.array([0.3, 0.1, 0.2, 0.2])}, uid).tolist()
     [True, False, True, False]
+    >>> top("a", n=1).keep({"a": np.array([0.3, 0.1, 0.2, 0.2])}, uid).tolist()
+    [True, False, False, False]
     """
-    return Top(_score(by), decimal(fraction), of)
+    return _top(by, fraction, of, n, highest=True)
 
 
-def bottom(by: str | Value, fraction: Number, *, of: Of = "pool") -> Rule:
-    """Keeps the floor(fraction x N) pairs with the lowest scores; ties go to the smaller uid.
+def bottom(by: str | Value, fraction: Number | None = None, *, of: Of = "pool", n: int | None = None) -> Rule:
+    """Keeps the floor(fraction x N) pairs with the lowest scores, or the n lowest; ties go to the smaller uid.
 
     Args and Raises as for `top`.
 
@@ -171,7 +184,7 @@ def bottom(by: str | Value, fraction: Number, *, of: Of = "pool") -> Rule:
     >>> bottom("a", 0.5).keep({"a": np.array([0.3, 0.1, 0.2, 0.2])}, uid).tolist()
     [False, True, True, False]
     """
-    return Top(_score(by), decimal(fraction), of, highest=False)
+    return _top(by, fraction, of, n, highest=False)
 
 
 def at_most(number: int) -> Rule:
@@ -225,6 +238,12 @@ def uids(path: str) -> Rule:
     top(a, 0.3) - uids('seen.npy')
     """
     return ListedUids(path)
+
+
+def _top(by: str | Value, fraction: Number | None, of: Of, n: int | None, *, highest: bool) -> Rule:
+    if (fraction is None) == (n is None) or (n is not None and of != "pool"):
+        raise InputError(f"fraction is {fraction}, n {n}, of {of!r}; expected a fraction, or else n alone")
+    return Top(_score(by), None if fraction is None else decimal(fraction), of, highest, n)
 
 
 def _score(by: str | Value) -> Value:

@@ -108,6 +108,38 @@ def test_real_captions_and_folders_of_real_images(tmp_path, checkpoint, shared):
     assert (tmp_path / "figures.json").read_bytes() == before
 
 
+def test_data_sets_of_clip_benchmark(tmp_path, checkpoint, zero_shot, capsys):
+    """Captions and class names one a line; captions of the same text are right, ties and lines are counted."""
+    (source,) = tars.find_tars([str(zero_shot)])
+    images = [data for name, data in tars.read_members(source) if name.endswith(".jpg")][:3]
+    captions = ["a red cat\na dog\n\n", "a red cat\na bird", "A  DOG\na green fish"]
+    for name in ("wds/test", "plain"):
+        (tmp_path / name).mkdir(parents=True)
+        members = [[(f"{i}.jpg", images[i]), (f"{i}.txt", captions[i].encode())] for i in range(3)]
+        tars.write_tar(str(tmp_path / name / "0.tar"), [one for several in members for one in several])
+    (tmp_path / "wds/dataset_type.txt").write_text("retrieval\n")
+    command = ["evaluate", str(checkpoint), "--batch-size", "1", "--out"]
+    assert cli.main([*command, str(tmp_path / "w.json"), "--retrieval", str(tmp_path / "wds/test")]) == 0
+    assert "retrieval: 3 images, 6 captions (5 different ones)" in (shown := capsys.readouterr().out)
+    found = json.loads((tmp_path / "w.json").read_bytes())["retrieval"]
+    assert found["captions_of_several_lines"] == 0
+    f, g = embed(checkpoint, [s.image() for s in tars.read_tar(str(tmp_path / "wds/test/0.tar"))],
+                 ["a red cat", "a dog", "a red cat", "a bird", "A  DOG", "a green fish"])  # fmt: skip
+    cosines, right = f @ g.T, np.array([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]], bool)
+    best = np.where(right, cosines, -2).max(axis=1, keepdims=True)
+    np.testing.assert_allclose(found["image_to_text"]["r1"], np.mean(~np.any(~right & (cosines >= best), axis=1)))
+    ties = int(np.any(~right & (cosines == best), axis=1).sum())  # "A  DOG" is "a dog" to the model
+    assert found["ties"] == {"image_to_text": ties, "text_to_image": 0}
+    assert (f"which count as wrong: {ties} images, 0 captions" in shown) == bool(ties)
+    assert cli.main([*command, str(tmp_path / "p.json"), "--retrieval", str(tmp_path / "plain")]) == 0
+    assert "captions of several lines, each taken as one: 3" in capsys.readouterr().out
+    (tmp_path / "classnames.txt").write_text("\n".join(json.loads((zero_shot / "classnames.json").read_text())) + "\n")
+    (tmp_path / "templates.txt").write_text("a {c} thing\na photo of a {c}\n")
+    labelled = ("--classnames", str(tmp_path / "classnames.txt"), "--templates", str(tmp_path / "templates.txt"))
+    assert cli.main([*command, str(tmp_path / "c.json"), "--classification", str(zero_shot), *labelled]) == 0
+    assert json.loads((tmp_path / "c.json").read_bytes())["classification"]["templates"] == 2
+
+
 def sample(key, label=None):
     return Decoded("a.tar", key, "0" * 32, "", (), label, np.zeros((1, 1, 3), np.uint8), 1, 1)
 

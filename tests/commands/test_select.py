@@ -76,6 +76,16 @@ def test_the_subset_is_what_sorting_gives(tmp_path, clipdata):
     ]
 
 
+def test_a_number_of_pairs_is_kept(tmp_path, clipdata):
+    uid, columns = make_table(tmp_path / "scores")
+    flags = ("select", "scores", "--memory-gb", 0, "--rule")
+    assert clipdata(*flags, "top(neg_clip_loss, n=7)", "--out", "s.npy").returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), np.sort(uid[np.argsort(-columns["neg_clip_loss"])[:7]]))
+    done = clipdata(*flags, "bottom(norm_sim_inf, n=1_000)", "--out", "all.npy")
+    assert len(np.load(tmp_path / "all.npy")) == 100
+    assert "bottom(norm_sim_inf, n=1000) (1,000 asked for)" in done.stdout
+
+
 def test_the_manifest_says_all_of_it_and_is_deterministic(tmp_path, clipdata):
     make_table(tmp_path / "scores")
     written = []

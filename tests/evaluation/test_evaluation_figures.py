@@ -80,11 +80,39 @@ def test_retrieval_is_the_plain_count_with_several_captions_a_image(n, captions)
     ranks = retrieval_ranks(f.astype(np.float32), g.astype(np.float32), image_of)
     for k in (1, 5, 10):
         want = retrieval_plainly(f, g, image_of, k)
-        for got, share, candidates in zip(ranks, want, (n * captions, n), strict=True):
+        for got, share, candidates in zip(ranks[:2], want, (n * captions, n), strict=True):
             if candidates > k:
                 np.testing.assert_allclose(recall(got, candidates)[f"r{k}"], share)
             else:
                 assert recall(got, candidates)[f"r{k}"] is None
+
+
+def test_captions_of_the_same_text_are_right_and_ties_are_counted():
+    """Of six captions, 0 and 3 are one text, of images 0 and 1; 5 is embedded as 1 is, by its own text."""
+    f = unit_rows(1, 3, 6)
+    g = unit_rows(2, 6, 6)
+    g[3], g[5] = g[0], g[1]
+    image_of, text_of = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 0, 3, 4])
+    got = retrieval_ranks(f.astype(np.float32), g.astype(np.float32), image_of, text_of)
+    cosines = f @ g.T
+    for i in range(3):
+        own = np.isin(text_of, text_of[image_of == i])
+        best = cosines[i, own].max()
+        wrong = cosines[i, ~own]
+        assert got.image_to_text[i] == np.sum(wrong > best - 1e-6)
+        assert got.image_ties[i] == np.any(np.abs(wrong - best) < 1e-6)
+    for j in range(6):
+        own = np.isin(np.arange(3), image_of[text_of == text_of[j]])
+        assert got.text_to_image[j] == np.sum(cosines[~own, j] > cosines[own, j].max())
+    assert not got.text_ties.any()
+    alone = retrieval_ranks(f.astype(np.float32), g.astype(np.float32), image_of)
+    assert alone.text_to_image[0] >= got.text_to_image[0]
+    same = np.ones((4, 3), np.float32) / np.sqrt(np.float32(3))
+    tied = retrieval_ranks(same, same, np.arange(4), np.array([0, 0, 1, 2]))
+    assert tied.image_to_text.tolist() == [2, 2, 3, 3]
+    assert tied.text_to_image.tolist() == [2, 2, 3, 3]
+    assert tied.image_ties.all()
+    assert tied.text_ties.all()
 
 
 def test_recall_needs_a_query():

@@ -153,7 +153,10 @@ def test_a_target_that_lies_sharded_stays_where_it_is():
         (lambda f, g: cj.norm_sim_sharded(f, g, p=0, mesh=mesh_of(1)), "p is 0"),
         (lambda f, g: cj.nearest_target_sharded(f, g[:, 1:], mesh=mesh_of(1)), "dimensions differ"),
         (lambda f, g: cj.norm_sim_moment(f, np.eye(4)), "don't fit"),
-        (lambda f, g: cj.vas(f[0], np.eye(8)), "don't fit"),
+        (lambda f, g: cj.vas(f[0], np.eye(8)), r"image_emb is float16\[8\], expected floats"),
+        (lambda f, g: cj.norm_sim(f, g, p="inf"), "p is 'inf', expected a number of at least 1, or math.inf"),
+        (lambda f, g: cj.norm_sim(f.tolist(), g), r"image_emb is a list, expected floats of shape \(rows, dim\)"),
+        (lambda f, g: cj.norm_sim_sharded(f, g, mesh=jax.make_mesh((1,), ("x",))), "the mesh has the axes x, expected"),
         (lambda f, g: cj.second_moment(f[0]), "expected floats"),
     ],
 )

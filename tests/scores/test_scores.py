@@ -228,6 +228,8 @@ def test_temperature_may_be_learnt():
         (lambda f, g: cj.neg_clip_loss(f, g, temperature=float("nan")), "temperature is nan"),
         (lambda f, g: cj.neg_clip_loss(f, g, mask=np.ones(3, bool)), "mask is bool"),
         (lambda f, g: cj.clip_score(f.astype(int), g), "image_emb is int"),
+        (lambda f, g: cj.clip_score(f, g.tolist()), "text_emb is a list, .*numpy.asarray makes an array of it"),
+        (lambda f, g: cj.neg_clip_loss_sharded(f, g, mesh=jax.make_mesh((1,), ("x",))), "expected one named data"),
         (lambda f, g: cj.cell_log_sums(f, g, cells=3), "don't divide into 3 cells"),
         (lambda f, g: cj.neg_clip_loss_divisions(f, g, np.zeros((0, 2), int)), "batch_of_cell is int"),
     ],

@@ -37,6 +37,7 @@ GIVEN = "memory://rules/given.npy"
 leaves = st.one_of(
     st.just(steps.ListedUids(GIVEN)),
     st.builds(steps.Top, values_st, fractions, ofs, st.booleans()),
+    st.builds(steps.Top, values_st, st.none(), st.just("pool"), st.booleans(), st.integers(1, 30)),
     st.builds(steps.AtMost, st.integers(1, 30)),
     st.builds(
         steps.WeightedSample,

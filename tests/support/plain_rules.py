@@ -63,10 +63,13 @@ def keep(rule, columns, uid, among=None):
             return keep(left, columns, uid, among) | keep(right, columns, uid, among)
         case rules.Minus(left, right):
             return keep(left, columns, uid, among) - keep(right, columns, uid, among)
-        case steps.Top(by, fraction, of, highest):
+        case steps.Top(by, fraction, of, highest, number):
             found = scores(by, columns, len(uid))
             sign = -1 if highest else 1
-            return first({i: sign * found[i] for i in among if found[i] is not None}, fraction, of, among, uid)
+            order = {i: sign * found[i] for i in among if found[i] is not None}
+            if number is not None:
+                return set(sorted(order, key=lambda i: (order[i], tuple(map(int, uid[i])), i))[:number])
+            return first(order, fraction, of, among, uid)
         case steps.AtMost(number):
             order = {i: hashing.mix(steps._AT_MOST, *map(int, uid[i])).item() for i in among}
             return set(sorted(order, key=lambda i: (order[i], tuple(map(int, uid[i])), i))[:number])
