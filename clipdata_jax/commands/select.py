@@ -112,17 +112,20 @@ def _pool_ids(options: config.Select) -> external_columns.PoolIds | None:
     """Finds the ids that --columns are joined by, if not by uid."""
     if options.on == "uid":
         return None
-    folder = options.metadata
-    if folder is None:
-        match manifest.read_facts(options.scores[0]):
-            case {"options": {"pool": str(folder)}}:
-                pass
-            case _:
-                raise InputError(f"{options.scores[0]}: doesn't say what was scored; name its metadata with --metadata")
+    folder = options.metadata or _scored_pool(options.scores[0])
     if not storage.is_folder(folder):
         raise InputError(f"{folder}: no such folder, but --on {options.on} is read from it; name it with --metadata")
     inner = storage.join(folder, "metadata")  # clip-retrieval's
     return external_columns.PoolIds(inner if storage.is_folder(inner) else folder, options.on)
+
+
+def _scored_pool(scores: str) -> str:
+    """The folder of metadata that a score table was made of, as its manifest says."""
+    match manifest.read_facts(scores):
+        case {"options": {"pool": held}}:
+            paths = FileEntry.from_json(held).paths(storage.parent(storage.absolute(scores)))
+            return next((path for path in paths if storage.is_folder(path)), paths[-1])
+    raise InputError(f"{scores}: doesn't say what was scored; name its metadata with --metadata")
 
 
 def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectSummary:

@@ -96,19 +96,19 @@ class Train:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluates a CLIP model on webdataset tars: zero-shot classification and image-text retrieval."""
+    """Evaluates a CLIP model on webdataset tars: zero-shot classification and image-text retrieval.
+
+    In retrieval a caption of the same text as one of the image's own is right too. Any other tie with a wrong answer
+    counts as wrong, and the result has their number. In a folder whose dataset_type.txt says "retrieval", as in
+    CLIP_benchmark, each line of a .txt is a caption.
+    """
 
     model: tyro.conf.Positional[Folder]
     """Folder of a CLIP checkpoint with its tokenizer files."""
     out: File
     """Output .json file of the metrics."""
     retrieval: Tars = ()
-    """Tars of images with captions (.txt, or the list "captions" in .json): recall@1, 5 and 10 in both directions.
-
-    A caption of the same text as one of an image's own is right too; other ties with a wrong answer count as wrong, and
-    their number is in the result. In a folder whose dataset_type.txt says "retrieval" (CLIP_benchmark's), each line of
-    a .txt is a caption.
-    """
+    """Tars of images with captions (.txt, or the list "captions" in .json): recall@1, 5 and 10; ties count as wrong."""
     classification: Tars = ()
     """Tars of labelled images: the class index in .cls, or the class name as the folder of the member."""
     classnames: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None

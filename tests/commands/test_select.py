@@ -293,7 +293,7 @@ def test_columns_of_others_join_by_another_id_than_the_uid(tmp_path, clipdata):
             "has no column uid, nor uid_hi and uid_lo, to join its rows by; it has key, flyt, y; --on NAME",
         ),
         ("sha.parquet", ("--on", "key"), "sha.parquet: has no column key to join its rows by; it has sha256, x"),
-        ("flyt.parquet", ("--on", "y"), "column 'y' holds double, expected text or integers"),
+        ("flyt.parquet", ("--on", "y"), "column 'y' holds double, expected text, integers or UUIDs"),
         ("other.parquet", ("--on", "key"), "its key are such as '9', the metadata's such as '000000000'"),
         ("flyt.parquet", ("--on", "key", "--metadata", "scores"), "scores/00000000.parquet: has no columns 'key'"),
         ("flyt.parquet", ("--on", "key", "--metadata", "nowhere"), "nowhere: no such folder"),
