@@ -141,3 +141,32 @@ def test_usual_lines_are_taken(line, given):
     name, *words = line.split()
     options = cli._parse(name, words)
     assert {field: getattr(options, field) for field in given} == given
+
+
+def test_an_output_file_is_replaced_by_the_same_command_or_where_one_says_so(scores, clipdata, tmp_path):
+    def export(*flags):
+        return clipdata("export", "scores", "--out", "x.csv", *flags)
+
+    (tmp_path / "x.csv").write_text("mine")
+    refused = export()
+    assert refused.returncode == 2
+    advice = "choose another --out, add --overwrite, or delete the file"
+    assert refused.stderr == f"clipdata export: x.csv: already exists and was not written by this command; {advice}\n"
+    assert (tmp_path / "x.csv").read_text() == "mine"
+    assert export("--overwrite").returncode == 0
+    whole = (tmp_path / "x.csv").read_bytes()
+    assert whole.count(b"\n") == 5
+    assert export().returncode == 0  # the same command again, the flag aside
+    other = export("--top", 1, "clip_score")
+    assert "already holds the results of another run (--top was " in other.stderr
+    assert (other.returncode, (tmp_path / "x.csv").read_bytes()) == (2, whole)
+    assert export("--top", 1, "clip_score", "--overwrite").returncode == 0
+    assert json.loads((tmp_path / "x.csv.manifest.json").read_text())["rows"] == 1
+    (tmp_path / "y.csv").mkdir()
+    done = clipdata("export", "scores", "--out", "y.csv", "--overwrite")
+    assert done.stderr == "clipdata export: y.csv: is a folder; --out names the file to write\n"
+
+
+def test_every_command_that_writes_one_file_takes_overwrite():
+    takes = {name for name, one in cli.COMMANDS.items() if hasattr(one.options_class, "overwrite")}
+    assert takes == {"select", "filter", "uids", "report", "export", "evaluate"}

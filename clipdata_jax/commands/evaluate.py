@@ -15,7 +15,7 @@ from clipdata_jax.config import Evaluate
 from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
-from clipdata_jax.runs import manifest, output, records
+from clipdata_jax.runs import file_output, manifest, records
 from clipdata_jax.runtime import console, parallel
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(options: Evaluate) -> dict[str, Any]:
         devices=True,
         model=models.checkpoint_digest(options.model),
     )
-    output.is_done(options.out, plan, ignore_inputs=True)
+    file_output.check_replaceable(options.out, plan, overwrite=options.overwrite)
     figures: dict[str, Any] = {"model": options.model}
     if labelled:
         figures["classification"] = reader.classify(labelled, names, templates)

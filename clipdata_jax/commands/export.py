@@ -12,7 +12,7 @@ import pyarrow as pa
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import ids, metadata, parquet, row_files, score_tables, uid_files, uids
-from clipdata_jax.runs import manifest, output
+from clipdata_jax.runs import file_output, manifest
 from clipdata_jax.runtime import console
 
 _ROWS = 1 << 13
@@ -67,7 +67,7 @@ def run(options: config.Export) -> ExportSummary:
         flag = "top" if ranked[2] else "bottom"
         raise InputError(f"--{flag}: no column {ranked[1]!r}; the score tables have {', '.join(sorted(table.columns))}")
     plan = manifest.describe("export", options, inputs=[] if options.subset is None else [options.subset])
-    output.is_done(options.out, plan, ignore_inputs=True)
+    file_output.check_replaceable(options.out, plan, overwrite=options.overwrite)
     schema, without = _schema(table, texts), 0
     with storage.scratch("clipdata-export-") as scratch:
         wanted = _Wanted(options.subset, scratch)

@@ -22,7 +22,7 @@ from clipdata_jax.filters.conditions import apply
 from clipdata_jax.filters.languages import Languages
 from clipdata_jax.formats import metadata, uid_files
 from clipdata_jax.formats.uid_sets import UidSorter
-from clipdata_jax.runs import manifest, output
+from clipdata_jax.runs import file_output, manifest
 from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection.work import StepCounts
@@ -57,7 +57,7 @@ def run(options: Filter) -> FilterSummary:
     plan = manifest.describe(
         "filter", options, pool=[part.path for part in parts], devices=options.by_image, pairs=pairs
     )
-    output.is_done(options.out, plan, ignore_inputs=True)
+    file_output.check_replaceable(options.out, plan, overwrite=options.overwrite)
     if not pairs:
         raise InputError(f"{options.metadata}: the metadata holds no pairs, so there is nothing to select from")
     preset = _open_preset(options, parts, skipped)

@@ -17,7 +17,7 @@ from clipdata_jax.formats import score_tables, tars, uid_files, uids
 from clipdata_jax.report import caption_statistics, comparison, contents, page, text
 from clipdata_jax.report.throughput import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
-from clipdata_jax.runs import manifest, records, telemetry
+from clipdata_jax.runs import file_output, manifest, records, telemetry
 from clipdata_jax.runs.records import Manifest
 from clipdata_jax.runtime import console
 
@@ -36,8 +36,8 @@ def run(options: config.Report) -> Manifest:
     Raises:
       InputError: a score table, a subset or a tar is missing or damaged, or a subset is of another pool.
     """
-    if storage.is_folder(options.out):
-        raise InputError(f"{options.out}: is a folder; --out names the .html file to write")
+    asked = manifest.describe("report", options)
+    file_output.check_replaceable(options.out, asked, overwrite=options.overwrite)
     table = score_tables.open_tables(options.scores)
     if not table.columns:
         raise InputError(f"{options.scores[0]}: no score columns; expected a table `clipdata score` wrote")

@@ -12,7 +12,7 @@ from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import external_columns, score_tables, uid_files
 from clipdata_jax.formats.uid_sets import UidSorter
-from clipdata_jax.runs import manifest, output
+from clipdata_jax.runs import file_output, manifest
 from clipdata_jax.runs.records import FileEntry
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection import parsing, rules, stability
@@ -84,7 +84,7 @@ def run(options: config.Select) -> SelectSummary:
         return summary
     rule = str(inputs.rule)  # however it was spaced
     plan = manifest.describe("select", dataclasses.replace(options, rule=rule), rule=rule)
-    output.is_done(options.out, plan, ignore_inputs=True)
+    file_output.check_replaceable(options.out, plan, overwrite=options.overwrite)
     with ThreadPoolExecutor(1) as background:  # digests take as long as the selection
         entries = background.submit(inputs.entries)
         summary = _select(inputs, options, options.out)

@@ -16,7 +16,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uid_files, uid_sets
 from clipdata_jax.formats.uid_files import UidFile
 from clipdata_jax.formats.uids import to_hex
-from clipdata_jax.runs import manifest, output
+from clipdata_jax.runs import file_output, manifest
 from clipdata_jax.runtime import threads
 from clipdata_jax.runtime.console import counted, percent, table
 
@@ -71,7 +71,7 @@ def run(options: config.Uids) -> UidsSummary:
     """
     plan = manifest.describe("uids", options)
     if options.out is not None:
-        output.is_done(options.out, plan, ignore_inputs=True)
+        file_output.check_replaceable(options.out, plan, overwrite=options.overwrite)
     for path in options.files if options.operation != "verify" else ():
         if not storage.exists(path):
             raise InputError(f"{path}: no such file or folder; check the path")

@@ -35,6 +35,8 @@ class Export:
     """Only the N pairs that are highest in a column, the highest first."""
     bottom: _Ranked = _ALL
     """Only the N pairs that are lowest in a column, the lowest first."""
+    overwrite: bool = False
+    """Replace the output file, whatever it is. Otherwise only one of the same command and options is replaced."""
 
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")

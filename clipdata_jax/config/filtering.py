@@ -86,6 +86,8 @@ class Filter:
     """k-means: maximum number of steps; it ends when no image changes its cluster."""
     seed: int = 0
     """k-means: seed of the sample and the initial centroids."""
+    overwrite: bool = False
+    """Replace the output file, whatever it is. Otherwise only one of the same command and options is replaced."""
 
     def __post_init__(self) -> None:
         require(self.preset in get_args(Preset), "preset", self.preset, f"one of {', '.join(get_args(Preset))}")

@@ -55,6 +55,8 @@ class Select:
     """Print how many pairs each step would keep; write nothing."""
     memory_gb: float = 1.0
     """GiB of columns to hold in memory; the rest is read again in every pass. The result does not depend on it."""
+    overwrite: bool = False
+    """Replace the output file, whatever it is. Otherwise only one of the same command and options is replaced."""
 
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")
@@ -93,6 +95,8 @@ class Uids:
     """Write .parquet with the uint64 columns uid_hi and uid_lo, as in score tables, instead of uid."""
     pool: _File = None
     """verify: a file or folder that must contain all uids."""
+    overwrite: bool = False
+    """Replace the output file, whatever it is. Otherwise only one of the same command and options is replaced."""
 
     def __post_init__(self) -> None:
         require_some(self, "files", "file of uids")
@@ -181,6 +185,8 @@ class Report:
     """Images per row of the grids."""
     seed: int = 0
     """Seed for drawing the images shown."""
+    overwrite: bool = False
+    """Replace the output file, whatever it is. Otherwise only one of the same command and options is replaced."""
 
     def __post_init__(self) -> None:
         require_some(self, "scores", "score table")

@@ -119,6 +119,8 @@ class Evaluate:
     """Images per device and step."""
     on_bad: OnBad = "stop"
     """Broken tars and images: "stop" with a message, or "skip" and list them in the result."""
+    overwrite: bool = False
+    """Replace the output file, whatever it is. Otherwise only one of the same command and options is replaced."""
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")

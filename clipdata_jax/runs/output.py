@@ -412,7 +412,8 @@ def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False) -> bool:
     folder, is_folder = plan.units is not None, at.is_folder()
     if folder and not is_folder:
         raise InputError(f"{out}: is a file where a folder for the results is expected; choose another --out")
-    advice = f"choose another --out, or delete the {'folder' if is_folder else 'file'}"
+    overwrite = ", add --overwrite," if ignore_inputs else ","
+    advice = f"choose another --out{overwrite} or delete the {'folder' if is_folder else 'file'}"
     path = at.join(storage.PLAN) if folder else manifest.beside(out)
     if is_folder != folder or not storage.exists(path):
         # What begins with a dot another process of this run may just be writing, its plan to begin with.

@@ -175,7 +175,7 @@ def test_columns_of_several_tables_join(pool):
         ({"subset": "nowhere.npy"}, "nowhere.npy: no such file"),
         ({"pool": ("nowhere.tar",)}, "nowhere.tar: no such file"),
         ({"subset": "foreign.npy"}, r"foreign.npy: none of its 1 uids is in"),
-        ({"out": "tars"}, "tars: is a folder; --out names the .html file"),
+        ({"out": "tars"}, "tars: is a folder; --out names the file to write"),
         ({"pool": ("cut.tar",)}, "cut.tar: damaged or not a tar"),
     ],
 )
