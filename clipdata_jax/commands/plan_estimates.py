@@ -148,7 +148,7 @@ def _model(folder: str) -> tuple[int, int, int]:
             try:
                 content = json.loads(path.read_bytes())
                 content = content.get("model_cfg", content)
-                vision = content.get("vision_cfg", content.get("vision_config", {}))
+                vision = content.get("vision_cfg", content.get("vision_config", content))
                 dim = content.get("embed_dim", content.get("projection_dim", vision.get("hidden_size", 512)))
                 weights = sum(file.stat().st_size for file in path.parent.glob("*.safetensors"))
                 return int(dim), int(vision.get("image_size", 224)), weights

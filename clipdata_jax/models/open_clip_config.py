@@ -13,83 +13,47 @@ Cleaning = Literal["whitespace", "lower", "canonicalize"]
 """How open_clip cleans captions before they are split into tokens."""
 
 _ANY = object()
+_OFF = (None, False)
+
+
+def _any(*names: str) -> dict[str, Any]:
+    return dict.fromkeys(names, _ANY)
+
+
 # Every option of open_clip 3.3 by section: the supported values, or _ANY for an option that is read below or that
 # changes only training or the form of outputs.
 _MODEL = {
-    "embed_dim": _ANY,
-    "vision_cfg": _ANY,
-    "text_cfg": _ANY,
-    "quick_gelu": _ANY,
-    "custom_text": _ANY,
-    "init_logit_scale": _ANY,
-    "init_logit_bias": _ANY,
-    "nonscalar_logit_scale": _ANY,
-    "cast_dtype": _ANY,
-    "output_dict": _ANY,
+    **_any("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"),
+    **_any("nonscalar_logit_scale", "cast_dtype", "output_dict"),
     "multimodal_cfg": (None,),
 }
-_BLOCK = {
-    "block_type": (None, "default"),
-    "qk_norm": (None, False),
-    "scaled_cosine_attn": (None, False),
-    "scale_heads": (None, False),
-    "scale_attn_inner": (None, False),
-    "scale_attn": (None, False),
-    "scale_fc": (None, False),
-}
 _TOWER = {
-    "width": _ANY,
-    "layers": _ANY,
-    "mlp_ratio": _ANY,
-    "ls_init_value": _ANY,
-    "act_kwargs": _ANY,
-    "norm_kwargs": _ANY,
-    "final_ln_after_pool": _ANY,
-    "output_tokens": (None, False),
-    **_BLOCK,
+    **_any("width", "layers", "mlp_ratio", "ls_init_value", "act_kwargs", "norm_kwargs", "final_ln_after_pool"),
+    **dict.fromkeys(("output_tokens", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner"), _OFF),
+    **dict.fromkeys(("scale_attn", "scale_fc"), _OFF),
+    "block_type": (None, "default"),
 }
 _VISION = {
     **_TOWER,
-    "image_size": _ANY,
-    "patch_size": _ANY,
-    "head_width": _ANY,
-    "no_ln_pre": _ANY,
+    **_any("image_size", "patch_size", "head_width", "no_ln_pre", "patch_dropout", "global_average_pool"),
+    **_any("attn_pooler_queries", "attn_pooler_heads", "n_queries"),
+    **_any("timm_model_name", "timm_pool", "timm_proj"),  # SigLIP's towers are read, see _siglip_tower
+    **_any("timm_model_pretrained", "timm_proj_bias", "timm_drop", "timm_drop_path"),
     "pool_type": ("tok", "avg"),
     "pos_embed_type": ("learnable", "sin_cos_2d"),  # the file holds the table either way
-    "patch_dropout": _ANY,
-    "attentional_pool": (None, False),
-    "attn_pooler_queries": _ANY,
-    "attn_pooler_heads": _ANY,
-    "n_queries": _ANY,
-    "input_patchnorm": (None, False),
-    "global_average_pool": _ANY,
-    "timm_model_name": _ANY,  # SigLIP's towers are read, see _siglip_tower
-    "timm_model_pretrained": _ANY,
-    "timm_pool": _ANY,
-    "timm_proj": _ANY,
-    "timm_proj_bias": _ANY,
-    "timm_drop": _ANY,
-    "timm_drop_path": _ANY,
+    "attentional_pool": _OFF,
+    "input_patchnorm": _OFF,
 }
 _TEXT = {
     **_TOWER,
-    "context_length": _ANY,
-    "vocab_size": _ANY,
-    "heads": _ANY,
+    **_any("context_length", "vocab_size", "heads", "eos_id", "no_causal_mask", "proj_bias"),
+    **_any("pad_id"),  # acts with embed_cls only
+    **_any("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"),  # see open_clip_cleaning
+    **_any("hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
     "pool_type": ("argmax", "eos", "first", "last"),
-    "eos_id": _ANY,
-    "no_causal_mask": _ANY,
-    "pad_id": _ANY,  # acts with embed_cls only
-    "embed_cls": (None, False),
-    "proj_bias": (None, False, True),
+    "embed_cls": _OFF,
     "proj_type": (None, "linear"),
     "hf_model_name": (None,),
-    "hf_model_pretrained": _ANY,
-    "hf_proj_type": _ANY,
-    "hf_pooler_type": _ANY,
-    "hf_tokenizer_name": _ANY,  # these three: see open_clip_cleaning
-    "tokenizer_kwargs": _ANY,
-    "tokenizer_mode": _ANY,
 }
 _ACTIVATION = {"approximate": ("none", "tanh")}
 _NORM = {"eps": _ANY}

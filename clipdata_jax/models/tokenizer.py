@@ -146,15 +146,25 @@ class TransformersTokenizer(Tokenizer):
             )
         try:
             import transformers
+
+            if not (folder / TOKENIZER).is_file() and any((folder / name).is_file() for name in SENTENCES):
+                import sentencepiece  # noqa: F401, I001
+                import google.protobuf  # noqa: F401
         except ImportError as error:
             raise InputError(
-                f"the tokenizer in {folder} needs the package transformers: pip install transformers sentencepiece"
+                f"the tokenizer in {folder} needs the package {error.name}: pip install transformers sentencepiece"
+                " protobuf"
             ) from error
+        told = transformers.logging.get_verbosity()
         try:
+            # Else it warns of token ids in the model's config that nobody reads.
+            transformers.logging.set_verbosity_error()
             self._backend = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # transformers raises nearly anything on broken files and missing packages
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"the tokenizer in {folder} can't be read: {reason}") from error
+        finally:
+            transformers.logging.set_verbosity(told)
         if self._backend.pad_token_id is None:
             raise InputError(f"the tokenizer in {folder} has no pad_token; copy the model's own files")
         if lower_gemma and type(self._backend).__name__.startswith("Gemma"):

@@ -16,7 +16,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig, load_clip, save_clip
+from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig, load_clip, open_clip_config, save_clip
 
 OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")
 SHAPE = {"layers": 1, "heads": 2, "layer_scale_init": 0.5}
@@ -146,8 +146,12 @@ def test_open_clips_other_names_give_the_same_model(folder: Path):
     assert all((got[path] == array).all() for path, array in parameters(want).items())
 
 
-def test_open_clips_models_are_saved_in_transformers_layout(folder: Path):
-    model = load_clip(folder)
+@pytest.mark.parametrize("name", ["open_clip_gelu", "open_clip_siglip"])
+def test_open_clips_models_are_saved_in_transformers_layout(
+    name: str, golden: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(open_clip_config._TIMM_SIZES, "tiny", (16, 2, 2, 4.0))  # the golden SigLIP's, not one of timm's
+    model = load_clip(golden / "models" / name)
     save_clip(model, folder / "new")
     again = load_clip(folder / "new")
     assert (again.config.vision, again.config.text) == (model.config.vision, model.config.text)

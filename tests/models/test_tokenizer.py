@@ -254,10 +254,14 @@ def test_what_siglips_tokenizer_lacks_is_named(siglip: Path, monkeypatch: pytest
     (siglip / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"the tokenizer in .* can't be read"):
         load_tokenizer(siglip)
+    (siglip / "tokenizer.json").rename(siglip / "sentencepiece.bpe.model")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(InputError, match="needs the package sentencepiece: pip install transformers sentencepiece pro"):
+        load_tokenizer(siglip)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="package transformers: pip install transformers"):
         load_tokenizer(siglip)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("sentencepiece.bpe.model", "tokenizer_config.json"):
         (siglip / name).unlink()
     with pytest.raises(
         InputError, match=r"has no tokenizer; put .*tokenizer_config\.json there, and .* or spiece\.model"
