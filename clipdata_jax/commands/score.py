@@ -266,11 +266,12 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
     assumed = " (assumed: the embeddings name none; --temperature sets it)"
     text = " and ".join(f"{t:.4g}" for t in temperatures)
     text += _other_temperature(temperatures, stated)
-    lines = [
-        f"Scored {console.counted(result['rows'], 'pair')} at temperature{'s' if len(temperatures) > 1 else ''} {text}"
-        f"{assumed if result['temperature_from'] == 'assumed' else ''}, in"
-        f" {' and in '.join(_describe_size(size, result['rows']) for size in result['groups']['sizes'])}: {options.out}"
-    ]
+    how = ""
+    if "neg_clip_loss" in options.chosen():
+        how = f" at temperature{'s' if len(temperatures) > 1 else ''} {text}"
+        how += f"{assumed if result['temperature_from'] == 'assumed' else ''}, in"
+        how += f" {' and in '.join(_describe_size(size, result['rows']) for size in result['groups']['sizes'])}"
+    lines = [f"Scored {console.counted(result['rows'], 'pair')}{how}: {options.out}"]
     if len(temperatures) * len(result["groups"]["sizes"]) > 1 and "neg_clip_loss" in options.chosen():
         named = neg_clip_loss_columns(options.neg_clip_loss, result["tag"], temperatures)
         lines.append(f"Columns of negCLIPLoss: {', '.join(named)}")

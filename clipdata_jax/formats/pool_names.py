@@ -67,7 +67,8 @@ def repeats_text(found: Mapping[str, object]) -> str:
         return ""
     first = found["first"]
     assert isinstance(first, list)
-    return f"{found['sources']:,} sources share a file name, and are named with their folders: {', '.join(first)}, ..."
+    more = ", ..." if found["sources"] != len(first) else ""
+    return f"{found['sources']:,} sources share a file name, and are named with their folders: {', '.join(first)}{more}"
 
 
 def _shortest(paths: Sequence[str]) -> list[tuple[str, ...]]:

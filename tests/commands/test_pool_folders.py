@@ -77,7 +77,7 @@ def test_names_that_repeat_are_told_apart_by_folders(tmp_path, pool, checkpoint,
     chosen = np.load(tmp_path / "out/uids/cc3m_00000.npy")
     assert uids.to_hex(chosen) == [rows["cc3m/00000.tar", f"{i:05}"] for i in range(4)]
     done = clipdata("report", "scores", "--subset", "all.npy", "--pool", *moved, "--out", "page.html")
-    assert "9 of 9 shown pairs found in the tars" in done.stdout, done.stderr
+    assert "9 of 9 shown pairs found in the pool" in done.stdout, done.stderr
 
 
 def test_tars_are_found_in_folders_of_folders(tmp_path, checkpoint, clipdata):
