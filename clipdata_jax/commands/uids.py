@@ -1,4 +1,4 @@
-"""`clipdata uids`: union, intersection, difference, overlaps, conversion and checks of subset files. Imports no jax."""
+"""`clipdata uids`: union, intersection, difference, overlaps, conversion, checks, look-ups of uids. Imports no jax."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from clipdata_jax import config, storage
+from clipdata_jax.commands.uid_lookup import IdCounts, ids_text, show, write_ids
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uid_files, uid_sets
 from clipdata_jax.formats.uid_files import UidFile
@@ -55,11 +56,15 @@ class UidsSummary:
     Attributes:
       files: counts of the inputs, in the order given.
       written: uids written, None if nothing is written.
+      ids: counts of `convert --ids`, else None.
+      rows: what `show` found: column -> value as text.
       overlap: the files' overlaps for `stats`, else None.
     """
 
     files: tuple[FileCounts, ...]
     written: int | None = None
+    ids: IdCounts | None = None
+    rows: tuple[dict[str, str], ...] = ()
     overlap: uid_sets.SetOverlap | None = None
 
 
@@ -69,6 +74,8 @@ def run(options: config.Uids) -> UidsSummary:
     Raises:
       InputError: a file can't be read, `out` holds something else, or `verify` found a fault.
     """
+    if options.operation == "show":
+        return UidsSummary((), rows=tuple(show(options.files, options.metadata or "")))
     plan = manifest.describe("uids", options)
     if options.out is not None:
         file_output.check_replaceable(options.out, plan, overwrite=options.overwrite)
@@ -80,27 +87,33 @@ def run(options: config.Uids) -> UidsSummary:
             return _verify(options, scratch)
         # Digests take about as long as merging.
         with ThreadPoolExecutor(1) as background:
-            entries = [background.submit(manifest.file_entry, path) for path in options.files if options.out]
+            named = [*options.files, *([] if options.ids is None else [options.ids])]
+            entries = [background.submit(manifest.file_entry, path) for path in named if options.out]
             sources = [uid_files.open_uids(path, scratch) for path in options.files]
             holds = tuple(map(FileCounts.of, sources))
             if options.operation == "stats":
                 summary = UidsSummary(holds, overlap=_overlap(sources, options.multiset))
                 print(_table(summary, options.multiset))
                 return summary
-            summary = UidsSummary(holds, written=_write(options, sources))
+            summary = _write(options, sources, holds)
             inputs = [entry.result() for entry in entries]
     facts = {"inputs": inputs, "files": [dataclasses.asdict(one) for one in holds], "uids": summary.written}
+    facts |= {} if summary.ids is None else {"ids": dataclasses.asdict(summary.ids)}
     manifest.write_beside(options.out or "", plan, facts)
     print(_text(options, summary))
     return summary
 
 
-def _write(options: config.Uids, sources: Sequence[UidFile]) -> int:
+def _write(options: config.Uids, sources: Sequence[UidFile], holds: tuple[FileCounts, ...]) -> UidsSummary:
+    if options.ids is not None:
+        counts = write_ids(sources[0], options.ids, options.out or "", multiset=options.multiset)
+        return UidsSummary(holds, written=counts.written, ids=counts)
     operation: uid_sets.Operation = "union"
     if options.operation in ("intersect", "minus"):
         operation = options.operation
     combine = functools.partial(uid_sets.combine, operation, multiset=options.multiset)
-    return uid_files.write(options.out or "", _over_parts(combine, sources), halves=options.halves)
+    written = uid_files.write(options.out or "", _over_parts(combine, sources), halves=options.halves)
+    return UidsSummary(holds, written=written)
 
 
 def _over_parts(function: Callable[[list[np.ndarray]], T], sources: Sequence[UidFile]) -> Iterator[T]:
@@ -158,7 +171,10 @@ def _findings(source: UidFile, pool: UidFile | None, multiset: bool) -> Iterator
 def _text(options: config.Uids, summary: UidsSummary) -> str:
     lines = [_file_text(one, options.multiset) for one in summary.files]
     written = summary.written or 0
-    lines.append(f"{options.operation}: {counted(written, 'uid')}{_share(options, summary)}: {options.out}")
+    noun = "uid" if summary.ids is None else "id"
+    lines.append(f"{options.operation}: {counted(written, noun)}{_share(options, summary)}: {options.out}")
+    if summary.ids is not None and (text := ids_text(summary.ids, options.ids or "", options.out or "")):
+        lines.append(text)
     if not written:
         lines.append("no uids are left; the file is empty")
     return "\n".join(lines)

@@ -29,10 +29,11 @@ Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES..."), NONE]
 Compared = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]FILE...", help_behavior_hint="(default: none)")]
 Targets = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=PATH...", help_behavior_hint="(default: none)")]
 MaybeFile = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(needed without --explain)")]
-UidsOperation = Literal["union", "intersect", "minus", "stats", "convert", "verify"]
-_SUFFIXES = (".npy", ".txt", ".parquet")
+UidsOperation = Literal["union", "intersect", "minus", "stats", "convert", "verify", "show"]
+_SUFFIXES = (".npy", ".txt", ".csv", ".parquet")
 _UidFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="(at least one)")]
 _File = Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE]
+_Metadata = Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,19 +77,24 @@ class Uids:
 
     union: uids in any of the files. intersect: uids in all of them. minus: uids of the first file that are in no other.
     stats: sizes, repeats and overlaps. convert: one file in another format. verify: checks that files are what
-    training tools expect; exits with status 2 if one is not.
+    training tools expect; exits with status 2 if one is not. show: what the metadata has of some uids.
 
-    A file is .npy (u8,u8: DataComp's subset files), .txt (32 hex digits a line) or .parquet (a column uid, or uid_hi
-    and uid_lo); folders of .parquet files, such as a pool's metadata or a score table, can be read too. All but sorted
-    .npy files are sorted on disk first, in TMPDIR. Memory does not grow with the files.
+    A file is .npy (u8,u8: DataComp's subset files), .txt (32 hex digits a line), .csv (a column uid) or .parquet (a
+    column uid, or uid_hi and uid_lo). All but .npy may hold other ids, of which the uids are made, also in a column id.
+    Folders of .parquet files, such as a pool's metadata or a score table, can be read too. All but sorted .npy files
+    are sorted on disk first, in TMPDIR. Memory does not grow with the files.
     """
 
     operation: tyro.conf.Positional[Annotated[UidsOperation, tyro.conf.arg(metavar="OPERATION")]]
-    """One of union, intersect, minus, stats, convert, verify."""
+    """One of union, intersect, minus, stats, convert, verify, show."""
     files: tyro.conf.Positional[_UidFiles]
-    """Files of uids, or folders of .parquet files."""
+    """Files of uids, or folders of .parquet files; for show the uids themselves, or ids they were made of."""
     out: _File = None
-    """Output .npy, .txt or .parquet file; sorted, and unique unless --multiset."""
+    """Output .npy, .txt, .csv or .parquet file; sorted, and unique unless --multiset."""
+    ids: _Metadata = None
+    """convert: write the ids that the pool's metadata has beside the uids, in its order, as .txt, .csv or .parquet."""
+    metadata: _Metadata = None
+    """show: the pool's metadata."""
     multiset: bool = False
     """Count repeated uids: union adds, intersect takes the minimum, minus subtracts; verify accepts them."""
     halves: bool = False
@@ -99,8 +105,8 @@ class Uids:
     """Replace the output file, whatever it is. Otherwise only one of the same command and options is replaced."""
 
     def __post_init__(self) -> None:
-        require_some(self, "files", "file of uids")
-        if self.operation in ("stats", "verify"):
+        require_some(self, "files", "uid" if self.operation == "show" else "file of uids")
+        if self.operation in ("stats", "verify", "show"):
             require(self.out is None, "out", self.out, f"no value with {self.operation}, which writes no file")
         elif self.out is None:
             raise InputError(f"{self.operation} writes a file; name it with --out")
@@ -112,6 +118,16 @@ class Uids:
             raise InputError(f"{self.operation} takes two files or more, found one")
         if self.pool is not None and self.operation != "verify":
             require(False, "pool", self.pool, "no value except with verify")
+        require(self.ids is None or self.operation == "convert", "ids", self.ids, "no value except with convert")
+        require(
+            self.metadata is None or self.operation == "show", "metadata", self.metadata, "no value except with show"
+        )
+        if self.operation == "show" and self.metadata is None:
+            raise InputError("show looks uids up in a pool's metadata; name it with --metadata")
+        if self.ids is not None and (self.out or "").endswith(".npy"):
+            raise InputError(f"--out is {self.out!r}, but ids are text: name a .txt, .csv or .parquet file")
+        if self.halves and self.ids is not None:
+            raise InputError("--halves writes uids, --ids the ids they were made of: leave one of them out")
         if self.halves and not (self.out or "").endswith(".parquet"):
             raise InputError("--halves needs an --out that ends in .parquet")
 

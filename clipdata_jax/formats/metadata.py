@@ -1,12 +1,12 @@
-"""Columns of a pool's metadata: DataComp's parquet files, one at a time."""
+"""Columns of a pool's metadata, DataComp's parquet files, one at a time; and the ids that its owner has."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ class Part:
     types: dict[str, pa.DataType]
 
 
+_ID_ROWS = 1 << 16  # rows of ids in memory at a time
 _TEXT_ROWS = 16  # rows of scores that take as much memory as one with a caption
 
 
@@ -195,3 +196,60 @@ def _read(part: Part, names: list[str]) -> pa.Table:
     if len(table) != part.rows:
         raise InputError(f"{part.path}: has {len(table)} rows, had {part.rows} when the run began; start a new run")
     return table
+
+
+class OwnerIds(NamedTuple):
+    """Some rows of a file of metadata.
+
+    Attributes:
+      path: the file.
+      first_row: the number of the first of the rows in it.
+      uid: shape (n,), u8,u8.
+      texts: their ids as text: those in the column id, else those in the column uid.
+    """
+
+    path: str
+    first_row: int
+    uid: np.ndarray
+    texts: list[str]
+
+
+def files_of(path: str) -> list[str]:
+    """The files of metadata at a path: a .parquet file, or those in a folder.
+
+    Raises:
+      InputError: there is none.
+    """
+    at = storage.Folder(path)
+    if not at.is_folder():
+        return [path]
+    storage.check_finished(at)
+    if not (found := at.files(".parquet")):
+        raise InputError(f"{path}: the folder holds no .parquet file; expected a pool's metadata")
+    return found
+
+
+def iterate_ids(path: str) -> Iterator[OwnerIds]:
+    """Yields uids and ids of one file of metadata, some rows at a time.
+
+    Raises:
+      InputError: it can't be read or has no column uid, or an id is of a wrong kind.
+    """
+    names = parquet.rows_and_types(path)[1]
+    if "uid" not in names:
+        raise InputError(f"{path}: has no column 'uid'; it has {', '.join(names)}; name the pool's metadata")
+    done = 0
+    for table in parquet.iterate(path, ["uid", *(["id"] if "id" in names else [])], _ID_ROWS):
+        uid = ids.from_column(table["uid"], path, done).uid
+        texts = _id_texts(table["uid"], path, "uid")
+        if "id" in names:
+            texts = [own or given for own, given in zip(_id_texts(table["id"], path, "id"), texts, strict=True)]
+        yield OwnerIds(path, done, uid, [text or "" for text in texts])
+        done += len(table)
+
+
+def _id_texts(column: pa.ChunkedArray, path: str, name: str) -> list[str | None]:
+    held = ids.as_text(column, path, name)
+    if pa.types.is_fixed_size_binary(held.type):  # UUIDs in binary form
+        return [None if one is None else one.hex() for one in held.to_pylist()]
+    return list(held.cast(pa.large_string()).to_pylist())

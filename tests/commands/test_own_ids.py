@@ -92,3 +92,84 @@ def test_metadata_with_other_ids_is_scored_and_filtered(tmp_path, clipdata, kind
     done = clipdata("filter", "m", "--preset", "basic_filter", "--out", "f.npy")
     assert done.returncode == 0, done.stderr
     assert uids.to_hex(np.load(tmp_path / "f.npy")) == sorted(wanted)
+
+
+def test_a_subset_is_written_in_the_owners_ids_and_read_back(tmp_path, embedded, clipdata):
+    clipdata("select", embedded / "scores", "--rule", "top(clip_score, 1.0)", "--out", "all.npy")
+    metadata = embedded / "metadata"
+    for form in ("txt", "csv", "parquet"):
+        done = clipdata("uids", "convert", "all.npy", "--ids", metadata, "--out", f"ids.{form}")
+        assert f"convert: 4 ids: ids.{form}" in done.stdout, done.stderr
+        done = clipdata("uids", "convert", f"ids.{form}", "--out", f"{form}.npy")
+        assert f"ids.{form}: 4 uids, 2 made of other ids" in done.stdout, done.stderr
+        assert (tmp_path / f"{form}.npy").read_bytes() == (tmp_path / "all.npy").read_bytes()
+    assert (tmp_path / "ids.txt").read_text().split("\n") == [*map(str, OWN[:3]), uids.uid_of("0.tar", "00003"), ""]
+    assert json.loads((tmp_path / "ids.txt.manifest.json").read_bytes())["ids"]["written"] == 4
+    assert clipdata("reshard", embedded / "pool", "--subset", "ids.csv", "--out", "out").returncode == 0
+
+    (tmp_path / "two.txt").write_text(f"17\n17\n{'0' * 32}\n")
+    done = clipdata("uids", "convert", "two.txt", "--ids", metadata, "--out", "two.csv", "--multiset")
+    assert "convert: 2 ids: two.csv" in done.stdout, done.stderr
+    assert f"1 uid not in {metadata}, e.g. {'0' * 32}" in done.stdout
+    assert (tmp_path / "two.csv").read_text() == '"id"\n"17"\n"17"\n'
+    (tmp_path / "other.txt").write_text("18\n")
+    done = clipdata("uids", "convert", "other.txt", "--ids", metadata, "--out", "other.csv")
+    assert (done.returncode, "none of its 1 uids is in" in done.stderr) == (2, True)
+    assert not (tmp_path / "other.csv").exists()
+
+
+def test_show_finds_the_pair_of_a_uid_or_id(tmp_path, embedded, clipdata):
+    metadata = embedded / "metadata"
+    for given in (OWN[1], OWN[1].replace("-", "").lower()):
+        done = clipdata("uids", "show", given, "--metadata", metadata)
+        rows = dict(line.split(maxsplit=1) for line in done.stdout.strip().splitlines())
+        assert rows["uid"] == OWN[1].replace("-", "").lower()
+        assert (rows["tar"], rows["key"], rows["row"]) == ("0.tar", "00001", "1")
+        assert rows["file"] == f"{metadata}/0.parquet"
+        assert "text" in rows
+        assert "id" not in rows
+    done = clipdata("uids", "show", "17", "18", "--metadata", metadata)
+    assert ["id", "17"] in [line.split() for line in done.stdout.splitlines()]
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith(f"{metadata}: has no row of 18 (1 of 2)")
+
+
+def test_ids_that_uids_are_not_made_of(tmp_path, clipdata):
+    def convert(name, **columns):
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        return clipdata("uids", "convert", f"{name}.parquet", "--ids", f"{name}.parquet", "--out", f"{name}.txt")
+
+    done = convert("other", uid=["0" * 32, "1" * 32, "1" * 32], id=[5, 6, 6])
+    assert "convert: 2 ids: other.txt" in done.stdout, done.stderr
+    assert "other.parquet repeats uids in 1 row; each counts once" in done.stdout
+    assert (
+        "3 rows of other.parquet: the uid is not made of the id beside it, so that other.txt can't be given"
+        in done.stdout
+    )
+    done = convert("clash", uid=["1" * 32, "1" * 32], id=["a", "b"])
+    assert (done.returncode, f"clash.parquet: the id 'b' has the uid {'1' * 32}, as another" in done.stderr) == (
+        2,
+        True,
+    )
+    done = convert("lines", uid=["a\nb"])
+    assert (done.returncode, r"the id 'a\nb' doesn't fit on a line; write a .csv" in done.stderr) == (2, True)
+    done = convert("lists", uid=["a"], id=[[1]])
+    assert (done.returncode, "lists.parquet: column 'id' holds list<" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("convert", "s.npy", "--ids", "m", "--out", "o.npy"), "--out is 'o.npy', but ids are text: name a .txt"),
+        (("union", "s.npy", "--ids", "m", "--out", "o.txt"), "--ids is 'm', expected no value except with convert"),
+        (("show", "17"), "show looks uids up in a pool's metadata; name it with --metadata"),
+        (("show", "17", "--metadata", "s"), "s/0.parquet: has no column 'uid'; it has uid_hi, uid_lo"),
+        (("show", "17", "--metadata", "m", "--out", "o.txt"), "--out is 'o.txt', expected no value with show"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path, clipdata, arguments, words):
+    (tmp_path / "s").mkdir()
+    pq.write_table(pa.table({name: pa.array([1], pa.uint64()) for name in uids.HALVES}), tmp_path / "s/0.parquet")
+    done = clipdata("uids", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr

@@ -165,7 +165,7 @@ def test_what_is_wrong_with_a_file_is_found(tmp_path, clipdata):
     [
         (["union"], "give at least one file of uids"),
         (["union", "mine.npy"], "union writes a file; name it with --out"),
-        (["union", "mine.npy", "--out", "u.csv"], "--out is 'u.csv', expected a file name that ends in .npy"),
+        (["union", "mine.npy", "--out", "u.ids"], "--out is 'u.ids', expected a file name that ends in .npy"),
         (["union", "gone.npy", "--out", "u.npy"], "gone.npy: no such file or folder"),
         (["minus", "mine.npy", "--out", "u.npy"], "minus takes two files or more, found one"),
         (["convert", "mine.npy", "third.txt", "--out", "u.npy"], "convert takes one file, found 2"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +51,21 @@ def test_documented_vectors(text):
     wanted = VECTORS[text] or hashlib.sha256(text.encode()).hexdigest()[:32]
     assert ids.uid_of_id(text) == by_hand(text) == wanted
     assert uids.to_hex(ids.from_column([text], "f").uid) == [wanted]
+
+
+def test_the_documentation_s_rule_and_vectors():
+    text = (Path(__file__).parents[2] / "docs/uids.md").read_text()
+    rows = re.findall(r"^\| (.+) \| `([0-9a-f]{32})` \|$", text, re.M)
+    assert len(rows) == 5
+    space = {}
+    exec(text.split("```python\n")[1].split("```")[0], space)
+    for named, wanted in rows:
+        quoted = re.findall("`(.+?)`", named)
+        if len(quoted) == 2:
+            assert uids.uid_of(*quoted) == wanted
+        else:
+            assert ids.uid_of_id(quoted[0]) == space["uid"](quoted[0]) == wanted
+    assert ids.uid_of_id(17) == space["uid"](17)
 
 
 @settings(max_examples=200, deadline=None)
