@@ -21,12 +21,12 @@ import numpy as np
 from clipdata_jax.config import Reading
 from clipdata_jax.embedding import single_file
 from clipdata_jax.embedding.inputs import FetchedUnit, prefetch
-from clipdata_jax.embedding.samples import Bad, decoded_samples
-from clipdata_jax.embedding.shard_builder import Batch, PendingBatch, ShardBuilder
+from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
+from clipdata_jax.embedding.shard_builder import PendingImages, ShardBuilder, TextBatch
 from clipdata_jax.errors import InputError, OnBad, StoppedEarly
 from clipdata_jax.formats import pool_names
 from clipdata_jax.formats.sources import discovery
-from clipdata_jax.formats.sources.source import Source
+from clipdata_jax.formats.sources.source import RowRange, Source
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt
@@ -164,14 +164,26 @@ class _Model:
 
         return models.load_tokenizer(self._checkpoint)
 
-    def embed(self, pixels: np.ndarray, ids: np.ndarray | None) -> Batch:
-        """Embeds a batch; images only if there are no token ids."""
-        images = self.encoder.images(pixels)
-        if ids is None:
-            return Batch(images.astype(np.float16), None, None)
-        texts = self.encoder.texts(ids)
-        cosines = np.einsum("nd,nd->n", images, texts)
-        return Batch(images.astype(np.float16), texts.astype(np.float16), cosines)
+
+@dataclasses.dataclass
+class _Sent:
+    """How much of a unit has been sent to the devices.
+
+    Attributes:
+      shard: what is made of it.
+      rows: images or captions in a batch.
+      pending: images that wait to be sent.
+      may_repeat: whether later captions may have an image that was sent before.
+      images: number of images sent.
+      texts: number of captions sent.
+    """
+
+    shard: ShardBuilder
+    rows: int
+    pending: PendingImages
+    may_repeat: bool
+    images: int = 0
+    texts: int = 0
 
 
 class _Embedding:
@@ -199,7 +211,7 @@ class _Embedding:
         self._words = ThreadPoolExecutor(1, thread_name_prefix="words")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._waiting: collections.deque[Future[list[Batch]]] = collections.deque()
+        self._waiting: collections.deque[Future[list[np.ndarray]]] = collections.deque()
         self._writing: collections.deque[Future[None]] = collections.deque()
 
     def run(self, units: dict[str, Source], before: int) -> None:
@@ -225,30 +237,51 @@ class _Embedding:
         """Sends a unit's samples to the devices."""
         tags = [model.tag for model in self._models]
         shard = ShardBuilder(self._names[unit.source.path], tags, with_texts=not self._settings.images_only)
+        rows = self._models[0].encoder.rows
+        sent = _Sent(shard, rows, PendingImages(rows), may_repeat=isinstance(unit.source, RowRange))
         start = time.monotonic()
-        for batch in self._usable(unit, shard):
-            shard.read += time.monotonic() - start
-            while len(self._waiting) > _AHEAD:
-                self._waiting.popleft().result()
-            if self._writing and self._writing[0].done():
-                self._writing.popleft().result()  # a full disk is an error now, not at the end of the unit
-            ids = self._words.submit(self._tokenize, batch)
-            embedded = self._device.submit(self._embed, shard, batch, ids)
-            self._waiting.append(embedded)
-            shard.add(batch, embedded)
-            start = time.monotonic()
+        for sample in self._usable(unit, shard):
+            shard.add(sample)
+            if sample.pixels:
+                sent.pending.add(sample.pixels)
+            if len(sent.pending) == sent.rows:
+                shard.read += time.monotonic() - start
+                self._send(sent, last=False)
+                start = time.monotonic()
         shard.read += time.monotonic() - start
+        if not shard.skipped:
+            self._send(sent, last=True)
         return shard
 
-    def _usable(self, unit: FetchedUnit, shard: ShardBuilder) -> Iterator[PendingBatch]:
-        """The batches of a unit; if it is broken and may be skipped, they end there and the shard records why.
+    def _send(self, sent: _Sent, *, last: bool) -> None:
+        """Sends images that wait to the devices, and captions whose images were sent, in whole batches unless last."""
+        while len(self._waiting) > _AHEAD:
+            self._waiting.popleft().result()
+        if self._writing and self._writing[0].done():
+            self._writing.popleft().result()  # a full disk is an error now, not at the end of the unit
+        if len(sent.pending):
+            embedded = self._device.submit(self._embed_images, sent.shard, sent.pending)
+            self._waiting.append(embedded)
+            sent.shard.add_images(embedded)
+            sent.images += len(sent.pending)
+            sent.pending = PendingImages(sent.rows)
+        while not self._settings.images_only and sent.texts < len(sent.shard):
+            stop = min(sent.texts + sent.rows, len(sent.shard))
+            if not last and (stop < sent.texts + sent.rows or sent.shard.needs(sent.texts, stop) > sent.images):
+                break
+            ids = self._words.submit(self._tokenize, sent.shard.captions(sent.texts, stop))
+            sent.shard.add_texts(self._device.submit(self._embed_texts, sent, sent.texts, stop, ids))
+            sent.texts = stop
 
-        Errors of the code that uses the batches are not caught here.
+    def _usable(self, unit: FetchedUnit, shard: ShardBuilder) -> Iterator[Decoded]:
+        """The good samples of a unit; if it is broken and may be skipped, they end there and the shard records why.
+
+        Errors of the code that uses the samples are not caught here.
         """
         try:
             if unit.error is not None:
                 raise unit.error
-            yield from self._batches(unit.source, shard)
+            yield from self._good(unit.source, shard)
             if not len(shard) and not shard.has_bad:
                 shard.skipped = f"{unit.source.path}: holds no samples"  # nothing is lost by going on
             elif not len(shard):
@@ -259,9 +292,9 @@ class _Embedding:
                 raise
             shard.skipped = str(error)
 
-    def _batches(self, source: Source, shard: ShardBuilder) -> Iterator[PendingBatch]:
-        """The good samples in batches; the shard records the others."""
-        samples = decoded_samples(
+    def _good(self, source: Source, shard: ShardBuilder) -> Iterator[Decoded]:
+        """The good samples; the shard records the others."""
+        for sample in decoded_samples(
             source.samples(),
             self._transforms,
             path=source.path,
@@ -269,39 +302,48 @@ class _Embedding:
             decoders=self._settings.decoders,
             need_caption=not self._settings.images_only,
             name=self._names[source.path],
-        )
-        rows = self._models[0].encoder.rows
-        batch = PendingBatch(rows)
-        for sample in samples:
+            once=True,
+        ):
             if isinstance(sample, Bad):
                 shard.leave_out(sample)
-                continue
-            batch.add(sample)
-            if len(batch) == rows:
-                yield batch
-                batch = PendingBatch(rows)
-        if len(batch):
-            yield batch
+            else:
+                yield sample
 
-    def _tokenize(self, batch: PendingBatch) -> list[np.ndarray | None]:
-        """The token ids for each model; None if only images are embedded."""
+    def _tokenize(self, captions: list[str]) -> list[np.ndarray]:
+        """The token ids for each model."""
+        return [model.tokenizer(captions) for model in self._models]
+
+    def _embed_images(self, shard: ShardBuilder, batch: PendingImages) -> list[np.ndarray]:
+        with self._computing(shard):
+            self._profiler.step()
+            found = [
+                model.encoder.images(batch.pixels(self._transforms.index(model.transform))) for model in self._models
+            ]
         if self._settings.images_only:
-            return [None] * len(self._models)
-        return [model.tokenizer(batch.captions()) for model in self._models]
+            self._bar.update(len(batch))
+            return [images.astype(np.float16) for images in found]
+        return found
 
-    def _embed(self, shard: ShardBuilder, batch: PendingBatch, ids: Future[list[np.ndarray | None]]) -> list[Batch]:
-        tokens_of_models = ids.result()
+    def _embed_texts(self, sent: _Sent, start: int, stop: int, ids: Future[list[np.ndarray]]) -> list[TextBatch]:
+        tokens_of_models, found = ids.result(), []
+        with self._computing(sent.shard):
+            for number, (model, tokens) in enumerate(zip(self._models, tokens_of_models, strict=True)):
+                texts = model.encoder.texts(tokens)
+                images = sent.shard.images(number, start, stop, sent.rows)
+                found.append(TextBatch(texts.astype(np.float16), np.einsum("nd,nd->n", images, texts)))
+        if not sent.may_repeat:
+            sent.shard.round_images((stop - 1) // sent.rows)
+        self._bar.update(stop - start)
+        return found
+
+    @contextlib.contextmanager
+    def _computing(self, shard: ShardBuilder) -> Iterator[None]:
+        """Adds the seconds of a block of the device thread to a shard's times."""
         start = time.monotonic()
-        self._profiler.step()
-        found = [
-            model.embed(batch.pixels(self._transforms.index(model.transform)), tokens)
-            for model, tokens in zip(self._models, tokens_of_models, strict=True)
-        ]
         shard.waited += start - self._device_free
+        yield
         self._device_free = time.monotonic()
         shard.computed += self._device_free - start
-        self._bar.update(len(batch))
-        return found
 
     def _write(self, unit: FetchedUnit, shard: ShardBuilder) -> None:
         parts: dict[str, Any] = {}

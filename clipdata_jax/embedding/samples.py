@@ -28,11 +28,12 @@ class Decoded:
         mark; "" if not needed.
       captions: "captions" of the `.json`, else the one caption; () if not needed.
       label: the `.cls` as text, None where there is none.
-      pixels: uint8, what each transform made of the image.
+      pixels: uint8, what each transform made of the image; () of one that came before, see `decoded_samples`.
       width: "original_width" of the `.json` where it has both sizes, else of the image as stored, in pixels.
       height: likewise.
       url: "url" of the `.json`, None where there is none.
       id: the id that the uid was made of, None if it is the uid itself or there is none.
+      image: the key of the sample whose image it is: its own, or that of an earlier one.
     """
 
     tar: str
@@ -46,6 +47,7 @@ class Decoded:
     height: int
     url: str | None = None
     id: str | None = None
+    image: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ def decoded_samples(
     need_caption: bool = True,
     keep: Callable[[str], bool] | None = None,
     name: str = "",
+    once: bool = False,
 ) -> Iterator[Decoded | Bad]:
     """Samples decoded by threads (Pillow lets go of the interpreter's lock), in their order.
 
@@ -89,6 +92,7 @@ def decoded_samples(
       keep: uid -> whether the sample is wanted; others are neither decoded nor yielded.
       name: the tar's name in its pool, from `pool_names`, for the uids of samples that bring none; its file name
         if not given.
+      once: whether an image that several samples have is decoded for the first one only.
 
     Raises:
       InputError: the samples can't be read to their end (after those before that place), or one is bad and
@@ -96,12 +100,22 @@ def decoded_samples(
     """
     uid_of = functools.partial(sample_uid, name or path.rpartition("/")[2])
 
-    def decode(sample: tars.RawSample | InputError) -> Decoded | Bad | None:
-        if isinstance(sample, InputError):
-            raise sample
-        return _decode(path, sample, uid_of, transforms, need_caption, keep)
+    def decode(sample: tars.RawSample, *, again: bool) -> Decoded | Bad | None:
+        return _decode(path, sample, uid_of, None if again else transforms, need_caption, keep)
 
-    for item in threads.prefetch(decode, _until_broken(samples), threads=decoders):
+    def begin(found: tuple[tars.RawSample, bool] | InputError) -> tuple[tars.RawSample, Decoded | Bad | None]:
+        if isinstance(found, InputError):
+            raise found
+        sample, again = found
+        return sample, decode(sample, again=again)
+
+    decoded: set[str] = set()
+    for sample, begun in threads.prefetch(begin, _until_broken(samples, once), threads=decoders):
+        item = begun
+        if once and isinstance(item, Decoded) and not item.pixels and item.image not in decoded:
+            item = decode(sample, again=False)  # the sample before had no caption, or its image is broken
+        if once and isinstance(item, Decoded):
+            decoded.add(item.image)
         if isinstance(item, Bad) and on_bad == "stop":
             if item.lacks_member:
                 tars.check_adjacent(path)
@@ -110,10 +124,17 @@ def decoded_samples(
             yield item
 
 
-def _until_broken(samples: Iterable[tars.RawSample]) -> Iterator[tars.RawSample | InputError]:
-    """The samples, then the error that ended them, if any: it must come after what was read before it."""
+def _until_broken(samples: Iterable[tars.RawSample], once: bool) -> Iterator[tuple[tars.RawSample, bool] | InputError]:
+    """The samples, then the error that ended them, if any: it must come after what was read before it.
+
+    With each comes whether one before it has the same image; always False unless `once`.
+    """
+    seen: set[str] = set()
     try:
-        yield from samples
+        for sample in samples:
+            yield sample, sample.repeats in seen
+            if once:
+                seen.add(sample.repeats or sample.key)
     except InputError as error:
         yield error
 
@@ -122,10 +143,11 @@ def _decode(
     path: str,
     sample: tars.RawSample,
     uid_of: Callable[[str, dict[str, Any]], str],
-    transforms: Sequence[Callable[[Image.Image], np.ndarray]],
+    transforms: Sequence[Callable[[Image.Image], np.ndarray]] | None,
     need_caption: bool,
     keep: Callable[[str], bool] | None,
 ) -> Decoded | Bad | None:
+    """A sample, with no pixels if there are no transforms."""
     from clipdata_jax.models import open_image  # brings jax, which readers of uids alone don't need
 
     try:
@@ -134,6 +156,12 @@ def _decode(
         if keep is not None and not keep(uid):
             return None
         caption, captions = _captions(sample, fields) if need_caption else ("", ())
+        url = fields.get("url") if isinstance(fields.get("url"), str) else None
+        label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
+        found = functools.partial(Decoded, path, sample.key, uid, caption, captions, label)
+        found = functools.partial(found, url=url, id=owner_id(fields), image=sample.repeats or sample.key)
+        if transforms is None:
+            return found(pixels=(), width=0, height=0)
         data = sample.image()
         if data is None:
             listed = f"among its members (.{', .'.join(sample.members)})"
@@ -144,11 +172,9 @@ def _decode(
         with open_image(data) as image:
             width, height = _original_size(fields) or image.size
             pixels = tuple(transform(image) for transform in transforms)
-        url = fields.get("url") if isinstance(fields.get("url"), str) else None
-        label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
     except InputError as error:
         return Bad(path, sample.key, str(error), isinstance(error, _MissingError) and bool(sample.names))
-    return Decoded(path, sample.key, uid, caption, captions, label, pixels, width, height, url, id=owner_id(fields))
+    return found(pixels=pixels, width=width, height=height)
 
 
 def _original_size(fields: dict[str, Any]) -> tuple[int, int] | None:

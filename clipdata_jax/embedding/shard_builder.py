@@ -21,50 +21,44 @@ _Row: TypeAlias = tuple[str, str, str, int, int, str | None, str | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """One model's embeddings of a batch; texts and cosines are None if only images are embedded."""
+class TextBatch:
+    """One model's embeddings of some captions, and their cosines with their images."""
 
-    images: Float16[np.ndarray, "b d"]
-    texts: Float16[np.ndarray, "b d"] | None
-    cosines: Float32[np.ndarray, " b"] | None
+    texts: Float16[np.ndarray, "b d"]
+    cosines: Float32[np.ndarray, " b"]
 
 
-class PendingBatch:
-    """Samples to be embedded together: their pixels in one array, the rest as rows of the metadata.
+class PendingImages:
+    """Images to be embedded together: their pixels in one array.
 
     Args:
-      rows: largest number of samples.
+      rows: largest number of images.
     """
 
     def __init__(self, rows: int) -> None:
-        self._rows = rows
+        self._rows, self._count = rows, 0
         self._pixels: list[UInt8[np.ndarray, "rows height width 3"]] = []
-        self.samples: list[_Row] = []
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return self._count
 
-    def add(self, sample: Decoded) -> None:
-        """Copies a sample into the batch."""
+    def add(self, pixels: Sequence[np.ndarray]) -> None:
+        """Copies an image into the batch, as each transform returned it."""
         if not self._pixels:
-            self._pixels = [np.empty((self._rows, *one.shape), one.dtype) for one in sample.pixels]
-        for array, one in zip(self._pixels, sample.pixels, strict=True):
-            array[len(self)] = one
-        self.samples.append(
-            (sample.uid, sample.key, sample.caption, sample.width, sample.height, sample.url, sample.id)
-        )
+            self._pixels = [np.empty((self._rows, *one.shape), one.dtype) for one in pixels]
+        for array, one in zip(self._pixels, pixels, strict=True):
+            array[self._count] = one
+        self._count += 1
 
     def pixels(self, transform: int) -> UInt8[np.ndarray, "n height width 3"]:
         """The images as one transform returned them."""
-        return self._pixels[transform][: len(self)]
-
-    def captions(self) -> list[str]:
-        """The captions, in order."""
-        return [row[2] for row in self.samples]
+        return self._pixels[transform][: self._count]
 
 
 class ShardBuilder:
-    """A metadata shard under construction; holds float16 embeddings and captions, no images.
+    """A metadata shard under construction; holds embeddings and captions, no images.
+
+    Several rows may have one image, which is embedded once.
 
     Args:
       source: the name of the samples' tar or other source in the pool.
@@ -75,7 +69,11 @@ class ShardBuilder:
     def __init__(self, source: str, tags: Sequence[str], *, with_texts: bool) -> None:
         self._source, self._tags, self._with_texts = source, tags, with_texts
         self._samples: list[_Row] = []
-        self._batches: list[Future[list[Batch]]] = []
+        self._images: list[Future[list[np.ndarray]]] = []
+        self._texts: list[Future[list[TextBatch]]] = []
+        self._numbers: dict[str, int] = {}  # of an image by its sample's key
+        self._sizes: list[tuple[int, int]] = []
+        self._image_of: list[int] = []
         self._bad: list[Bad] = []
         self.skipped = ""
         """Why the whole source is left out; "" if it isn't."""
@@ -90,10 +88,36 @@ class ShardBuilder:
         """Whether a sample was left out."""
         return bool(self._bad)
 
-    def add(self, batch: PendingBatch, embedded: Future[list[Batch]]) -> None:
-        """Adds the next samples, whose embeddings may still be computed."""
-        self._samples += batch.samples
-        self._batches.append(embedded)
+    def add(self, sample: Decoded) -> None:
+        """Adds the next row; one without pixels has the image of an earlier one."""
+        if sample.pixels:
+            self._numbers[sample.image] = len(self._sizes)
+            self._sizes.append((sample.width, sample.height))
+        number = self._numbers[sample.image]
+        size = self._sizes[number]
+        self._image_of.append(number)
+        self._samples.append((sample.uid, sample.key, sample.caption, *size, sample.url, sample.id))
+
+    def add_images(self, embedded: Future[list[np.ndarray]]) -> None:
+        """Adds the next images' embeddings, float32 or float16 of each model, which may still be computed."""
+        self._images.append(embedded)
+
+    def add_texts(self, embedded: Future[list[TextBatch]]) -> None:
+        """Adds the next captions' embeddings of each model, which may still be computed."""
+        self._texts.append(embedded)
+
+    def captions(self, start: int, stop: int) -> list[str]:
+        """The captions of some rows."""
+        return [row[2] for row in self._samples[start:stop]]
+
+    def needs(self, start: int, stop: int) -> int:
+        """The number of images that must have been added before the captions of some rows can be."""
+        return max(self._image_of[start:stop]) + 1
+
+    def images(self, model: int, start: int, stop: int, rows: int) -> np.ndarray:
+        """The embeddings of some rows' images, from batches of so many."""
+        numbers = self._image_of[start:stop]
+        return np.stack([self._images[number // rows].result()[model][number % rows] for number in numbers])
 
     def leave_out(self, bad: Bad) -> None:
         """Records a sample that can't be used."""
@@ -101,11 +125,21 @@ class ShardBuilder:
 
     def wait(self) -> None:
         """Waits for all embeddings; raises what their computation raised."""
-        for batch in self._batches:
-            batch.result()
+        for images in self._images:
+            images.result()
+        for texts in self._texts:
+            texts.result()
+
+    def round_images(self, batch: int) -> None:
+        """Rounds a batch of images to float16, once no cosine needs them more exactly."""
+        found = self._images[batch].result()
+        found[:] = [images.astype(np.float16) for images in found]
 
     def _column(self, model: int, name: str) -> list[np.ndarray]:
-        return [getattr(batch.result()[model], name) for batch in self._batches]
+        if name != "images":
+            return [getattr(batch.result()[model], name) for batch in self._texts]
+        pieces = [batch.result()[model].astype(np.float16, copy=False) for batch in self._images]
+        return pieces if len(self._sizes) == len(self._samples) else [np.concatenate(pieces)[self._image_of]]
 
     def parquet(self) -> bytes:
         """The metadata: DataComp's columns, tar and key, by which `report` finds the images, and ids of other kinds."""

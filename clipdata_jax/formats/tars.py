@@ -35,11 +35,13 @@ class RawSample:
       key: the members' common name up to the first dot of the last path component.
       members: extension (lower case, without the first dot) -> bytes.
       names: extension -> the member's full name, as stored.
+      repeats: the key of an earlier sample of the same source with the same image; "" if there is none.
     """
 
     key: str
     members: dict[str, bytes]
     names: dict[str, str]
+    repeats: str = dataclasses.field(default="", kw_only=True)
 
     def image(self) -> bytes | None:
         """The encoded image, the first of `IMAGE_EXTENSIONS` that there is; None if there is none."""

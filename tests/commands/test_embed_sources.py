@@ -15,6 +15,7 @@ from support.checkpoints import CAPTIONS, make_checkpoint
 from support.images import jpeg, write_pairs
 from support.tfds_images import prepare
 
+from clipdata_jax.embedding import encoder
 from clipdata_jax.formats import tars
 from clipdata_jax.formats.sources import discovery
 
@@ -263,14 +264,48 @@ def test_a_worker_that_another_has_overtaken_finds_the_file_made(tmp_path, small
     assert not (tmp_path / "dealt.npz.parts").exists()
 
 
-def test_several_captions_of_a_image_are_several_pairs(tmp_path, small, clipdata):
-    (tmp_path / "a.jpg").write_bytes(jpeg(0))
-    (tmp_path / "b.jpg").write_bytes(jpeg(1))
-    (tmp_path / "t.csv").write_text("path,text\na.jpg,one\nb.jpg,two\na.jpg,three\n")
-    assert clipdata("embed", "t.csv", "--model", small, "--out", "out", "--batch-size", 4).returncode == 0
+def test_an_image_with_several_captions_is_decoded_and_embedded_once(tmp_path, small, clipdata, monkeypatch):
+    from clipdata_jax import models
+
+    opened, embedded = [], []
+    open_image, images = models.open_image, encoder.Encoder.images
+    monkeypatch.setattr(models, "open_image", lambda data: opened.append(data) or open_image(data))
+    monkeypatch.setattr(
+        encoder.Encoder, "images", lambda self, pixels: embedded.append(len(pixels)) or images(self, pixels)
+    )
+    for number in range(10):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    (tmp_path / "bad.jpg").write_bytes(jpeg(0)[:99])
+    # In any order; the first caption of 9 is bad, its image isn't; that of bad.jpg is.
+    order = [*range(9), *range(9), 9, 9, "bad", "bad", 0, 0, 0, 8]
+    rows = [[f"{one}.jpg", f"caption {row}"] for row, one in enumerate(order)]
+    rows[18][1] = ""
+    (tmp_path / "t.csv").write_text("path,text\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    flags = ("--model", small, "--batch-size", 4, "--on-bad", "skip")
+    done = clipdata("embed", "t.csv", *flags, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert "Embedded 23 pairs" in done.stdout
+    assert sum(embedded) == 10
+    assert len(opened) == 12  # bad.jpg once for each of its rows
+    skipped = json.loads((tmp_path / "out" / "_manifest.json").read_text())["skipped_samples"]
+    assert [one["key"] for one in skipped] == ["9.jpg", "bad.jpg", "bad.jpg#2"]
+    kept = [row for number, row in enumerate(rows) if number not in (18, 20, 21)]
     columns = pq.read_table(tmp_path / "out" / "t.parquet").to_pydict()
-    assert columns["key"] == ["a.jpg", "b.jpg", "a.jpg#2"]
-    assert len(set(columns["uid"])) == 3
+    assert columns["text"] == [text for _, text in kept]
+    assert columns["key"][:10] == [*(f"{i}.jpg" for i in range(9)), "0.jpg#2"]
+    assert len(set(columns["uid"])) == 23
+    assert columns["original_width"] == [50] * 23
+    # The same, an image at a time.
+    members = [
+        (f"{i:02}{e}", d) for i, (n, t) in enumerate(kept) for e, d in ((".jpg", jpeg(int(n[0]))), (".txt", t.encode()))
+    ]
+    tars.write_tar(str(tmp_path / "0.tar"), members)
+    assert clipdata("embed", "0.tar", *flags, "--out", "of_tar").returncode == 0
+    found, wanted = arrays(tmp_path / "out" / "t.npz"), arrays(tmp_path / "of_tar" / "0.npz")
+    for name in ("clip_img", "clip_txt"):
+        np.testing.assert_array_equal(found[name], wanted[name])
+    cosines = pq.read_table(tmp_path / "of_tar" / "0.parquet")["clip_clip_similarity_score"].to_pylist()
+    assert columns["clip_clip_similarity_score"] == cosines
 
 
 def test_paths_that_no_file_can_have_are_listed(tmp_path, small, clipdata):

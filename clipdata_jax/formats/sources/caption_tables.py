@@ -79,8 +79,9 @@ class CaptionTable:
             if not image:
                 yield tars.RawSample(f"row {row}", members, {})
                 continue
-            key = image if self.times[row] == 1 else f"{image}#{self.times[row]}"
-            yield tars.ImageFileSample(key, members, {}, columns.image_path(self.folder, image))
+            repeats = image if self.times[row] > 1 else ""
+            key = f"{image}#{self.times[row]}" if repeats else image
+            yield tars.ImageFileSample(key, members, {}, columns.image_path(self.folder, image), repeats=repeats)
 
 
 def open_table(

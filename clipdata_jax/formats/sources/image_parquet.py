@@ -94,13 +94,14 @@ class ImageParquet:
                 if isinstance(caption, str):
                     texts["txt"] = caption
                 encoded = {name: text.encode(errors="surrogatepass") for name, text in texts.items()}
-                key = f"{row + i:07}{end}"
-                yield self._sample(key, {**members, **encoded}, path)
-
-    def _sample(self, key: str, members: dict[str, bytes], path: str | None) -> tars.RawSample:
-        if not path:
-            return tars.RawSample(key, members, {})
-        return tars.ImageFileSample(key, members, {}, columns.image_path(self.folder, path))
+                key = f"{row + i:07}"
+                sample: tuple[str, dict[str, bytes], dict[str, str]] = f"{key}{end}", {**members, **encoded}, {}
+                repeats = key if end else ""
+                if path:
+                    file = columns.image_path(self.folder, path)
+                    yield tars.ImageFileSample(*sample, file, repeats=repeats)
+                else:
+                    yield tars.RawSample(*sample, repeats=repeats)
 
 
 def open_parquet(
