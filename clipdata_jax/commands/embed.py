@@ -53,6 +53,12 @@ def _summary(content: Facts, options: Embed) -> str:
     if own := content.get("own_ids"):
         lines.append(f"The uids of {console.counted(own, noun)} are made of their ids, which the column id keeps")
     lines.append(pool_names.repeats_text(content.get("repeated_names", {})))
+    if content["several_captions"]:
+        lines.append(
+            f"{console.counted(content['several_captions'], 'sample')} with several captions: the first is used"
+        )
+    if content["several_lines"]:
+        lines.append(f"{console.counted(content['several_lines'], 'caption')} of several lines: each is one caption")
     lines.append(console.passed_over(content["passed_over"]))
     listed = manifest.beside(options.out) if single_file.is_file(options.out) else manifest.NAME
     samples = console.skipped_samples(content["skipped_samples"])

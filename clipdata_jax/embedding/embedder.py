@@ -371,6 +371,8 @@ def _summarise(found: discovery.Sources, receipts: list[Receipt]) -> Facts:
         raise InputError(f"nothing could be embedded: all inputs are bad and were skipped; the first: {first}")
     return {
         "pairs": pairs,
+        "several_captions": sum(fact.get("several_captions", 0) for fact in facts),
+        "several_lines": sum(fact.get("several_lines", 0) for fact in facts),
         "skipped_samples": samples,
         "skipped_tars": tars,
         "passed_over": dict(found.passed_over),

@@ -74,6 +74,7 @@ class ShardBuilder:
         self._numbers: dict[str, int] = {}  # of an image by its sample's key
         self._sizes: list[tuple[int, int]] = []
         self._image_of: list[int] = []
+        self._several = 0
         self._bad: list[Bad] = []
         self.skipped = ""
         """Why the whole source is left out; "" if it isn't."""
@@ -95,6 +96,7 @@ class ShardBuilder:
             self._sizes.append((sample.width, sample.height))
         number = self._numbers[sample.image]
         size = self._sizes[number]
+        self._several += len(sample.captions) > 1
         self._image_of.append(number)
         self._samples.append((sample.uid, sample.key, sample.caption, *size, sample.url, sample.id))
 
@@ -180,6 +182,8 @@ class ShardBuilder:
         bad_samples = [] if self.skipped else self._bad  # a skipped source has no samples
         return {
             "pairs": len(self),
+            "several_captions": 0 if self.skipped else self._several,
+            "several_lines": sum("\n" in row[2] for row in self._samples[: len(self)]),
             "skipped_samples": [{"tar": bad.tar, "key": bad.key, "reason": bad.reason} for bad in bad_samples],
             "skipped_tars": [self.skipped] if self.skipped else [],
             "repeated_uids": len(uid) - len(uids.sort_unique(uid)),

@@ -328,4 +328,8 @@ def test_a_tfds_dataset_with_records_of_captions(tmp_path, small, clipdata, monk
     assert done.returncode == 0, done.stderr
     columns = pq.read_table(tmp_path / "out" / "train.parquet").to_pydict()
     assert columns["text"] == ["a café"] * 3
+    assert "3 samples with several captions: the first is used" in done.stdout
+    write_pairs(tmp_path / "lines.tar", range(2), **{"z__jpg": jpeg(9), "z__txt": b"one\ntwo\n"})
+    done = clipdata("embed", "lines.tar", "--model", small, "--out", "lines", "--batch-size", 4)
+    assert "1 caption of several lines: each is one caption" in done.stdout, done.stderr
     assert columns["tar"] == [source] * 3
