@@ -302,14 +302,15 @@ def open_output(
     at = storage.Folder(folder)
     if at.inner in _held:
         _held.pop(at.inner)()
-    _take_over(at, plan)
-    was_finished = is_done(folder, plan)
+    mine = records.to_json(plan, folder)
+    _take_over(at, plan, mine)
+    was_finished = is_done(folder, plan, mine=mine)
     at.sweep()
     if not was_finished:
-        at.write_new(storage.PLAN, records.to_json(plan, folder))
+        at.write_new(storage.PLAN, mine)
     lock, has_others = _hold(at.at(storage.PLAN).inner) if at.is_local else (None, False)
     written = at.read_bytes(storage.PLAN)
-    is_done(folder, plan)  # another run may have begun at the same time
+    is_done(folder, plan, mine=mine)  # another run may have begun at the same time
     output = Output(at, tuple(units), was_finished=was_finished, _plan=written)
     if lock is not None:
         _held[at.inner] = weakref.finalize(output, storage.release, lock)
@@ -338,17 +339,18 @@ def _hold(plan: str) -> tuple[int | None, bool]:
     return None, alone is None
 
 
-def _take_over(at: storage.Folder, plan: RunPlan) -> None:
+def _take_over(at: storage.Folder, plan: RunPlan, mine: bytes) -> None:
     """Replaces the plan of another run that has finished nothing and has no other process on this machine."""
     for _ in range(_TRIES):
-        if (left := _left_by_another(at, plan)) is None:
+        if (left := _left_by_another(at, plan, mine)) is None:
             return
         lock = storage.hold(at.at(storage.PLAN).inner, alone=True) if at.is_local else None
         if lock is not None or (not at.is_local and not left):
             try:
-                for name in left if _left_by_another(at, plan) == left else ():
-                    at.remove(name)
-                at.write(storage.PLAN, records.to_json(plan, str(at)))
+                if _left_by_another(at, plan, mine) == left:
+                    for name in left:
+                        at.remove(name)
+                    at.write(storage.PLAN, mine)
                 return
             finally:
                 if lock is not None:
@@ -356,7 +358,7 @@ def _take_over(at: storage.Folder, plan: RunPlan) -> None:
         time.sleep(_SECONDS)  # perhaps another process of this run is replacing it
 
 
-def _left_by_another(at: storage.Folder, plan: RunPlan) -> set[str] | None:
+def _left_by_another(at: storage.Folder, plan: RunPlan, mine: bytes) -> set[str] | None:
     """The files and folders beside the plan of another run that has finished no unit; None if it is not so.
 
     They are what its units' marks name, and its times.
@@ -364,8 +366,9 @@ def _left_by_another(at: storage.Folder, plan: RunPlan) -> set[str] | None:
     if not at.exists(storage.PLAN) or at.exists(manifest.NAME):
         return None
     try:
-        content = json.loads(at.read_bytes(storage.PLAN))
-        if RunPlan.from_json(content).units is None or not _difference(content, plan, str(at)):
+        data = at.read_bytes(storage.PLAN)
+        content = None if data == mine else json.loads(data)
+        if not content or RunPlan.from_json(content).units is None or not _difference(content, plan, str(at)):
             return None
         there = {name for name in at.sizes() if not name.rpartition("/")[2].startswith(".")}
         known = {name for name in there if name.startswith(f"{_RECEIPTS}/") and name.endswith(_MARK)}
@@ -391,13 +394,14 @@ def _difference(content: Facts, plan: RunPlan, out: str, only: Sequence[str] = (
     return "" if was == now else manifest.first_difference(was, now)
 
 
-def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False) -> bool:
+def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False, mine: bytes | None = None) -> bool:
     """Whether an output is this very run's, and finished.
 
     Args:
       out: a file with its manifest beside it, or, for a plan with units, a folder with the plan in it.
       plan: of this run.
       ignore_inputs: compare command and options alone, for a file that is written again whatever its inputs are now.
+      mine: the plan as it would be written, if the caller has it.
 
     Returns:
       False if there is nothing, or what the same run wrote of inputs that have changed, or did not finish: all this
@@ -422,7 +426,7 @@ def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False) -> bool:
         what = "is not empty" if folder else "already exists"
         raise InputError(f"{out}: {what} and was not written by this command; {advice}")
     data = storage.read_bytes(path)
-    if folder and data == records.to_json(plan, out):
+    if folder and data == (mine or records.to_json(plan, out)):
         return at.exists(manifest.NAME)
     try:
         content = json.loads(data)
