@@ -310,7 +310,8 @@ def open_output(
         at.write_new(storage.PLAN, mine)
     lock, has_others = _hold(at.at(storage.PLAN).inner) if at.is_local else (None, False)
     written = at.read_bytes(storage.PLAN)
-    is_done(folder, plan, mine=mine)  # another run may have begun at the same time
+    if written != mine:
+        is_done(folder, plan, mine=mine)  # another run may have begun at the same time
     output = Output(at, tuple(units), was_finished=was_finished, _plan=written)
     if lock is not None:
         _held[at.inner] = weakref.finalize(output, storage.release, lock)
@@ -363,7 +364,8 @@ def _left_by_another(at: storage.Folder, plan: RunPlan, mine: bytes) -> set[str]
 
     They are what its units' marks name, and its times.
     """
-    if not at.exists(storage.PLAN) or at.exists(manifest.NAME):
+    names = at.names()
+    if storage.PLAN not in names or manifest.NAME in names:
         return None
     try:
         data = at.read_bytes(storage.PLAN)
