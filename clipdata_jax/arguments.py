@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import io
 import os
@@ -13,12 +12,12 @@ import shlex
 import shutil
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 import tyro
 
-from clipdata_jax.config.base import EveryCommand
+from clipdata_jax.config.base import EveryCommand, did_you_mean
 from clipdata_jax.errors import InputError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -156,16 +155,6 @@ def _check(name: str, arguments: Mapping[str, _Argument], words: Sequence[str], 
             raise InputError(
                 f"{flag} took {' '.join(values)!r}, which leaves no {first}; write {first} first: {better}"
             )
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A suggestion such as "; did you mean --model?", or nothing.
-
-    >>> did_you_mean("selct", ["score", "select"]), did_you_mean("x", ["score"])
-    ('; did you mean select?', '')
-    """
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _sentence(box: str, words: Sequence[str]) -> str:

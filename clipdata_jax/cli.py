@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from clipdata_jax import arguments
+from clipdata_jax.config.base import did_you_mean
 from clipdata_jax.errors import InputError, StoppedEarly, StorageError, of_the_disk
 from clipdata_jax.runtime import console, stopping
 
@@ -67,6 +68,7 @@ COMMANDS = {
         "Evaluate",
         "clipdata evaluate run/model --classification cifar10.tar --classnames cifar10.json --out figures.json",
     ),
+    "run": Command("RunSteps", "clipdata run --config mine.py"),
     "plan": Command("Plan", "clipdata plan configs/datacomp_small.py --processes 8"),
     "verify": Command("Verify", "clipdata verify metadata scores subset.npy selected"),
     "demo": Command("Demo", "clipdata demo --out demo-output"),
@@ -152,17 +154,20 @@ def _run(words: list[str]) -> _Ending:
             print(arguments.completion(" ".join(rest), {one: COMMANDS[one].options_class for one in COMMANDS}))
             return _Ending()
         if name not in COMMANDS:
-            advice = arguments.did_you_mean(name, COMMANDS) or f"; choose from {', '.join(COMMANDS)}"
+            advice = did_you_mean(name, COMMANDS) or f"; choose from {', '.join(COMMANDS)}"
             raise InputError(f"unknown command {name!r}{advice}")
         given: tuple[Any, ...] = ()
         if name == "plan" and "--" in rest:
             at = rest.index("--")
             rest, given = rest[:at], (_planned(rest[at + 1 :]),)
+        if name == "run":
+            given = (_call,)
         options = _parse(name, rest)
         with console.all_printable():
             return _Ending(options=options, made=_call(name, options, *given))
     except (InputError, StorageError) as error:
-        with_config = not str(error).startswith("--config") and any(word.startswith("--config") for word in rest)
+        with_config = name not in ("run", "plan") and any(word.startswith("--config") for word in rest)
+        with_config &= not str(error).startswith("--config")
         source = " (options not given as flags come from the --config file)" if with_config else ""
         return _ended(name, 2, f"{error}{source}", options, getattr(error, "facts", {}))
     except StoppedEarly as stopped:
@@ -258,7 +263,7 @@ def _from_config(name: str, given: list[str]) -> tuple[Any, list[str]]:
             rest.append(word)
         elif (path := value if sign else next(words, None)) is None:
             raise InputError("--config needs a file: --config configs/datacomp_small.py")
-    if name == "plan":  # it takes all that the file sets
+    if name in ("plan", "run"):  # they take all that the file sets
         return None, rest if path is None else [path, *rest]
     return (None if path is None else _options_in(path, name)), rest
 

@@ -10,6 +10,7 @@ from clipdata_jax.config.embedding import Embed as Embed
 from clipdata_jax.config.exporting import Export as Export
 from clipdata_jax.config.filtering import Filter as Filter
 from clipdata_jax.config.planning import Plan as Plan
+from clipdata_jax.config.planning import RunSteps as RunSteps
 from clipdata_jax.config.reading import Reading as Reading
 from clipdata_jax.config.run import Run as Run
 from clipdata_jax.config.run import load_run as load_run

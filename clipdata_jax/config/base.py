@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Annotated, TypeVar, get_type_hints
 
 import tyro
@@ -87,6 +89,16 @@ def split_assignment(text: str, flag: str) -> tuple[str, str]:
     advice = name_advice(name) if sign and path else ""
     require(good, flag, text, f"NAME=PATH where NAME consists of letters, digits and _{advice}")
     return name, path
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion such as "; did you mean --model?", or nothing.
+
+    >>> did_you_mean("selct", ["score", "select"]), did_you_mean("x", ["score"])
+    ('; did you mean select?', '')
+    """
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def name_advice(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from clipdata_jax.config.base import require, require_positive, unset
+from clipdata_jax.config.base import File, require, require_positive, unset
 from clipdata_jax.errors import InputError
 
 PLANNED = ("embed", "score", "select", "filter", "norm-sim-d", "reshard", "train", "evaluate")
@@ -40,6 +40,19 @@ class Plan:
         require_positive(self, "processes")
         expected = "a number above 0"
         require(self.memory_gb is None or self.memory_gb > 0, "memory_gb", self.memory_gb, expected)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSteps:
+    """Runs all commands that a config file sets, each continued where it was stopped; what is complete is passed over.
+
+    The order is embed, score, select, filter, norm-sim-d, uids, reshard, report, export, train, evaluate, verify, demo.
+    The first that fails ends the run with its exit status; give the same command again to go on from there. A table at
+    the end says what each has made.
+    """
+
+    config: tyro.conf.Positional[File]
+    """Config file of the run."""
 
 
 def require_planned(name: str, where: str) -> None:

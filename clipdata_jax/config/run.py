@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import runpy
+import sys
+import traceback
 
+from clipdata_jax.config.base import did_you_mean
 from clipdata_jax.config.embedding import Embed
 from clipdata_jax.config.exporting import Export
 from clipdata_jax.config.filtering import Filter
@@ -45,13 +49,30 @@ def load_run(path: str) -> Run:
         raise InputError(f"--config {path}: is a folder, expected a .py file")
     try:
         namespace = runpy.run_path(path)
+        made = namespace["get_config"]() if "get_config" in namespace else None
+    except InputError as error:
+        raise InputError(f"--config {path}: {error}") from error
     except OSError as error:
         raise InputError(f"--config {path}: can't be read ({error.strerror}); check the path") from error
     except (SyntaxError, ImportError) as error:
         raise InputError(f"--config {path}: can't be run ({error}); fix it") from error
+    except Exception as error:
+        raise InputError(f"--config {path}: {_in_words(path, error)}") from error
     if "get_config" not in namespace:
         raise InputError(f"--config {path}: has no function get_config(); it must return a clipdata_jax.config.Run")
-    run = namespace["get_config"]()
-    if not isinstance(run, Run):
-        raise InputError(f"--config {path}: get_config() returned {type(run).__name__}, expected a config.Run")
-    return run
+    if not isinstance(made, Run):
+        raise InputError(f"--config {path}: get_config() returned {type(made).__name__}, expected a config.Run")
+    return made
+
+
+def _in_words(path: str, error: Exception) -> str:
+    """What went wrong in a config file, with its line."""
+    own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    line = f"line {own[-1]}: " if own else ""
+    if match := re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
+        kind = getattr(sys.modules["clipdata_jax.config"], match[1], None)
+        known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+        return f"{line}{match[1]} has no option {match[2]!r}{did_you_mean(match[2], known)}"
+    if match := re.match(r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.*)", str(error)):
+        return f"{line}{match[1]} needs {match[2]}"
+    return f"{line}{type(error).__name__}: {error}; fix it"
