@@ -13,6 +13,7 @@ import pytest
 from support.images import jpeg, write_pairs
 
 from clipdata_jax.models import CLIP, load_clip, open_clip_config
+from clipdata_jax.runs import manifest
 
 CAPTIONS = ["A red house", "a red house", "two blue boats"]
 
@@ -52,7 +53,7 @@ def test_one_tower_embeds_a_target_and_no_captions(clipdata: Callable, golden: P
     assert done.returncode == 0, done.stderr
     assert "Embedded 3 images as v, dimension 12: target" in done.stdout
     assert np.load("target/0.npz")["v_img"].shape == (3, 12)
-    assert "temperature" not in json.loads(Path("target/manifest.json").read_text())["models"]["v"]
+    assert "temperature" not in json.loads(Path("target", manifest.NAME).read_text())["models"]["v"]
     refused = clipdata("embed", "pool", "--model", f"v={tower}", "--out", "pairs")
     assert refused.returncode == 2
     assert "'clip_vision_model' has no text tower; take a whole model, or embed with --images-only" in refused.stderr
