@@ -37,12 +37,14 @@ class FilterSummary:
       uids: distinct uids of these, as written.
       steps: the counts of every condition.
       without_value: column -> pairs that have no value in it.
+      hashed: pairs whose uids are made of ids of another kind.
     """
 
     kept: int
     uids: int
     steps: tuple[StepCounts, ...]
     without_value: Mapping[str, int]
+    hashed: int = 0
 
 
 def run(options: Filter) -> FilterSummary:
@@ -52,7 +54,7 @@ def run(options: Filter) -> FilterSummary:
       InputError: the metadata, a model or an option is wrong, nothing is kept, or `out` holds something else.
     """
     skipped = metadata.Skipped(options.on_bad)
-    parts = metadata.list_parts(options.metadata, skipped)
+    parts = metadata.list_parts(options.metadata, skipped, options.uid_column)
     pairs = sum(part.rows for part in parts)
     plan = manifest.describe(
         "filter", options, pool=[part.path for part in parts], devices=options.by_image, pairs=pairs
@@ -142,7 +144,7 @@ def _apply(
     conditions = preset.conditions
     names = list(dict.fromkeys(name for condition in conditions for name in condition.columns))
     left = np.zeros(len(conditions) + 1, np.int64)
-    nulls = dict.fromkeys(names, 0)
+    nulls, hashed = dict.fromkeys(names, 0), 0
     bar = console.bar(total=sum(part.rows for part in parts), unit="pairs", name="filter")
     read = metadata.ahead(lambda part: preset.read(part, names), parts)
     with bar, contextlib.closing(read):
@@ -155,9 +157,10 @@ def _apply(
             rows, counts = apply(conditions, columns)
             left += [part.rows, *counts]
             nulls = {name: nulls[name] + int(columns.null[name].sum()) for name in names}
+            hashed += columns.hashed
             sorter.add(columns.uid[rows])
     steps = [StepCounts(one.text, *map(int, left[i : i + 2])) for i, one in enumerate(conditions)]
-    return FilterSummary(int(left[-1]), 0, tuple(steps), nulls)
+    return FilterSummary(int(left[-1]), 0, tuple(steps), nulls, hashed)
 
 
 def _table(summary: FilterSummary) -> str:
@@ -178,6 +181,8 @@ def _text(summary: FilterSummary, pairs: int, notes: Sequence[str], skipped: met
     if summary.uids < summary.kept:
         repeats = console.counted(summary.kept - summary.uids, "kept pair")
         lines.append(f"{repeats} repeat the uid of another; the subset holds each uid once: {summary.uids:,}")
+    if summary.hashed:
+        lines.append(f"The uids of {console.counted(summary.hashed, 'pair')} are made of their ids")
     reasons = [reason for _, reason in sorted(skipped.reasons.items())]
     lines.append(console.skipped(manifest.beside(out), file=reasons))
     return "\n".join(line for line in lines if line)

@@ -38,7 +38,9 @@ def run(options: NormSimD) -> Manifest | None:
     _check_out(options.out)
     storage.sweep_beside(options.out)
     share = parallel.start(options.workers)
-    pool = open_pool(options.pool, on_bad=options.on_bad, texts=False, keys=(options.image_key, None))
+    pool = open_pool(
+        options.pool, on_bad=options.on_bad, texts=False, keys=(options.image_key, None), uid_column=options.uid_column
+    )
     tag = pool.tag(options.tag)
     survivors = None if options.survivors is None else _read_survivors(options.survivors)
     plan = manifest.describe(

@@ -184,7 +184,13 @@ def _pool(
     options: config.Score | config.NormSimD, *, texts: bool, text_key: str | None = None
 ) -> tuple[EmbeddingPool, str, int, int]:
     """A pool of embeddings, its tag, and the bytes of an embedding in its files and in float32."""
-    pool = open_pool(options.pool, on_bad=options.on_bad, texts=texts, keys=(options.image_key, text_key))
+    pool = open_pool(
+        options.pool,
+        on_bad=options.on_bad,
+        texts=texts,
+        keys=(options.image_key, text_key),
+        uid_column=options.uid_column,
+    )
     tag = pool.tag(options.tag)
     dim = units.dimension(pool, tag)
     first = next(shard for shard in pool.shards if shard.rows)

@@ -50,6 +50,7 @@ def run(options: Score) -> Manifest | None:
         texts=options.by_text,
         rows=_planned_rows(options),
         keys=(options.image_key, options.text_key),
+        uid_column=options.uid_column,
     )
     tag = pool.tag(options.tag)
     made_by = target_sets.made_by_model(options.pool, tag)
@@ -222,6 +223,7 @@ def _facts(unit: ScoreUnit, bad: list[tuple[str, int, str]]) -> Facts:
         "skipped": [{"shard": name, "reason": reason} for name, reason in unit.skipped.items()],
         "repeated_uids": len(unit.uid) - len(uids.sort_unique(unit.uid)),
         "inputs": [entry.without_fingerprint() for entry in unit.inputs],
+        **({"hashed_uids": unit.hashed} if unit.hashed else {}),
     }
 
 
@@ -243,6 +245,7 @@ def _summarise(receipts: list[Receipt]) -> Facts:
         "skipped": [entry for fact in facts for entry in fact["skipped"]],
         "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
         "pool": [entry for fact in facts for entry in fact["inputs"]],
+        **({"hashed_uids": hashed} if (hashed := sum(fact.get("hashed_uids", 0) for fact in facts)) else {}),
     }
 
 
@@ -279,6 +282,10 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
         lines.append(f"--where left {result['scored']:,} pairs to score; the others are null")
     if not result["has_uids"]:
         lines.append("The metadata has no 'uid' column: uids are derived from file name and row and match no tar")
+    if hashed := result.get("hashed_uids"):
+        lines.append(
+            f"The uids of {console.counted(hashed, 'pair')} are made of the ids in column {options.uid_column!r}"
+        )
     if masked:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in masked.items())
         lines.append(f"Masked rows (null scores): {listed}; listed in {manifest.NAME}")

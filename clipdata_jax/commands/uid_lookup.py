@@ -36,7 +36,7 @@ class IdCounts:
     other: int = 0
 
 
-def write_ids(source: UidFile, folder: str, out: str, *, multiset: bool) -> IdCounts:
+def write_ids(source: UidFile, folder: str, out: str, *, uid_column: str, multiset: bool) -> IdCounts:
     """Writes the ids of a subset's pairs, in the order of the metadata.
 
     Memory holds the subset, nine bytes more for each uid of it, and a block of the metadata.
@@ -45,6 +45,7 @@ def write_ids(source: UidFile, folder: str, out: str, *, multiset: bool) -> IdCo
       source: the subset.
       folder: the pool's metadata: a folder or .parquet file with a column uid and perhaps id.
       out: the .txt, .csv or .parquet file to write.
+      uid_column: the metadata's column of ids.
       multiset: whether an id is written as often as the subset has its uid.
 
     Raises:
@@ -58,7 +59,7 @@ def write_ids(source: UidFile, folder: str, out: str, *, multiset: bool) -> IdCo
 
     def blocks() -> Iterator[list[str]]:
         for path in metadata.files_of(folder):
-            for block in metadata.iterate_ids(path):
+            for block in metadata.iterate_ids(path, uid_column):
                 at = index.find(block.uid)
                 rows = np.flatnonzero(at >= 0)
                 texts = [block.texts[row] for row in rows.tolist()]
@@ -121,12 +122,14 @@ def ids_text(counts: IdCounts, folder: str, out: str) -> str:
     return "\n".join(lines)
 
 
-def show(given: Iterable[str], folder: str) -> list[dict[str, str]]:
+def show(given: Iterable[str], folder: str, uid_column: str) -> list[dict[str, str]]:
     """Prints the rows of metadata that have some uids, a column a line.
 
     Args:
       given: uids, or ids that uids were made of.
       folder: the pool's metadata.
+
+      uid_column: its column of ids.
 
     Returns:
       Of each row column -> value as text, "file" and "row" among them.
@@ -136,7 +139,7 @@ def show(given: Iterable[str], folder: str) -> list[dict[str, str]]:
     """
     wanted = {ids.uid_of_id(one): one for one in given}
     index = uids.UidIndex(uids.sort_unique(uids.from_hex(list(wanted))))
-    found = [row for path in metadata.files_of(folder) for row in _rows_of(path, index)]
+    found = [row for path in metadata.files_of(folder) for row in _rows_of(path, index, uid_column)]
     for row in found:
         width = max(map(len, row))
         print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()), end="\n\n")
@@ -148,15 +151,17 @@ def show(given: Iterable[str], folder: str) -> list[dict[str, str]]:
     return found
 
 
-def _rows_of(path: str, index: uids.UidIndex) -> Iterator[dict[str, str]]:
+def _rows_of(path: str, index: uids.UidIndex, uid_column: str) -> Iterator[dict[str, str]]:
     at: dict[int, tuple[str, str]] = {}
-    for block in metadata.iterate_ids(path):
+    for block in metadata.iterate_ids(path, uid_column):
         rows = np.flatnonzero(index.find(block.uid) >= 0).tolist()
         for row, uid in zip(rows, uids.to_hex(block.uid[rows]), strict=True):
             at[block.first_row + row] = uid, block.texts[row]
     if not at:
         return
-    names = [name for name, kind in parquet.rows_and_types(path)[1].items() if _is_shown(name, kind)]
+    names = [
+        name for name, kind in parquet.rows_and_types(path)[1].items() if _is_shown(name, kind) and name != uid_column
+    ]
     table = parquet.read(path, names).take(pa.array(list(at)))
     for (row, (uid, text)), values in zip(at.items(), table.to_pylist(), strict=True):
         own = {} if text.replace("-", "").lower() == uid else {"id": text}

@@ -75,7 +75,7 @@ def run(options: config.Uids) -> UidsSummary:
       InputError: a file can't be read, `out` holds something else, or `verify` found a fault.
     """
     if options.operation == "show":
-        return UidsSummary((), rows=tuple(show(options.files, options.metadata or "")))
+        return UidsSummary((), rows=tuple(show(options.files, options.metadata or "", options.uid_column)))
     plan = manifest.describe("uids", options)
     if options.out is not None:
         file_output.check_replaceable(options.out, plan, overwrite=options.overwrite)
@@ -106,7 +106,9 @@ def run(options: config.Uids) -> UidsSummary:
 
 def _write(options: config.Uids, sources: Sequence[UidFile], holds: tuple[FileCounts, ...]) -> UidsSummary:
     if options.ids is not None:
-        counts = write_ids(sources[0], options.ids, options.out or "", multiset=options.multiset)
+        counts = write_ids(
+            sources[0], options.ids, options.out or "", uid_column=options.uid_column, multiset=options.multiset
+        )
         return UidsSummary(holds, written=counts.written, ids=counts)
     operation: uid_sets.Operation = "union"
     if options.operation in ("intersect", "minus"):

@@ -70,6 +70,9 @@ class Filter:
     wordnet: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("the one NLTK downloaded")] = None
     """text_based: WordNet 3.0 database (index.noun, noun.exc, ...)."""
 
+    uid_column: Annotated[str, tyro.conf.arg(metavar="NAME")] = "uid"
+    """The metadata's column of ids, of which uids are made: text, integers or UUIDs."""
+
     target: Annotated[str | None, tyro.conf.arg(metavar="PATH"), NONE] = None
     """image_based: embeddings of target images (.npy, .npz or folder); DataComp: the training set of ImageNet-1k."""
     tag: str = "l14"

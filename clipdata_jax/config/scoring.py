@@ -148,6 +148,8 @@ class Score:
     """The array of image embeddings in each .npz, if it has another name than <tag>_img."""
     text_key: Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("<tag>_txt")] = None
     """The array of caption embeddings, likewise; needed with --image-key, but for norm_sim alone."""
+    uid_column: Annotated[str, tyro.conf.arg(metavar="NAME")] = "uid"
+    """The metadata's column of ids, of which uids are made: text, integers or UUIDs."""
     neg_clip_loss: NegClipLoss = NegClipLoss()
     norm_sim: NormSim = NormSim()
     seed: int = 0
@@ -218,6 +220,8 @@ class NormSimD:
     """The model whose embeddings to use, if the pool has several, e.g. b32 or l14."""
     image_key: Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("<tag>_img")] = None
     """The array of image embeddings in each .npz, if it has another name than <tag>_img."""
+    uid_column: Annotated[str, tyro.conf.arg(metavar="NAME")] = "uid"
+    """The metadata's column of ids, of which uids are made: text, integers or UUIDs."""
     normalize: bool = False
     """Scale embeddings to unit norm instead of leaving out those that aren't."""
     max_bad_rows: float = 0.01

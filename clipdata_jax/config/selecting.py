@@ -95,6 +95,8 @@ class Uids:
     """convert: write the ids that the pool's metadata has beside the uids, in its order, as .txt, .csv or .parquet."""
     metadata: _Metadata = None
     """show: the pool's metadata."""
+    uid_column: Annotated[str, tyro.conf.arg(metavar="NAME")] = "uid"
+    """convert --ids, show: the metadata's column of ids, as given to score."""
     multiset: bool = False
     """Count repeated uids: union adds, intersect takes the minimum, minus subtracts; verify accepts them."""
     halves: bool = False

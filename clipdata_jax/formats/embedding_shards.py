@@ -31,6 +31,7 @@ class EmbeddingShard:
       texts: the file of caption embeddings: the same .npz, or a .npy; None if there are none.
       rows: pairs, from the parquet footer.
       keys: the names of the arrays of images and captions in the .npz, if they aren't TAG_img and TAG_txt.
+      uid_column: the column of ids in the metadata.
     """
 
     name: str
@@ -39,6 +40,7 @@ class EmbeddingShard:
     texts: str | None
     rows: int
     keys: tuple[str, str] | None = None
+    uid_column: str = "uid"
 
     def dim(self, tag: str) -> int:
         """Reads the dimension of a model's embeddings, from the header."""
@@ -95,11 +97,13 @@ class Embeddings:
       uid: shape (n,), u8,u8.
       images: shape (n, d), the dtype on disk, usually float16.
       texts: shape (n, d), or (n, 0) if there are none.
+      hashed: how many of the uids are made of ids of another kind.
     """
 
     uid: np.ndarray
     images: np.ndarray
     texts: np.ndarray
+    hashed: int = 0
 
 
 def open_pool(
@@ -109,6 +113,7 @@ def open_pool(
     texts: bool = True,
     rows: Mapping[str, int] | None = None,
     keys: tuple[str | None, str | None] = (None, None),
+    uid_column: str = "uid",
 ) -> EmbeddingPool:
     """Opens a pool; reads parquet footers and the names in the first .npz, but no embeddings.
 
@@ -118,6 +123,7 @@ def open_pool(
       texts: whether it must hold embeddings of captions too.
       rows: shard -> its pairs, where known; the footers of other shards are read.
       keys: the names of the arrays of images and captions in each .npz, if they aren't TAG_img and TAG_txt.
+      uid_column: the column of ids in the metadata.
 
     Raises:
       InputError: the folder is missing or holds no pairs, a shard lacks its parquet or embedding file, or there are no
@@ -126,6 +132,10 @@ def open_pool(
     pool = _open(folder.rstrip("/") or folder, on_bad, texts, rows or {}, keys)
     if not len(pool):
         raise InputError(f"{pool.folder}: the pool is empty: its {len(pool.shards)} shards have no rows")
+    if uid_column != "uid":
+        ids.check_name(pool.shards[0].metadata, parquet.rows_and_types(pool.shards[0].metadata)[1], uid_column)
+        shards = tuple(dataclasses.replace(shard, uid_column=uid_column) for shard in pool.shards)
+        pool = dataclasses.replace(pool, shards=shards, has_uids=True)
     if texts and not pool.has_texts:
         named = " (name their array with --text-key)" if keys[0] and not keys[1] else ""
         raise InputError(
@@ -256,14 +266,14 @@ def read_shard(shard: EmbeddingShard, tag: str) -> Embeddings:
     Raises:
       InputError: a file is damaged or lacks the tag or the uid column, or the shapes differ.
     """
-    uid = read_uids(shard)
+    uid, hashed = read_ids(shard)
     images = read_images(shard, tag)
     if shard.texts is None:
-        return Embeddings(uid, images, np.empty((len(images), 0), images.dtype))
+        return Embeddings(uid, images, np.empty((len(images), 0), images.dtype), hashed)
     texts = _read_rows(shard, shard.texts, shard.array(tag, texts=True))
     if images.shape != texts.shape:
         raise InputError(f"{shard.images}: images are {images.shape}, captions {texts.shape}; write both again")
-    return Embeddings(uid, images, texts)
+    return Embeddings(uid, images, texts, hashed)
 
 
 def read_images(shard: EmbeddingShard, tag: str) -> np.ndarray:
@@ -283,7 +293,12 @@ def _read_rows(shard: EmbeddingShard, path: str, name: str) -> np.ndarray:
 
 
 def read_uids(shard: EmbeddingShard) -> np.ndarray:
-    """Reads a shard's uids, u8,u8; clip-retrieval's metadata may lack them: then they derive from file name and row.
+    """Reads a shard's uids, u8,u8; see `read_ids`."""
+    return read_ids(shard).uid
+
+
+def read_ids(shard: EmbeddingShard) -> ids.ParsedIds:
+    """Reads a shard's uids; clip-retrieval's metadata may lack them: then they derive from file name and row.
 
     Raises:
       InputError: the file is damaged, a uid is missing or of a wrong kind, or a DataComp shard has no uid column.
@@ -291,11 +306,11 @@ def read_uids(shard: EmbeddingShard) -> np.ndarray:
     rows, names = parquet.rows_and_types(shard.metadata)
     if rows != shard.rows:
         raise InputError(f"{shard.metadata}: has {rows} rows, had {shard.rows} when the run began; start a new run")
-    if "uid" in names:
-        return ids.from_column(parquet.read(shard.metadata, ["uid"])["uid"], shard.metadata).uid
-    if shard.images.endswith(".npz"):
-        raise InputError(f"{shard.metadata}: column 'uid' is missing; it has {', '.join(names)}")
-    return uids.from_hex([uids.uid_of(shard.name, str(row)) for row in range(shard.rows)])
+    name = shard.uid_column
+    if name in names or name != "uid" or shard.images.endswith(".npz"):
+        ids.check_name(shard.metadata, names, name)
+        return ids.from_column(parquet.read(shard.metadata, [name])[name], shard.metadata, name=name)
+    return ids.ParsedIds(uids.from_hex([uids.uid_of(shard.name, str(row)) for row in range(shard.rows)]), 0)
 
 
 def find_bad_rows(embeddings: Sequence[np.ndarray], *, normalize: bool = False) -> tuple[list[np.ndarray], np.ndarray]:

@@ -106,6 +106,27 @@ def from_column(
     return ParsedIds(uid, hashed)
 
 
+def check_name(path: str, names: Iterable[str], column: str) -> None:
+    """Checks the name that --uid-column gives: other commands take a column uid where there is one.
+
+    Args:
+      path: of the metadata.
+      names: of its columns.
+      column: the one with the ids.
+
+    Raises:
+      InputError: it is missing, or another one is called uid.
+    """
+    there = list(names)
+    if column not in there:
+        hint = "; --uid-column names another one with ids" if column == "uid" else ""
+        raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(there)}{hint}")
+    if column != "uid" and "uid" in there:
+        raise InputError(
+            f"{path}: --uid-column is {column!r}, but there is a column uid: leave it out, or rename that one"
+        )
+
+
 def as_text(column: Sequence[str] | pa.Array | pa.ChunkedArray, source: str, name: str = "uid") -> pa.Array:
     """Returns ids as one array of bytes: their UTF-8 text, or of UUIDs in binary form these 16 bytes.
 

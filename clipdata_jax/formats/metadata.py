@@ -21,12 +21,13 @@ _Read = TypeVar("_Read")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One parquet file of metadata: its path, size, number of pairs and column types."""
+    """One parquet file of metadata: its path, size, number of pairs, column types, and its column of ids."""
 
     path: str
     bytes: int
     rows: int
     types: dict[str, pa.DataType]
+    uid_column: str = "uid"
 
 
 _ID_ROWS = 1 << 16  # rows of ids in memory at a time
@@ -69,11 +70,13 @@ class Columns:
       uid: shape (n,), u8,u8.
       values: name -> shape (n,): str objects, or numbers in the file's dtype; embeddings have shape (n, d).
       null: name -> shape (n,), bool: where the value is missing or not finite.
+      hashed: how many of the uids are made of ids of another kind.
     """
 
     uid: np.ndarray
     values: dict[str, np.ndarray]
     null: dict[str, np.ndarray]
+    hashed: int = 0
 
     def take(self, rows: np.ndarray) -> Columns:
         """Some of the rows."""
@@ -81,8 +84,13 @@ class Columns:
         return Columns(self.uid[rows], values, null)
 
 
-def list_parts(folder: str, skipped: Skipped) -> tuple[Part, ...]:
+def list_parts(folder: str, skipped: Skipped, uid_column: str = "uid") -> tuple[Part, ...]:
     """Lists the metadata files of a folder, sorted by name; reads their footers.
+
+    Args:
+      folder: of the files.
+      skipped: takes those that can't be read.
+      uid_column: their column of ids.
 
     Raises:
       InputError: the folder is missing, holds no metadata or an unfinished run; or a file can't be read and isn't
@@ -100,7 +108,7 @@ def list_parts(folder: str, skipped: Skipped) -> tuple[Part, ...]:
         raise InputError(f"{folder}: holds {found}; expected metadata, parquet files with uid, text, ...")
 
     def read(path: str) -> Part | None:
-        return skipped.attempt(path, functools.partial(_read_footer, path))
+        return skipped.attempt(path, functools.partial(_read_footer, path, uid_column))
 
     parts = tuple(part for part in threads.prefetch(read, paths, threads=at.threads) if part is not None)
     if parts:
@@ -108,9 +116,9 @@ def list_parts(folder: str, skipped: Skipped) -> tuple[Part, ...]:
     return parts
 
 
-def _read_footer(path: str) -> Part:
+def _read_footer(path: str, uid_column: str) -> Part:
     rows, types = parquet.rows_and_types(path)
-    return Part(path, storage.size(path), rows, types)
+    return Part(path, storage.size(path), rows, types, uid_column)
 
 
 def check_columns(parts: Sequence[Part], *, texts: Sequence[str], numbers: Sequence[str], what: str) -> None:
@@ -125,8 +133,9 @@ def check_columns(parts: Sequence[Part], *, texts: Sequence[str], numbers: Seque
     Raises:
       InputError: a file lacks a column, or its type is wrong.
     """
-    needed = ["uid", *texts, *numbers]
     for part in parts:
+        ids.check_name(part.path, part.types, part.uid_column)
+        needed = [part.uid_column, *texts, *numbers]
         for name in needed:
             if name not in part.types:
                 raise InputError(
@@ -150,13 +159,14 @@ def read_columns(part: Part, names: Sequence[str]) -> Columns:
     Raises:
       InputError: the file is damaged, or a uid is missing or of a wrong kind.
     """
-    table = _read(part, ["uid", *names])
+    table = _read(part, [part.uid_column, *names])
     values = {name: table[name].to_numpy() for name in names}
     null = {name: table[name].is_null().to_numpy() for name in names}
     for name, column in values.items():
         if column.dtype.kind == "f":
             null[name] |= np.isnan(column)
-    return Columns(ids.from_column(table["uid"], part.path).uid, values, null)
+    uid, hashed = ids.from_column(table[part.uid_column], part.path, name=part.uid_column)
+    return Columns(uid, values, null, hashed)
 
 
 def read_numbers(parts: Sequence[Part], name: str, skipped: Skipped, done: Callable[[int], object]) -> np.ndarray:
@@ -229,19 +239,22 @@ def files_of(path: str) -> list[str]:
     return found
 
 
-def iterate_ids(path: str) -> Iterator[OwnerIds]:
+def iterate_ids(path: str, uid_column: str = "uid") -> Iterator[OwnerIds]:
     """Yields uids and ids of one file of metadata, some rows at a time.
 
+    Args:
+      path: the file.
+      uid_column: its column of ids; where there is a column id, that has them as the owner wrote them.
+
     Raises:
-      InputError: it can't be read or has no column uid, or an id is of a wrong kind.
+      InputError: it can't be read or lacks the column, or an id is of a wrong kind.
     """
     names = parquet.rows_and_types(path)[1]
-    if "uid" not in names:
-        raise InputError(f"{path}: has no column 'uid'; it has {', '.join(names)}; name the pool's metadata")
+    ids.check_name(path, names, uid_column)
     done = 0
-    for table in parquet.iterate(path, ["uid", *(["id"] if "id" in names else [])], _ID_ROWS):
-        uid = ids.from_column(table["uid"], path, done).uid
-        texts = _id_texts(table["uid"], path, "uid")
+    for table in parquet.iterate(path, list(dict.fromkeys([uid_column, *(["id"] if "id" in names else [])])), _ID_ROWS):
+        uid = ids.from_column(table[uid_column], path, done, uid_column).uid
+        texts = _id_texts(table[uid_column], path, uid_column)
         if "id" in names:
             texts = [own or given for own, given in zip(_id_texts(table["id"], path, "id"), texts, strict=True)]
         yield OwnerIds(path, done, uid, [text or "" for text in texts])

@@ -37,6 +37,7 @@ class ScoreUnit:
       skipped: shard name -> why it could not be read.
       inputs: the files read, with their fingerprints from before.
       seconds: time that reading took.
+      hashed: how many of the uids are made of ids of another kind.
     """
 
     shards: tuple[EmbeddingShard, ...]
@@ -50,6 +51,7 @@ class ScoreUnit:
     skipped: dict[str, str]
     inputs: list[FileEntry]
     seconds: float
+    hashed: int = 0
 
     def bad_rows(self) -> Iterator[tuple[str, int, str]]:
         """The masked rows of shards that could be read: shard name, row in it, reason."""
@@ -96,7 +98,8 @@ class UnitReader:
         start = time.monotonic()
         skipped: dict[str, str] = {}
         inputs: list[FileEntry] = []
-        uid, images, texts, bad = zip(*(self._read_shard(shard, skipped, inputs) for shard in shards), strict=True)
+        read = [self._read_shard(shard, skipped, inputs) for shard in shards]
+        uid, images, texts, bad, hashed = zip(*read, strict=True)
         whole = np.concatenate(uid)
         good = np.concatenate(bad) == 0
         wanted = good if self.subset is None else good & (uids.find(self.subset, whole) >= 0)
@@ -106,13 +109,24 @@ class UnitReader:
         image_rows[~good] = text_rows[~good] = 0
         seconds = time.monotonic() - start
         return ScoreUnit(
-            shards, first_row, whole, image_rows, text_rows, good, wanted, list(bad), skipped, inputs, seconds
+            shards,
+            first_row,
+            whole,
+            image_rows,
+            text_rows,
+            good,
+            wanted,
+            list(bad),
+            skipped,
+            inputs,
+            seconds,
+            sum(hashed),
         )
 
     def _read_shard(
         self, shard: EmbeddingShard, skipped: dict[str, str], inputs: list[FileEntry]
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray]:
-        """uid, images, texts and codes of bad rows; a skipped shard has neither images nor texts."""
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray, int]:
+        """uid, images, texts, codes of bad rows, number of hashed ids; a skipped shard has neither images nor texts."""
         try:
             fingerprints = list(map(storage.fingerprint, shard_files(shard)))
             entries = list(map(manifest.file_entry, shard_files(shard)))
@@ -128,8 +142,8 @@ class UnitReader:
             if self.on_bad == "stop":
                 raise InputError(f"{error} (or use --on-bad skip)") from error
             skipped[shard.name] = str(error)
-            return _uids_or_zeros(shard), None, None, np.full(shard.rows, _SKIPPED, np.uint8)
-        return emb.uid, sides[0], sides[1] if shard.texts else emb.texts, bad
+            return _uids_or_zeros(shard), None, None, np.full(shard.rows, _SKIPPED, np.uint8), 0
+        return emb.uid, sides[0], sides[1] if shard.texts else emb.texts, bad, emb.hashed
 
     def _join(self, shards: Sequence[EmbeddingShard], parts: Sequence[np.ndarray | None], dim: int) -> np.ndarray:
         """One array of all shards' rows; that of a single shard stays mapped from its file."""

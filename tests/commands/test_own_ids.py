@@ -87,10 +87,14 @@ def test_metadata_with_other_ids_is_scored_and_filtered(tmp_path, clipdata, kind
     ]
     done = clipdata("score", "m", "--scores", "clip_score", "--out", "s")
     assert done.returncode == 0, done.stderr
+    hashed = "The uids of 12 pairs are made of the ids in column 'uid'" in done.stdout
+    told = json.loads((tmp_path / "s/_manifest.json").read_bytes()).get("hashed_uids")
+    assert (hashed, told) == ((False, None) if kind == "dashed" else (True, 12))
     assert clipdata("select", "s", "--rule", "top(clip_score, 1.0)", "--out", "u.npy").returncode == 0
     assert uids.to_hex(np.load(tmp_path / "u.npy")) == sorted(wanted)
     done = clipdata("filter", "m", "--preset", "basic_filter", "--out", "f.npy")
     assert done.returncode == 0, done.stderr
+    assert ("The uids of 12 pairs are made of their ids" in done.stdout) == (kind != "dashed")
     assert uids.to_hex(np.load(tmp_path / "f.npy")) == sorted(wanted)
 
 
@@ -163,7 +167,7 @@ def test_ids_that_uids_are_not_made_of(tmp_path, clipdata):
         (("convert", "s.npy", "--ids", "m", "--out", "o.npy"), "--out is 'o.npy', but ids are text: name a .txt"),
         (("union", "s.npy", "--ids", "m", "--out", "o.txt"), "--ids is 'm', expected no value except with convert"),
         (("show", "17"), "show looks uids up in a pool's metadata; name it with --metadata"),
-        (("show", "17", "--metadata", "s"), "s/0.parquet: has no column 'uid'; it has uid_hi, uid_lo"),
+        (("show", "17", "--metadata", "s"), "s/0.parquet: column 'uid' is missing; it has uid_hi, uid_lo"),
         (("show", "17", "--metadata", "m", "--out", "o.txt"), "--out is 'o.txt', expected no value with show"),
     ],
 )
@@ -173,3 +177,58 @@ def test_wrong_options_are_refused(tmp_path, clipdata, arguments, words):
     done = clipdata("uids", *arguments)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+def test_another_column_of_ids_is_named(tmp_path, clipdata):
+    (tmp_path / "m").mkdir()
+    np.savez(tmp_path / "m/0.npz", b32_img=np.eye(4, 8, dtype=np.float16), b32_txt=np.eye(4, 8, dtype=np.float16))
+    columns = {"image_id": [7, 8, 9, 9], "text": ["one"] * 4, "url": ["http://a/b"] * 4}
+    pq.write_table(pa.table(columns), tmp_path / "m/0.parquet")
+    named = ("--uid-column", "image_id")
+    done = clipdata("score", "m", "--scores", "clip_score", "--out", "s")
+    assert done.returncode == 2
+    assert (
+        "m/0.parquet: column 'uid' is missing; it has image_id, text, url; --uid-column names another one with ids"
+        in done.stderr
+    )
+    done = clipdata("score", "m", *named, "--scores", "clip_score", "--out", "s")
+    assert "The uids of 4 pairs are made of the ids in column 'image_id'" in done.stdout, done.stderr
+    assert "1 rows repeat a uid of their unit" in done.stdout
+    clipdata("select", "s", "--rule", "top(clip_score, 1.0)", "--out", "u.npy")
+    assert uids.to_hex(np.load(tmp_path / "u.npy")) == sorted(map(ids.uid_of_id, (7, 8, 9)))
+    done = clipdata("filter", "m", *named, "--preset", "no_filter", "--out", "f.npy")
+    assert (tmp_path / "f.npy").read_bytes() == (tmp_path / "u.npy").read_bytes(), done.stderr
+    done = clipdata("uids", "convert", "u.npy", "--ids", "m", *named, "--out", "ids.txt")
+    assert (tmp_path / "ids.txt").read_text() == "7\n8\n9\n", done.stderr
+    assert "m repeats uids in 1 row; each counts once" in done.stdout
+    done = clipdata("uids", "show", "8", "--metadata", "m", *named)
+    assert ["url", "http://a/b"] in [line.split() for line in done.stdout.splitlines()], done.stderr
+    pq.write_table(pa.table({**columns, "uid": list("abcd")}), tmp_path / "m/0.parquet")
+    done = clipdata("filter", "m", *named, "--preset", "no_filter", "--out", "g.npy")
+    assert (done.returncode, "--uid-column is 'image_id', but there is a column uid" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (["a", None, "b"], "m/0.parquet: row 1: the uid is missing, expected text or an integer"),
+        (["a", "", "b"], "m/0.parquet: row 1: the uid is empty, expected an id"),
+        (
+            [1.0, None, 2.0],
+            "column 'uid' holds double, expected text, integers or UUIDs; pandas makes floats of integers",
+        ),
+        ([[1], [2], [3]], "column 'uid' holds list<"),
+        (
+            ["a", ids.uid_of_id("a"), "b"],
+            "m/0.parquet: the ids 'a' and 'ca978112ca1bbdcafac231b39a23dc4d' have the same",
+        ),
+    ],
+)
+def test_bad_ids_are_refused(tmp_path, clipdata, column, words):
+    (tmp_path / "m").mkdir()
+    np.savez(tmp_path / "m/0.npz", b32_img=np.eye(3, 8, dtype=np.float16), b32_txt=np.eye(3, 8, dtype=np.float16))
+    pq.write_table(pa.table({"uid": column}), tmp_path / "m/0.parquet")
+    for command in (("score", "m", "--out", "s"), ("filter", "m", "--preset", "no_filter", "--out", "f.npy")):
+        done = clipdata(*command)
+        assert done.returncode == 2
+        assert words in done.stderr
