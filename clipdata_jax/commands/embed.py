@@ -23,6 +23,7 @@ def run(options: Embed) -> Manifest | None:
         dtype=options.dtype,
         decoders=options.decoders,
         on_bad=options.on_bad,
+        limit=options.limit,
     )
     share = parallel.start(options.workers)
     result = embedder.embed(

@@ -9,6 +9,7 @@ import tyro
 
 from clipdata_jax.config.base import (
     IDENTIFIER,
+    NONE,
     Profile,
     StopAfter,
     Workers,
@@ -50,6 +51,8 @@ class Embed:
     """Threads that decode images; 0 means one per core. The result does not depend on it."""
     on_bad: OnBad = "stop"
     """Broken tars, images and captions: "stop" with a message, or "skip" and list them in the manifest."""
+    limit: Annotated[int | None, tyro.conf.arg(metavar="N"), NONE] = None
+    """Embed only the first N samples, to try the command."""
     profile: Profile = None
     """Trace a few batches with `jax.profiler` into this local folder, for TensorBoard or Perfetto."""
     stop_after: StopAfter = None
@@ -62,7 +65,7 @@ class Embed:
         require(bool(self.model), "model", self.model, "the folder of a checkpoint")
         tags = [tag for tag, _ in map(_split_tag, self.model)]
         require(len(set(tags)) == len(tags), "model", self.model, "TAG=FOLDER with distinct tags")
-        require_positive(self, "batch_size")
+        require_positive(self, "batch_size", *(["limit"] if self.limit is not None else []))
         require(self.decoders >= 0, "decoders", self.decoders, "0 or more")
         if self.out.endswith((".npz", ".npy")):
             require(self.images_only, "out", self.out, "a folder; single files are for --images-only")

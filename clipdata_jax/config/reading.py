@@ -14,7 +14,7 @@ _Name = tyro.conf.arg(metavar="NAME")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Where sources that are no plain tars have their images, captions and uids."""
+    """Where sources have their images, captions and uids, if not in the usual places."""
 
     image_column: Annotated[str | None, _Name, unset("the first of file_name, filepath, image, path, ...")] = None
     """Tables and parquet: the column of images or image paths."""
@@ -22,5 +22,9 @@ class Reading:
     """Tables and parquet: the column of captions."""
     image_root: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("the table's folder")] = None
     """Tables: the folder that image paths are relative to."""
+    image_ext: Annotated[str | None, tyro.conf.arg(metavar="EXT"), unset("jpg, png, webp, ...")] = None
+    """Tars: the extension of images, all after the key's first dot, such as input.jpg."""
+    caption_ext: Annotated[str | None, tyro.conf.arg(metavar="EXT"), unset("txt")] = None
+    """Tars: the extension of captions, such as outputs.txt."""
     uid_column: Annotated[str | None, _Name, unset("uid, if there is one")] = None
     """Tables and parquet: the column of ids that tell pairs apart."""

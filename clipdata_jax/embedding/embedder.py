@@ -26,7 +26,8 @@ from clipdata_jax.embedding.shard_builder import PendingImages, ShardBuilder, Te
 from clipdata_jax.errors import InputError, OnBad, StoppedEarly
 from clipdata_jax.formats import pool_names
 from clipdata_jax.formats.sources import discovery
-from clipdata_jax.formats.sources.source import RowRange, Source
+from clipdata_jax.formats.sources.image_folders import ImageFolder
+from clipdata_jax.formats.sources.source import Source, TarSource, first_samples
 from clipdata_jax.runs import manifest, profiling, telemetry
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt
@@ -47,6 +48,7 @@ class EmbedSettings:
       dtype: of the computation.
       decoders: threads that decode images; 0 means one per core.
       on_bad: what to do with broken tars, images and captions.
+      limit: samples to embed, the first ones of all sources; None means all.
     """
 
     images_only: bool = False
@@ -55,6 +57,7 @@ class EmbedSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     decoders: int = 0
     on_bad: OnBad = "stop"
+    limit: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,8 @@ def embed(
       StoppedEarly: units are left after `stop_after` of them.
     """
     found = discovery.find_sources(patterns, images_only=settings.images_only, reading=settings.reading)
+    if settings.limit is not None:
+        found = dataclasses.replace(found, units=first_samples(found.units, settings.limit))
     models = [_Model(tag, checkpoint, settings) for tag, checkpoint in checkpoints.items()]
     plan = manifest.describe(
         "embed",
@@ -238,7 +243,7 @@ class _Embedding:
         tags = [model.tag for model in self._models]
         shard = ShardBuilder(self._names[unit.source.path], tags, with_texts=not self._settings.images_only)
         rows = self._models[0].encoder.rows
-        sent = _Sent(shard, rows, PendingImages(rows), may_repeat=isinstance(unit.source, RowRange))
+        sent = _Sent(shard, rows, PendingImages(rows), may_repeat=not isinstance(unit.source, (TarSource, ImageFolder)))
         start = time.monotonic()
         for sample in self._usable(unit, shard):
             shard.add(sample)

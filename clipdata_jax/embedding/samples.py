@@ -165,7 +165,7 @@ def _decode(
         data = sample.image()
         if data is None:
             listed = f"among its members (.{', .'.join(sample.members)})"
-            raise _MissingError(f"no image {listed if sample.names else 'is given'}")
+            raise _MissingError(f"no image {listed if sample.names else 'is given'}{_hint(sample, 'image')}")
         kind, advice = file_kinds.recognise(data[: file_kinds.HEAD])
         if advice:
             raise InputError(f"not an image but {kind}; {advice}")
@@ -194,9 +194,16 @@ def _captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str, tupl
     one = _text(sample.members["txt"], "txt") if "txt" in sample.members else fields.get("caption")
     if one is None and not several:
         expected = 'expected a .txt, or "caption" or "captions" in its .json'
+        expected += _hint(sample, "caption")
         raise _MissingError(f"no caption: {expected}" if sample.names else "no caption is given")
     caption = _checked(several[0] if one is None else one)
     return caption, (tuple(map(_checked, several)) if several else (caption,))
+
+
+def _hint(sample: tars.RawSample, what: str) -> str:
+    """Advice where a member's extension has several parts: a key ends at its first dot."""
+    several = [name for name in sample.names if "." in name]
+    return f"; it has .{', .'.join(sample.names)}: name one with --{what}-ext {several[0]}" if several else ""
 
 
 def _checked(caption: object) -> str:

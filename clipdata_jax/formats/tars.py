@@ -19,6 +19,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "
 """Extensions of images; of a sample's several images the first in this order counts."""
 MEMBER_BYTES = 1 << 28
 """The largest member that is read into memory."""
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PIECE = 1 << 20
 _NOT_TAR = "expected webdataset tars; tables of images and captions are named .csv, .tsv or .parquet"
 
@@ -264,6 +265,7 @@ def find_tars(patterns: Sequence[str]) -> list[str]:
         for path in storage.expand(pattern):
             at = storage.Folder(path)
             inside = in_folder(at) if at.is_folder() else [path]
+            _check_uncompressed(inside)
             if not inside:
                 raise InputError(f"{path}: the folder holds no .tar file; expected webdataset tars")
             found += [(one, pattern) for one in inside]
@@ -283,11 +285,22 @@ def in_folder(at: storage.Folder, names: Collection[str] | None = None) -> list[
     """
     if names is None:
         names = [path[len(at.path.rstrip("/")) + 1 :] for path in at.tree()]
-    found = [name for name in names if name.endswith(".tar") and not storage.is_hidden(name)]
+    visible = [name for name in names if not storage.is_hidden(name)]
+    _check_uncompressed([at.join(name) for name in visible if name.endswith(_COMPRESSED)])
+    found = [name for name in visible if name.endswith(".tar")]
     plans = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == storage.PLAN}
     for folder in sorted(plans & {name.rpartition("/")[0] for name in found}):
         storage.check_finished(at.at(folder))
     return [at.join(name) for name in found]
+
+
+def _check_uncompressed(paths: Sequence[str]) -> None:
+    for path in paths:
+        if path.endswith(_COMPRESSED):
+            raise InputError(
+                f"{path}: is a compressed tar, in which no sample can be found without reading all before it; unpack it"
+                " first (gunzip, unzstd, unxz or bunzip2), images are compressed already"
+            )
 
 
 def check_repeats(found: Sequence[tuple[str, str]]) -> None:

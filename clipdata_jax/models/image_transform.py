@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models.checkpoint_layout import Convention
@@ -27,6 +27,9 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
 # its version 11.3.
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *_AVIF)
+
+# Of a PNG's texts and colour profile, when decompressed; Pillow's limit of 1 MiB refuses sound images.
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24
 
 # Pillow warns about large images, which `max_pixels` refuses here, and about odd metadata, which is not read. A
 # filter per call would not be safe in the threads that decode.

@@ -8,13 +8,15 @@ import importlib.util
 import io
 import warnings
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 SIDE = 320
 MAX_PIXELS = 64_000_000
 # Those that `models.open_image` takes, without jax.
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *_AVIF)
+# Of a PNG's texts and colour profile, when decompressed; Pillow's limit of 1 MiB refuses sound images.
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24
 _QUALITIES = (80, 60, 35, 15)
 _MAX_BYTES = 24_000
 

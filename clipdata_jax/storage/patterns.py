@@ -28,7 +28,8 @@ def expand(patterns: str | tuple[str, ...]) -> list[str]:
       patterns: local paths or URLs, or several joined by "::" as open_clip joins them.
 
     Returns:
-      the paths: of braces in the order written, which must all exist; of a glob sorted.
+      the paths: of braces in the order written, which must all exist; of a glob sorted. A local file or folder of
+      exactly that name is meant itself.
 
     Raises:
       InputError: a pattern or a name matches nothing.
@@ -40,6 +41,9 @@ def expand(patterns: str | tuple[str, ...]) -> list[str]:
     """
     found: list[str] = []
     for pattern in split_joined([patterns] if isinstance(patterns, str) else patterns):
+        if Folder(pattern).is_local and exists(pattern):
+            found.append(pattern)
+            continue
         names = expand_braces(pattern)
         plain = [name for name in names if not any(char in name for char in _WILD)]
         found_each = threads.prefetch(exists, plain, threads=Folder(pattern).threads)

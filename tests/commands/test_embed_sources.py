@@ -333,3 +333,19 @@ def test_a_tfds_dataset_with_records_of_captions(tmp_path, small, clipdata, monk
     done = clipdata("embed", "lines.tar", "--model", small, "--out", "lines", "--batch-size", 4)
     assert "1 caption of several lines: each is one caption" in done.stdout, done.stderr
     assert columns["tar"] == [source] * 3
+
+
+def test_images_and_captions_of_other_extensions_are_named(tmp_path, small, clipdata):
+    members = [(f"s{i}{e}", d) for i in range(4) for e, d in ((".input.jpg", jpeg(i)), (".outputs.txt", b"a caption"))]
+    tars.write_tar(str(tmp_path / "0.tar"), members)
+    flags = ("embed", "0.tar", "--model", small, "--batch-size", 4, "--out", "out")
+    done = clipdata(*flags)
+    assert done.returncode == 2
+    assert "it has .input.jpg, .outputs.txt: name one with --caption-ext" in done.stderr
+    done = clipdata(*flags, "--caption-ext", "outputs.txt")
+    assert "name one with --image-ext" in done.stderr
+    done = clipdata(*flags, "--caption-ext", "outputs.txt", "--image-ext", ".input.JPG", "--limit", 3)
+    assert done.returncode == 0, done.stderr
+    assert "Embedded 3 pairs" in done.stdout
+    assert json.loads((tmp_path / "out" / "_manifest.json").read_text())["options"]["limit"] == 3
+    assert pq.read_table(tmp_path / "out" / "0.parquet")["key"].to_pylist() == ["s0", "s1", "s2"]

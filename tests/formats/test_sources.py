@@ -1,5 +1,6 @@
 """Sources found by patterns, and samples of tables, folders and TFDS splits."""
 
+import gzip
 import io
 import json
 
@@ -12,7 +13,7 @@ from support.tfds_images import prepare
 from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
-from clipdata_jax.formats.sources import discovery
+from clipdata_jax.formats.sources import discovery, source
 
 
 def png(shade=0):
@@ -251,6 +252,32 @@ def test_a_table_of_other_things_beside_images_is_passed_over(tmp_path):
     assert found.passed_over == {".csv": 1}
     with pytest.raises(InputError, match="--caption-column is 'label', but none of the sources is a table"):
         find(tmp_path, caption_column="label")
+
+
+def test_the_first_samples_are_of_the_first_units(tmp_path):
+    for number in range(3):
+        tars.write_tar(str(tmp_path / f"{number}.tar"), [(f"{key}.png", png()) for key in range(4)])
+    units = find(tmp_path).units
+    for count, expected in ((3, [3]), (4, [4]), (6, [4, 2]), (99, [4, 4, 4])):
+        assert [len(list(one.samples())) for one in source.first_samples(units, count).values()] == expected
+
+
+@pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz"])
+def test_compressed_tars_are_refused_with_advice(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(b"x"))
+    tars.write_tar(str(tmp_path / "1.tar"), [("0.png", png())])
+    for pattern in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=rf"{name}: is a compressed tar, .* unpack it first \(gunzip"):
+            find(pattern)
+
+
+@pytest.mark.parametrize("name", ["pool [2024]", "pool {v1}", "a*b?"])
+def test_what_exists_under_exactly_a_name_is_meant(tmp_path, name):
+    (tmp_path / name).mkdir()
+    tars.write_tar(str(tmp_path / name / "s[1].tar"), [("0.png", png())])
+    for pattern in (name, f"{name}/s[1].tar"):
+        assert len(read(find(tmp_path / pattern, images_only=True))) == 1
+    assert len(read(find(tmp_path / "*" / "*.tar", images_only=True))) == 1
 
 
 def test_unit_names_are_unique(tmp_path, monkeypatch):

@@ -177,6 +177,20 @@ def test_a_bad_file_is_one_sentence(data: bytes, message: str):
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"zTXt", b"workflow\0\0" + zlib.compress(bytes(range(32, 127)) * 20_000)),
+        (b"iCCP", b"p\0\0" + zlib.compress(bytes(2_000_000))),
+    ],
+)
+def test_long_texts_and_profiles_of_a_png_are_no_error(kind: bytes, body: bytes):
+    Image.new("RGB", (40, 40), (7, 8, 9)).save(buffer := io.BytesIO(), "PNG")
+    data = buffer.getvalue()
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    assert (ImageTransform(size=32)(data[:33] + chunk + data[33:]) == (7, 8, 9)).all()
+
+
 def test_the_limit_can_be_set():
     data = encoded(Image.new("RGB", (100, 101)))
     assert ImageTransform(size=8, max_pixels=10_100)(data).shape == (8, 8, 3)

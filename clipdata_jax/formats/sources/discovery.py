@@ -115,7 +115,14 @@ class _Finder:
         elif path.lower().endswith(caption_tables.SUFFIXES) or self._is_table(path):
             self._add_table(path)
         else:
-            self.found += [(tar, [TarSource(tar)]) for tar in tars.find_tars([path])]
+            self._add_tars(tars.find_tars([path]))
+
+    def _add_tars(self, paths: Sequence[str]) -> None:
+        image, caption = (
+            None if one is None else one.lower().lstrip(".")
+            for one in (self._reading.image_ext, self._reading.caption_ext)
+        )
+        self.found += [(path, [TarSource(path, image, caption)]) for path in paths]
 
     def _is_table(self, path: str) -> bool:
         """Whether a file that isn't named as one is a table, by its first bytes."""
@@ -127,7 +134,7 @@ class _Finder:
         return kind in ("a text file", "a JSON file", "a parquet file")
 
     def check(self) -> None:
-        """Checks that options for tables have a table, and that not all sources are broken.
+        """Checks that options for tables and tars have some, and that not all sources are broken.
 
         Raises:
           InputError: otherwise.
@@ -135,10 +142,12 @@ class _Finder:
         broken = [unit for _, units in self.found for unit in units if isinstance(unit, BrokenSource)]
         if broken and len(broken) == len(self.found):
             raise broken[0].error
-        for name, column in vars(self._reading).items():
-            if column is not None and not self._has_tables:
+        has_tars = any(isinstance(unit, TarSource) for _, units in self.found for unit in units)
+        for name, value in vars(self._reading).items():
+            noun, there = ("tar", has_tars) if name.endswith("_ext") else ("table", self._has_tables)
+            if value is not None and not there:
                 flag = name.replace("_", "-")
-                raise InputError(f"--{flag} is {column!r}, but none of the sources is a table; leave it out")
+                raise InputError(f"--{flag} is {value!r}, but none of the sources is a {noun}; leave it out")
 
     def _add_rows(self, whole: CaptionTable | TfdsSplit) -> None:
         self.found.append((whole.path, [RowRange(whole, *span) for span in spans(len(whole))]))
@@ -162,7 +171,7 @@ class _Finder:
     def _add_folder(self, at: storage.Folder) -> None:
         sizes = dict(sorted(at.sizes().items()))
         if inside := tars.in_folder(at, sizes):
-            self.found += [(tar, [TarSource(tar)]) for tar in inside]
+            self._add_tars(inside)
             return
         storage.check_finished(at)
         names = [name for name in sizes if not storage.is_hidden(name)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from clipdata_jax.errors import InputError
@@ -40,9 +42,17 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TarSource:
-    """A webdataset tar."""
+    """A webdataset tar.
+
+    Attributes:
+      path: the tar.
+      image_ext: the extension of images, in lower case; None means the usual ones.
+      caption_ext: likewise of captions.
+    """
 
     path: str
+    image_ext: str | None = None
+    caption_ext: str | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -52,7 +62,18 @@ class TarSource:
         return (self.path,)
 
     def samples(self) -> Iterator[tars.RawSample]:
-        return tars.read_tar(self.path)
+        samples = tars.read_tar(self.path)
+        return samples if (self.image_ext, self.caption_ext) == (None, None) else map(self._with_usual_names, samples)
+
+    def _with_usual_names(self, sample: tars.RawSample) -> tars.RawSample:
+        """The sample with its image as .jpg and its caption as .txt, and no others, where extensions are given."""
+        members = dict(sample.members)
+        for given, usual in ((self.image_ext, tars.IMAGE_EXTENSIONS), (self.caption_ext, ("txt",))):
+            if given is not None:
+                chosen = members.pop(given, None)
+                members = {name: data for name, data in members.items() if name not in usual}
+                members |= {} if chosen is None else {usual[0]: chosen}
+        return dataclasses.replace(sample, members=members)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +99,48 @@ class RowRange:
 
     def samples(self) -> Iterator[tars.RawSample]:
         return self.whole.samples(self.start, self.stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstSamples:
+    """The first samples of a source.
+
+    Attributes:
+      whole: the source.
+      count: how many.
+    """
+
+    whole: Source
+    count: int
+
+    @property
+    def path(self) -> str:
+        return self.whole.path
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.whole.inputs
+
+    def image_files(self) -> tuple[str, ...]:
+        return self.whole.image_files()
+
+    def samples(self) -> Iterator[tars.RawSample]:
+        return itertools.islice(self.whole.samples(), self.count)
+
+
+def first_samples(units: Mapping[str, Source], count: int) -> dict[str, Source]:
+    """Takes as many units as hold the first `count` samples, the last one cut."""
+    found: dict[str, Source] = {}
+    for name, source in units.items():
+        if not count:
+            break
+        held = 0
+        with contextlib.suppress(InputError):  # an error where it is read
+            for _ in itertools.islice(source.samples(), count):
+                held += 1
+        found[name] = FirstSamples(source, count) if held == count else source
+        count -= held
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
