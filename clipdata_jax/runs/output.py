@@ -438,7 +438,7 @@ def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False, mine: bytes
     if difference := _difference(content, plan, out, only=("command", "options") if ignore_inputs else ()):
         what = "the results"
         done = len(at.at(_RECEIPTS).files(".json")) if folder else 0
-        if before.units and done < len(before.units):
+        if folder and before.units and done < len(before.units):
             what = f"{done:,} of {console.counted(len(before.units), 'unit')}"
             advice = f"give that run's command to go on with it, {advice}"
         raise InputError(f"{out}: already holds {what} of another run ({difference}); {advice}")
