@@ -200,7 +200,7 @@ def _given(words: Sequence[str], flag: str) -> Iterator[str]:
 
 
 def completion(shell: str, options: Mapping[str, type]) -> str:
-    """The script that completes commands and flags in a shell.
+    """The script that completes commands, flags, their choices and files in a shell.
 
     Args:
       shell: one of `SHELLS`.
@@ -224,7 +224,20 @@ def completion(shell: str, options: Mapping[str, type]) -> str:
             args=["--tyro-print-completion", shell],
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    return script.getvalue()
+    # Where no command or flag fits, a file does; the scripts have a word for that.
+    loop = "for completion in completions"
+    made = script.getvalue().replace(f"{loop}:", f"{loop} or ['__TYRO_COMPLETE_FILES__']:")
+    return made + _BASH_FILES if shell == "bash" else made
+
+
+# tyro's function joins a file's name to the word before it, as if both were one with a colon.
+_BASH_FILES = """
+_clipdata_or_files() {
+  _tyro_clipdata "$@"
+  [[ -n "${COMPREPLY[*]}" ]] || COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o filenames -F _clipdata_or_files clipdata
+"""
 
 
 def width() -> int:

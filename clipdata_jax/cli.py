@@ -232,6 +232,7 @@ def _overview() -> str:
         "",
         "usage: clipdata COMMAND [options]",
         "       clipdata COMMAND --help",
+        "       clipdata --print-completion bash|zsh|fish",
         "",
     ]
     for name, command in COMMANDS.items():

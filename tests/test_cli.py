@@ -1,6 +1,8 @@
 """What all commands share: JSON for scripts, silence, and what is wrong with a command line in one sentence."""
 
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -170,3 +172,45 @@ def test_an_output_file_is_replaced_by_the_same_command_or_where_one_says_so(sco
 def test_every_command_that_writes_one_file_takes_overwrite():
     takes = {name for name, one in cli.COMMANDS.items() if hasattr(one.options_class, "overwrite")}
     assert takes == {"select", "filter", "uids", "report", "export", "evaluate"}
+
+
+COMPLETE = """
+source completion.bash
+complete_words() {
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}; COMPREPLY=()
+    _clipdata_or_files clipdata "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"
+    echo "${COMPREPLY[*]}"
+}
+complete -p clipdata
+"""
+COMPLETED = {
+    "clipdata se": "select",
+    "clipdata score --ba": "--batch-size",
+    "clipdata score pool --division ''": "group shard",
+    "clipdata reshard pool --js": "--json",
+    "clipdata norm-sim-d pool --fr": "--fraction",
+    "clipdata embed po": "pool.tar",
+    "clipdata select scores --out po": "pool.tar",
+}
+
+
+def test_bash_completes_commands_flags_choices_and_files(tmp_path, clipdata):
+    done = clipdata("--print-completion", "bash")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "completion.bash").write_text(done.stdout)
+    (tmp_path / "pool.tar").touch()
+    script = COMPLETE + "".join(f"complete_words {words}\n" for words in COMPLETED)
+    bash = shutil.which("bash")
+    assert bash is not None
+    ran = subprocess.run([bash, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.splitlines() == ["complete -o filenames -F _clipdata_or_files clipdata", *COMPLETED.values()]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_script_too(clipdata, shell):
+    done = clipdata("--print-completion", shell)
+    assert done.returncode == 0, done.stderr
+    assert "norm-sim-d" in done.stdout
+    assert "or ['__TYRO_COMPLETE_FILES__']" in done.stdout
+    other = clipdata("--print-completion", "csh")
+    assert other.stderr == "clipdata: --print-completion is 'csh', expected one of bash, zsh, fish\n"
