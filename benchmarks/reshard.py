@@ -34,7 +34,8 @@ import numpy as np
 
 from clipdata_jax import config, storage
 from clipdata_jax.commands import reshard
-from clipdata_jax.formats import tar_copy, tar_index, tars, uids
+from clipdata_jax.formats import tar_index, tars, uids
+from clipdata_jax.formats.copying import tar_copy
 from clipdata_jax.formats.tar_index import open_tar
 from clipdata_jax.runtime import threads
 
@@ -147,7 +148,7 @@ def measure(folder: Path, paths: list[str], subset: np.ndarray, share: float, op
     def ours() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             reshard.run(
-                config.Reshard(tars=tuple(paths), subset=chosen, out=str(kept.next()), processes=options.processes)
+                config.Reshard(sources=tuple(paths), subset=chosen, out=str(kept.next()), processes=options.processes)
             )
 
     # Here, since it loads jax, which reshard does without.

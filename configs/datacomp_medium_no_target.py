@@ -22,6 +22,6 @@ def get_config() -> Run:
             pool=pool, survivors=f"{work}/survivors.npy", tag="l14", fraction=0.2, steps=500, out=f"{work}/subset.npy"
         ),
         reshard=Reshard(
-            tars=("datacomp/medium/shards",), subset=f"{work}/subset.npy", out=f"{work}/shards", on_bad="skip"
+            sources=("datacomp/medium/shards",), subset=f"{work}/subset.npy", out=f"{work}/shards", on_bad="skip"
         ),
     )

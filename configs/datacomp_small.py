@@ -30,7 +30,7 @@ def two_steps(scale: str, *, first: float, keep: float) -> Run:
             out=f"{work}/subset.npy",
         ),
         reshard=Reshard(
-            tars=(f"datacomp/{scale}/shards",), subset=f"{work}/subset.npy", out=f"{work}/shards", on_bad="skip"
+            sources=(f"datacomp/{scale}/shards",), subset=f"{work}/subset.npy", out=f"{work}/shards", on_bad="skip"
         ),
         report=Report(
             scores=(f"{work}/scores",),

@@ -7,7 +7,7 @@ def get_config() -> Run:
     """Two towers of width 128 on 64 px drawings: 2.2 M parameters, 4.4 MB as float16."""
     return Run(
         train=Train(
-            tars=("demo-model/tars",),
+            sources=("demo-model/tars",),
             tokenizer="demo-model/tokenizer",
             out="demo-model/run",
             image_size=64,

@@ -21,7 +21,7 @@ def get_config() -> Run:
         embed=Embed(sources=(pool,), model=(f"demo={MODEL}",), out=f"{work}/metadata"),
         score=Score(pool=f"{work}/metadata", out=f"{work}/scores", neg_clip_loss=NegClipLoss(batch_size=1_024)),
         select=Select(scores=(f"{work}/scores",), rule="top(neg_clip_loss, 0.5)", out=f"{work}/subset.npy"),
-        reshard=Reshard(tars=(pool,), subset=f"{work}/subset.npy", out=f"{work}/selected"),
+        reshard=Reshard(sources=(pool,), subset=f"{work}/subset.npy", out=f"{work}/selected"),
         report=Report(
             scores=(f"{work}/scores",), subset=f"{work}/subset.npy", pool=(pool,), out=f"{work}/report.html", images=1
         ),

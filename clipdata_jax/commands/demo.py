@@ -40,7 +40,7 @@ def run(options: config.Demo) -> dict[str, Any]:
     _score(options, place)
     subsets = _select(options, place)
     chosen = subsets["negCLIPLoss, then NormSim"]
-    _call("reshard", config.Reshard(tars=(place["pool"],), subset=chosen, out=place["selected"]))
+    _call("reshard", config.Reshard(sources=(place["pool"],), subset=chosen, out=place["selected"]))
     page = config.Report(
         scores=(place["scores"],),
         subset=chosen,
@@ -197,7 +197,7 @@ def _train_and_evaluate(
     options: config.Demo, subset: str, seed: int, out: str, place: dict[str, str]
 ) -> dict[str, float]:
     training = config.Train(
-        tars=(place["pool"],),
+        sources=(place["pool"],),
         subset=subset,
         tokenizer=MODEL,
         out=out,

@@ -137,6 +137,18 @@ def _size(sample: tars.RawSample) -> int:
     return sum(512 * (1 + -(-len(data) // 512)) for data in sample.members.values())
 
 
+def _stored(found: Sequence[Source], rows: Sequence[int], each: float) -> int:
+    """The bytes of sources, of which a sample has so many where it is not in a tar."""
+    return round(
+        sum(_bytes(one.inputs) if isinstance(one, TarSource) else rows[i] * each for i, one in enumerate(found))
+    )
+
+
+def _sources(options: config.Reshard | config.Train) -> list[Source]:
+    found = discovery.find_sources(options.sources, images_only=False, reading=options.reading)
+    return list(found.units.values())
+
+
 def _tars(patterns: Sequence[str]) -> list[TarSource]:
     return [TarSource(path) for path in (tars.find_tars(patterns) if patterns else ())]
 
@@ -167,9 +179,7 @@ def _embed(options: config.Embed) -> Estimate:
     decoding = round((options.decoders or threads.cores()) * (4 * stored + _DECODED))
     return Estimate(
         work=f"about {counted(sum(rows), 'pair')}, {counted(len(found), 'unit')}",
-        read=round(
-            sum(_bytes(one.inputs) if isinstance(one, TarSource) else rows[i] * stored for i, one in enumerate(found))
-        ),
+        read=_stored(found, rows, stored),
         written=sum(rows) * (row + (0 if single_file.is_file(options.out) else _COLUMNS)),
         fixed=_BASE + 2 * sum(weights) + in_unit + decoding,
         each=9 * sum(size**2 for size in sizes),
@@ -301,15 +311,16 @@ def _norm_sim_d(options: config.NormSimD) -> Estimate:
 
 
 def _reshard(options: config.Reshard) -> Estimate:
-    found = _tars(options.tars)
+    found = _sources(options)
     rows, stored = _samples(found)
-    whole, total = _bytes(source.path for source in found), sum(rows)
+    whole, total = _stored(found, rows, stored), sum(rows)
+    noun = "tar" if all(isinstance(source, TarSource) for source in found) else "source"
     there = storage.exists(options.subset)
     selected = len(uid_files.read_multiset(options.subset)[0]) if there else total
     share = min(1.0, selected / max(total, 1))
     to_write = f"about {round(total * share):,} to write" if there else "all to write, for the subset isn't there yet"
     return Estimate(
-        work=f"about {counted(total, 'sample')}, {counted(len(found), 'tar')}; {to_write}",
+        work=f"about {counted(total, 'sample')}, {counted(len(found), noun)}; {to_write}",
         read=round(whole * share) + 512 * 4 * total,
         written=round(whole * share + _UID * total * share),
         fixed=_BASE + round(8 * stored) * threads.cores(),
@@ -322,8 +333,9 @@ def _reshard(options: config.Reshard) -> Estimate:
 
 
 def _train(options: config.Train) -> Estimate:
-    found = _tars(options.tars)
-    pairs, batch = sum(_samples(found)[0]), options.batch_size
+    found = _sources(options)
+    rows, stored = _samples(found)
+    pairs, batch = sum(rows), options.batch_size
     if options.subset is not None and storage.exists(options.subset):
         pairs = min(pairs, len(uid_files.read_subset(options.subset)))
     if pairs < batch:
@@ -335,14 +347,14 @@ def _train(options: config.Train) -> Estimate:
     checkpoints = -(-options.steps // options.checkpoint_every)
     return Estimate(
         work=f"about {counted(pairs, 'pair')}, {counted(options.steps, 'step')} of {batch:,} pairs",
-        read=_bytes(source.path for source in found),
+        read=_stored(found, rows, stored),
         written=min(2, checkpoints) * state + state // _STATES,
         fixed=_BASE + 3 * state + 3 * batch * 4 * image,
         each=image + 8 * options.context_length + 400,
         count=pairs,
         advice=_at_most(fewer, "use a smaller --width, fewer --layers or a smaller --batch-size"),
         rows_timed=options.steps * batch,
-        notes=("every process reads all tars", f"{counted(checkpoints, 'checkpoint')} of {size_text(state)}"),
+        notes=("every process reads all sources", f"{counted(checkpoints, 'checkpoint')} of {size_text(state)}"),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from clipdata_jax import config, storage
 from clipdata_jax.commands import report_inputs
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import score_tables, tars, uid_files, uids
+from clipdata_jax.formats import score_tables, uid_files, uids
 from clipdata_jax.report import caption_statistics, comparison, contents, page, text
 from clipdata_jax.report.throughput import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
@@ -41,21 +41,21 @@ def run(options: config.Report) -> Manifest:
     table = score_tables.open_tables(options.scores)
     if not table.columns:
         raise InputError(f"{options.scores[0]}: no score columns; expected a table `clipdata score` wrote")
-    paths = tars.find_tars(options.pool) if options.pool else []
+    pool = report_inputs.find_pool(options.pool, options.reading) if options.pool else None
     own, *others = _read_selections(table, options)
     scores = _read_columns(table)
     made_by = _manifest_at(manifest.beside(options.subset))
     rule = _rule_of(made_by)
-    wanted = {"images": options.images if paths else 0, "seed": options.seed}
+    wanted = {"images": options.images if pool else 0, "seed": options.seed}
     unions = report_inputs.union_columns(table)
     compared = comparison.plan(own.kept, others, scores, **wanted, unions=unions)
     plan = contents.plan(scores, own.kept, rule=rule, also=compared.shown(), **wanted)
     pairs, described = None, None
     skipped: list[str] = []
-    if paths:
+    if pool:
         pairs, found = report_inputs.read_pairs(
             table,
-            paths,
+            pool,
             shown=plan.scores,
             described=compared.counted(),
             skipped=skipped if options.on_bad == "skip" else None,
@@ -82,7 +82,7 @@ def run(options: config.Report) -> Manifest:
         ],
         provenance=_provenance(options, made_by),
     )
-    uid = report_inputs.uids_of(table, plan.scores if paths else ())
+    uid = report_inputs.uids_of(table, plan.scores if pool else ())
     html = page.render(plan, about, pairs, compared=compared, captions=described, uids=uid).encode()
     storage.sweep_beside(options.out)
     storage.write_bytes(options.out, html)
@@ -90,7 +90,7 @@ def run(options: config.Report) -> Manifest:
     made = _write_manifest(options, table, plan, compared, skipped, **counted_pairs)
     found_text = "" if pairs is None else f", {len(pairs)} of {len(plan.scores)} shown pairs found in the pool"
     print(f"{options.out}: {plan.kept:,} of {plan.rows:,} pairs kept{found_text}, {text.file_size(len(html))}")
-    if line := console.skipped(manifest.beside(options.out), tar=skipped):
+    if line := console.skipped(manifest.beside(options.out), source=skipped):
         print(line)
     return made
 

@@ -1,7 +1,8 @@
-"""Inputs of `clipdata report` from the pool's tars: images and captions of pairs, caption statistics, targets."""
+"""Inputs of `clipdata report` from the pool: images and captions of pairs, caption statistics, targets."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -9,40 +10,55 @@ from typing import Any
 
 import numpy as np
 
+from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
 from clipdata_jax.filters.languages import Languages
-from clipdata_jax.formats import pool_names, score_tables, tars, uids
+from clipdata_jax.formats import score_tables, tars, uids
 from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, json_fields, sample_uid
 from clipdata_jax.formats.sources import discovery
-from clipdata_jax.formats.sources.source import RowRange
+from clipdata_jax.formats.sources.source import RowRange, Source
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.report.caption_statistics import Caption
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 
 
+def find_pool(patterns: Sequence[str], reading: Reading) -> discovery.Sources:
+    """Finds the sources of a pool; those of images without captions, too.
+
+    Raises:
+      InputError: as `discovery.find_sources`.
+    """
+    try:
+        return discovery.find_sources(patterns, images_only=False, reading=reading)
+    except InputError:
+        with contextlib.suppress(InputError):
+            return discovery.find_sources(patterns, images_only=True, reading=reading)
+        raise
+
+
 def read_pairs(
     table: score_tables.ScoreTable,
-    paths: Sequence[str],
+    pool: discovery.Sources,
     *,
     shown: Collection[int],
     described: Collection[int],
     skipped: list[str] | None = None,
 ) -> tuple[dict[int, page.Pair], dict[int, Caption]]:
-    """Reads the tars once, to the end or until all rows are found.
+    """Reads the pool once, to the end or until all rows are found.
 
     Args:
       table: names the rows' uids.
-      paths: of the tars.
+      pool: the sources.
       shown: rows whose images and captions are wanted.
       described: rows whose caption length and language are wanted; rows may be in both.
-      skipped: takes the reasons why tars could not be read; None: the first such is an error.
+      skipped: takes the reasons why sources could not be read; None: the first such is an error.
 
     Returns:
-      row -> its pair, and row -> its caption's length and language, for rows that the tars hold.
+      row -> its pair, and row -> its caption's length and language, for rows that the pool holds.
 
     Raises:
-      InputError: a tar is damaged.
+      InputError: a source is damaged.
     """
     wanted: dict[str, list[int]] = {}
     rows = sorted({*shown, *described})
@@ -51,16 +67,17 @@ def read_pairs(
     pairs: dict[int, page.Pair] = {}
     captions: dict[int, Caption] = {}
     languages = _languages()
-    names = pool_names.pool_names(paths)
-    with console.bar(total=len(paths), unit="tar", name="images") as bar:
-        for path in paths:
+    names = pool.names
+    with console.bar(total=len(pool.units), unit="unit", name="images") as bar:
+        for source in pool.units.values():
             if not wanted:
                 break
-            for sample in _samples(path, skipped):
-                found = wanted.pop(_uid(names[path], sample), ())
+            name = names[source.path]
+            for sample in _samples(source, skipped):
+                found = wanted.pop(_uid(name, sample), ())
                 here = [row for row in found if row in shown]
                 if here:
-                    pairs.update(dict.fromkeys(here, _pair(names[path], sample)))
+                    pairs.update(dict.fromkeys(here, _pair(name, sample)))
                 if there := [row for row in found if row in described]:
                     captions.update(dict.fromkeys(there, _described(_caption(sample), languages)))
             bar.update(1)
@@ -79,9 +96,9 @@ def _described(caption: str, languages: Languages | None) -> Caption:
     return Caption(len(caption.split()), None if languages is None else languages.of(caption))
 
 
-def _samples(path: str, skipped: list[str] | None) -> Iterator[tars.RawSample]:
+def _samples(source: Source, skipped: list[str] | None) -> Iterator[tars.RawSample]:
     try:
-        yield from tars.read_tar(path)
+        yield from source.samples()
     except InputError as error:
         if skipped is None:
             raise InputError(f"{error} (or use --on-bad skip)") from error
@@ -110,8 +127,11 @@ def _uid(source: str, sample: tars.RawSample) -> str:
 
 
 def _pair(source: str, sample: tars.RawSample) -> page.Pair:
-    image = sample.image()
-    shown = "no image" if image is None else thumbnails.make(image)
+    try:
+        image = sample.image()
+        shown = "no image" if image is None else thumbnails.make(image)
+    except InputError:  # a file that a table names
+        shown = "image missing"
     return page.Pair(_caption(sample), shown, key=sample.key, source=source)
 
 

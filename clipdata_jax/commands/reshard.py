@@ -17,11 +17,14 @@ import numpy as np
 from clipdata_jax import config, storage
 from clipdata_jax.commands.reshard_units import Resharder, ReshardUnit, keys_file, make_units
 from clipdata_jax.errors import InputError, StoppedEarly
-from clipdata_jax.formats import pool_names, sample_keys, tars, uids
-from clipdata_jax.formats.tar_selection import Subset
+from clipdata_jax.formats import pool_names, uids
+from clipdata_jax.formats.copying import sample_keys
+from clipdata_jax.formats.copying.tar_selection import Subset
+from clipdata_jax.formats.sources import discovery
+from clipdata_jax.formats.sources.source import TarSource
 from clipdata_jax.runs import manifest, records
 from clipdata_jax.runs.output import Output, open_output
-from clipdata_jax.runs.records import FileEntry, Receipt
+from clipdata_jax.runs.records import Receipt
 from clipdata_jax.runtime import console, parallel, threads, worker_pool
 
 _EXAMPLES = 5
@@ -34,7 +37,7 @@ class ReshardSummary:
     """A finished run, or with `dry_run` what it would write.
 
     Attributes:
-      tars: tars read.
+      tars: tars, or other sources, read.
       written: tars written; one without a selected sample is not.
       samples: samples in the tars read.
       kept: samples written.
@@ -42,11 +45,11 @@ class ReshardSummary:
       repeated: samples of the pool beyond the first of their uid: all are kept.
       renamed: samples whose key another one has, too, written as key-1, key-2 and so on.
       selected: distinct uids in the subset.
-      found: of these, uids that a tar holds.
+      found: of these, uids that a source holds.
       found_share: found / selected.
-      missing: uids of the subset that no tar holds.
+      missing: uids of the subset that no source holds.
       missing_examples: the first few of these.
-      skipped_tars: why tars were skipped, each naming its tar.
+      skipped_tars: why sources were skipped, each naming its own.
       skipped_samples: samples skipped: "tar", "key" and "reason".
     """
 
@@ -67,7 +70,7 @@ class ReshardSummary:
 
 
 def run(options: config.Reshard) -> ReshardSummary | None:
-    """Writes, for every tar of the pool, a tar of the same name with the selected samples only.
+    """Writes, for every source of the pool, a tar of the same name with the selected samples only.
 
     A tar of which nothing is kept is not written. Tars of one name from different folders are distinguished by
     their folders' names. `uids/` has the uids of each tar, and `sizes.json` the number of its samples, where
@@ -81,15 +84,18 @@ def run(options: config.Reshard) -> ReshardSummary | None:
     Raises:
       InputError: an input is missing or broken, or `out` holds something else.
     """
-    paths = tars.find_tars(options.tars)
+    found = discovery.find_sources(options.sources, images_only=False, reading=options.reading)
+    noun = "tar" if all(isinstance(source, TarSource) for source in found.units.values()) else "source"
     subset = Subset.read(options.subset)
     share = parallel.start(options.workers)
-    units = make_units(paths, options)
-    names = pool_names.pool_names(paths)
+    units = make_units(found.units, options)
+    names = found.names
     resharder = Resharder(options, subset, names, share.index)
     if options.dry_run:
-        return _count(list(units.values())[share.index :: share.count], resharder)
-    plan = manifest.describe("reshard", options, inputs=[options.subset], pool=paths)
+        return _count(list(units.values())[share.index :: share.count], resharder, noun)
+    paths = dict.fromkeys(path for unit in units.values() for path in unit.inputs)
+    others: dict[str, Any] = {"sources": found.facts} if found.facts else {}
+    plan = manifest.describe("reshard", options, inputs=[options.subset], pool=paths, **others)
     output = open_output(options.out, plan=plan, units=list(units), share=share)
     remaining = output.remaining(share)
     todo = [units[name] for name in remaining[: options.stop_after]]
@@ -107,14 +113,16 @@ def run(options: config.Reshard) -> ReshardSummary | None:
     if output.was_finished and not remaining:
         print(f"Already complete: {options.out}")
     else:
-        print(_text(summary, f"{console.counted(summary.written, 'tar')} written: {options.out}"))
+        print(_text(summary, noun, f"{console.counted(summary.written, 'tar')} written: {options.out}"))
+        if line := console.passed_over(found.passed_over):
+            print(line)
         if line := pool_names.repeats_text(content.facts.get("repeated_names", {})):
             print(line)
     if summary.missing == summary.selected:
         raise InputError(
-            f"none of the {summary.selected:,} selected uids is in the tars: a uid is the one in a sample's .json or,"
-            " without one, comes from the tar's file name (with its folders, where several tars of the pool have that"
-            " name) and the key; were tars renamed, or others given than to embed, or was the pool scored from"
+            f"none of the {summary.selected:,} selected uids is in the {noun}s: a uid is the one in a sample's .json"
+            " or, without one, comes from the file name (with its folders, where several files of the pool have that"
+            " name) and the key; were files renamed, or others given than to embed, or was the pool scored from"
             " embeddings without a 'uid' column?"
         )
     return summary
@@ -158,7 +166,10 @@ def process_count(units: Sequence[ReshardUnit], options: config.Reshard) -> int:
 
     One for object stores: how a program configured fsspec is known in its own process only.
     """
-    paths = [path for unit in units for path in unit.paths]
+    sources = [source for unit in units for source in unit.sources.values()]
+    if not all(isinstance(source, TarSource) for source in sources):
+        return 1  # sent to another process, a table would be copied with every unit of it
+    paths = [source.path for source in sources]
     if options.processes is None and not all(storage.Folder(path).is_local for path in [options.out, *paths]):
         return 1
     asked = options.processes or min(threads.cores(), len(paths) // _TARS_PER_PROCESS)
@@ -234,7 +245,7 @@ def _write_unit(unit: ReshardUnit) -> None:
     _write_here(unit)
 
 
-def _count(units: Sequence[ReshardUnit], resharder: Resharder) -> ReshardSummary:
+def _count(units: Sequence[ReshardUnit], resharder: Resharder, noun: str) -> ReshardSummary:
     """Counts what the units would keep."""
     subset = resharder.subset
     times, facts, written = np.zeros(len(subset.uids), np.int64), [], 0
@@ -251,7 +262,7 @@ def _count(units: Sequence[ReshardUnit], resharder: Resharder) -> ReshardSummary
     for name, repeats in sample_keys.find_repeats(held)[1].items():
         renamed[name][repeats.rows] = True
     summary = _summary(subset, times, facts, written, renamed=sum(int(one.sum()) for one in renamed.values()))
-    print(_text(summary, "nothing written (--dry-run)"))
+    print(_text(summary, noun, "nothing written (--dry-run)"))
     return summary
 
 
@@ -262,15 +273,11 @@ def _facts(output: Output, subset: Subset, repeated: Mapping[str, object], recei
     read = functools.partial(_read_array, output)
     for held in threads.prefetch(read, names, threads=output.folder.threads):
         np.add.at(times, subset.index.find(held), 1)
-    facts = [facts for receipt in receipts for facts in receipt.facts["tars"]]
+    facts = [facts for receipt in receipts for facts in receipt.facts["sources"]]
     sizes = {name: size for receipt in receipts for name, size in receipt.facts["sizes"].items()}
     output.folder.write(_SIZES, records.to_json(sizes))
-    pool = [one["input"] for one in facts]
-    names = pool_names.unit_names([FileEntry.from_json(entry).name for entry in pool])
-    counts = {
-        name: {key: one[key] for key in ("samples", "kept") if key in one}
-        for name, one in zip(names, facts, strict=True)
-    }
+    pool = list({entry["name"]: entry for receipt in receipts for entry in receipt.facts["inputs"]}.values())
+    counts = {one["source"]: {key: one[key] for key in ("samples", "kept") if key in one} for one in facts}
     renamed = sum(receipt.facts["renamed"] for receipt in receipts)
     summary = _summary(subset, times, facts, len(sizes), renamed=renamed)
     repeated_names = {"repeated_names": repeated} if repeated else {}
@@ -315,9 +322,9 @@ def _summary(
     )
 
 
-def _text(summary: ReshardSummary, written: str) -> str:
+def _text(summary: ReshardSummary, noun: str, written: str) -> str:
     lines = [
-        f"kept {summary.kept:,} of {summary.samples:,} samples in {console.counted(summary.tars, 'tar')}; {written}"
+        f"kept {summary.kept:,} of {summary.samples:,} samples in {console.counted(summary.tars, noun)}; {written}"
     ]
     if summary.copies:
         lines.append(f"{summary.copies:,} of these are copies: the subset holds their uids more than once")
@@ -329,8 +336,8 @@ def _text(summary: ReshardSummary, written: str) -> str:
     line = f"found {summary.found:,} of {summary.selected:,} selected uids ({share})"
     if summary.missing:
         examples = ", ".join(summary.missing_examples)
-        line += f"; {summary.missing:,} {'is' if summary.missing == 1 else 'are'} in no tar, e.g. {examples}"
+        line += f"; {summary.missing:,} {'is' if summary.missing == 1 else 'are'} in no {noun}, e.g. {examples}"
     lines.append(line)
     bad = console.skipped_samples(summary.skipped_samples)
-    lines.append(console.skipped(manifest.NAME, tar=summary.skipped_tars, sample=bad))
+    lines.append(console.skipped(manifest.NAME, **{noun: summary.skipped_tars}, sample=bad))
     return "\n".join(filter(None, lines))

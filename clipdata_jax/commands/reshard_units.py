@@ -12,9 +12,11 @@ import numpy as np
 
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import pool_names, sample_keys, tar_copy, tar_index
-from clipdata_jax.formats.sample_keys import Repeats
-from clipdata_jax.formats.tar_selection import Subset, select_samples
+from clipdata_jax.formats.copying import sample_keys, tar_copy
+from clipdata_jax.formats.copying.sample_keys import Repeats
+from clipdata_jax.formats.copying.source_samples import SampleReader, select_rows
+from clipdata_jax.formats.copying.tar_selection import Subset, select_samples
+from clipdata_jax.formats.sources.source import Source, TarSource
 from clipdata_jax.runs import manifest, telemetry
 from clipdata_jax.runs.output import Output
 from clipdata_jax.runs.records import FileEntry
@@ -22,34 +24,43 @@ from clipdata_jax.runs.records import FileEntry
 
 @dataclasses.dataclass(frozen=True)
 class ReshardUnit:
-    """A tar of the pool, or a few that are repacked together.
+    """A source of the pool, or a few that are repacked together.
 
     Attributes:
       name: of what is written.
-      paths: of the tars.
+      sources: name -> source.
       repeats: keys that units before this one hold, too; None until all units are written once, or if there are none.
     """
 
     name: str
-    paths: Sequence[str]
+    sources: Mapping[str, Source]
     repeats: Repeats | None = None
 
+    @property
+    def inputs(self) -> list[str]:
+        """The files whose change makes what is written stale."""
+        return list(dict.fromkeys(path for source in self.sources.values() for path in source.inputs))
 
-def make_units(paths: Sequence[str], options: config.Reshard) -> dict[str, ReshardUnit]:
-    """The units of a run, by name."""
+
+def make_units(sources: Mapping[str, Source], options: config.Reshard) -> dict[str, ReshardUnit]:
+    """The units of a run, by name.
+
+    Args:
+      sources: name -> source, as of `discovery.find_sources`.
+      options: of the command.
+    """
     if options.samples_per_tar is None:
-        names = pool_names.unit_names(paths)
-        return {name: ReshardUnit(name, [path]) for name, path in zip(names, paths, strict=True)}
-    size = options.tars_per_unit
-    groups = [paths[start : start + size] for start in range(0, len(paths), size)]
-    return {f"{i:05d}": ReshardUnit(f"{i:05d}", group) for i, group in enumerate(groups)}
+        return {name: ReshardUnit(name, {name: source}) for name, source in sources.items()}
+    size, named = options.tars_per_unit, list(sources.items())
+    groups = enumerate(named[start : start + size] for start in range(0, len(named), size))
+    return {f"{i:05d}": ReshardUnit(f"{i:05d}", dict(group)) for i, group in groups}
 
 
 @dataclasses.dataclass(frozen=True)
 class ChosenSamples:
-    """The selected samples of a unit, the positions of their uids in the subset, and the facts of each tar."""
+    """The selected samples of a unit, the positions of their uids in the subset, and the facts of each source."""
 
-    samples: list[tar_index.IndexedSample]
+    samples: list[Any]
     at: np.ndarray
     facts: list[dict[str, Any]]
 
@@ -69,7 +80,7 @@ class Resharder:
     Attributes:
       options: of the command.
       subset: the selected uids.
-      names: of all tars of the run, from `pool_names`.
+      names: path -> name in the pool of all sources of the run, from `pool_names`.
       process: index of this process, for `_run.jsonl`.
       taken: hashes of the keys of all units, sorted, for units with `repeats`.
     """
@@ -81,25 +92,28 @@ class Resharder:
     taken: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
 
     def choose(self, unit: ReshardUnit) -> ChosenSamples:
-        """Finds the selected samples from headers and `.json`s.
+        """Finds the selected samples; those of tars from headers and `.json`s.
 
         Raises:
-          InputError: a tar or a sample is broken, and on_bad is "stop".
+          InputError: a source or a sample is broken, and on_bad is "stop".
         """
         chosen = ChosenSamples([], np.empty(0, np.int64), [])
-        for path in unit.paths:
-            entry = manifest.file_entry(path) if self.options.digests else FileEntry(path, storage.size(path))
-            facts: dict[str, Any] = {"input": entry}
+        for name, source in unit.sources.items():
+            facts: dict[str, Any] = {"source": name}
             skip = self.options.on_bad == "skip"
+            named: dict[str, Any] = {"name": self.names[source.path], "skip_bad": skip}
             try:
-                found = select_samples(path, self.subset, name=self.names[path], skip_bad=skip)
+                if isinstance(source, TarSource):
+                    found = select_samples(source.path, self.subset, **named)
+                else:
+                    found = select_rows(source, self.subset, unit=name, **named)
             except InputError as error:
                 if not skip:
                     raise InputError(f"{error} (or use --on-bad skip)") from error
                 facts["skipped"] = str(error)
             else:
                 counts = {"samples": found.seen, "kept": len(found.at), "skipped_samples": found.skipped}
-                chosen = ChosenSamples(chosen.samples + found.samples, np.append(chosen.at, found.at), chosen.facts)
+                chosen = ChosenSamples([*chosen.samples, *found.samples], np.append(chosen.at, found.at), chosen.facts)
                 facts |= counts
             chosen.facts.append(facts)
         return chosen
@@ -110,20 +124,27 @@ class Resharder:
         Raises:
           InputError: as `choose`, or the output can't be written.
         """
-        with storage.downloaded(unit.paths):  # read twice: for the index, then for the copy
+        with storage.downloaded(unit.inputs):  # read twice: to choose, then to copy
             watch, start = telemetry.Stopwatch(self.process), time.monotonic()
+            entries = [
+                manifest.file_entry(path) if self.options.digests else FileEntry(path, storage.size(path))
+                for path in unit.inputs
+            ]
             chosen = self.choose(unit)
             keys = chosen.keys()
             parts: dict[str, bytes | Callable[[BinaryIO], None]] = {}
             if keys:
                 parts[keys_file(unit.name)] = _npy(sample_keys.hash_keys(keys))
-            facts: dict[str, Any] = {"tars": chosen.facts, "sizes": {}}
+            facts: dict[str, Any] = {"inputs": entries, "sources": chosen.facts, "sizes": {}}
+            reader = SampleReader()
             if unit.repeats is not None:
                 keys = sample_keys.rename(keys, unit.repeats, self.taken)
                 facts["all_keys"] = unit.repeats.digest
             for name, rows in self.tars_of(unit, len(keys)):
                 samples, uid = chosen.samples[rows], self.subset.uids[chosen.at[rows]]
-                parts[f"{name}.tar"] = functools.partial(tar_copy.write_samples, chosen=samples, keys=keys[rows])
+                parts[f"{name}.tar"] = functools.partial(
+                    tar_copy.write_samples, chosen=samples, keys=keys[rows], reader=reader
+                )
                 parts[f"uids/{name}.npy"] = _npy(uid)
                 facts["sizes"][f"{name}.tar"] = len(uid)
             facts["renamed"] = int(chosen.renamed(keys).sum())
@@ -131,7 +152,7 @@ class Resharder:
                 unit.name,
                 parts,
                 facts,
-                inputs=[one["input"] for one in chosen.facts],
+                inputs=entries,
                 undigested=() if self.options.digests else tuple(facts["sizes"]),
                 times=watch.lap(sum(one.get("samples", 0) for one in chosen.facts), read=time.monotonic() - start),
             )

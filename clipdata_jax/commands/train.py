@@ -1,11 +1,11 @@
-"""`clipdata train`: tars in, a trained CLIP in transformers' layout out; all processes of a run work together."""
+"""`clipdata train`: pairs in, a trained CLIP in transformers' layout out; all processes of a run work together."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ from clipdata_jax import storage
 from clipdata_jax.config import Train
 from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError, StoppedEarly
-from clipdata_jax.formats import pool_names, tars, uid_files, uids
+from clipdata_jax.formats import uid_files, uids
+from clipdata_jax.formats.sources import discovery
+from clipdata_jax.formats.sources.source import Source, TarSource
 from clipdata_jax.runs import manifest, profiling
 from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import FileEntry, Manifest, RunPlan, UnitTimes
@@ -39,17 +41,19 @@ def run(options: Train) -> Manifest | None:
     if options.workers.worker is not None:
         raise InputError("--worker: training needs all its processes at once; use --coordinator instead")
     share = parallel.start(options.workers)
-    paths = tars.find_tars(options.tars)
+    found = discovery.find_sources(options.sources, images_only=False, reading=options.reading)
+    paths = dict.fromkeys(path for source in found.units.values() for path in source.inputs)
     subset = None if options.subset is None else uid_files.read_subset(options.subset)
     with storage.scratch("clipdata-train-") as folder:
         token_files = _copy_tokenizer(options, Path(folder))
         tokenizer = _load_tokenizer(options, folder)
         inputs = [*token_files, *([] if options.subset is None else [options.subset])]
-        # A resumed run must see the same pairs, so the tars' digests belong to the plan.
-        plan = manifest.describe("train", options, inputs=[*inputs, *paths], devices=True)
+        # A resumed run must see the same pairs, so the sources' digests belong to the plan.
+        others: dict[str, Any] = {"sources": found.facts} if found.facts else {}
+        plan = manifest.describe("train", options, inputs=[*inputs, *paths], devices=True, **others)
         output = _open(options.out, plan, share)
         if _UNIT not in output.receipts():
-            _train(options, _Pool(options, paths, tokenizer, subset), tokenizer, Path(folder), output)
+            _train(options, _Pool(options, found, tokenizer, subset), tokenizer, Path(folder), output)
     if share.index:
         print(f"{options.out}: process {share.index + 1} of {share.count} is done; the first one writes the model")
         return None
@@ -171,13 +175,15 @@ def model_config(options: Train, tokenizer: Tokenizer) -> Any:
 
 
 class _Pool:
-    """Reads the pairs of the tars into memory, and records what was skipped."""
+    """Reads the pairs into memory, and records what was skipped."""
 
-    def __init__(self, options: Train, paths: Sequence[str], tokenizer: Tokenizer, subset: np.ndarray | None) -> None:
+    def __init__(
+        self, options: Train, found: discovery.Sources, tokenizer: Tokenizer, subset: np.ndarray | None
+    ) -> None:
         from clipdata_jax.models import ImageTransform
 
-        self._options, self._paths, self._tokenizer, self._subset = options, paths, tokenizer, subset
-        self._names = pool_names.pool_names(paths)
+        self._options, self._found, self._tokenizer, self._subset = options, found, tokenizer, subset
+        self._names = found.names
         self._transform = ImageTransform(size=options.image_size)
         self._pixels: list[np.ndarray] = []
         self._ids: list[np.ndarray] = []
@@ -187,37 +193,41 @@ class _Pool:
         self._inputs: list[FileEntry] = []
 
     def read(self) -> None:
-        """Reads all tars, in order.
+        """Reads all sources, in order.
 
         Raises:
           InputError: bad input that `on_bad` says to stop at, or more pairs than fit into memory.
         """
-        sizes = [max(storage.size(path), 1) for path in self._paths]
-        with console.bar(total=len(sizes), unit="tar", name="read") as bar:
-            for number, path in enumerate(self._paths, start=1):
+        sources = list(self._found.units.values())
+        of_tars = all(isinstance(source, TarSource) for source in sources)
+        sizes = [max(storage.size(source.path), 1) if of_tars else 1 for source in sources]
+        entries: dict[str, FileEntry] = {}
+        with console.bar(total=len(sizes), unit="tar" if of_tars else "unit", name="read") as bar:
+            for number, source in enumerate(sources, start=1):
                 try:
-                    self._read_tar(path)
+                    self._read_source(source)
                 except InputError as error:
                     if self._options.on_bad == "stop":
                         raise
                     self._skipped_tars.append(str(error))
-                self._inputs.append(manifest.file_entry(path))
+                entries |= {path: manifest.file_entry(path) for path in source.inputs if path not in entries}
                 self._check_memory(sum(sizes) / sum(sizes[:number]))
                 bar.update(1)
+        self._inputs = list(entries.values())
         if self._subset is not None and not self._pixels:
-            raise InputError(f"none of the {len(self._subset)} uids of {self._options.subset} is in the tars")
+            raise InputError(f"none of the {len(self._subset)} uids of {self._options.subset} is in the pool")
 
-    def _read_tar(self, path: str) -> None:
+    def _read_source(self, source: Source) -> None:
         good: list[Decoded] = []
         bad: list[Bad] = []
         keep = None if self._subset is None else self._is_wanted
         for item in decoded_samples(
-            tars.read_tar(path),
+            source.samples(),
             [self._transform],
-            path=path,
+            path=source.path,
             on_bad=self._options.on_bad,
             keep=keep,
-            name=self._names[path],
+            name=self._names[source.path],
         ):
             if isinstance(item, Bad):
                 bad.append(item)
@@ -232,7 +242,7 @@ class _Pool:
         return self._subset is not None and bool(uids.find(self._subset, uids.from_hex([uid]))[0] >= 0)
 
     def _check_memory(self, grows: float) -> None:
-        """Raises once the tars read so far show that the images won't fit in memory."""
+        """Raises once what was read so far shows that the images won't fit in memory."""
         expected = len(self._pixels) * grows
         if self._subset is not None:
             expected = min(expected, max(len(self._subset), len(self._pixels)))

@@ -26,7 +26,6 @@ def unset(meaning: str) -> object:
 
 NONE = unset("none")
 Tars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...", help_behavior_hint="(default: none)")]
-SomeTars = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TARS...", help_behavior_hint="(at least one)")]
 SomeTables = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TABLES...", help_behavior_hint="(at least one)")]
 Profile = Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), NONE]
 StopAfter = Annotated[int | None, tyro.conf.arg(metavar="N"), NONE]

@@ -19,10 +19,9 @@ from clipdata_jax.config.base import (
     require_some,
     require_stop_after,
 )
-from clipdata_jax.config.reading import Reading
+from clipdata_jax.config.reading import Reading, Sources
 from clipdata_jax.errors import OnBad
 
-Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCES...", help_behavior_hint="(at least one)")]
 Models = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[TAG=]FOLDER...", help_behavior_hint="(at least one)")]
 Output = Annotated[str, tyro.conf.arg(metavar="FOLDER|FILE")]
 

@@ -9,6 +9,8 @@ import tyro
 
 from clipdata_jax.config.base import unset
 
+Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCES...", help_behavior_hint="(at least one)")]
+MaybeSources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCES...", help_behavior_hint="(default: none)")]
 _Name = tyro.conf.arg(metavar="NAME")
 
 

@@ -12,9 +12,7 @@ from clipdata_jax.config.base import (
     File,
     Folder,
     SomeTables,
-    SomeTars,
     StopAfter,
-    Tars,
     Workers,
     require,
     require_positive,
@@ -23,6 +21,7 @@ from clipdata_jax.config.base import (
     split_assignment,
     unset,
 )
+from clipdata_jax.config.reading import MaybeSources, Reading, Sources
 from clipdata_jax.errors import InputError, OnBad
 
 Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES..."), NONE]
@@ -136,25 +135,26 @@ class Uids:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reshard:
-    """Writes tars that hold only the selected pairs, copied byte for byte, headers included.
+    """Writes tars that hold only the selected pairs; those of tars are copied byte for byte, headers included.
 
     A uid that occurs n times in the subset is written n times. Samples of the same key, copies or of several tars,
     become key, key-1, key-2 and so on: no two of the output share a key. Selected uids that no tar holds are counted:
     some images of a web pool can no longer be downloaded.
     """
 
-    tars: tyro.conf.Positional[SomeTars]
-    """Webdataset tars of the pool: files, folders of tars, "{000..099}.tar" or "*.tar" patterns."""
+    sources: tyro.conf.Positional[Sources]
+    """The pool as it was embedded: tars ("{000..099}.tar", "*.tar", folders), parquet, tables, tfds:name/split."""
     subset: File
     """The .npy file of selected uids, as `select` or DataComp writes it."""
     out: Folder
     """Output folder of the tars."""
-    samples_per_tar: Annotated[int | None, tyro.conf.arg(metavar="INT"), unset("one tar for each input tar")] = None
+    reading: Reading = Reading()
+    samples_per_tar: Annotated[int | None, tyro.conf.arg(metavar="INT"), unset("one tar for each source")] = None
     """Repack into tars of this many samples each. Uids derived from tar name and key are recorded in uids/."""
     tars_per_unit: int = 32
-    """With --samples-per-tar: the number of input tars repacked as one unit; its last tar may be shorter."""
+    """With --samples-per-tar: the number of sources repacked as one unit; its last tar may be shorter."""
     on_bad: OnBad = "stop"
-    """Broken tars: "stop" with a message, or "skip" and list them in the manifest."""
+    """Broken sources and samples: "stop" with a message, or "skip" and list them in the manifest."""
     digests: bool = False
     """Record digests of the input tars instead of sizes and modification times; reads them whole, which is slow."""
     dry_run: bool = False
@@ -162,7 +162,7 @@ class Reshard:
     processes: Annotated[
         int | None,
         tyro.conf.arg(metavar="INT"),
-        unset("one per core for local files, each with at least four tars; else one"),
+        unset("one per core for local tars, each with at least four; else one"),
     ] = None
     """Processes that work on tars in parallel."""
     stop_after: StopAfter = None
@@ -171,7 +171,7 @@ class Reshard:
 
     def __post_init__(self) -> None:
         require_stop_after(self.stop_after)
-        require_some(self, "tars", "tar or folder of tars")
+        require_some(self, "sources", "tar, folder of tars, table or tfds:name/split")
         require_positive(self, "tars_per_unit")
         if self.processes is not None:
             require_positive(self, "processes")
@@ -189,14 +189,15 @@ class Report:
     """Subset file (.npy) of the selected uids."""
     out: File
     """The .html file to write; self-contained, opens offline."""
-    pool: Tars = ()
+    pool: MaybeSources = ()
     """What was embedded, for images and captions; without it the page shows figures only."""
+    reading: Reading = Reading()
     compare: Compared = ()
     """Other subset files of the pool to compare with, each under NAME, else under its file name."""
     target: Targets = ()
     """Target images, as scored with --nearest: each pair is shown next to its nearest one."""
     on_bad: OnBad = "stop"
-    """A broken tar: "stop" with a message, or "skip" it and name it on the page and in its manifest."""
+    """A broken source: "stop" with a message, or "skip" it and name it on the page and in its manifest."""
     title: str = "Data selection report"
     """Heading of the page."""
     images: int = 6

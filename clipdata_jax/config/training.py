@@ -13,7 +13,6 @@ from clipdata_jax.config.base import (
     File,
     Folder,
     Profile,
-    SomeTars,
     StopAfter,
     Tars,
     Workers,
@@ -23,21 +22,23 @@ from clipdata_jax.config.base import (
     require_stop_after,
     unset,
 )
+from clipdata_jax.config.reading import Reading, Sources
 from clipdata_jax.errors import InputError, OnBad
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """Trains a small CLIP on webdataset tars; a stopped run resumes exactly where it was."""
+    """Trains a small CLIP on image-text pairs; a stopped run resumes exactly where it was."""
 
-    tars: tyro.conf.Positional[SomeTars]
-    """Webdataset tars to train on: files, folders of tars, or patterns."""
+    sources: tyro.conf.Positional[Sources]
+    """Pairs to train on: tars ("{000..099}.tar", "*.tar", folders), parquet, tables, tfds:name/split, as for embed."""
     out: Folder
     """Folder for checkpoints and the final model, in transformers' layout."""
     tokenizer: Folder
     """Folder with CLIP tokenizer files, such as a checkpoint."""
     subset: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset("all pairs")] = None
     """Subset file (.npy) of the pairs to train on."""
+    reading: Reading = Reading()
     steps: int = 2_000
     """Optimiser steps."""
     batch_size: int = 256
@@ -76,7 +77,7 @@ class Train:
 
     def __post_init__(self) -> None:
         require_stop_after(self.stop_after)
-        require_some(self, "tars", "tar or folder of tars")
+        require_some(self, "sources", "tar, folder of tars, table or tfds:name/split")
         require_positive(
             self, "steps", "batch_size", "image_size", "patch_size", "width", "layers", "heads", "embed_dim",
             "checkpoint_every",

@@ -62,7 +62,7 @@ def test_images_inside_parquet_are_embedded_as_those_in_tars(tmp_path, small, cl
     assert [row for column in nearest for row in column.to_pylist()] == list(range(8))
     done = clipdata("select", "scores", "--rule", "top(norm_sim_inf_t, 0.5)", "--out", "s.npy")
     assert done.returncode == 0, done.stderr
-    target = ("--tars", "0.tar", "1.tar", "--target", "t=data")
+    target = ("--pool", "data", "--target", "t=data")
     done = clipdata("report", "scores", "--subset", "s.npy", *target, "--out", "report.html")
     assert done.returncode == 0, done.stderr
     assert "no image" not in (tmp_path / "report.html").read_text()

@@ -87,7 +87,7 @@ def test_embed_and_reshard_are_planned_as_they_are_done(work, clipdata):
     assert clipdata(*make_subset).returncode == 0
     assert estimated(config.Filter(metadata="metadata", preset="no_filter", out="s.npy")).written == 12 * 16
     assert (work / "s.npy").stat().st_size == 12 * 16 + 128
-    reshard = config.Reshard(tars=("tars",), subset="s.npy", out="selected")
+    reshard = config.Reshard(sources=("tars",), subset="s.npy", out="selected")
     found = estimated(reshard)
     assert clipdata("reshard", "tars", "--subset", "s.npy", "--out", "selected").returncode == 0
     assert 0.7 < found.written / size_of(work / "selected", "*.tar") < 1.3
@@ -118,7 +118,7 @@ def test_norm_sim_d_is_planned_and_measured(work, clipdata):
 def test_train_and_evaluate_say_what_would_fit(work):
     write_pairs(work / "tars" / "0.tar", range(12))
     make_checkpoint(work / "model")
-    train = {"tars": ("tars",), "tokenizer": "model", "out": "run", "steps": 5, "warmup": 1}
+    train = {"sources": ("tars",), "tokenizer": "model", "out": "run", "steps": 5, "warmup": 1}
     with pytest.raises(InputError, match="about 12 pairs to train on, fewer than one batch of 64"):
         estimated(config.Train(**train, batch_size=64))
     found = estimated(config.Train(**train, batch_size=4))

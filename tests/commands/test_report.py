@@ -121,7 +121,7 @@ def test_odd_samples_do_no_harm(pool):
     odd = {
         "0001.json": b'{"uid": "' + b"\\ud800" * 32 + b'"}',
         "0002.json": b"[" * 100_000,
-        "0003.json": b'{"uid": 5}',
+        "0003.json": b'{"uid": [5]}',
         "0004.txt": b"\xff\xfe<script>",
         "0005.txt": b"",
     }
@@ -259,7 +259,7 @@ def test_a_broken_tar_is_skipped_where_that_is_asked(pool, clipdata):
     assert "(or use --on-bad skip)" in stopped.stderr
     done = clipdata(*command, "--on-bad", "skip")
     assert done.returncode == 0
-    assert "Skipped 1 tar" in done.stdout.splitlines()[-1]
+    assert "Skipped 1 source" in done.stdout.splitlines()[-1]
     assert "Skipped: tars/a.tar: damaged" in (pool / "page.html").read_text("utf-8")
     told = json.loads((pool / "page.html.manifest.json").read_bytes())
     assert len(told["skipped_tars"]) == 1

@@ -109,7 +109,7 @@ def test_missing_and_repeated_uids_are_counted(tmp_path, capsys):
     tars.write_tar(f"{tmp_path}/pool/1.tar", samples(2, 4))
     subset = write_subset(tmp_path / "s.npy", [uid_number(index) for index in (1, 2, 3, 77, 78)])
     out = tmp_path / "out"
-    found = reshard.run(config.Reshard(tars=(f"{tmp_path}/pool",), subset=subset, out=str(out)))
+    found = reshard.run(config.Reshard(sources=(f"{tmp_path}/pool",), subset=subset, out=str(out)))
     assert (found.kept, found.repeated, found.selected, found.missing) == (5, 2, 5, 2)
     assert found.missing_examples == (uid_number(77), uid_number(78))
     assert len(members(out / "1.tar")) == 6
@@ -126,7 +126,7 @@ def test_samples_without_uid_go_by_tar_and_key(tmp_path):
     tars.write_tar(f"{tmp_path}/deep/pool/0.tar", samples(0, 3, with_uid=False))
     tars.write_tar(f"{tmp_path}/deep/pool/1.tar", [("b/7.jpg", b"image"), ("b/8.jpg", b"another")])
     subset = write_subset(tmp_path / "s.npy", [uids.uid_of("0.tar", "a/00001"), uids.uid_of("1.tar", "b/8")])
-    found = reshard.run(config.Reshard(tars=(f"{tmp_path}/deep/pool",), subset=subset, out=f"{tmp_path}/out"))
+    found = reshard.run(config.Reshard(sources=(f"{tmp_path}/deep/pool",), subset=subset, out=f"{tmp_path}/out"))
     assert (found.kept, found.missing) == (2, 0)
     assert members(tmp_path / "out/1.tar") == [("b/8.jpg", b"another")]
 
@@ -135,7 +135,7 @@ def test_names_that_are_no_utf8_stay_as_they_are(tmp_path):
     odd = b"a\xff.jpg".decode(errors="surrogateescape")
     tars.write_tar(f"{tmp_path}/0.tar", [(odd, b"image"), ("b.json", b'{"uid": 3}')])
     subset = write_subset(tmp_path / "s.npy", [uids.uid_of("0.tar", odd.removesuffix(".jpg"))])
-    options = config.Reshard(tars=(f"{tmp_path}/0.tar",), subset=subset, out=f"{tmp_path}/out", on_bad="skip")
+    options = config.Reshard(sources=(f"{tmp_path}/0.tar",), subset=subset, out=f"{tmp_path}/out", on_bad="skip")
     assert reshard.run(options).kept == 1
     assert members(tmp_path / "out/0.tar") == [(odd, b"image")]
 
@@ -145,7 +145,7 @@ def test_tars_of_one_name_from_two_folders(tmp_path):
         tars.write_tar(f"{tmp_path}/{name}/000.tar", samples(start, 2))
     subset = write_subset(tmp_path / "s.npy", [uid_number(index) for index in (1, 5, 6)])
     inputs = (f"{tmp_path}/train", f"{tmp_path}/test")
-    reshard.run(config.Reshard(tars=inputs, subset=subset, out=f"{tmp_path}/out"))
+    reshard.run(config.Reshard(sources=inputs, subset=subset, out=f"{tmp_path}/out"))
     assert len(members(tmp_path / "out/train_000.tar")) == 3
     assert len(members(tmp_path / "out/test_000.tar")) == 6
 
@@ -198,7 +198,7 @@ def test_a_truncated_tar_is_never_half_read(tmp_path, cut):
     tars.write_tar(f"{tmp_path}/whole.tar", samples(0, 10))
     (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:cut])
     subset = write_subset(tmp_path / "s.npy", [uid_number(0)])
-    options = config.Reshard(tars=(f"{tmp_path}/cut.tar",), subset=subset, out=f"{tmp_path}/out")
+    options = config.Reshard(sources=(f"{tmp_path}/cut.tar",), subset=subset, out=f"{tmp_path}/out")
     with pytest.raises(InputError, match=r"cut\.tar: damaged"):
         reshard.run(options)
     assert not list((tmp_path / "out").glob("**/*.tar*"))
@@ -219,7 +219,7 @@ def test_a_wrong_uid_names_tar_key_and_value(tmp_path, data, words):
     with_bad = [*samples(0, 2), ("bad.jpg", b"image"), ("bad.json", data), *samples(2, 2)]
     tars.write_tar(f"{tmp_path}/0.tar", with_bad)
     subset = write_subset(tmp_path / "s.npy", [uid_number(index) for index in range(4)])
-    options = {"tars": (f"{tmp_path}/0.tar",), "subset": subset, "out": f"{tmp_path}/out"}
+    options = {"sources": (f"{tmp_path}/0.tar",), "subset": subset, "out": f"{tmp_path}/out"}
     with pytest.raises(InputError) as error:
         reshard.run(config.Reshard(**options))
     for word in ("0.tar: sample 'bad': ", words, "--on-bad skip"):
@@ -239,7 +239,7 @@ def test_wrong_inputs_and_outputs(tmp_path, pool, clipdata):
     tars.write_tar(f"{tmp_path}/hex/0.tar", [("k.json", b'{"uid": 0.5}')])
     tail = ("--subset", "s.npy", "--out", "out")
     assert refused(clipdata("reshard", "missing", *tail), "missing: no such file or folder")
-    assert refused(clipdata("reshard", "empty", *tail), "empty: the folder holds no .tar file")
+    assert refused(clipdata("reshard", "empty", *tail), "empty: the folder holds neither .tar files nor images")
     assert refused(clipdata("reshard", "s.npy", *tail), "s.npy: is a .npy array, not a tar file")
     assert refused(
         clipdata("reshard", "hex", "--subset", "s.npy", "--out", "out2"), "its uid is 0.5, expected text or an integer"

@@ -116,7 +116,7 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("place", ["before", "amid", "after"])
 def test_a_kill_while_keys_are_numbered_changes_nothing(tmp_path, pool, clipdata, monkeypatch, place):
-    options = config.Reshard(tars=("pool",), subset="s.npy", out="whole", processes=1)
+    options = config.Reshard(sources=("pool",), subset="s.npy", out="whole", processes=1)
     reshard.run(options)
     want = contents(tmp_path / "whole")
     complete = Output.complete

@@ -18,6 +18,7 @@ from clipdata_jax import config, storage
 from clipdata_jax.commands import reshard, reshard_units
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import sample_uids, tars, uids
+from clipdata_jax.formats.sources.source import TarSource
 from clipdata_jax.runtime import threads
 
 
@@ -113,7 +114,7 @@ def test_several_processes_write_the_same_bytes(tmp_path, pool, clipdata):
 def test_the_other_processes_take_what_this_one_leaves(tmp_path, pool, clipdata, monkeypatch):
     assert clipdata(*REPACK[:4], "--out", "one").returncode == 0
     monkeypatch.chdir(tmp_path)
-    options = config.Reshard(tars=("pool",), subset="s.npy", out="two", processes=2)
+    options = config.Reshard(sources=("pool",), subset="s.npy", out="two", processes=2)
     monkeypatch.setattr(reshard, "_unclaimed", lambda *_: iter(()))
     told = []
     monkeypatch.setattr(tqdm.tqdm, "update", lambda _, n: told.append(n))
@@ -140,9 +141,10 @@ def test_a_process_is_begun_for_some_tars_at_least(monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: 8)
 
     def found(tars, units, processes=None, pool="pool", out="out"):
-        options = config.Reshard(tars=(pool,), subset="s.npy", out=out, processes=processes)
+        options = config.Reshard(sources=(pool,), subset="s.npy", out=out, processes=processes)
         paths = [f"{pool}/{i}.tar" for i in range(tars)]
-        groups = [reshard_units.ReshardUnit(str(i), paths[i::units]) for i in range(units)]
+        sources = {path: TarSource(path) for path in paths}
+        groups = [reshard_units.ReshardUnit(str(i), dict(list(sources.items())[i::units])) for i in range(units)]
         return reshard.process_count(groups, options)
 
     assert [found(n, n) for n in (0, 1, 7, 8, 31, 400)] == [1, 1, 1, 2, 7, 8]
@@ -181,7 +183,7 @@ def test_keys_of_several_tars_stay_apart(tmp_path):
     for number in range(2):
         tars.write_tar(f"{tmp_path}/p/{number}.tar", samples(range(10 * number, 10 * number + 3), range(3)))
     subset = write_subset(tmp_path / "s.npy", [0, 2, 10, 12])
-    options = config.Reshard(tars=(f"{tmp_path}/p",), subset=subset, out=f"{tmp_path}/out", samples_per_tar=9)
+    options = config.Reshard(sources=(f"{tmp_path}/p",), subset=subset, out=f"{tmp_path}/out", samples_per_tar=9)
     reshard.run(options)
     got = read_by_webdataset(tmp_path / "out/00000_00000.tar")
     assert [sample["__key__"] for sample in got] == ["00000", "00002", "00000-1", "00002-1"]
@@ -195,7 +197,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path, pool, clipdata):
     assert sorted(tmp_path.rglob("*")) == before
     wet = clipdata(*REPACK, "--out", "out").stdout
     assert done.stdout == wet.replace("10 tars written: out", "nothing written (--dry-run)")
-    options = {"tars": ("pool",), "subset": "s.npy", "out": "out", "samples_per_tar": 4, "tars_per_unit": 3}
+    options = {"sources": ("pool",), "subset": "s.npy", "out": "out", "samples_per_tar": 4, "tars_per_unit": 3}
     assert reshard.run(config.Reshard(**options, dry_run=True)) == reshard.run(config.Reshard(**options))
 
 
@@ -208,7 +210,7 @@ def test_object_stores(tmp_path, pool):
         ("memory://reshard/s.npy", "memory://reshard/pool", "memory://reshard/out"),
     ):
         base = "" if "://" in folder else f"{tmp_path}/"
-        reshard.run(config.Reshard(tars=(base + folder,), subset=base + subset, out=base + out))
+        reshard.run(config.Reshard(sources=(base + folder,), subset=base + subset, out=base + out))
     for path in sorted((tmp_path / "out").rglob("*.tar")):
         assert storage.read_bytes(f"memory://reshard/out/{path.name}") == path.read_bytes()
 

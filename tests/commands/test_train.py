@@ -128,7 +128,7 @@ def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, cap
     wanted = [*found[:12], found[spoilt], "0" * 32]
     uids.write_subset(str(tmp_path / "subset.npy"), uids.from_hex(sorted(set(wanted))))
     options = Train(
-        tars=(str(tmp_path / "0000{0..1}.tar"),), tokenizer=str(tokenizer), out=str(tmp_path / "out"), steps=2,
+        sources=(str(tmp_path / "0000{0..1}.tar"),), tokenizer=str(tokenizer), out=str(tmp_path / "out"), steps=2,
         warmup=0, batch_size=8, subset=str(tmp_path / "subset.npy"), on_bad="skip", **TINY_OPTIONS,
     )  # fmt: skip
     made = train.run(options)
@@ -143,7 +143,7 @@ def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, cap
     # The same run again only says so; another one is refused and leaves everything as it is.
     before = (tmp_path / "out" / "_manifest.json").read_bytes()
     assert train.run(options) == made
-    arguments = ["train", *options.tars, "--tokenizer", str(tokenizer), "--out", options.out, "--steps", "3"]
+    arguments = ["train", *options.sources, "--tokenizer", str(tokenizer), "--out", options.out, "--steps", "3"]
     assert cli.main([*arguments, "--warmup", "0", "--batch-size", "8", *TINY]) == 2
     assert "already holds the results of another run" in capsys.readouterr().err
     assert (tmp_path / "out" / "_manifest.json").read_bytes() == before

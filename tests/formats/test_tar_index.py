@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import sample_keys, tar_copy, tar_index, tars
+from clipdata_jax.formats import tar_index, tars
+from clipdata_jax.formats.copying import sample_keys, tar_copy
+from clipdata_jax.formats.copying.source_samples import SampleReader
 from clipdata_jax.formats.tar_index import open_tar
 
 MEMBERS = [("a/0.jpg", b"image" * 99), ("a/0.txt", b""), ("a/1.b.png", b"x" * 512), ("a/1.JSON", b"{}")]
@@ -97,7 +99,8 @@ def test_index_equals_reading(form):
 
 
 def copy(file, samples):
-    tar_copy.write_samples(file, samples, sample_keys.number_repeats([sample.key for sample in samples]))
+    keys = sample_keys.number_repeats([sample.key for sample in samples])
+    tar_copy.write_samples(file, samples, keys, SampleReader())
 
 
 def test_copies_read_the_same(form, tmp_path):

@@ -36,8 +36,8 @@ from clipdata_jax.__main__ import main
 main()
 """
 IN_A_THREAD = """
-from clipdata_jax.formats import tar_copy
-def write(file, chosen, keys):
+from clipdata_jax.formats.copying import tar_copy
+def write(file, chosen, keys, reader):
     file.write(b"half")
     pause()
 tar_copy.write_samples = write

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import os
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,16 +58,16 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True)
 class SelectedSamples:
-    """The selected samples of a tar.
+    """The selected samples of a tar or another source.
 
     Attributes:
-      samples: in order; as often as the subset holds their uid.
+      samples: in order, as often as the subset holds their uid; of tars `tar_index.IndexedSample`s.
       at: for each of them, the position of its uid in the subset.
-      seen: number of samples in the tar.
-      skipped: samples without a valid uid: "tar", "key" and "reason".
+      seen: number of samples in the source.
+      skipped: samples that can't be used: "tar", "key" and "reason".
     """
 
-    samples: list[tar_index.IndexedSample]
+    samples: Sequence[Any]
     at: np.ndarray
     seen: int
     skipped: list[dict[str, str]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tar_index, tars
+from clipdata_jax.formats.copying.source_samples import SampleReader, SourceSample
 from clipdata_jax.formats.tar_index import IndexedSample, TarReader
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
@@ -16,21 +17,31 @@ _ZEROS = bytes(_BLOCK)
 _BUFFER = 1 << 19  # bytes: larger than a file object's own buffer, which would copy them once more
 
 
-def write_samples(file: BinaryIO, chosen: Sequence[IndexedSample], keys: Sequence[str]) -> None:
-    """Writes samples in order as a tar, each run of consecutive ones copied at once with its headers.
+def write_samples(
+    file: BinaryIO, chosen: Sequence[IndexedSample | SourceSample], keys: Sequence[str], reader: SampleReader
+) -> None:
+    """Writes samples in order as a tar; of a tar each run of consecutive ones is copied at once with its headers.
 
     Args:
       file: takes the tar.
       chosen: the samples.
       keys: their keys in the new tar; samples with another key than before, and links, get new headers.
+      reader: of samples that are not from tars; the next tar's may go on with it.
     """
     out = CopyBuffer(file)
-    for path, group in groupby(zip(chosen, keys, strict=True), key=lambda pair: pair[0].tar.path):
+    for path, group in groupby(zip(chosen, keys, strict=True), key=_tar_of):
+        if path is None:
+            _write_samples(out, reader, group)
+            continue
         with tar_index.open_tar(path) as tar:
             _copy_samples(out, tar, group)
     out.write(2 * _ZEROS)
     out.write(bytes(-out.total % _RECORD))
     out.flush()
+
+
+def _tar_of(pair: tuple[IndexedSample | SourceSample, str]) -> str | None:
+    return None if isinstance(pair[0], SourceSample) else pair[0].tar.path
 
 
 class CopyBuffer:
@@ -79,7 +90,7 @@ class CopyBuffer:
         self._used = 0
 
 
-def _copy_samples(out: CopyBuffer, tar: TarReader, group: Iterable[tuple[IndexedSample, str]]) -> None:
+def _copy_samples(out: CopyBuffer, tar: TarReader, group: Iterable[tuple[Any, str]]) -> None:
     start = end = 0
     for (index, old, members), key in group:
         starts, data, sizes, links = index.starts, index.data, index.sizes, index.links
@@ -92,11 +103,17 @@ def _copy_samples(out: CopyBuffer, tar: TarReader, group: Iterable[tuple[Indexed
             else:
                 out.copy(tar, start, end)
                 start = end = 0
-                _write_renamed(out, key + index.name(i)[len(old) :], index.read(i, tar))
+                _write_member(out, key + index.name(i)[len(old) :], index.read(i, tar))
     out.copy(tar, start, end)
 
 
-def _write_renamed(out: CopyBuffer, name: str, data: bytes) -> None:
+def _write_samples(out: CopyBuffer, reader: SampleReader, group: Iterable[tuple[Any, str]]) -> None:
+    for sample, key in group:
+        for extension, data in reader.members(sample):
+            _write_member(out, f"{key}.{extension}", data)
+
+
+def _write_member(out: CopyBuffer, name: str, data: bytes) -> None:
     out.write(tars.header(name, len(data)))
     out.write(data)
     out.write(bytes(-len(data) % _BLOCK))

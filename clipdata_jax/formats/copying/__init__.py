@@ -1,0 +1,1 @@
+"""Selected samples of any source, written to tars under keys that do not repeat."""
