@@ -15,7 +15,7 @@ from clipdata_jax import cli, models
 from clipdata_jax.commands import train
 from clipdata_jax.config import Train
 from clipdata_jax.demo.pool import make_clean_tars
-from clipdata_jax.formats import tars, uids
+from clipdata_jax.formats import tars, uid_files, uids
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -147,6 +147,28 @@ def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, cap
     assert cli.main([*arguments, "--warmup", "0", "--batch-size", "8", *TINY]) == 2
     assert "already holds the results of another run" in capsys.readouterr().err
     assert (tmp_path / "out" / "_manifest.json").read_bytes() == before
+
+
+def test_tars_of_one_name_and_ids_of_any_kind_are_found(tmp_path, pool, tokenizer):
+    """The subset, written in ids, names a pair of each of two folders, and one that has an id of its own."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    members = [member for member in tars.read_members(str(pool / "00000.tar")) if not member[0].endswith(".json")]
+    key = members[0][0].partition(".")[0]
+    tars.write_tar(str(tmp_path / "a/0.tar"), members)
+    tars.write_tar(str(tmp_path / "b/0.tar"), [*members, ("z.json", b'{"uid": 17}'), ("z.jpg", members[0][1])])
+    made = [uids.uid_of(f"{folder}/0.tar", key) for folder in "ab"]
+    (tmp_path / "ids.txt").write_text("\n".join([*made, "17", uids.uid_of("0.tar", key)]))
+    options = Train(
+        tars=(str(tmp_path / "b"), str(tmp_path / "a")), tokenizer=str(tokenizer), out=str(tmp_path / "out"), steps=1,
+        subset=str(tmp_path / "ids.txt"), on_bad="skip", **TINY_OPTIONS,
+    )  # fmt: skip
+    read = train._Pool(options, tars.find_tars(options.tars), models.load_tokenizer(str(tokenizer)),
+                       uid_files.read_subset(options.subset))  # fmt: skip
+    read.read()
+    facts = read.facts()
+    assert (facts["pairs"], facts["subset_uids"], facts["subset_uids_not_found"]) == (2, 4, 2)
+    assert [(bad["key"], "no caption" in bad["reason"]) for bad in facts["skipped_samples"]] == [("z", True)]
 
 
 def cut_tar(folder, pool):
