@@ -1,10 +1,14 @@
 # make demo: everything from nothing to the printed table.  make test: the same for the tests.
 # make docs: the documentation site, in docs/_build/html.  make lint types: ruff and mypy.
-# make test PYTHON=python3.12 uses another interpreter.
+# make test PYTHON=python3.12 uses another interpreter; make test CONSTRAINTS=constraints-lowest.txt uses the oldest
+# versions that setup.cfg allows, in an environment of their own.
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-VENV ?= .venv-$(VERSION)
+CONSTRAINTS ?= constraints.txt
+VENV ?= .venv-$(VERSION)$(patsubst constraints%.txt,%,$(CONSTRAINTS))
 BIN := $(VENV)/bin
+# What is imported is compiled then; all that is installed would take half as long again.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable
 # Two processes on two cores: each runs eight CPU devices.
 WORKERS ?= 2
 TESTS ?=
@@ -16,11 +20,11 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.installed-test
+types: $(VENV)/.installed-lint
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-docs
@@ -32,16 +36,20 @@ $(VENV)/bin/python:
 		{ echo "$(PYTHON) is Python $(VERSION); clipdata_jax needs 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed-demo: $(VENV)/bin/python setup.cfg constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+$(VENV)/.installed-demo: $(VENV)/bin/python setup.cfg $(CONSTRAINTS)
+	$(INSTALL) .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/bin/python setup.cfg constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tfds,filters]'
+$(VENV)/.installed-test: $(VENV)/bin/python setup.cfg $(CONSTRAINTS)
+	$(INSTALL) '.[test,tfds,filters]'
 	touch $@ $(VENV)/.installed-demo
 
-$(VENV)/.installed-docs: $(VENV)/bin/python setup.cfg constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+$(VENV)/.installed-lint: $(VENV)/bin/python setup.cfg $(CONSTRAINTS)
+	$(INSTALL) '.[lint]'
+	touch $@ $(VENV)/.installed-demo
+
+$(VENV)/.installed-docs: $(VENV)/bin/python setup.cfg $(CONSTRAINTS)
+	$(INSTALL) '.[docs]'
 	touch $@ $(VENV)/.installed-demo
 
 install: $(VENV)/.installed-test

@@ -127,7 +127,9 @@ def iterate(path: str, names: Sequence[str], rows: int, advice: str = "write it 
             return
         total, done = 0, 0
         batches: list[pa.RecordBatch] = []
-        for batch in file.iter_batches(rows if numbers else min(_STEP, rows), columns=list(names)):
+        step = rows if numbers else min(_STEP, rows)
+        # Before version 19, pyarrow fails at a file without row groups.
+        for batch in file.iter_batches(step, columns=list(names)) if file.num_row_groups else ():
             batch.validate(full=True)
             total += batch.nbytes
             if total > _TEXT_BYTES and total > _TIMES * storage.size(path):

@@ -17,6 +17,7 @@ from clipdata_jax import storage
 from clipdata_jax.config.base import path_options
 from clipdata_jax.runs import records
 from clipdata_jax.runs.records import Facts, FileEntry, Manifest, RunPlan
+from clipdata_jax.runtime import parallel
 
 NAME = storage.MANIFEST
 # Options that say where and how the work is done, not what comes of it.
@@ -49,6 +50,8 @@ def describe(
       devices: whether device code decides the results, so that hardware and jax belong to the plan.
       facts: more, JSON-able.
     """
+    if devices:
+        parallel.warn_of_unused_gpu()
     return RunPlan(
         command=command,
         options=_plain_options(options),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import glob
+import logging
 import signal
 import threading
 import time
@@ -14,7 +17,7 @@ import numpy as np
 
 from clipdata_jax.config import Workers
 from clipdata_jax.errors import InputError
-from clipdata_jax.runtime import stopping
+from clipdata_jax.runtime import console, stopping
 
 if TYPE_CHECKING:
     import jax
@@ -41,6 +44,7 @@ ALONE = Share()
 _LAST_WAIT_SECONDS = 30 * 24 * 3600
 _STOPPED, _LEFT = "clipdata/stopped", "clipdata/left"
 _LONG = 1000 * _LAST_WAIT_SECONDS
+_GPUS = ("/dev/nvidia[0-9]*", "/dev/dxg")  # the second under WSL
 _GRACE_SECONDS = 0.2  # from a process's last message to its end
 
 
@@ -64,6 +68,11 @@ def start(workers: Workers) -> Share:
     import jax
 
     found = workers.coordinator == "auto"
+    if not can_join():
+        raise InputError(
+            f"--coordinator {workers.coordinator}: joint runs need jax 0.8.2 or newer, this is {jax.__version__};"
+            " upgrade jax, or give each process its share by --worker I/N"
+        )
     # Its handler of SIGTERM would replace ours, and end nothing.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -85,6 +94,13 @@ def start(workers: Workers) -> Share:
     if stopping.couple_to(peers):
         threading.Thread(target=peers.listen, name="peers", daemon=True).start()
     return joined
+
+
+def can_join() -> bool:
+    """Tells whether jax lets a process of a joint run wait for days, and handle SIGTERM itself: from 0.8.2 on."""
+    import jax
+
+    return hasattr(jax.config, "jax_enable_preemption_service")
 
 
 class _Peers:
@@ -120,6 +136,26 @@ class _Peers:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@functools.cache
+def warn_of_unused_gpu() -> None:
+    """Says once, on standard error, that jax runs on the CPU unasked though there is an NVIDIA GPU."""
+    import jax
+
+    log = logging.getLogger("jax._src.xla_bridge")
+    log.addFilter(_is_other_news)
+    platform = jax.default_backend()
+    log.removeFilter(_is_other_news)
+    asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+    if platform == "cpu" and not asked and any(map(glob.glob, _GPUS)):
+        install = f"pip install 'jax[cuda12]=={jax.__version__}'"
+        text = f"An NVIDIA GPU is present, but jax {jax.__version__} runs on the CPU; to use the GPU: {install}"
+        console.say(text, log=True)
+
+
+def _is_other_news(record: logging.LogRecord) -> bool:
+    return "GPU may be present" not in record.getMessage()  # jax's own line says not what to do
 
 
 def data_mesh(devices: Sequence[Device] | None = None) -> Mesh:

@@ -134,7 +134,7 @@ def _neg_clip_loss_sharded(image_emb: Array, text_emb: Array, mask: Array, tempe
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("data"), P("data"), P("data"), P()), out_specs=P("data"))
     def ring(f_bd: Array, g_bd: Array, mask_b: Array, t: Array) -> Array:
-        empty_b = jax.lax.pcast(jnp.full(mask_b.shape, -jnp.inf), "data", to="varying")
+        empty_b = jnp.full_like(mask_b, -jnp.inf, dtype=jnp.float32)  # varies over "data", as what is added to it
 
         hop = [(i, (i + 1) % n) for i in range(n)]
 

@@ -1,6 +1,7 @@
 """Zero-shot and retrieval figures against plain float64 loops."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -31,6 +31,8 @@ def free_port() -> int:
 
 def run_two(arguments: list[str], cwd: Path, *, status: int = 0) -> list[str]:
     """Runs a Python program as two processes of one `jax.distributed` run, both to end so; what each printed."""
+    if not parallel.can_join():
+        pytest.skip(f"joint runs need a newer jax than {jax.__version__}")
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
@@ -74,8 +76,24 @@ def test_a_worker_needs_no_other_process():
     assert parallel.start(Workers()) == parallel.Share(0, 1)
     assert parallel.start(Workers(worker="2/5")) == parallel.Share(2, 5)
     assert jax.devices()  # in use here, so it is too late to join a run
-    with pytest.raises(InputError, match="could not join the run"):
+    reason = "could not join the run" if parallel.can_join() else f"need jax 0.8.2 or newer, this is {jax.__version__}"
+    with pytest.raises(InputError, match=reason):
         parallel.start(Workers(coordinator="127.0.0.1:1", num_processes=2, process_id=1))
+
+
+def test_a_gpu_that_jax_does_not_use_is_told_once(tmp_path, clipdata, monkeypatch):
+    make_pool(tmp_path / "pool", [20])
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(parallel, "_GPUS", (str(tmp_path / "nvidia[0-9]*"),))
+    parallel.warn_of_unused_gpu.cache_clear()
+    flags, said = ["score", "pool", "--scores", "clip_score", "--out"], []
+    for platforms, out in (("cpu", "asked"), (None, "first"), (None, "second")):
+        jax.config.update("jax_platforms", platforms)
+        said.append(clipdata(*flags, out).stderr.count("An NVIDIA GPU is present, but jax"))
+        if platforms:
+            parallel.warn_of_unused_gpu.cache_clear()
+    jax.config.update("jax_platforms", "cpu")
+    assert said == [0, 1, 0]
 
 
 def test_two_processes_score_as_one_does(tmp_path, clipdata):
