@@ -204,7 +204,10 @@ def _pool(
     tag = pool.tag(options.tag)
     dim = units.dimension(pool, tag)
     first = next(shard for shard in pool.shards if shard.rows)
-    return pool, tag, dim * max(2, min(4, storage.size(first.images) // (first.rows * dim))), 4 * dim
+    row = dim * max(2, min(4, storage.size(first.images) // (first.rows * dim)))
+    if isinstance(options, config.Score) and options.limit is not None:
+        pool = pool.first(options.limit)
+    return pool, tag, row, 4 * dim
 
 
 def _score(options: config.Score) -> Estimate:
@@ -226,12 +229,15 @@ def _score(options: config.Score) -> Estimate:
         targets = sum(arrays.array_shape(part, target_array(part, tag))[0] for part in itertools.chain(*parts))
         if left := sorted({*named.values()} - ready):
             notes.append(f"not counted, for their images aren't embedded yet: {', '.join(left[:3])}")
+    # One unit is scored, one is read, images and captions each; they are mapped or, where scaled, float32 copies, which
+    # are copied again where a unit has several shards and where a group is laid out for its device.
+    sides = 12 * row_float32 if options.normalize else 4 * row
     return Estimate(
         work=f"{counted(len(pool), 'pair')}, {counted(len(pool.shards), 'shard')}, {counted(len(in_unit), 'unit')}",
         read=_bytes(path for shard in pool.shards for path in units.shard_files(shard)),
         written=len(pool) * (_UID + _SCORE * columns),
         fixed=_BASE + targets * row_float32,
-        each=2 * 2 * row + 3 * _UID + 2 * _SCORE * columns,  # one unit is scored, one is read
+        each=sides + 3 * _UID + 2 * _SCORE * columns,
         count=max(in_unit),
         advice=functools.partial(_smaller_unit, settings, [shard.rows for shard in pool.shards if shard.rows]),
         units=len(in_unit),

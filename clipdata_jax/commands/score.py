@@ -52,6 +52,8 @@ def run(options: Score) -> Manifest | None:
         keys=(options.image_key, options.text_key),
         uid_column=options.uid_column,
     )
+    whole = len(pool)
+    pool = pool if options.limit is None else pool.first(options.limit)
     tag = pool.tag(options.tag)
     made_by = target_sets.made_by_model(options.pool, tag)
     temperatures, source = choose_temperatures(options.neg_clip_loss.temperatures(), made_by)
@@ -88,6 +90,7 @@ def run(options: Score) -> Manifest | None:
         temperature=temperatures[0] if len(temperatures) == 1 else list(temperatures),
         temperature_from=source,
         has_uids=pool.has_uids,
+        **({} if options.limit is None else {"pairs_in_the_pool": whole}),
         unreadable=list(pool.unreadable),
         model=made_by.get("digest"),
         targets={name: len(target) for name, target in targets.items()},
@@ -129,7 +132,7 @@ def _planned_rows(options: Score) -> dict[str, int]:
     Otherwise a thousand processes would read every footer of a bucket at the same time.
     """
     out = storage.Folder(options.out)
-    if storage.Folder(options.pool).is_local or not out.exists(storage.PLAN):
+    if options.limit is not None or storage.Folder(options.pool).is_local or not out.exists(storage.PLAN):
         return {}
     try:
         plan = records.read(RunPlan, out.join(storage.PLAN))
@@ -278,6 +281,9 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
     if len(temperatures) * len(result["groups"]["sizes"]) > 1 and "neg_clip_loss" in options.chosen():
         named = neg_clip_loss_columns(options.neg_clip_loss, result["tag"], temperatures)
         lines.append(f"Columns of negCLIPLoss: {', '.join(named)}")
+    if options.limit is not None:
+        pairs = f"the first {result['rows']:,} of {result['pairs_in_the_pool']:,} pairs"
+        lines.append(f"--limit left {pairs} of the pool: a rule's fractions are of these")
     if options.where is not None:
         lines.append(f"--where left {result['scored']:,} pairs to score; the others are null")
     if not result["has_uids"]:

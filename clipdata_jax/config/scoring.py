@@ -156,6 +156,8 @@ class Score:
     """Seed of the random divisions into batches."""
     normalize: bool = False
     """Scale embeddings to unit norm instead of masking those that aren't."""
+    limit: Annotated[int | None, tyro.conf.arg(metavar="N"), NONE] = None
+    """Score only the first N pairs of the pool, for a quick try."""
     where: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
     """Score only the pairs of a subset file; the others get null. Not with neg_clip_loss, which needs all pairs."""
     force: bool = False
@@ -173,6 +175,8 @@ class Score:
     def __post_init__(self) -> None:
         require_stop_after(self.stop_after)
         require(0 <= self.max_bad_rows <= 1, "max_bad_rows", self.max_bad_rows, "a share between 0 and 1")
+        if self.limit is not None:
+            require_positive(self, "limit")
         if self.text_key is not None:
             require(self.image_key is not None, "text_key", self.text_key, "no value without --image-key")
         if "norm_sim" in self.scores and not self.norm_sim.target:

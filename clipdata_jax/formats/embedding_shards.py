@@ -29,9 +29,10 @@ class EmbeddingShard:
       metadata: the parquet file.
       images: the file of image embeddings: a .npz or .npy.
       texts: the file of caption embeddings: the same .npz, or a .npy; None if there are none.
-      rows: pairs, from the parquet footer.
+      rows: pairs, from the parquet footer; fewer where a limit leaves out the last ones.
       keys: the names of the arrays of images and captions in the .npz, if they aren't TAG_img and TAG_txt.
       uid_column: the column of ids in the metadata.
+      left_out: the rows at the end of the files that are not read.
     """
 
     name: str
@@ -41,6 +42,7 @@ class EmbeddingShard:
     rows: int
     keys: tuple[str, str] | None = None
     uid_column: str = "uid"
+    left_out: int = 0
 
     def dim(self, tag: str) -> int:
         """Reads the dimension of a model's embeddings, from the header."""
@@ -73,6 +75,15 @@ class EmbeddingPool:
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
+
+    def first(self, pairs: int) -> EmbeddingPool:
+        """The first pairs of the pool alone."""
+        taken: list[EmbeddingShard] = []
+        for shard in self.shards:
+            rows = min(shard.rows, pairs)
+            pairs -= rows
+            taken += [dataclasses.replace(shard, rows=rows, left_out=shard.rows - rows)] if rows else []
+        return dataclasses.replace(self, shards=tuple(taken))
 
     def tag(self, wanted: str | None) -> str:
         """Returns the wanted model's tag, or the only one.
@@ -286,7 +297,7 @@ def read_images(shard: EmbeddingShard, tag: str) -> np.ndarray:
 
 
 def _read_rows(shard: EmbeddingShard, path: str, name: str) -> np.ndarray:
-    emb = arrays.read_array(path, name, rows=shard.rows)
+    emb = arrays.read_array(path, name, rows=shard.rows + shard.left_out)[: shard.rows]
     if emb.ndim != 2 or not arrays.is_float(emb.dtype):
         raise InputError(f"{path}: holds {emb.dtype}{list(emb.shape)}, expected floats of shape (rows, dim)")
     return emb
@@ -304,12 +315,13 @@ def read_ids(shard: EmbeddingShard) -> ids.ParsedIds:
       InputError: the file is damaged, a uid is missing or of a wrong kind, or a DataComp shard has no uid column.
     """
     rows, names = parquet.rows_and_types(shard.metadata)
-    if rows != shard.rows:
-        raise InputError(f"{shard.metadata}: has {rows} rows, had {shard.rows} when the run began; start a new run")
+    if rows != (before := shard.rows + shard.left_out):
+        raise InputError(f"{shard.metadata}: has {rows} rows, had {before} when the run began; start a new run")
     name = shard.uid_column
     if name in names or name != "uid" or shard.images.endswith(".npz"):
         ids.check_name(shard.metadata, names, name)
-        return ids.from_column(parquet.read(shard.metadata, [name])[name], shard.metadata, name=name)
+        column = parquet.read(shard.metadata, [name])[name][: shard.rows]
+        return ids.from_column(column, shard.metadata, name=name)
     return ids.ParsedIds(uids.from_hex([uids.uid_of(shard.name, str(row)) for row in range(shard.rows)]), 0)
 
 

@@ -139,7 +139,7 @@ class PoolIds:
         """
         path = self.file(part)
         names = parquet.rows_and_types(path)[1]
-        table = parquet.read(path, [self.on, *(["uid"] if "uid" in names else [])])
+        table = parquet.read(path, [self.on, *(["uid"] if "uid" in names else [])])[: len(uid)]  # score has a --limit
         if len(table) != len(uid) or ("uid" in names and not np.array_equal(from_table(table, path).uid, uid)):
             raise InputError(f"{path}: its rows are not those of the score table; name the metadata that was scored")
         return _hashed(path, self.on, table[self.on])

@@ -278,9 +278,9 @@ def _find_foreign(run: CheckedRun, unknown: Iterable[str]) -> None:
 
 
 def _find_added(run: CheckedRun, plan: RunPlan) -> None:
-    """Finds shards that the pool has now and the run doesn't know."""
+    """Finds shards that the pool has now and the run doesn't know, unless a --limit left some out."""
     folder, unreadable = plan.options.get("pool"), plan.facts.get("unreadable")
-    if run.pool == "no" or folder is None:
+    if run.pool == "no" or folder is None or plan.options.get("limit") is not None:
         return
     known = {path for entry in plan.pool for path in run.paths_of(entry)}
     reasons = [f"/{reason}" for reason in unreadable] if isinstance(unreadable, list) else []

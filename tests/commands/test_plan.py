@@ -131,6 +131,14 @@ def test_train_and_evaluate_say_what_would_fit(work):
         estimated(evaluate, 1 << 20)
 
 
+def test_rows_that_are_scaled_take_float32(work):
+    """Twelve copies of a row at most: two units, copies of one that is joined, and a group laid out for its device."""
+    options = score_options(batch_size=256)
+    mapped, scaled = map(estimated, (options, dataclasses.replace(options, normalize=True)))
+    assert scaled.memory > mapped.memory
+    assert scaled.each - mapped.each >= 8 * 4 * 16
+
+
 def test_a_smaller_unit_is_advised_that_fits(work):
     needed = estimated(score_options(batch_size=256)).memory
     with pytest.raises(InputError, match=r"score: needs .*: together at most") as refusal:

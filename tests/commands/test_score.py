@@ -344,6 +344,25 @@ def test_torch_files_are_named_with_the_way_to_convert_them(tmp_path, pool, clip
     assert "numpy.save('target.npy', torch.load('in1k.pt')['image_features'].numpy())" in done.stderr
 
 
+def test_a_limit_scores_the_first_pairs(tmp_path, pool, clipdata):
+    done = clipdata("score", "pool", "--scores", "clip_score", "--limit", 95, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert "--limit left the first 95 of 250 pairs of the pool" in done.stdout
+    want = (pool["img"][:95].astype(float) * pool["txt"][:95]).sum(axis=1)
+    np.testing.assert_allclose(read(tmp_path / "out", "clip_score")["clip_score"], want, atol=1e-6)
+    manifest = json.loads((tmp_path / "out/_manifest.json").read_text())
+    assert (manifest["options"]["limit"], manifest["rows"], manifest["pairs_in_the_pool"]) == (95, 95, 250)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.parquet")) == [
+        "00000000.parquet",
+        "00000001.parquet",
+    ]
+    assert clipdata("verify", "out").returncode == 0
+    assert "95 pairs, 2 shards" in clipdata("plan", "--", "score", "pool", "--limit", 95, "--out", "new").stdout
+    again = clipdata("score", "pool", "--scores", "clip_score", "--out", "out")
+    assert again.returncode == 2
+    assert "--limit was 95, now null" in again.stderr
+
+
 def test_an_output_of_another_run_is_left_alone(tmp_path, pool, clipdata):
     assert clipdata("score", "pool", "--out", "out", *SMALL).returncode == 0
     before = (tmp_path / "out" / "00000000.parquet").read_bytes()
