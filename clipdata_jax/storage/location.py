@@ -11,7 +11,7 @@ from typing import Any, Self
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, install_extra
 
 CONNECTIONS = 32
 """Requests made at a time, where many are small."""
@@ -152,7 +152,7 @@ def _connect(path: str) -> tuple[Any, str]:
         fs, inner = fsspec.core.url_to_fs(path, **({} if "::" in path else options))
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
-        advice = f"pip install 'clipdata_jax[{extra}]'" if extra else "install it"
+        advice = install_extra(extra) if extra else "install it"
         raise InputError(f"{path}: {protocol}:// needs a package that is missing ({error}); {advice}") from error
     if protocol in _S3:
         fs.retries = 1  # `retries.call` counts the attempts

@@ -8,7 +8,7 @@ import os
 from collections.abc import Container, Iterator
 from typing import Any
 
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, install_extra
 from clipdata_jax.formats import tars
 
 PREFIX = "tfds:"
@@ -81,7 +81,7 @@ def open_split(path: str, *, need_caption: bool) -> TfdsSplit:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise InputError(f"{path}: needs tensorflow-datasets ({error}); pip install 'clipdata_jax[tfds]'") from error
+        raise InputError(f"{path}: needs tensorflow-datasets ({error}); {install_extra('tfds')}") from error
     name, _, split = path.removeprefix(PREFIX).rpartition("/")
     if not name or not split:
         raise InputError(f"{path}: expected tfds:name/split, as in tfds:cifar10/train")
