@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
@@ -355,7 +356,8 @@ class _Embedding:
         shard.wait()
         if not shard.skipped:
             parts = {f"{unit.name}.parquet": shard.parquet(), f"{unit.name}.npz": shard.npz}
-        done = {**shard.facts(), "inputs": unit.facts()}
+        hidden = dict(unit.source.passed_over) if isinstance(unit.source, TarSource) else {}
+        done = {**shard.facts(), "passed_over": hidden, "inputs": unit.facts()}
         times = self._watch.lap(len(shard), read=shard.read, wait=shard.waited, compute=shard.computed)
         self._output.complete(unit.name, parts, done, inputs=unit.entries, times=times)
 
@@ -380,7 +382,7 @@ def _summarise(found: discovery.Sources, receipts: list[Receipt]) -> Facts:
         "several_lines": sum(fact.get("several_lines", 0) for fact in facts),
         "skipped_samples": samples,
         "skipped_tars": tars,
-        "passed_over": dict(found.passed_over),
+        "passed_over": dict(sum((Counter(fact.get("passed_over", {})) for fact in facts), found.passed_over)),
         "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
         "pool": pool,
         **({"own_ids": own} if (own := sum(fact.get("own_ids", 0) for fact in facts)) else {}),

@@ -7,12 +7,14 @@ import functools
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import BinaryIO, TypeVar
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import file_kinds
+from clipdata_jax.runtime import console
 
 T = TypeVar("T")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "jpe")
@@ -75,14 +77,18 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def read_tar(path: str) -> Iterator[RawSample]:
+def read_tar(path: str, passed_over: Counter[str] | None = None) -> Iterator[RawSample]:
     """Yields the samples of a tar, in order, one in memory at a time.
+
+    Args:
+      path: the tar.
+      passed_over: takes the number of hidden members that have been left out.
 
     Raises:
       InputError: the file is damaged or not a tar, a sample's members are not adjacent (webdataset would split it in
         two), or a sample has two members of the same extension.
     """
-    for key, members, names in group_members(path, read_members(path)):
+    for key, members, names in group_members(path, read_members(path, passed_over)):
         yield RawSample(key, members, names)
 
 
@@ -136,7 +142,7 @@ def group_members(path: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple
         yield key, found, names
 
 
-def read_members(path: str) -> Iterator[tuple[str, bytes]]:
+def read_members(path: str, passed_over: Counter[str] | None = None) -> Iterator[tuple[str, bytes]]:
     """Yields the files of a tar in order, as (name, bytes); links within the tar are followed.
 
     Hidden files are left out: file managers leave them behind (`._0.jpg`, `.DS_Store`), and webdataset has no key
@@ -146,7 +152,7 @@ def read_members(path: str) -> Iterator[tuple[str, bytes]]:
       InputError: the file is damaged or not a tar, or a link's target is not in it.
     """
     with storage.open_read(path) as file:
-        for info, data in walk(path, file):
+        for info, data in walk(path, file, passed_over):
             if data is None:
                 check_size(path, info.name, info.size)
                 file.seek(info.offset_data)
@@ -166,7 +172,9 @@ def check_size(path: str, name: str, size: int) -> None:
         )
 
 
-def walk(path: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
+def walk(
+    path: str, file: BinaryIO, passed_over: Counter[str] | None = None
+) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
     """Yields the files of an open tar, as `read_members`; the bytes of links, None for those of other files."""
     try:
         # Streaming mode ("r|") would take a truncated header's zeros for the end of the tar.
@@ -174,6 +182,8 @@ def walk(path: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes | N
             end = file.seek(0, io.SEEK_END)
             for info in tar:
                 if info.name.rpartition("/")[2].startswith("."):
+                    if passed_over is not None and not info.isdir():
+                        passed_over[console.HIDDEN] += 1
                     continue
                 if info.issym() or info.islnk():
                     yield from _read_link(path, tar, info)

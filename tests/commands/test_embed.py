@@ -147,7 +147,7 @@ def test_a_truncated_tar_is_named_and_what_was_done_is_kept(tmp_path, pool, chec
     ("arguments", "words"),
     [
         (["missing", "--model", "CHECKPOINT"], "missing: no such file or folder"),
-        (["empty", "--model", "CHECKPOINT"], "empty: the folder holds no .tar file"),
+        (["empty", "--model", "CHECKPOINT"], "empty: the folder holds neither .tar files nor images"),
         (["pool/*.zip", "--model", "CHECKPOINT"], "matches no file"),
         (["pool", "--model", "nowhere"], "nowhere"),
         (["pool", "--model", "empty"], "config.json"),

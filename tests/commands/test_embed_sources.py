@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -336,7 +337,8 @@ def test_a_tfds_dataset_with_records_of_captions(tmp_path, small, clipdata, monk
 
 
 def test_images_and_captions_of_other_extensions_are_named(tmp_path, small, clipdata):
-    members = [(f"s{i}{e}", d) for i in range(4) for e, d in ((".input.jpg", jpeg(i)), (".outputs.txt", b"a caption"))]
+    members = [("._s0.input.jpg", b"of macOS"), (".DS_Store", b"x")]
+    members += [(f"s{i}{e}", d) for i in range(4) for e, d in ((".input.jpg", jpeg(i)), (".outputs.txt", b"a caption"))]
     tars.write_tar(str(tmp_path / "0.tar"), members)
     flags = ("embed", "0.tar", "--model", small, "--batch-size", 4, "--out", "out")
     done = clipdata(*flags)
@@ -344,6 +346,10 @@ def test_images_and_captions_of_other_extensions_are_named(tmp_path, small, clip
     assert "it has .input.jpg, .outputs.txt: name one with --caption-ext" in done.stderr
     done = clipdata(*flags, "--caption-ext", "outputs.txt")
     assert "name one with --image-ext" in done.stderr
+    done = clipdata(*flags, "--caption-ext", "outputs.txt", "--image-ext", ".input.JPG")
+    assert "Embedded 4 pairs" in done.stdout, done.stderr
+    assert "Passed over 2 hidden or system files" in done.stdout
+    shutil.rmtree(tmp_path / "out")
     done = clipdata(*flags, "--caption-ext", "outputs.txt", "--image-ext", ".input.JPG", "--limit", 3)
     assert done.returncode == 0, done.stderr
     assert "Embedded 3 pairs" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -48,11 +49,13 @@ class TarSource:
       path: the tar.
       image_ext: the extension of images, in lower case; None means the usual ones.
       caption_ext: likewise of captions.
+      passed_over: the number of hidden members that have been left out, once its samples were read.
     """
 
     path: str
     image_ext: str | None = None
     caption_ext: str | None = None
+    passed_over: Counter[str] = dataclasses.field(default_factory=Counter, compare=False, repr=False)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -62,7 +65,8 @@ class TarSource:
         return (self.path,)
 
     def samples(self) -> Iterator[tars.RawSample]:
-        samples = tars.read_tar(self.path)
+        self.passed_over.clear()
+        samples = tars.read_tar(self.path, self.passed_over)
         return samples if (self.image_ext, self.caption_ext) == (None, None) else map(self._with_usual_names, samples)
 
     def _with_usual_names(self, sample: tars.RawSample) -> tars.RawSample:
