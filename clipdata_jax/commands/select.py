@@ -13,7 +13,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.formats import external_columns, score_tables, uid_files
 from clipdata_jax.formats.uid_sets import UidSorter
 from clipdata_jax.runs import file_output, manifest
-from clipdata_jax.runs.records import FileEntry
+from clipdata_jax.runs.records import Facts, FileEntry
 from clipdata_jax.runtime import console, threads
 from clipdata_jax.selection import parsing, rules, stability
 from clipdata_jax.selection.pools import TablePool
@@ -112,17 +112,19 @@ def _pool_ids(options: config.Select) -> external_columns.PoolIds | None:
     """Finds the ids that --columns are joined by, if not by uid."""
     if options.on == "uid":
         return None
-    folder = options.metadata or _scored_pool(options.scores[0])
+    scored = manifest.read_facts(options.scores[0]).get("options", {})
+    folder = options.metadata or _scored_pool(options.scores[0], scored)
     if not storage.is_folder(folder):
         raise InputError(f"{folder}: no such folder, but --on {options.on} is read from it; name it with --metadata")
     inner = storage.join(folder, "metadata")  # clip-retrieval's
-    return external_columns.PoolIds(inner if storage.is_folder(inner) else folder, options.on)
+    uid_column = str(scored.get("uid_column", "uid"))
+    return external_columns.PoolIds(inner if storage.is_folder(inner) else folder, options.on, uid_column)
 
 
-def _scored_pool(scores: str) -> str:
-    """The folder of metadata that a score table was made of, as its manifest says."""
-    match manifest.read_facts(scores):
-        case {"options": {"pool": held}}:
+def _scored_pool(scores: str, options: Facts) -> str:
+    """The folder of metadata that a score table was made of, as the options in its manifest say."""
+    match options:
+        case {"pool": held}:
             paths = FileEntry.from_json(held).paths(storage.parent(storage.absolute(scores)))
             return next((path for path in paths if storage.is_folder(path)), paths[-1])
     raise InputError(f"{scores}: doesn't say what was scored; name its metadata with --metadata")

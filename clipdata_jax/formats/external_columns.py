@@ -118,10 +118,12 @@ class PoolIds:
     Attributes:
       folder: the metadata, parquet files of the names and rows of the score table's parts.
       on: the column.
+      uid_column: the column that the pairs' uids are from.
     """
 
     folder: str
     on: str
+    uid_column: str = "uid"
 
     def file(self, part: str) -> str:
         """The metadata of a part of the score table."""
@@ -139,8 +141,12 @@ class PoolIds:
         """
         path = self.file(part)
         names = parquet.rows_and_types(path)[1]
-        table = parquet.read(path, [self.on, *(["uid"] if "uid" in names else [])])[: len(uid)]  # score has a --limit
-        if len(table) != len(uid) or ("uid" in names and not np.array_equal(from_table(table, path).uid, uid)):
+        known = [self.uid_column] if self.uid_column in names else []
+        table = parquet.read(path, list(dict.fromkeys([self.on, *known])))[: len(uid)]  # score has a --limit
+        same = len(table) == len(uid)
+        if same and known:
+            same = np.array_equal(from_column(table[self.uid_column], path, name=self.uid_column).uid, uid)
+        if not same:
             raise InputError(f"{path}: its rows are not those of the score table; name the metadata that was scored")
         return _hashed(path, self.on, table[self.on])
 

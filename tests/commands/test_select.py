@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -282,6 +283,13 @@ def test_columns_of_others_join_by_another_id_than_the_uid(tmp_path, clipdata):
     done, kept = select("sha.parquet", ("--on", "sha256"), "(x <= 1)")
     assert kept == [0, 1, 9, 10]
     assert "sha.parquet: 12 of 12 pairs found; 3 pairs share a row with another" in done.stdout
+    shutil.copytree(tmp_path / "pool", tmp_path / "own")
+    for path in (tmp_path / "own").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop(["uid"]), path)
+    by_key = ("--scores", "clip_score", "--uid-column", "key", "--limit", 11, "--out", "by_key")
+    assert clipdata("score", "own", *by_key).returncode == 0
+    more = ("--columns", "sha.parquet", "--on", "sha256", "--rule", "(x <= 1)", "--explain")
+    assert "sha.parquet: 11 of 11 pairs found" in clipdata("select", "by_key", *more).stdout
     done, kept = select("n.parquet", ("--on", "n", "--metadata", "pool"), "(x > 1)")
     assert kept == [3, 11], done.stderr
     done, _ = select("n.parquet", ("--on", "n"), "top(clip_score, 0.5)", "--explain")
