@@ -61,6 +61,7 @@ def _summary(content: Facts, options: Embed) -> str:
     if content["several_lines"]:
         lines.append(f"{console.counted(content['several_lines'], 'caption')} of several lines: each is one caption")
     lines.append(console.passed_over(content["passed_over"]))
+    lines.append(parallel.computed_on())
     listed = manifest.beside(options.out) if single_file.is_file(options.out) else manifest.NAME
     samples = console.skipped_samples(content["skipped_samples"])
     lines.append(console.skipped(listed, tar=content["skipped_tars"], sample=samples))

@@ -242,6 +242,7 @@ def _text(content: Facts, options: NormSimD) -> str:
             f"{content['repeats']:,} pairs repeat the uid of another; the subset holds each uid once:"
             f" {content['uids']:,}"
         )
+    lines.append(parallel.computed_on())
     skipped = [*content["unreadable"], *(entry["reason"] for entry in content["skipped"])]
     lines.append(console.skipped(manifest.beside(options.out), shard=skipped))
     return "\n".join(filter(None, lines))

@@ -297,6 +297,7 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
         lines.append(f"Masked rows (null scores): {listed}; listed in {manifest.NAME}")
     if result["repeated_uids"]:
         lines.append(f"{result['repeated_uids']:,} rows repeat a uid of their unit")
+    lines.append(parallel.computed_on())
     skipped = [*result["unreadable"], *(entry["reason"] for entry in result["skipped"])]
     lines.append(console.skipped(manifest.NAME, shard=skipped))
     print("\n".join(filter(None, lines)))

@@ -288,6 +288,7 @@ def _print_summary(made: Manifest, output: Output) -> None:
         f"Trained on {result['pairs']:,} pairs for {made.options['steps']:,} steps, temperature"
         f" {result['temperature']:.4g}: {output.path(_UNIT)}"
     )
+    print(parallel.computed_on())
     bad = console.skipped_samples(result["skipped_samples"])
     if line := console.skipped(manifest.NAME, tar=result["skipped_tars"], sample=bad):
         print(line)

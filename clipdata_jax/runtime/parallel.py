@@ -196,6 +196,21 @@ def replicated() -> jax.NamedSharding:
     return jax.NamedSharding(local_mesh(), jax.P())
 
 
+def computed_on() -> str:
+    """Formats the devices of this run for a summary: "Computed on 1 CPU device", "Computed on 2 GPUs (NVIDIA H100)".
+
+    >>> computed_on().startswith("Computed on ")
+    True
+    """
+    import jax
+
+    devices = jax.devices()
+    platform = devices[0].platform.upper()
+    if platform == "CPU":
+        return f"Computed on {console.counted(len(devices), 'CPU device')}"
+    return f"Computed on {console.counted(len(devices), platform)} ({devices[0].device_kind})"
+
+
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
     """Pads an array with rows of zeros to `rows` rows.
 

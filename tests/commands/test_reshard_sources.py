@@ -78,8 +78,9 @@ def test_a_pool_of_a_tar_a_table_and_a_parquet_goes_the_whole_way(tmp_path, smal
     parts = [pq.read_table(path, columns=["uid", "text"]) for path in sorted((tmp_path / "m").glob("*.parquet"))]
     embedded = {row["uid"]: row["text"] for row in pa.concat_tables(parts).to_pylist()}
     assert len(embedded) == 3 + 4 + 3
+    assert done.stdout.endswith("\nComputed on 8 CPU devices\n")
     done = clipdata("score", "m", "--out", "s")
-    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\nComputed on 8 CPU devices\n"), done.stderr
     subset = write_subset(tmp_path / "s.npy", uids.to_hex(uids.sort(uids.from_hex(list(embedded)))))
 
     done = clipdata("reshard", *pool, "--subset", subset, "--out", "out")
@@ -139,6 +140,7 @@ def test_a_pool_of_a_tar_a_table_and_a_parquet_goes_the_whole_way(tmp_path, smal
     done = clipdata("train", *pool, *flags)
     assert done.returncode == 0, done.stderr
     assert "Trained on 10 pairs" in done.stdout
+    assert done.stdout.endswith("\nComputed on 8 CPU devices\n")
     assert clipdata("plan", "--", "reshard", *pool, "--subset", few, "--out", "none").returncode == 0
 
 
