@@ -54,17 +54,17 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 """
 IN_VAIN = """
-from clipdata_jax.formats import tars
-def swallow(paths):
+from clipdata_jax.formats.sources import discovery
+def swallow(*_, **__):
     try:
         stop()
     except KeyboardInterrupt:
         raise ImportError("what a package makes of it")
-tars.find_tars = swallow
+discovery.find_sources = swallow
 """
 
 IN_JAX = """
-from clipdata_jax.formats import tars
+from clipdata_jax.formats.sources import discovery
 program = '''
 def inside():
     try:
@@ -74,7 +74,7 @@ def inside():
 '''
 space = {"stop": stop, "os": os}
 exec(compile(program, "/site-packages/jax/_src/lib.py", "exec"), space)
-tars.find_tars = lambda paths: (space["inside"](), time.sleep(1000))
+discovery.find_sources = lambda *_, **__: (space["inside"](), time.sleep(1000))
 """
 
 
