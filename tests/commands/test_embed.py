@@ -109,7 +109,7 @@ def test_bad_samples_stop_the_run_or_are_listed(tmp_path, checkpoint, clipdata):
         "00104__jpg": jpeg(4),
         "00105__txt": b"no image at all",
         "00106__jpg": jpeg(6),
-        "00106__json": b'{"uid": "xyz", "caption": "bad uid"}',
+        "00106__json": b'{"uid": 1.5, "caption": "bad uid"}',
     }
     write_pairs(tmp_path / "pool" / "00000.tar", range(3), **broken)
     flags = ("embed", "pool", "--model", checkpoint, "--out", "out", "--batch-size", 8)

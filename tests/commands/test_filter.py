@@ -264,11 +264,11 @@ def test_what_is_not_installed_is_named(monkeypatch):
     languages._load.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(languages.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(InputError, match=r"clipdata_jax\[filters\].*--lid-model"):
+        with pytest.raises(InputError, match=r"pip install .*\[filters\].*--lid-model"):
             languages.Languages()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "fasttext", None)
-        with pytest.raises(InputError, match=r"fastText.*not installed.*clipdata_jax\[filters\]"):
+        with pytest.raises(InputError, match=r"fastText.*not installed.*pip install .*\[filters\]"):
             languages.Languages()
 
 

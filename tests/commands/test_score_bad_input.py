@@ -128,7 +128,7 @@ def test_a_broken_shard_can_be_skipped_and_is_listed(tmp_path, pool, clipdata):
         (["--batch-size", "32", "1024"], "expected sizes within a factor of 16"),
         (["--mix-shards", "0"], "--mix-shards is 0, expected a whole number of at least 1"),
         (["--mix-shards", "2", "--division", "shard"], "expected no value with --division shard"),
-        (["--division", "half"], "'half' for argument '--division'"),
+        (["--division", "half"], "--division is 'half', expected one of group, shard"),
         (["--p", "0.5"], "--p is 0.5"),
         (["--target", "t=short.npy"], "the target has dimension 16, the pool 32"),
         (["--target", "t=missing.npy"], "missing.npy: no such file"),
@@ -188,8 +188,8 @@ def test_a_run_that_failed_before_a_unit_was_done_leaves_its_folder_free(tmp_pat
     refused = clipdata(*command)  # now a unit is done
     assert refused.returncode == 2
     assert (
-        "s: already holds the results of another run (--normalize was true, now false); choose another --out,"
-        " or delete the folder" in refused.stderr
+        "s: already holds 1 of 2 units of another run (--normalize was true, now false); give that run's command to go"
+        " on with it, choose another --out, or delete the folder" in refused.stderr
     )
     done = clipdata(*command, "--normalize")
     assert done.returncode == 0, done.stderr
