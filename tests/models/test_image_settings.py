@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,13 @@ IMAGES = (
     "rgba_portrait.png",
     "tiny_upscale.png",
 )
+
+
+def processor_of(model: str, name: str) -> Any:
+    """A processor of transformers that needs no torch."""
+    reason = "needs transformers 5.6, whose processors work without torch"
+    module = pytest.importorskip(f"transformers.models.{model}.image_processing_pil_{model}", reason=reason)
+    return getattr(module, name)
 
 
 def write(folder: Path, **content: object) -> Path:
@@ -44,13 +52,13 @@ def test_the_settings_beside_a_checkpoint_are_read(golden: Path, tmp_path: Path)
 
 
 def test_a_size_of_height_and_width_is_scaled_to_as_transformers_does(golden: Path, tmp_path: Path):
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    processor = processor_of("clip", "CLIPImageProcessorPil")
 
     side = {"height": 32, "width": 32}
     transform = load_image_transform(write(tmp_path, size=side, crop_size=side))
     assert transform == ImageTransform(size=32, fit="squash")
     assert load_image_transform(write(tmp_path, size=side, do_center_crop=False)) == transform
-    theirs = CLIPImageProcessorPil(size=side, crop_size=side, do_normalize=False, do_rescale=False)
+    theirs = processor(size=side, crop_size=side, do_normalize=False, do_rescale=False)
     for name in ("rgb_landscape.png", "exif_rotated.jpg"):
         with Image.open(golden / "preprocess" / name) as image:
             want = theirs(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
@@ -58,12 +66,12 @@ def test_a_size_of_height_and_width_is_scaled_to_as_transformers_does(golden: Pa
 
 
 def test_settings_are_written_as_they_are_read(tmp_path: Path):
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    processor = processor_of("clip", "CLIPImageProcessorPil")
 
     transform = ImageTransform(size=32, resize=36)
     write_preprocessor_config(tmp_path, transform, image_mean=(0.5, 0.5, 0.5))
     assert load_image_transform(tmp_path) == transform
-    theirs = CLIPImageProcessorPil.from_pretrained(tmp_path)
+    theirs = processor.from_pretrained(tmp_path)
     assert dict(theirs.size)["shortest_edge"] == 36
     assert tuple(theirs.image_mean) == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="convention is 'open_clip'"):
@@ -102,13 +110,13 @@ def test_settings_of_another_model_are_refused(tmp_path: Path):
 def test_siglips_pixels_are_exactly_those_of_transformers(
     resample: int, interpolation: str, golden: Path, tmp_path: Path
 ):
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+    processor = processor_of("siglip", "SiglipImageProcessorPil")
 
     side = {"height": 32, "width": 32}
     write(tmp_path, image_processor_type="SiglipImageProcessor", size=side, resample=resample, do_convert_rgb=None)
     transform = load_image_transform(tmp_path)
     assert transform == ImageTransform(size=32, fit="squash", interpolation=interpolation)
-    theirs = SiglipImageProcessorPil(size=side, resample=resample)
+    theirs = processor(size=side, resample=resample)
     for name in IMAGES:
         with Image.open(golden / "preprocess" / name) as image:
             values = np.asarray(theirs(image, return_tensors="np")["pixel_values"][0])

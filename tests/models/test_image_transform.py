@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +49,8 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize(("convention", "key"), [("transformers", "hf"), ("open_clip", "open_clip")])
 def test_pixels_are_exactly_those_of_the_library(convention, key: str, name: str, golden: Path):
+    if name == "rgba_portrait.png" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("needs Pillow 13: the expected pixels are its own, and older ones resize alpha otherwise")
     expected = np.load(golden / "preprocess" / "expected.npz")[f"{key}/{name}"]
     want = np.rint((expected.transpose(1, 2, 0) * OPENAI_STD + OPENAI_MEAN) * 255)
     transform = ImageTransform(size=32, convention=convention)
