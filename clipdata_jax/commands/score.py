@@ -273,7 +273,7 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
     text = " and ".join(f"{t:.4g}" for t in temperatures)
     text += _other_temperature(temperatures, stated)
     how = ""
-    if "neg_clip_loss" in options.chosen():
+    if options.by_text:
         how = f" at temperature{'s' if len(temperatures) > 1 else ''} {text}"
         how += f"{assumed if result['temperature_from'] == 'assumed' else ''}, in"
         how += f" {' and in '.join(_describe_size(size, result['rows']) for size in result['groups']['sizes'])}"

@@ -219,10 +219,10 @@ def test_digests_of_the_tars_are_taken_when_asked_for(tmp_path, pool, clipdata):
     for out, flags in (("without", ()), ("with", ("--digests",))):
         assert clipdata("reshard", "pool", "--subset", "s.npy", "--out", out, *flags).returncode == 0
     without, held = (json.loads((tmp_path / out / "_manifest.json").read_bytes()) for out in ("without", "with"))
-    assert set(held["outputs"]["000.tar"]) == set(held["pool"][0]) - {"name"} == {"bytes", "digest"}
+    assert set(held["outputs"]["000.tar"]) == set(held["pool"][0]) - {"name", "relative"} == {"bytes", "digest"}
     assert held["outputs"]["000.tar"]["digest"] == storage.digest(str(tmp_path / "with/000.tar"))
     assert set(without["outputs"]["000.tar"]) == {"bytes"}
-    assert set(without["pool"][0]) == {"name", "bytes"}
+    assert set(without["pool"][0]) == {"name", "relative", "bytes"}
     assert "digest" in without["outputs"]["uids/000.npy"]
 
 

@@ -160,7 +160,7 @@ def test_tars_of_one_name_and_ids_of_any_kind_are_found(tmp_path, pool, tokenize
     made = [uids.uid_of(f"{folder}/0.tar", key) for folder in "ab"]
     (tmp_path / "ids.txt").write_text("\n".join([*made, "17", uids.uid_of("0.tar", key)]))
     options = Train(
-        tars=(str(tmp_path / "b"), str(tmp_path / "a")), tokenizer=str(tokenizer), out=str(tmp_path / "out"), steps=1,
+        sources=(str(tmp_path / "b"), str(tmp_path / "a")), tokenizer=str(tokenizer), out=str(tmp_path / "out"), steps=1,
         subset=str(tmp_path / "ids.txt"), on_bad="skip", **TINY_OPTIONS,
     )  # fmt: skip
     read = train._Pool(options, tars.find_tars(options.tars), models.load_tokenizer(str(tokenizer)),

@@ -230,7 +230,7 @@ def test_a_missing_package_names_its_extra(monkeypatch, path, extra):
         raise ImportError("Install it")
 
     monkeypatch.setattr(location.fsspec.core, "url_to_fs", missing)
-    with pytest.raises(InputError, match=rf"needs a package that is missing.*clipdata_jax\[{extra}\]"):
+    with pytest.raises(InputError, match=rf"needs a package that is missing.*pip install .*\[{extra}\]"):
         storage.read_bytes(path)
 
 
