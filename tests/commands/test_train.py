@@ -16,6 +16,7 @@ from clipdata_jax.commands import train
 from clipdata_jax.config import Train
 from clipdata_jax.demo.pool import make_clean_tars
 from clipdata_jax.formats import tars, uid_files, uids
+from clipdata_jax.formats.sources import discovery
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -160,10 +161,11 @@ def test_tars_of_one_name_and_ids_of_any_kind_are_found(tmp_path, pool, tokenize
     made = [uids.uid_of(f"{folder}/0.tar", key) for folder in "ab"]
     (tmp_path / "ids.txt").write_text("\n".join([*made, "17", uids.uid_of("0.tar", key)]))
     options = Train(
-        sources=(str(tmp_path / "b"), str(tmp_path / "a")), tokenizer=str(tokenizer), out=str(tmp_path / "out"), steps=1,
-        subset=str(tmp_path / "ids.txt"), on_bad="skip", **TINY_OPTIONS,
+        sources=(str(tmp_path / "b"), str(tmp_path / "a")), tokenizer=str(tokenizer), out=str(tmp_path / "out"),
+        steps=1, subset=str(tmp_path / "ids.txt"), on_bad="skip", **TINY_OPTIONS,
     )  # fmt: skip
-    read = train._Pool(options, tars.find_tars(options.tars), models.load_tokenizer(str(tokenizer)),
+    found = discovery.find_sources(options.sources, images_only=False)
+    read = train._Pool(options, found, models.load_tokenizer(str(tokenizer)),
                        uid_files.read_subset(options.subset))  # fmt: skip
     read.read()
     facts = read.facts()
