@@ -1,6 +1,5 @@
 """Parquet files with the images inside: their columns, rows, parts and damage."""
 
-import io
 import itertools
 import json
 import tracemalloc
@@ -9,28 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from support.found_sources import find, png, read
 
-from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
-from clipdata_jax.formats.sources import discovery
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def png(shade):
-    buffer = io.BytesIO()
-    Image.new("RGB", (6, 5), (shade, 1, 2)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def find(*patterns, images_only=False, **columns):
-    return discovery.find_sources([str(one) for one in patterns], images_only=images_only, reading=Reading(**columns))
-
-
-def read(found):
-    return [sample for source in found.units.values() for sample in source.samples()]
 
 
 def of_type(kind, images):

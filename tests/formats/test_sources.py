@@ -1,33 +1,17 @@
 """Sources found by patterns, and samples of tables, folders and TFDS splits."""
 
 import gzip
-import io
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from support.found_sources import find, png, read
 from support.tfds_images import prepare
 
-from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
-from clipdata_jax.formats.sources import discovery, source
-
-
-def png(shade=0):
-    buffer = io.BytesIO()
-    Image.new("RGB", (6, 5), (shade, 1, 2)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def find(*patterns, images_only=False, **columns):
-    return discovery.find_sources([str(one) for one in patterns], images_only=images_only, reading=Reading(**columns))
-
-
-def read(found):
-    return [sample for source in found.units.values() for sample in source.samples()]
+from clipdata_jax.formats.sources import source
 
 
 def text(sample):
