@@ -121,6 +121,7 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
                 warmup=options.warmup_steps(),
                 steps=options.steps,
                 weight_decay=options.weight_decay,
+                clip_norm=1.0,
             ),
             steps=steps,
             batch_size=options.batch_size,

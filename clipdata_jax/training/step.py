@@ -1,4 +1,4 @@
-"""The contrastive step: symmetric InfoNCE over the global batch, AdamW, and the training state.
+"""The contrastive step: symmetric InfoNCE over the global batch and the training state.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020.
 """
@@ -79,43 +79,6 @@ def contrastive_loss(
     # branch, which XLA on CPUs may reorder with others, and gloo then aborts the process.
     pair_b = jnp.einsum("id,id->i", f_bd, g_bd, precision="highest") * jnp.exp(logit_scale)
     return jnp.mean(sums_b / 2 - pair_b)
-
-
-def adamw(*, learning_rate: float, warmup: int, steps: int, weight_decay: float) -> optax.GradientTransformation:
-    """Creates CLIP's optimiser: AdamW, linear warm-up, cosine decay to zero, gradients clipped to global norm 1.
-
-    Radford et al. 2021, arXiv:2103.00020, table 18, for b2 = 0.98 and eps = 1e-6. Weight decay applies to arrays
-    of two or more dimensions: matrices and embedding tables, not gains, biases, the class embedding or the logit
-    scale.
-
-    Args:
-      learning_rate: the peak of the schedule, above 0.
-      warmup: steps until the peak; 0 for none.
-      steps: all steps, the warm-up included.
-      weight_decay: the decoupled weight decay, multiplied by the learning rate.
-
-    Returns:
-      The optimiser, for parameters by dotted path as `split_model` returns them.
-
-    >>> import jax.numpy as jnp, numpy as np
-    >>> from clipdata_jax.training import adamw
-    >>> optimizer = adamw(learning_rate=0.1, warmup=0, steps=10, weight_decay=0.0)
-    >>> params = {"scale": jnp.ones(2)}
-    >>> updates, _ = optimizer.update({"scale": jnp.array([1.0, -2.0])}, optimizer.init(params), params)
-    >>> print(np.asarray(updates["scale"]).round(3))
-    [-0.1  0.1]
-    """
-    rate = optax.cosine_decay_schedule(learning_rate, steps)
-    if warmup:
-        rate = optax.warmup_cosine_decay_schedule(learning_rate / warmup, learning_rate, warmup, steps)
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(rate, b1=0.9, b2=0.98, eps=1e-6, weight_decay=weight_decay, mask=_is_decayed),
-    )
-
-
-def _is_decayed(params: Params) -> dict[str, bool]:
-    return {name: value.ndim >= 2 for name, value in params.items()}
 
 
 def split_model(model: CLIP) -> tuple[Params, Callable[[Params], CLIP]]:
