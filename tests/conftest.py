@@ -26,7 +26,10 @@ import pytest
 
 # The shapes and types that these modules state are checked at every call that the tests make in this process.
 jaxtyping.install_import_hook(
-    [f"clipdata_jax.{name}" for name in ("scores", "models", "evaluation", "training", "embedding.encoder")],
+    [
+        *(f"clipdata_jax.{name}" for name in ("scores", "models", "training", "embedding.encoder")),
+        *(f"clipdata_jax.evaluation.{name}" for name in ("zero_shot", "retrieval", "nearest", "metrics")),
+    ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float
 )
 

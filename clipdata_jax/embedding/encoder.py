@@ -35,7 +35,8 @@ class Encoder:
         self.rows = batch_size * mesh.shape[parallel.AXIS]
         """Rows that all devices take at a time; batches of this size need no padding."""
         self._sharding = NamedSharding(mesh, P(parallel.AXIS))
-        self._state = jax.device_put(state, NamedSharding(mesh, P()))
+        self._everywhere = NamedSharding(mesh, P())
+        self._state = jax.device_put(state, self._everywhere)
 
         def sharded(encode: Callable[[CLIP, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
             return jax.jit(
@@ -49,6 +50,10 @@ class Encoder:
 
         self._image = sharded(lambda model, pixels: model.encode_image(pixels))
         self._text = sharded(lambda model, ids: model.encode_text(ids))
+
+    def update(self, model: CLIP) -> None:
+        """Takes the parameters of another model of the same shape, such as a later step's; nothing is compiled anew."""
+        self._state = jax.device_put(nnx.split(model)[1], self._everywhere)
 
     def images(self, pixels: UInt8[np.ndarray, "n size size 3"]) -> Float32[np.ndarray, "n d"]:
         """Embeds images; returns one unit row per image."""

@@ -13,6 +13,7 @@ from clipdata_jax.config import Evaluate
 from clipdata_jax.demo.pool import make_zero_shot
 from clipdata_jax.embedding.samples import Decoded
 from clipdata_jax.errors import InputError
+from clipdata_jax.evaluation.evaluator import labeller
 from clipdata_jax.formats import tars
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -145,7 +146,7 @@ def sample(key, label=None):
 
 
 def test_labels_come_from_cls_or_folder():
-    label_of = evaluate.labeller(["airplane", "Great White-Shark", "crane", "crane"])
+    label_of = labeller(["airplane", "Great White-Shark", "crane", "crane"])
     assert label_of(sample("test/anything/0", "3")) == 3
     assert label_of(sample("test/great_white  shark/0")) == 1
     for key, label, words in [
