@@ -32,11 +32,12 @@ def main(config_file: str) -> None:
     from clipdata_jax.commands import train
 
     options = runpy.run_path(config_file)["get_config"]().train
-    (folder,) = options.tars
+    (folder,) = options.sources
     if not Path(folder).exists():
         make_clean_tars(folder, pairs=PAIRS, seed=SEED, shards=8, web_share=WEB_SHARE)
     captions = (sample.members["txt"].decode() for path in tars.find_tars([folder]) for sample in tars.read_tar(path))
-    models.train_tokenizer(captions, options.tokenizer, vocab_size=VOCABULARY, context_length=options.context_length)
+    length = options.settings().sizes.context_length
+    models.train_tokenizer(captions, options.tokenizer, vocab_size=VOCABULARY, context_length=length)
     train.run(options)
     trained = Path(options.out) / "model"
     SHIPPED.mkdir(exist_ok=True)

@@ -201,13 +201,16 @@ def _train_and_evaluate(
         subset=subset,
         tokenizer=MODEL,
         out=out,
-        steps=options.train_steps,
-        batch_size=128,
-        patch_size=16,
-        width=96,
-        layers=3,
-        embed_dim=64,
-        warmup=min(50, options.train_steps // 4),
+        model=config.ModelChoice(patch_size=16, width=96, layers=3, embed_dim=64),
+        optimiser=config.Optimiser(
+            steps=options.train_steps,
+            batch_size=128,
+            warmup=min(50, options.train_steps // 4),
+            weight_decay=0.1,
+            clip_norm=1.0,
+        ),
+        # The drawn pool's captions say where in the image things are.
+        input=config.TrainingInput(min_crop=1.0),
         seed=seed,
     )
     _call("train", training)

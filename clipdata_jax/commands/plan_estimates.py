@@ -13,6 +13,7 @@ from typing import Any
 
 from clipdata_jax import config, storage
 from clipdata_jax.commands import norm_sim_d, score, train
+from clipdata_jax.config.model_sizes import ModelSizes
 from clipdata_jax.embedding import single_file
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import arrays, external_columns, metadata, score_tables, tars, uid_files
@@ -341,27 +342,39 @@ def _reshard(options: config.Reshard) -> Estimate:
 def _train(options: config.Train) -> Estimate:
     found = _sources(options)
     rows, stored = _samples(found)
-    pairs, batch = sum(rows), options.batch_size
+    settings = options.settings()
+    pairs, batch, steps = sum(rows), settings.batch_size, settings.steps
     if options.subset is not None and storage.exists(options.subset):
         pairs = min(pairs, len(uid_files.read_subset(options.subset)))
     if pairs < batch:
         found_pairs = f"train: there are about {pairs:,} pairs to train on, fewer than one batch of {batch:,}"
         raise InputError(f"{found_pairs}; give more, or a smaller --batch-size")
-    train.check_memory(pairs, options.image_size)
-    image, fewer = 3 * options.image_size**2, "use a --subset of at most {:,} pairs, or a smaller --image-size"
-    state = 4 * _STATES * options.width * (24 * options.layers * options.width + _TOKENS)
-    checkpoints = -(-options.steps // options.checkpoint_every)
+    image_size, context_length, parameters = _trained_model(options, settings.sizes)
+    train.check_memory(pairs, image_size)
+    image, fewer = 3 * image_size**2, "use a --subset of at most {:,} pairs, or a smaller --image-size"
+    state = 4 * _STATES * parameters
+    checkpoints = -(-steps // options.checkpoint_every)
+    every = options.keep_interval()
+    kept = min(2, checkpoints) + (steps // every if every else 0)
     return Estimate(
-        work=f"about {counted(pairs, 'pair')}, {counted(options.steps, 'step')} of {batch:,} pairs",
+        work=f"about {counted(pairs, 'pair')}, {counted(steps, 'step')} of {batch:,} pairs",
         read=_stored(found, rows, stored),
-        written=min(2, checkpoints) * state + state // _STATES,
+        written=kept * state + 2 * state // _STATES,
         fixed=_BASE + 3 * state + 3 * batch * 4 * image,
-        each=image + 8 * options.context_length + 400,
+        each=image + 8 * context_length + 400,
         count=pairs,
         advice=_at_most(fewer, "use a smaller --width, fewer --layers or a smaller --batch-size"),
-        rows_timed=options.steps * batch,
+        rows_timed=steps * batch,
         notes=("every process reads all sources", f"{counted(checkpoints, 'checkpoint')} of {size_text(state)}"),
     )
+
+
+def _trained_model(options: config.Train, sizes: ModelSizes | None) -> tuple[int, int, int]:
+    """The image size, the context length and the number of parameters of the model that is trained."""
+    if sizes is not None:
+        return sizes.image_size, sizes.context_length, sizes.parameters(_TOKENS)
+    _, image_size, weights = _model(str(options.model.init))
+    return image_size, 77, weights // 2  # float16 at the least
 
 
 def _evaluate(options: config.Evaluate) -> Estimate:

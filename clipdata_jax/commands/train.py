@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 
 from clipdata_jax import storage
 from clipdata_jax.config import Train
+from clipdata_jax.config.model_sizes import ModelSizes
 from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.formats import uid_files, uids
@@ -50,6 +52,7 @@ def run(options: Train) -> Manifest | None:
         inputs = [*token_files, *([] if options.subset is None else [options.subset])]
         # A resumed run must see the same pairs, so the sources' digests belong to the plan.
         others: dict[str, Any] = {"sources": found.facts} if found.facts else {}
+        others["settings"] = dataclasses.asdict(options.settings())
         plan = manifest.describe("train", options, inputs=[*inputs, *paths], devices=True, **others)
         output = _open(options.out, plan, share)
         if _UNIT not in output.receipts():
@@ -59,7 +62,7 @@ def run(options: Train) -> Manifest | None:
         return None
     result = output.finish(lambda receipts: receipts[0].facts)
     if result is not None:
-        _print_summary(result, output)
+        _print_summary(result, output, options.settings().steps)
     return result
 
 
@@ -67,14 +70,14 @@ def _copy_tokenizer(options: Train, to: Path) -> list[str]:
     """Copies the tokenizer, for captions as long as this model's; returns the files it consists of."""
     from clipdata_jax.models import checkpoint_files as names
 
-    source = names.checkpoint_folder(options.tokenizer)
+    source = names.checkpoint_folder(_tokenizer_folder(options))
     parts = (names.TOKENIZER, names.VOCABULARY, names.MERGES, names.TOKENIZER_CONFIG, names.SPECIAL_TOKENS)
     found = [source / name for name in parts if (source / name).is_file()]
     for file in found:
         shutil.copyfile(file, to / file.name)
     settings = to / names.TOKENIZER_CONFIG
     before = names.read_json(settings) if settings.is_file() else {"tokenizer_class": "CLIPTokenizer"}
-    names.write_json(settings, {**before, "model_max_length": options.context_length})
+    names.write_json(settings, {**before, "model_max_length": _sizes(options).context_length})
     return [str(file) for file in found]
 
 
@@ -84,7 +87,19 @@ def _load_tokenizer(options: Train, copy: str) -> Tokenizer:
     try:
         return models.load_tokenizer(copy)
     except InputError as error:  # it knows the copy only
-        raise InputError(str(error).replace(copy, options.tokenizer)) from error
+        raise InputError(str(error).replace(copy, _tokenizer_folder(options))) from error
+
+
+def _tokenizer_folder(options: Train) -> str:
+    folder = options.tokenizer or options.model.init
+    assert folder is not None
+    return folder
+
+
+def _sizes(options: Train) -> ModelSizes:
+    sizes = options.settings().sizes
+    assert sizes is not None
+    return sizes
 
 
 def _open(folder: str, plan: RunPlan, share: parallel.Share) -> Output:
@@ -110,29 +125,31 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
     first = jax.process_index() == 0
     checkpoints = output.path("checkpoints")
     begun = training.last_checkpoint(checkpoints)
-    steps = options.steps if options.stop_after is None else min(options.steps, begun + options.stop_after)
+    settings = options.settings()
+    steps = settings.steps if options.stop_after is None else min(settings.steps, begun + options.stop_after)
     reporter = Reporter(options, output, steps, together=jax.process_count() > 1) if first else None
     with reporter or contextlib.nullcontext():
         model = training.train(
-            models.CLIP(model_config(options, tokenizer), rngs=nnx.Rngs(options.seed)),
+            models.CLIP(model_config(_sizes(options), tokenizer), rngs=nnx.Rngs(options.seed)),
             pool.pairs(),
             optimizer=training.adamw(
-                learning_rate=options.learning_rate,
-                warmup=options.warmup_steps(),
-                steps=options.steps,
-                weight_decay=options.weight_decay,
-                clip_norm=1.0,
+                learning_rate=settings.learning_rate,
+                warmup=settings.warmup,
+                steps=settings.steps,
+                weight_decay=options.optimiser.weight_decay,
+                beta2=settings.beta2,
+                clip_norm=options.optimiser.clip_norm,
             ),
             steps=steps,
-            batch_size=options.batch_size,
+            batch_size=settings.batch_size,
             seed=options.seed,
             mesh=parallel.data_mesh(),
             checkpoints=checkpoints,
             checkpoint_every=options.checkpoint_every,
             report=reporter or (lambda step, loss: None),
         )
-    if steps < options.steps:
-        raise StoppedEarly(steps - begun, options.steps - begun, "step")
+    if steps < settings.steps:
+        raise StoppedEarly(steps - begun, settings.steps - begun, "step")
     if not first:
         return
     models.save_clip(model, folder)
@@ -148,31 +165,11 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
     output.complete(_UNIT, parts, facts)
 
 
-def model_config(options: Train, tokenizer: Tokenizer) -> Any:
+def model_config(sizes: ModelSizes, tokenizer: Tokenizer) -> Any:
     """The model's shape."""
     from clipdata_jax import models
 
-    width, layers, heads = options.width, options.layers, options.heads
-    return models.CLIPConfig(
-        vision=models.VisionConfig(
-            width=width,
-            layers=layers,
-            heads=heads,
-            mlp_width=4 * width,
-            image_size=options.image_size,
-            patch_size=options.patch_size,
-        ),
-        text=models.TextConfig(
-            width=width,
-            layers=layers,
-            heads=heads,
-            mlp_width=4 * width,
-            vocab_size=tokenizer.vocab_size,
-            context_length=options.context_length,
-            eos_token_id=tokenizer.eos_token_id,
-        ),
-        embed_dim=options.embed_dim,
-    )
+    return models.sized_config(sizes, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_token_id)
 
 
 class _Pool:
@@ -185,7 +182,7 @@ class _Pool:
 
         self._options, self._found, self._tokenizer, self._subset = options, found, tokenizer, subset
         self._names = found.names
-        self._transform = ImageTransform(size=options.image_size)
+        self._transform = ImageTransform(size=_sizes(options).image_size)
         self._pixels: list[np.ndarray] = []
         self._ids: list[np.ndarray] = []
         self._uids: list[str] = []
@@ -247,7 +244,7 @@ class _Pool:
         expected = len(self._pixels) * grows
         if self._subset is not None:
             expected = min(expected, max(len(self._subset), len(self._pixels)))
-        check_memory(expected, self._options.image_size)
+        check_memory(expected, _sizes(self._options).image_size)
 
     def pairs(self) -> TrainingPairs:
         """The pairs, their rows of tokens cut to the longest caption: what follows an end token is never read."""
@@ -283,10 +280,10 @@ def check_memory(images: float, image_size: int) -> None:
         )
 
 
-def _print_summary(made: Manifest, output: Output) -> None:
+def _print_summary(made: Manifest, output: Output, steps: int) -> None:
     result = made.facts
     print(
-        f"Trained on {result['pairs']:,} pairs for {made.options['steps']:,} steps, temperature"
+        f"Trained on {result['pairs']:,} pairs for {steps:,} steps, temperature"
         f" {result['temperature']:.4g}: {output.path(_UNIT)}"
     )
     print(parallel.computed_on())
@@ -303,8 +300,9 @@ class Reporter:
 
     def __init__(self, options: Train, output: Output, last: int, *, together: bool) -> None:
         self._together = together
-        self.bar = console.bar(total=options.steps, unit="step", name="train")
+        self.bar = console.bar(total=options.settings().steps, unit="step", name="train")
         self._options, self._output, self._last = options, output, (time.monotonic(), 0)
+        self._batch_size = options.settings().batch_size
         self._logged = (1, last)
         self._is_compiling = True
         self._profiler = profiling.Profiler(options.profile, steps=3)
@@ -336,8 +334,8 @@ class Reporter:
             self.bar.update(1)
         now, (then, step_then) = time.monotonic(), self._last
         if now - then >= _SECONDS_BETWEEN_LINES or step in self._logged:
-            rate = (step - step_then) * self._options.batch_size / max(now - then, 1e-9)
-            rows = (step - step_then) * self._options.batch_size
+            rate = (step - step_then) * self._batch_size / max(now - then, 1e-9)
+            rows = (step - step_then) * self._batch_size
             times = UnitTimes(step=step, loss=round(loss, 5), rows=rows, rows_per_second=round(rate, 1))
             self._output.log(times)
             self._last = (now, step)

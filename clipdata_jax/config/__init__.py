@@ -23,7 +23,12 @@ from clipdata_jax.config.selecting import Report as Report
 from clipdata_jax.config.selecting import Reshard as Reshard
 from clipdata_jax.config.selecting import Select as Select
 from clipdata_jax.config.selecting import Uids as Uids
+from clipdata_jax.config.training import Compute as Compute
 from clipdata_jax.config.training import Demo as Demo
 from clipdata_jax.config.training import Evaluate as Evaluate
+from clipdata_jax.config.training import EvaluationDuring as EvaluationDuring
+from clipdata_jax.config.training import ModelChoice as ModelChoice
+from clipdata_jax.config.training import Optimiser as Optimiser
 from clipdata_jax.config.training import Train as Train
+from clipdata_jax.config.training import TrainingInput as TrainingInput
 from clipdata_jax.config.verifying import Verify as Verify

@@ -1,5 +1,6 @@
 """CLIP's and SigLIP's towers, and what a checkpoint holds: weights, tokenizer, image preprocessing."""
 
+from clipdata_jax.models.architectures import sized_config as sized_config
 from clipdata_jax.models.clip import CLIP as CLIP
 from clipdata_jax.models.clip_config import CLIPConfig as CLIPConfig
 from clipdata_jax.models.clip_config import TextConfig as TextConfig

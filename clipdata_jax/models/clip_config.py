@@ -13,6 +13,8 @@ TextPool = Literal["end", "first", "last"]
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+# SigLIP's initial values, Zhai et al. 2023, arXiv:2303.15343, section 3.2.
+SIGLIP_LOGIT_SCALE, SIGLIP_LOGIT_BIAS = math.log(10), -10.0
 
 # Older config.json files have eos_token_id 2, which is not the end token of any CLIP vocabulary: those models pool
 # at the highest id.

@@ -9,6 +9,8 @@ from typing import Any
 from clipdata_jax.errors import InputError
 from clipdata_jax.models.clip_config import (
     LEGACY_EOS,
+    SIGLIP_LOGIT_BIAS,
+    SIGLIP_LOGIT_SCALE,
     SIGLIP_MEAN,
     SIGLIP_STD,
     Activation,
@@ -126,9 +128,9 @@ def _read_siglip(content: Mapping[str, Any], vision: dict[str, Any] | None, text
         vision=_read_vision(vision, _SIGLIP, patch=16, pool="attention"),
         text=_read_text(text, _SIGLIP, vocabulary=32000, length=64, **pooling),
         embed_dim=(text or {}).get("projection_size") or width,
-        # SigLIP's initial values, arXiv:2303.15343; not in its config.json.
-        logit_scale_init=2.302585092994046 if both else None,
-        logit_bias_init=-10.0 if both else None,
+        # Not in its config.json.
+        logit_scale_init=SIGLIP_LOGIT_SCALE if both else None,
+        logit_bias_init=SIGLIP_LOGIT_BIAS if both else None,
         image_mean=SIGLIP_MEAN,
         image_std=SIGLIP_STD,
     )

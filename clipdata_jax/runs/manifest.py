@@ -22,8 +22,9 @@ from clipdata_jax.runtime import parallel
 NAME = storage.MANIFEST
 # Options that say where and how the work is done, not what comes of it.
 _HOW = {
-    *("checkpoint_every", "decoders", "explain", "force", "max_bad_rows", "memory_gb", "on_bad", "out", "overwrite"),
-    *("processes", "profile", "stop_after", "target_cache", "workers"),
+    *("checkpoint_every", "decoders", "evaluation", "explain", "force", "input_workers", "keep_every", "log"),
+    *("max_bad_rows", "memory_gb", "on_bad", "out", "overwrite", "processes", "profile", "stop_after"),
+    *("target_cache", "workers"),
 }
 _PACKAGES = ("clipdata_jax", "jax", "jaxlib", "flax", "numpy", "pyarrow", "pillow", "transformers")
 

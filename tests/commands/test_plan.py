@@ -118,13 +118,13 @@ def test_norm_sim_d_is_planned_and_measured(work, clipdata):
 def test_train_and_evaluate_say_what_would_fit(work):
     write_pairs(work / "tars" / "0.tar", range(12))
     make_checkpoint(work / "model")
-    train = {"sources": ("tars",), "tokenizer": "model", "out": "run", "steps": 5, "warmup": 1}
+    train = {"sources": ("tars",), "tokenizer": "model", "out": "run"}
     with pytest.raises(InputError, match="about 12 pairs to train on, fewer than one batch of 64"):
-        estimated(config.Train(**train, batch_size=64))
-    found = estimated(config.Train(**train, batch_size=4))
+        estimated(config.Train(**train, optimiser=config.Optimiser(steps=5, batch_size=64)))
+    found = estimated(config.Train(**train, optimiser=config.Optimiser(steps=5, batch_size=4)))
     assert (found.rows_timed, found.units) == (20, None)
     with pytest.raises(InputError, match=r"train: needs .* of memory, and there are 1 MB; use a"):
-        estimated(config.Train(**train, batch_size=4), 1 << 20)
+        estimated(config.Train(**train, optimiser=config.Optimiser(steps=5, batch_size=4)), 1 << 20)
     evaluate = config.Evaluate(model="model", retrieval=("tars",), out="e.json")
     assert "about 12 images, 1 tar" in estimated(evaluate).work
     with pytest.raises(InputError, match=r"evaluate: needs .* of memory, and there are"):

@@ -13,7 +13,7 @@ from support.processes import check_verify
 
 from clipdata_jax import cli, models
 from clipdata_jax.commands import train
-from clipdata_jax.config import Train
+from clipdata_jax.config import ModelChoice, Optimiser, Train
 from clipdata_jax.demo.pool import make_clean_tars
 from clipdata_jax.formats import tars, uid_files, uids
 from clipdata_jax.formats.sources import discovery
@@ -34,7 +34,7 @@ TINY = [
     "--context-length",
     "16",
 ]
-TINY_OPTIONS = {"width": 16, "layers": 1, "heads": 2, "embed_dim": 16, "image_size": 32, "context_length": 16}
+TINY_MODEL = ModelChoice(width=16, layers=1, heads=2, embed_dim=16, image_size=32, context_length=16)
 # Ends the process, without a word, right after the checkpoint of step 4.
 KILLED = """
 import os, signal, sys
@@ -129,8 +129,9 @@ def test_a_subset_and_what_is_skipped_are_counted(tmp_path, pool, tokenizer, cap
     wanted = [*found[:12], found[spoilt], "0" * 32]
     uids.write_subset(str(tmp_path / "subset.npy"), uids.from_hex(sorted(set(wanted))))
     options = Train(
-        sources=(str(tmp_path / "0000{0..1}.tar"),), tokenizer=str(tokenizer), out=str(tmp_path / "out"), steps=2,
-        warmup=0, batch_size=8, subset=str(tmp_path / "subset.npy"), on_bad="skip", **TINY_OPTIONS,
+        sources=(str(tmp_path / "0000{0..1}.tar"),), tokenizer=str(tokenizer), out=str(tmp_path / "out"),
+        subset=str(tmp_path / "subset.npy"), on_bad="skip", model=TINY_MODEL,
+        optimiser=Optimiser(steps=2, warmup=0, batch_size=8),
     )  # fmt: skip
     made = train.run(options)
     assert made.facts["pairs"] == len(set(wanted)) - 2
@@ -162,7 +163,7 @@ def test_tars_of_one_name_and_ids_of_any_kind_are_found(tmp_path, pool, tokenize
     (tmp_path / "ids.txt").write_text("\n".join([*made, "17", uids.uid_of("0.tar", key)]))
     options = Train(
         sources=(str(tmp_path / "b"), str(tmp_path / "a")), tokenizer=str(tokenizer), out=str(tmp_path / "out"),
-        steps=1, subset=str(tmp_path / "ids.txt"), on_bad="skip", **TINY_OPTIONS,
+        subset=str(tmp_path / "ids.txt"), on_bad="skip", model=TINY_MODEL, optimiser=Optimiser(steps=1),
     )  # fmt: skip
     found = discovery.find_sources(options.sources, images_only=False)
     read = train._Pool(options, found, models.load_tokenizer(str(tokenizer)),
