@@ -130,7 +130,9 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
     reporter = Reporter(options, output, steps, together=jax.process_count() > 1) if first else None
     with reporter or contextlib.nullcontext():
         model = training.train(
-            models.CLIP(model_config(_sizes(options), tokenizer), rngs=nnx.Rngs(options.seed)),
+            models.CLIP(
+                model_config(_sizes(options), tokenizer), rngs=nnx.Rngs(options.seed), initial=settings.initial
+            ),
             pool.pairs(),
             optimizer=training.adamw(
                 learning_rate=settings.learning_rate,

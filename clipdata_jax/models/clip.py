@@ -14,7 +14,9 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from clipdata_jax.config.recipes import Initial
 from clipdata_jax.models.clip_config import CLIPConfig, TextConfig, VisionConfig
+from clipdata_jax.models.initial_weights import clip_layer, pytorch_layer, symmetric_uniform, text_layer
 from clipdata_jax.models.transformer import AttentionPool, Builder, apply_layers, matmul_precision
 
 _SMALLEST = 1.2e-38  # just above the least normal float32
@@ -23,17 +25,21 @@ _SMALLEST = 1.2e-38  # just above the least normal float32
 class VisionTower(nnx.Module):
     """Patches through the transformer, then pooled: by a class token, their mean or an attention over them."""
 
-    def __init__(self, config: VisionConfig, build: Builder, *, embed_dim: int) -> None:
+    def __init__(self, config: VisionConfig, build: Builder, *, embed_dim: int, initial: Initial) -> None:
         width, patch, std = config.width, config.patch_size, config.width**-0.5
         token = config.has_class_token
         self.config, self.dtype = config, build.dtype
         # The variance of a convolution's weights in PyTorch, which CLIP left as it was: 1 / (3 fan-in).
-        self.patch_kernel = build.normal((3 * patch * patch * 3) ** -0.5, patch, patch, 3, width)
+        fan_in = 3 * patch * patch
+        uniform = symmetric_uniform(fan_in**-0.5)
+        normal = nnx.initializers.normal((3 * fan_in) ** -0.5)
+        self.patch_kernel = build.drawn(normal if initial == "clip" else uniform, patch, patch, 3, width)
         self.patch_bias = None if token else build.constant(0, width)
         self.class_embedding = build.normal(std, width) if token else None
         self.position = build.normal(std, token + config.patches, width)
         self.pre_norm = build.norm(config) if token and config.pre_norm else None
-        self.layers = build.blocks(config, causal=False)
+        init = clip_layer(config) if initial == "clip" else pytorch_layer(config)
+        self.layers = build.blocks(config, init, causal=False)
         self.post_norm = build.norm(config)
         self.projection = build.projection(width, embed_dim) if token else None
         self.head = None if token else AttentionPool(config, build)
@@ -78,11 +84,11 @@ class VisionTower(nnx.Module):
 class TextTower(nnx.Module):
     """Tokens through a transformer, pooled at one of them: the end token in CLIP."""
 
-    def __init__(self, config: TextConfig, build: Builder, *, embed_dim: int) -> None:
+    def __init__(self, config: TextConfig, build: Builder, *, embed_dim: int, initial: Initial) -> None:
         self.config, self.dtype = config, build.dtype
         self.token = build.normal(0.02, config.vocab_size, config.width)
         self.position = build.normal(0.01, config.context_length, config.width)
-        self.layers = build.blocks(config, causal=config.causal)
+        self.layers = build.blocks(config, text_layer(config, initial), causal=config.causal)
         self.post_norm = build.norm(config)
         self.projection = build.projection(config.width, embed_dim, bias=config.projection_bias)
 
@@ -109,13 +115,15 @@ class CLIP(nnx.Module):
 
     A checkpoint of one tower makes a model whose other tower, `vision` or `text`, and `logit_scale` are None.
 
-    The constructor initialises the weights as CLIP does, ready to train; `load_clip` reads a trained model.
+    The constructor initialises the weights, ready to train; `load_clip` reads a trained model.
     It is a pytree of parameters, usable under `jax.jit`, `nnx.split` and `nnx.grad`. The towers are those of
     Radford et al. 2021, arXiv:2103.00020, section 2.4, and of Zhai et al. 2023, arXiv:2303.15343.
 
     Args:
       config: the shape of the towers.
       rngs: randomness of the initial weights, e.g. `nnx.Rngs(0)`.
+      initial: "clip": normal weights scaled by width and depth, as in CLIP; "open_clip": as in open_clip and so in
+        DataComp, where the vision layers and the biases of the text MLPs have PyTorch's defaults.
       dtype: compute dtype of the towers; float32 is multiplied at full precision on every device. The last
         projection and the normalisation are always float32.
       param_dtype: dtype of the parameters; the logit scale and bias are always float32.
@@ -138,14 +146,15 @@ class CLIP(nnx.Module):
         config: CLIPConfig,
         *,
         rngs: nnx.Rngs,
+        initial: Initial = "clip",
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ) -> None:
         build = Builder(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.config = config
         vision, text, size = config.vision, config.text, config.embed_dim
-        self.vision = None if vision is None else VisionTower(vision, build, embed_dim=size)
-        self.text = None if text is None else TextTower(text, build, embed_dim=size)
+        self.vision = None if vision is None else VisionTower(vision, build, embed_dim=size, initial=initial)
+        self.text = None if text is None else TextTower(text, build, embed_dim=size, initial=initial)
         scale, bias = config.logit_scale_init, config.logit_bias_init
         self.logit_scale = None if scale is None else nnx.Param(jnp.asarray(scale, jnp.float32))
         self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))

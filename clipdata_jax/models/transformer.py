@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clipdata_jax.models.clip_config import TowerConfig
+from clipdata_jax.models.initial_weights import LayerInit, clip_layer
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -37,18 +38,25 @@ class Builder:
 
     def normal(self, std: float, *shape: int) -> nnx.Param[Array]:
         """A parameter initialised from a normal distribution."""
-        return nnx.Param(nnx.initializers.normal(std)(self.rngs.params(), shape, self.param_dtype))
+        return self.drawn(nnx.initializers.normal(std), *shape)
+
+    def drawn(self, init: nnx.Initializer, *shape: int) -> nnx.Param[Array]:
+        """A parameter initialised from a distribution."""
+        return nnx.Param(init(self.rngs.params(), shape, self.param_dtype))
 
     def constant(self, value: float, *shape: int) -> nnx.Param[Array]:
         """A parameter initialised to one value."""
         return nnx.Param(jnp.full(shape, value, self.param_dtype))
 
-    def linear(self, inputs: int, outputs: int, *, std: float) -> nnx.Linear:
-        """A dense layer with normal initial weights."""
+    def linear(
+        self, inputs: int, outputs: int, kernel: nnx.Initializer, bias: nnx.Initializer = nnx.initializers.zeros
+    ) -> nnx.Linear:
+        """A dense layer with initial weights from two distributions."""
         return nnx.Linear(
             inputs,
             outputs,
-            kernel_init=nnx.initializers.normal(std),
+            kernel_init=kernel,
+            bias_init=bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,
@@ -78,21 +86,21 @@ class Builder:
             rngs=self.rngs,
         )
 
-    def blocks(self, config: TowerConfig, *, causal: bool) -> Sequence[TransformerBlock]:
+    def blocks(self, config: TowerConfig, init: LayerInit, *, causal: bool) -> Sequence[TransformerBlock]:
         """The tower's layers, in order."""
-        return nnx.List([TransformerBlock(config, self, causal=causal) for _ in range(config.layers)])
+        return nnx.List([TransformerBlock(config, self, init, causal=causal) for _ in range(config.layers)])
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, config: TowerConfig, build: Builder, *, causal: bool) -> None:
-        width, std = config.width, config.width**-0.5
+    def __init__(self, config: TowerConfig, build: Builder, init: LayerInit, *, causal: bool) -> None:
+        width = config.width
         self.heads, self.causal = config.heads, causal
-        self.q = build.linear(width, width, std=std)
-        self.k = build.linear(width, width, std=std)
-        self.v = build.linear(width, width, std=std)
-        self.out = build.linear(width, width, std=_residual_std(config))
+        self.q = build.linear(width, width, init.qkv)
+        self.k = build.linear(width, width, init.qkv)
+        self.v = build.linear(width, width, init.qkv)
+        self.out = build.linear(width, width, init.out)
 
     def __call__(
         self,
@@ -118,10 +126,10 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Two dense layers around the activation."""
 
-    def __init__(self, config: TowerConfig, build: Builder) -> None:
+    def __init__(self, config: TowerConfig, build: Builder, init: LayerInit) -> None:
         self.activation = config.activation
-        self.fc1 = build.linear(config.width, config.mlp_width, std=(2 * config.width) ** -0.5)
-        self.fc2 = build.linear(config.mlp_width, config.width, std=_residual_std(config))
+        self.fc1 = build.linear(config.width, config.mlp_width, init.fc1, init.fc1_bias)
+        self.fc2 = build.linear(config.mlp_width, config.width, init.fc2, init.fc2_bias)
 
     def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x_bld)))
@@ -130,13 +138,13 @@ class MLP(nnx.Module):
 class TransformerBlock(nnx.Module):
     """A layer: attention, then the MLP, each on a normed input and added back, scaled if configured."""
 
-    def __init__(self, config: TowerConfig, build: Builder, *, causal: bool) -> None:
+    def __init__(self, config: TowerConfig, build: Builder, init: LayerInit, *, causal: bool) -> None:
         scale = config.layer_scale_init
         self.norm1 = build.norm(config)
-        self.attention = Attention(config, build, causal=causal)
+        self.attention = Attention(config, build, init, causal=causal)
         self.scale1 = None if scale is None else build.constant(scale, config.width)
         self.norm2 = build.norm(config)
-        self.mlp = MLP(config, build)
+        self.mlp = MLP(config, build, init)
         self.scale2 = None if scale is None else build.constant(scale, config.width)
 
     def __call__(
@@ -172,10 +180,11 @@ class AttentionPool(nnx.Module):
     """A learnt query attends to all positions, then an MLP: SigLIP's head (Zhai et al. 2022, arXiv:2106.04560)."""
 
     def __init__(self, config: TowerConfig, build: Builder) -> None:
+        init = clip_layer(config)
         self.probe = build.normal(config.width**-0.5, 1, 1, config.width)
-        self.attention = Attention(config, build, causal=False)
+        self.attention = Attention(config, build, init, causal=False)
         self.norm = build.norm(config)
-        self.mlp = MLP(config, build)
+        self.mlp = MLP(config, build, init)
 
     def __call__(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b d"]:
         query_b1d = jnp.broadcast_to(self.probe[...].astype(x_bld.dtype), (x_bld.shape[0], 1, x_bld.shape[2]))
@@ -189,8 +198,3 @@ def _at(x_bld: Float[Array, "b l d"], position_b: Int[Array, " b"]) -> Float[Arr
 
 def _scaled(x_bld: Float[Array, "b l d"], scale: nnx.Param[Array] | None) -> Float[Array, "b l d"]:
     return x_bld if scale is None else x_bld * scale[...].astype(x_bld.dtype)
-
-
-def _residual_std(config: TowerConfig) -> float:
-    # Each layer adds two terms to the residual stream: scaled so that its variance doesn't grow with depth.
-    return float(config.width**-0.5 * (2 * config.layers) ** -0.5)
