@@ -1,27 +1,48 @@
-"""CLIP's and SigLIP's towers, and what a checkpoint holds: weights, tokenizer, image preprocessing."""
+"""CLIP's and SigLIP's towers, and what a checkpoint holds: weights, tokenizer, image preprocessing.
 
-from clipdata_jax.models.architectures import sized_config as sized_config
-from clipdata_jax.models.clip import CLIP as CLIP
-from clipdata_jax.models.clip_config import CLIPConfig as CLIPConfig
-from clipdata_jax.models.clip_config import TextConfig as TextConfig
-from clipdata_jax.models.clip_config import TowerConfig as TowerConfig
-from clipdata_jax.models.clip_config import VisionConfig as VisionConfig
-from clipdata_jax.models.image_settings import load_image_transform as load_image_transform
-from clipdata_jax.models.image_settings import write_preprocessor_config as write_preprocessor_config
-from clipdata_jax.models.image_transform import ImageTransform as ImageTransform
-from clipdata_jax.models.image_transform import open_image as open_image
-from clipdata_jax.models.load import checkpoint_digest as checkpoint_digest
-from clipdata_jax.models.load import load_clip as load_clip
-from clipdata_jax.models.load_tokenizer import load_tokenizer as load_tokenizer
-from clipdata_jax.models.published_models import SIGLIP_BASE_PATCH16_224 as SIGLIP_BASE_PATCH16_224
-from clipdata_jax.models.published_models import SIGLIP_SO400M_PATCH14_384 as SIGLIP_SO400M_PATCH14_384
-from clipdata_jax.models.published_models import VIT_B_16 as VIT_B_16
-from clipdata_jax.models.published_models import VIT_B_32 as VIT_B_32
-from clipdata_jax.models.published_models import VIT_BIG_G_14 as VIT_BIG_G_14
-from clipdata_jax.models.published_models import VIT_H_14 as VIT_H_14
-from clipdata_jax.models.published_models import VIT_L_14 as VIT_L_14
-from clipdata_jax.models.published_models import VIT_L_14_336 as VIT_L_14_336
-from clipdata_jax.models.published_models import VIT_SMALL_G_14 as VIT_SMALL_G_14
-from clipdata_jax.models.tokenizer import Tokenizer as Tokenizer
-from clipdata_jax.models.train_tokenizer import train_tokenizer as train_tokenizer
-from clipdata_jax.models.weights import save_clip as save_clip
+Names are resolved when first used (PEP 562): a process that only decodes images loads no jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "sized_config": "architectures",
+    "CLIP": "clip",
+    "CLIPConfig": "clip_config",
+    "TextConfig": "clip_config",
+    "TowerConfig": "clip_config",
+    "VisionConfig": "clip_config",
+    "load_image_transform": "image_settings",
+    "write_preprocessor_config": "image_settings",
+    "ImageTransform": "image_transform",
+    "open_image": "image_transform",
+    "checkpoint_digest": "load",
+    "load_clip": "load",
+    "load_tokenizer": "tokenizer_files",
+    "SIGLIP_BASE_PATCH16_224": "published_models",
+    "SIGLIP_SO400M_PATCH14_384": "published_models",
+    "VIT_B_16": "published_models",
+    "VIT_B_32": "published_models",
+    "VIT_BIG_G_14": "published_models",
+    "VIT_H_14": "published_models",
+    "VIT_L_14": "published_models",
+    "VIT_L_14_336": "published_models",
+    "VIT_SMALL_G_14": "published_models",
+    "Tokenizer": "tokenizer",
+    "train_tokenizer": "tokenizer_training",
+    "save_clip": "weights",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,12 +1,33 @@
-"""Contrastive training of a CLIP model: the order of the pairs, the step, the loop."""
+"""Contrastive training of a CLIP model: the order of the pairs, the step, the loop.
 
-from clipdata_jax.training.loop import TrainingPairs as TrainingPairs
-from clipdata_jax.training.loop import last_checkpoint as last_checkpoint
-from clipdata_jax.training.loop import train as train
-from clipdata_jax.training.optimizer import adamw as adamw
-from clipdata_jax.training.order import batch_rows as batch_rows
-from clipdata_jax.training.step import TrainState as TrainState
-from clipdata_jax.training.step import contrastive_loss as contrastive_loss
-from clipdata_jax.training.step import init_state as init_state
-from clipdata_jax.training.step import make_step as make_step
-from clipdata_jax.training.step import split_model as split_model
+Names are resolved when first used (PEP 562): a process that only decodes images loads no jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "TrainingPairs": "loop",
+    "last_checkpoint": "loop",
+    "train": "loop",
+    "adamw": "optimizer",
+    "batch_rows": "order",
+    "TrainState": "step",
+    "contrastive_loss": "step",
+    "init_state": "step",
+    "make_step": "step",
+    "split_model": "step",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

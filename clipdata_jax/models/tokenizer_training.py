@@ -13,8 +13,8 @@ from clipdata_jax.models.checkpoint_files import (
     replace_file,
     write_json,
 )
-from clipdata_jax.models.load_tokenizer import load_tokenizer
 from clipdata_jax.models.tokenizer import END, START, Tokenizer, clip_backend
+from clipdata_jax.models.tokenizer_files import load_tokenizer
 
 _WORD_END = "</w>"
 _BASE = 2 * 256 + 2
