@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,19 @@ from clipdata_jax import storage
 from clipdata_jax.config import Train
 from clipdata_jax.config.model_sizes import ModelSizes
 from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
-from clipdata_jax.errors import InputError, StoppedEarly
+from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uid_files, uids
 from clipdata_jax.formats.sources import discovery
 from clipdata_jax.formats.sources.source import Source, TarSource
-from clipdata_jax.runs import manifest, profiling
+from clipdata_jax.runs import manifest, metric_writers
 from clipdata_jax.runs.output import Output, open_output
-from clipdata_jax.runs.records import FileEntry, Manifest, RunPlan, UnitTimes
+from clipdata_jax.runs.records import FileEntry, Manifest, RunPlan
+from clipdata_jax.runs.training_log import TrainingLog
 from clipdata_jax.runtime import console, parallel
 
 if TYPE_CHECKING:
-    from clipdata_jax.models import Tokenizer
-    from clipdata_jax.training import TrainingPairs
+    from clipdata_jax.models import CLIPConfig, Tokenizer
+    from clipdata_jax.training import Schedule, StepDone
 
 _UNIT = "model"
 # Every process holds all images, decoded.
@@ -42,6 +44,7 @@ def run(options: Train) -> Manifest | None:
     """
     if options.workers.worker is not None:
         raise InputError("--worker: training needs all its processes at once; use --coordinator instead")
+    metric_writers.check_writers(options.log, options.out)
     share = parallel.start(options.workers)
     found = discovery.find_sources(options.sources, images_only=False, reading=options.reading)
     paths = dict.fromkeys(path for source in found.units.values() for path in source.inputs)
@@ -122,36 +125,57 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
     from clipdata_jax import models, training
 
     pool.read()
-    first = jax.process_index() == 0
-    checkpoints = output.path("checkpoints")
-    begun = training.last_checkpoint(checkpoints)
-    settings = options.settings()
-    steps = settings.steps if options.stop_after is None else min(settings.steps, begun + options.stop_after)
-    reporter = Reporter(options, output, steps, together=jax.process_count() > 1) if first else None
-    with reporter or contextlib.nullcontext():
-        model = training.train(
-            models.CLIP(
-                model_config(_sizes(options), tokenizer), rngs=nnx.Rngs(options.seed), initial=settings.initial
-            ),
-            pool.pairs(),
-            optimizer=training.adamw(
-                learning_rate=settings.learning_rate,
-                warmup=settings.warmup,
-                steps=settings.steps,
-                weight_decay=options.optimiser.weight_decay,
-                beta2=settings.beta2,
-                clip_norm=options.optimiser.clip_norm,
-            ),
-            steps=steps,
-            batch_size=settings.batch_size,
-            seed=options.seed,
-            mesh=parallel.data_mesh(),
-            checkpoints=checkpoints,
-            checkpoint_every=options.checkpoint_every,
-            report=reporter or (lambda step, loss: None),
+    pairs, settings = pool.pairs(), options.settings()
+    first, mesh = jax.process_index() == 0, parallel.data_mesh()
+    _check_batch(len(pairs.ids), settings.batch_size, mesh.size)
+    optimizer = training.adamw(
+        learning_rate=settings.learning_rate,
+        warmup=settings.warmup,
+        steps=settings.steps,
+        weight_decay=options.optimiser.weight_decay,
+        beta2=settings.beta2,
+        clip_norm=options.optimiser.clip_norm,
+    )
+    config = model_config(_sizes(options), tokenizer)
+    params, merge = training.split_model(models.CLIP(config, rngs=nnx.Rngs(options.seed), initial=settings.initial))
+    step_function = training.make_step(merge, optimizer, mesh)
+
+    def batches(start: int) -> Generator[training.Batch]:
+        for step in itertools.count(start):
+            rows = training.batch_rows(
+                seed=options.seed, step=step, pairs=len(pairs.ids), batch_size=settings.batch_size
+            )
+            each = len(rows) // jax.process_count()
+            own = rows[jax.process_index() * each :][:each]
+            parts = np.stack([pairs.pixels[row] for row in own]), pairs.ids[own], np.ones(each, bool)
+            yield training.Batch(*(parallel.to_global(part, mesh) for part in parts))
+
+    def run_step(state: training.TrainState, pixels: Any, ids: Any, mask: Any) -> tuple[training.TrainState, Any]:
+        state, loss = step_function(state, pixels, ids)
+        return state, {"loss": loss}
+
+    schedule = training.Schedule(
+        steps=settings.steps,
+        checkpoint_every=options.checkpoint_every,
+        keep_every=options.keep_interval(),
+        stop_after=options.stop_after,
+    )
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            training.Checkpoints(output.path("checkpoints"), keep_every=schedule.keep_every)
         )
-    if steps < settings.steps:
-        raise StoppedEarly(steps - begun, settings.steps - begun, "step")
+        log = None
+        if first:
+            log = stack.enter_context(_open_log(options, output, config, schedule, checkpoints.latest))
+        state = training.train(
+            training.init_state(params, optimizer, mesh),
+            run_step,
+            batches,
+            schedule=schedule,
+            checkpoints=checkpoints,
+            report=functools.partial(_report, log),
+        )
+    model = merge(jax.device_get(state.params))
     if not first:
         return
     models.save_clip(model, folder)
@@ -172,6 +196,53 @@ def model_config(sizes: ModelSizes, tokenizer: Tokenizer) -> Any:
     from clipdata_jax import models
 
     return models.sized_config(sizes, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_token_id)
+
+
+def _check_batch(pairs: int, batch_size: int, devices: int) -> None:
+    if batch_size % devices:
+        raise InputError(f"--batch-size is {batch_size}, expected a multiple of the {devices} devices of the run")
+    if pairs < batch_size:
+        raise InputError(
+            f"found {pairs} pairs to train on, expected at least a batch of {batch_size}; give more pairs, or a smaller"
+            " --batch-size"
+        )
+
+
+def _open_log(options: Train, output: Output, config: CLIPConfig, schedule: Schedule, first: int) -> TrainingLog:
+    import jax
+
+    from clipdata_jax import training
+
+    settings, devices = options.settings(), jax.devices()
+    peak = training.peak_flops(devices[0].device_kind)
+    return TrainingLog(
+        output,
+        steps=schedule.steps,
+        first=first,
+        last=schedule.last(first),
+        batch_size=settings.batch_size,
+        learning_rate=lambda step: float(
+            training.learning_rate_at(
+                step - 1, peak=settings.learning_rate, warmup=settings.warmup, steps=settings.steps
+            )
+        ),
+        flops_per_pair=training.flops_per_pair(config, settings.batch_size),
+        peak=None if peak is None else peak * len(devices),
+        writers=options.log,
+        options=manifest.plain_options(options),
+        profile=options.profile,
+    )
+
+
+def _report(log: TrainingLog | None, done: StepDone) -> None:
+    if log is not None:
+        log.step(done.step, done.metrics, done.idle_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pairs:
+    pixels: list[np.ndarray]
+    ids: np.ndarray
 
 
 class _Pool:
@@ -248,13 +319,11 @@ class _Pool:
             expected = min(expected, max(len(self._subset), len(self._pixels)))
         check_memory(expected, _sizes(self._options).image_size)
 
-    def pairs(self) -> TrainingPairs:
+    def pairs(self) -> _Pairs:
         """The pairs, their rows of tokens cut to the longest caption: what follows an end token is never read."""
-        from clipdata_jax.training import TrainingPairs
-
         ids = np.concatenate(self._ids) if self._ids else self._tokenizer([])
         ends = (ids == self._tokenizer.eos_token_id).argmax(axis=1)
-        return TrainingPairs(self._pixels, ids[:, : int(ends.max(initial=0)) + 1])
+        return _Pairs(self._pixels, ids[:, : int(ends.max(initial=0)) + 1])
 
     def facts(self) -> dict[str, Any]:
         """The pairs' entries in the manifest."""
@@ -292,52 +361,3 @@ def _print_summary(made: Manifest, output: Output, steps: int) -> None:
     bad = console.skipped_samples(result["skipped_samples"])
     if line := console.skipped(manifest.NAME, tar=result["skipped_tars"], sample=bad):
         print(line)
-
-
-_SECONDS_BETWEEN_LINES = 5.0
-
-
-class Reporter:
-    """Shows steps and losses, and logs them every few seconds."""
-
-    def __init__(self, options: Train, output: Output, last: int, *, together: bool) -> None:
-        self._together = together
-        self.bar = console.bar(total=options.settings().steps, unit="step", name="train")
-        self._options, self._output, self._last = options, output, (time.monotonic(), 0)
-        self._batch_size = options.settings().batch_size
-        self._logged = (1, last)
-        self._is_compiling = True
-        self._profiler = profiling.Profiler(options.profile, steps=3)
-
-    def __enter__(self) -> Reporter:
-        self.bar.set_postfix_str("compiling the first step")
-        return self
-
-    def __exit__(self, *stopped: Any) -> None:
-        self.bar.close()
-        kind, lost = stopped[0], self.bar.n % self._options.checkpoint_every
-        if lost and self._together and kind is not None and issubclass(kind, KeyboardInterrupt):
-            console.say(f"{console.counted(lost, 'step')} since the last checkpoint are done again", log=True)
-        self._profiler.__exit__(*stopped)
-
-    def __call__(self, step: int, loss: float | None) -> None:
-        if loss is None:  # where an earlier run stopped
-            self.bar.initial = self.bar.n = step
-            self._last = (time.monotonic(), step)
-            return
-        self._profiler.step()
-        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        if self._is_compiling:  # the time left counts from here
-            self._is_compiling = False
-            self.bar.n = self.bar.initial = self.bar.last_print_n = step
-            self.bar.start_t = self.bar.last_print_t = time.time()
-            self.bar.refresh()
-        else:
-            self.bar.update(1)
-        now, (then, step_then) = time.monotonic(), self._last
-        if now - then >= _SECONDS_BETWEEN_LINES or step in self._logged:
-            rate = (step - step_then) * self._batch_size / max(now - then, 1e-9)
-            rows = (step - step_then) * self._batch_size
-            times = UnitTimes(step=step, loss=round(loss, 5), rows=rows, rows_per_second=round(rate, 1))
-            self._output.log(times)
-            self._last = (now, step)

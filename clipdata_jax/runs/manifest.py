@@ -55,7 +55,7 @@ def describe(
         parallel.warn_of_unused_gpu()
     return RunPlan(
         command=command,
-        options=_plain_options(options),
+        options=plain_options(options),
         inputs=tuple(map(file_entry, inputs)),
         pool=tuple(map(FileEntry, pool)),
         facts={"versions": _versions(), **({"hardware": hardware()} if devices else {}), **facts},
@@ -90,7 +90,8 @@ def hardware() -> dict[str, object]:
     return {"platform": device.platform, "kind": device.device_kind, **cores}
 
 
-def _plain_options(options: Any) -> Facts:
+def plain_options(options: Any) -> Facts:
+    """The options that results depend on, JSON-able; paths become entries of files."""
     kind: type = type(options)
     paths = path_options(kind)
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
@@ -114,7 +115,7 @@ def _path_entries(value: object, named: bool) -> object:
 
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain_options(value)
+        return plain_options(value)
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):

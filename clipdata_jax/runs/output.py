@@ -173,6 +173,11 @@ class Output:
         if self.folder.is_local:
             telemetry.append(self.path(storage.TIMES), times)
 
+    def log_line(self, line: Facts) -> None:
+        """Appends a line of a command's own, with the time."""
+        if self.folder.is_local:
+            telemetry.append_line(self.path(storage.TIMES), {"time": telemetry.now(), **line})
+
     def finish(
         self, facts: Callable[[list[Receipt]], Facts], share: parallel.Share = parallel.ALONE
     ) -> Manifest | None:

@@ -95,7 +95,7 @@ class UnitTimes:
       rows: pairs, images or samples.
       rows_per_second: of its process, since that one's unit before.
       seconds: by `SECONDS`; reading and writing may have gone on beside other units' work.
-      loss: of a step of training.
+      metrics: figures of a step of training, by name; None where one isn't known.
       resident_bytes: most memory of the process so far, mapped files included.
       device_bytes: likewise of a device, if it says.
     """
@@ -107,7 +107,7 @@ class UnitTimes:
     step: int | None = None
     process: int = 0
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    loss: float | None = None
+    metrics: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     resident_bytes: int | None = None
     device_bytes: int | None = None
 
@@ -123,9 +123,10 @@ class UnitTimes:
 
     def to_json(self) -> dict[str, object]:
         """The line as `from_json` reads it."""
-        line = {key: value for key, value in vars(self).items() if value is not None and key != "seconds"}
+        own = {key: value for key, value in vars(self).items() if key not in ("seconds", "metrics")}
+        line = {key: value for key, value in own.items() if value is not None}
         seconds = {f"{name}_seconds": round(value, 3) for name, value in self.seconds.items()}
-        return {"time": line.pop("time"), **line, **seconds}
+        return {"time": line.pop("time"), **line, **self.metrics, **seconds}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

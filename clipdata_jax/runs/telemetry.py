@@ -9,11 +9,10 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.runs import records
 from clipdata_jax.runs.records import UnitTimes
 
 _MOST_LINES = 1_000_000  # of a file that may be anybody's
@@ -70,16 +69,25 @@ class Seconds(dict[str, float]):
 def finished_now(times: UnitTimes, unit: str, written: float) -> UnitTimes:
     """The times of a unit whose files have just been written, in `written` seconds."""
     seconds = {**times.seconds, "write": written}
-    return dataclasses.replace(times, time=round(time.time(), 3), unit=unit, seconds=seconds)
+    return dataclasses.replace(times, time=now(), unit=unit, seconds=seconds)
 
 
 def append(path: str, times: UnitTimes) -> None:
     """Appends one line to a local file, with the time where it has none."""
-    times = times if times.time else dataclasses.replace(times, time=round(time.time(), 3))
+    append_line(path, (times if times.time else dataclasses.replace(times, time=now())).to_json())
+
+
+def append_line(path: str, line: Mapping[str, object]) -> None:
+    """Appends one line of any content to a local file."""
     # A full disk stops the run where results are written; times are not worth it. One write to a file that is
     # opened to append: lines of several processes don't mix.
     with contextlib.suppress(OSError), open(storage.Folder(path).inner, "ab", buffering=0) as file:
-        file.write(records.to_lines([times]))
+        file.write(f"{json.dumps(line)}\n".encode())
+
+
+def now() -> float:
+    """The time of a line, in seconds since 1970."""
+    return round(time.time(), 3)
 
 
 def _peak_memory() -> int:

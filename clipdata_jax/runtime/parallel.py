@@ -42,7 +42,7 @@ class Share:
 ALONE = Share()
 # A process that is done waits for the others, which may have days of work left.
 _LAST_WAIT_SECONDS = 30 * 24 * 3600
-_STOPPED, _LEFT = "clipdata/stopped", "clipdata/left"
+_STOPPED, _LEFT, _STOP_STEP = "clipdata/stopped", "clipdata/left", "clipdata/stop-step"
 _LONG = 1000 * _LAST_WAIT_SECONDS
 _GPUS = ("/dev/nvidia[0-9]*", "/dev/dxg")  # the second under WSL
 _GRACE_SECONDS = 0.2  # from a process's last message to its end
@@ -107,10 +107,8 @@ class _Peers:
     """The other processes of a run, reached through jax's coordinator, which runs in the first process."""
 
     def __init__(self, share: Share) -> None:
-        from jax._src import distributed  # it has no public name; Orbax imports it from here, too
-
         self._share = share
-        self._client: Any = distributed.global_state.client
+        self._client = _client()
         # A process that waits in C++ for another that has stopped ends by the clock, the first one after the others.
         self.seconds = 2.0 if share.index else 5.0
 
@@ -132,6 +130,45 @@ class _Peers:
             self._client.blocking_key_value_get(_STOPPED, _LONG)
             if not stopping.asked():
                 signal.pthread_kill(threading.main_thread().ident or 0, stopping.PEER_SIGNAL)
+
+
+def stop_step(step: int, *, ahead: int) -> int | None:
+    """Agrees with the other processes of the run on the step to stop after, once a signal has asked one of them to.
+
+    Every process calls it before every step. No process may be more than `ahead` steps from another, so that all of
+    them learn of the first one's proposal before they pass it.
+
+    Args:
+      step: number of steps that this process has begun.
+      ahead: steps that another process may have begun meanwhile.
+
+    Returns:
+      The number of steps after which all processes stop; None if none is asked to.
+
+    >>> stop_step(7, ahead=3) is None
+    True
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return step if stopping.asked() else None
+    client = _client()
+    if stopping.asked():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process has proposed one
+            client.key_value_set(_STOP_STEP, str(step + ahead))
+    try:
+        return int(client.key_value_try_get(_STOP_STEP))
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
+
+
+def _client() -> Any:
+    """The client of jax's coordinator, which runs in the first process."""
+    from jax._src import distributed  # it has no public name; Orbax imports it from here, too
+
+    return distributed.global_state.client
 
 
 def _first_line(error: Exception) -> str:

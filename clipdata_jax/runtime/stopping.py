@@ -77,13 +77,16 @@ def watch() -> None:
 
 @contextlib.contextmanager
 def deferred(seconds: float) -> Iterator[None]:
-    """Makes a signal raise nothing in the block, which looks at `asked` and has so many seconds more to end."""
+    """Makes a signal raise nothing in the block, which looks at `asked` and has so many seconds more to end.
+
+    With 0 seconds it raises at once, as it does outside such a block.
+    """
     global _deferred
-    _deferred = seconds
+    before, _deferred = _deferred, seconds
     try:
         yield
     finally:
-        _deferred = 0.0
+        _deferred = before
 
 
 def couple_to(peers: Peers) -> bool:
@@ -135,6 +138,8 @@ def _end_in_time(read: int) -> None:
             break
         if end is None:
             end = time.monotonic() + (_SECONDS if _peers is None else _peers.seconds) + _deferred
+            if _deferred:
+                os.write(2, b"clipdata: stopping once the work is saved; a second signal stops at once\n")
             _start(_notify)  # which may take long
     if received < 2:
         _start(_end_tidily).join(0.5)

@@ -9,10 +9,15 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "TrainingPairs": "loop",
-    "last_checkpoint": "loop",
+    "Checkpoints": "checkpoints",
+    "flops_per_pair": "flops",
+    "peak_flops": "flops",
+    "Batch": "loop",
+    "Schedule": "loop",
+    "StepDone": "loop",
     "train": "loop",
     "adamw": "optimizer",
+    "learning_rate_at": "optimizer",
     "batch_rows": "order",
     "TrainState": "step",
     "contrastive_loss": "step",

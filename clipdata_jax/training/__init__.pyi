@@ -1,7 +1,12 @@
-from clipdata_jax.training.loop import TrainingPairs as TrainingPairs
-from clipdata_jax.training.loop import last_checkpoint as last_checkpoint
+from clipdata_jax.training.checkpoints import Checkpoints as Checkpoints
+from clipdata_jax.training.flops import flops_per_pair as flops_per_pair
+from clipdata_jax.training.flops import peak_flops as peak_flops
+from clipdata_jax.training.loop import Batch as Batch
+from clipdata_jax.training.loop import Schedule as Schedule
+from clipdata_jax.training.loop import StepDone as StepDone
 from clipdata_jax.training.loop import train as train
 from clipdata_jax.training.optimizer import adamw as adamw
+from clipdata_jax.training.optimizer import learning_rate_at as learning_rate_at
 from clipdata_jax.training.order import batch_rows as batch_rows
 from clipdata_jax.training.step import TrainState as TrainState
 from clipdata_jax.training.step import contrastive_loss as contrastive_loss

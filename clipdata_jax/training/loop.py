@@ -1,4 +1,4 @@
-"""The training loop: batches in a fixed order, checkpoints, and bit-exact resumption."""
+"""The training loop: steps over batches, checkpoints, exact resumption, and stops that lose nothing."""
 
 from __future__ import annotations
 
@@ -6,211 +6,230 @@ import collections
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-import optax
-from jax.sharding import Mesh
-from jaxtyping import Int32
 
-from clipdata_jax import storage
-from clipdata_jax.errors import InputError
-from clipdata_jax.models import CLIP
+from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.runtime import parallel, stopping
-from clipdata_jax.training import order
-from clipdata_jax.training.step import TrainState, init_state, make_step, split_model
+from clipdata_jax.training.checkpoints import Checkpoints
+from clipdata_jax.training.step import TrainState
 
-KEPT_CHECKPOINTS = 2
-_UNFINISHED = ".orbax-checkpoint-tmp"
+Metrics = Mapping[str, Any]
+
 # Steps dispatched before the first one's loss is read: keeps the devices busy, and bounds what is in flight.
 _IN_FLIGHT = 2
-_SECONDS_TO_SAVE = 15.0
+# What a scheduler gives a process that it stops is often less, and nothing is lost then but these steps.
+_SECONDS_TO_SAVE = 120.0
+
+
+class Batch(NamedTuple):
+    """A batch: pixels, uint8 (rows, size, size, 3); ids, int32 (rows, context); mask, False for a bad sample."""
+
+    pixels: Any
+    ids: Any
+    mask: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingPairs:
-    """Decoded images and tokenised captions, in memory.
+class StepDone:
+    """A step that has been computed.
 
     Attributes:
-      pixels: n arrays, or one array, of uint8 (size, size, 3): 12 kB each at 64 pixels a side.
-      ids: tokens, shape (n, context), int32.
+      step: its number, from 1.
+      metrics: the step function's: "loss", "grad_norm" and others.
+      idle_seconds: for which the devices were idle before it because its batch wasn't there.
     """
 
-    pixels: Sequence[np.ndarray] | np.ndarray
-    ids: Int32[np.ndarray, "n context"]
+    step: int
+    metrics: Mapping[str, float]
+    idle_seconds: float
 
-    def __len__(self) -> int:
-        return len(self.ids)
 
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Gathers the pixels and tokens of some rows."""
-        return np.stack([self.pixels[row] for row in rows]), self.ids[rows]
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When the loop does what else it does.
+
+    Attributes:
+      steps: total number of steps.
+      checkpoint_every: steps between checkpoints; the last step has one too.
+      keep_every: steps between checkpoints that `Checkpoints` never removes; None for none.
+      evaluate_every: steps between evaluations, each after a checkpoint; the last step has one too. None for none.
+      stop_after: steps to do now; None for all.
+    """
+
+    steps: int
+    checkpoint_every: int = 200
+    keep_every: int | None = None
+    evaluate_every: int | None = None
+    stop_after: int | None = None
+
+    def last(self, first: int) -> int:
+        """The last step to do now, after `first` steps were done before."""
+        return self.steps if self.stop_after is None else min(self.steps, first + self.stop_after)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation follows the step."""
+        return self.evaluate_every is not None and (step == self.steps or step % self.evaluate_every == 0)
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint follows the step."""
+        kept = self.keep_every is not None and step % self.keep_every == 0
+        return kept or step % self.checkpoint_every == 0 or step == self.steps or self.evaluates(step)
 
 
 def train(
-    model: CLIP,
-    pairs: TrainingPairs,
+    state: TrainState,
+    step_function: Callable[[TrainState, Any, Any, Any], tuple[TrainState, Metrics]],
+    batches: Callable[[int], Generator[Batch]],
     *,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    batch_size: int,
-    seed: int,
-    mesh: Mesh,
-    checkpoints: str | None = None,
-    checkpoint_every: int = 200,
-    report: Callable[[int, float | None], None] = lambda step, loss: None,
-) -> CLIP:
-    """Trains a model with the contrastive loss, resuming from the last checkpoint if there is one.
+    schedule: Schedule,
+    checkpoints: Checkpoints | None = None,
+    report: Callable[[StepDone], None] = lambda done: None,
+    evaluate: Callable[[int, TrainState], None] = lambda step, state: None,
+) -> TrainState:
+    """Trains from a state, or from the newest checkpoint if there is one.
 
-    On the same devices the parameters after `steps` steps are the same bits whether or not the run was stopped
-    in between. Every process of a run calls this with the same arguments and pairs. One that trains alone writes a
-    checkpoint when a signal asks it to stop.
+    On the same devices the parameters after the last step are the same bits whether or not the run was stopped in
+    between. Every process of a run calls this with the same arguments. When a signal asks one of them to stop, they
+    agree on a step, write its checkpoint and stop together.
 
     Args:
-      model: the initial model; it is not modified.
-      pairs: the training set.
-      optimizer: e.g. `adamw(...)` for as many steps.
-      steps: total number of steps.
-      batch_size: pairs in a batch, over all devices and processes; the number of devices must divide it.
-      seed: of the order of the pairs.
-      mesh: a mesh of the run's devices with an Auto axis "data".
-      checkpoints: a folder; None writes no checkpoints. The last two are kept.
-      checkpoint_every: steps between checkpoints; the last step has one too.
-      report: called after each step, with a delay of some steps, with its number from 1 and its loss; in a resumed
-        run first with the checkpoint's step and None.
+      state: the initial state, from `init_state`; donated.
+      step_function: from `make_step`.
+      batches: from a step, counted from 0, to the batches from that step on, as the step function takes them.
+      schedule: steps in all, and between checkpoints and evaluations.
+      checkpoints: where the state is saved; None saves nothing.
+      report: called after each step, some steps late.
+      evaluate: called after the checkpoint of a step that `schedule` evaluates, with the step and its state. It may be
+        called again for the same step, in a run that was stopped in between; a signal raises `Stopped` in it.
 
     Returns:
-      The trained model.
+      The state after the last step.
 
     Raises:
-      InputError: fewer pairs than a batch, a batch that doesn't divide over the devices, or a loss that is not
-        finite.
-      KeyboardInterrupt: a signal asked the process to stop.
+      InputError: a loss or gradient is not finite, or the checkpoint is of another model.
+      StorageError: a checkpoint can't be written.
+      StoppedEarly: the steps of `stop_after` are done.
+      KeyboardInterrupt: a signal asked a process of the run to stop.
 
-    >>> import jax, numpy as np
-    >>> from flax import nnx
-    >>> from clipdata_jax import training
-    >>> from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
-    >>> tower = dict(width=8, layers=1, heads=2, mlp_width=16)
-    >>> text = TextConfig(**tower, vocab_size=16, context_length=4, eos_token_id=15)
-    >>> config = CLIPConfig(vision=VisionConfig(**tower, image_size=8, patch_size=4), text=text, embed_dim=6)
-    >>> model, auto = CLIP(config, rngs=nnx.Rngs(0)), jax.sharding.AxisType.Auto
-    >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(auto,))
-    >>> optimizer = training.adamw(learning_rate=1e-3, warmup=0, steps=1, weight_decay=0.1)
-    >>> pairs = training.TrainingPairs(np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 4), 15, np.int32))
-    >>> setting = dict(optimizer=optimizer, steps=1, batch_size=4, seed=0, mesh=mesh)
-    >>> trained = training.train(model, pairs, **setting, report=lambda step, loss: print(step, round(loss, 3)))
-    1 1.386
+    >>> import jax.numpy as jnp
+    >>> from clipdata_jax.training import Batch, Schedule, TrainState, train
+    >>> def step(state, pixels, ids, mask):  # in place of a real one
+    ...     return state._replace(step=state.step + 1), {"loss": jnp.float32(1 / (state.step + 1))}
+    >>> def batches(start):
+    ...     while True:
+    ...         yield Batch(jnp.zeros((4, 8, 8, 3), jnp.uint8), jnp.zeros((4, 4), jnp.int32), jnp.ones(4, bool))
+    >>> start, schedule = TrainState({}, (), jnp.int32(0)), Schedule(steps=2)
+    >>> _ = train(start, step, batches, schedule=schedule, report=lambda done: print(done.metrics))
+    {'loss': 1.0}
+    {'loss': 0.5}
     """
-    _check_batch(len(pairs), batch_size, mesh)
-    params, merge = split_model(model)
-    state = init_state(params, optimizer, mesh)
-    step_function = make_step(merge, optimizer, mesh)
-    # Processes that train together get a signal at different steps, and can't write a checkpoint each.
-    alone = checkpoints is not None and jax.process_count() == 1
-    with (
-        open_checkpoints(checkpoints) as manager,
-        stopping.deferred(_SECONDS_TO_SAVE) if alone else contextlib.nullcontext(),
-    ):
-        state, done = _restore(manager, state)
-        if done:
-            report(done, None)
-        pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
-        for step in range(done, steps):
-            rows = order.batch_rows(seed=seed, step=step, pairs=len(pairs), batch_size=batch_size)
-            batch = (parallel.to_global(part, mesh) for part in pairs.take(_own(rows)))
-            state, loss = step_function(state, *batch)
-            pending.append((step + 1, loss))
-            stopped = alone and stopping.asked()
-            due = manager is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps or stopped)
-            # A checkpoint must not hold the parameters after a loss that is not finite.
-            _settle(pending, report, 0 if due or step + 1 == steps else _IN_FLIGHT)
-            if due:
-                save(manager, step + 1, state)
-            if stopped:
+    if checkpoints is not None:
+        state = checkpoints.restore(state)
+    first = step = int(state.step)
+    if first and schedule.evaluates(first):
+        _evaluate(evaluate, first, state)
+    stop: int | None = None
+    with contextlib.closing(batches(first)) as source, contextlib.ExitStack() as stack, _Pending() as pending:
+        while step < schedule.last(first):
+            stop = stop or parallel.stop_step(step, ahead=_IN_FLIGHT + 1)
+            if stop is not None and step >= stop:
                 break
-        if alone and stopping.asked():
+            asked = time.monotonic()
+            batch = next(source)
+            got = time.monotonic()
+            state, metrics = step_function(state, *batch)
+            step += 1
+            pending.add(step, metrics, asked, got)
+            saves = checkpoints is not None and schedule.saves(step)
+            # A checkpoint must not hold parameters that a step has made infinite.
+            settled = saves or schedule.evaluates(step) or step == first + 1
+            _settle(pending, 0 if settled else _IN_FLIGHT, report, checkpoints)
+            if step == first + 1 and checkpoints is not None:
+                # From here on a signal is answered with a checkpoint; before, there is nothing to save.
+                stack.enter_context(stopping.deferred(_SECONDS_TO_SAVE))
+            if saves and checkpoints is not None:
+                checkpoints.save(step, state)
+            if schedule.evaluates(step):
+                if checkpoints is not None:
+                    checkpoints.wait()
+                _evaluate(evaluate, step, state)
+        _settle(pending, 0, report, checkpoints)
+        if checkpoints is not None:
+            if step > checkpoints.latest:
+                checkpoints.save(step, state)
+            checkpoints.wait()
+    if stop is not None or stopping.asked():
+        raise stopping.Stopped
+    if step < schedule.steps:
+        raise StoppedEarly(step - first, schedule.steps - first, "step")
+    return state
+
+
+def _evaluate(evaluate: Callable[[int, TrainState], None], step: int, state: TrainState) -> None:
+    """Evaluates; since the step's checkpoint is written, a signal may end it at once."""
+    with stopping.deferred(0.0):
+        if stopping.asked():
             raise stopping.Stopped
-    return merge(jax.device_get(state.params))
+        evaluate(step, state)
 
 
-def _check_batch(pairs: int, batch_size: int, mesh: Mesh) -> None:
-    devices = mesh.shape[parallel.AXIS]
-    if batch_size % devices:
-        raise InputError(f"--batch-size is {batch_size}, expected a multiple of the {devices} devices of the run")
-    if pairs < batch_size:
-        raise InputError(
-            f"found {pairs} pairs to train on, expected at least a batch of {batch_size}; give more pairs, or a smaller"
-            " --batch-size"
+class _Pending:
+    """Steps that are dispatched; a thread takes their metrics from the devices, and sees when they are done."""
+
+    def __init__(self) -> None:
+        self._steps: collections.deque[tuple[int, float, float, Future[tuple[dict[str, float], float]]]] = (
+            collections.deque()
         )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+        self._done = 0.0
+
+    def __enter__(self) -> _Pending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def add(self, step: int, metrics: Metrics, asked: float, got: float) -> None:
+        """Adds a step whose batch was asked for and got at these times."""
+        self._steps.append((step, asked, got, self._thread.submit(_fetch, metrics)))
+
+    def take(self) -> StepDone:
+        """Waits for the first of them."""
+        step, asked, got, future = self._steps.popleft()
+        metrics, done = future.result()
+        idle, self._done = max(0.0, got - max(asked, self._done)), done
+        return StepDone(step, metrics, idle)
 
 
-def _own(rows: np.ndarray) -> np.ndarray:
-    """The process's share of a batch; the division is arbitrary, since the loss is of the whole batch."""
-    each = len(rows) // jax.process_count()
-    return rows[jax.process_index() * each :][:each]
+def _fetch(metrics: Metrics) -> tuple[dict[str, float], float]:
+    found = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    return found, time.monotonic()
 
 
-def _settle(
-    pending: collections.deque[tuple[int, jax.Array]], report: Callable[[int, float | None], None], most: int
-) -> None:
+def _settle(pending: _Pending, most: int, report: Callable[[StepDone], None], checkpoints: Checkpoints | None) -> None:
+    """Reports steps until at most so many are pending."""
     while len(pending) > most:
-        step, loss = pending.popleft()
-        if not math.isfinite(value := float(loss)):
-            raise InputError(f"the loss is {value} at step {step}: training diverged; lower --learning-rate")
-        report(step, value)
+        done = pending.take()
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(value := done.metrics.get(name, 0.0)):
+                what = "the loss" if name == "loss" else "the gradient's norm"
+                raise InputError(
+                    f"{what} is {value} at step {done.step}: training diverged; lower --learning-rate, and choose"
+                    f" another --out{_kept(checkpoints)}"
+                )
+        report(done)
 
 
-@contextlib.contextmanager
-def open_checkpoints(folder: str | None) -> Iterator[Any]:
-    """Opens a folder of checkpoints, of which the last two are kept; yields None for None."""
-    if folder is None:
-        yield None
-        return
-    import orbax.checkpoint as ocp
-
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(KEPT_CHECKPOINTS),
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=False,
-    )
-    # Orbax accepts neither "~" nor "file://".
-    at = storage.Folder(folder)
-    path = at.inner if at.is_local else folder
-    with ocp.CheckpointManager(path, options=options) as manager:
-        yield manager
-
-
-def last_checkpoint(folder: str) -> int:
-    """Returns the step of the newest checkpoint in a folder; 0 if there is none.
-
-    >>> from clipdata_jax.training import last_checkpoint
-    >>> last_checkpoint("checkpoints")
-    0
-    """
-    with open_checkpoints(folder) as manager:
-        return int(manager.latest_step() or 0)
-
-
-def save(manager: Any, step: int, state: TrainState) -> None:
-    """Writes a checkpoint, synchronously."""
-    import orbax.checkpoint as ocp
-
-    # Removed when the process is stopped; Orbax would remove it at the next start.
-    temporary = f"{manager.directory}/{step}{_UNFINISHED}"
-    if jax.process_index() == 0:
-        stopping.temporary_files.add(temporary)
-    manager.save(step, args=ocp.args.StandardSave(state))
-    stopping.temporary_files.discard(temporary)
-
-
-def _restore(manager: Any, state: TrainState) -> tuple[TrainState, int]:
-    """Restores the newest checkpoint's state, sharded as `state` is, and its step; else returns `state` and 0."""
-    if manager is None or manager.latest_step() is None:
-        return state, 0
-    import orbax.checkpoint as ocp
-
-    restored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
-    return restored, int(restored.step)
+def _kept(checkpoints: Checkpoints | None) -> str:
+    if checkpoints is None or not checkpoints.latest:
+        return ""
+    checkpoints.wait()
+    return f"; the checkpoint of step {checkpoints.latest} is kept in {checkpoints.folder}"

@@ -1,20 +1,17 @@
-"""The loop: exact resuming, checkpoints, and clear errors."""
+"""The loop: exact resuming, checkpoints, stops, and clear errors."""
 
-import functools
 import os
 import threading
 
 import jax
 import numpy as np
-import orbax.checkpoint
 import pytest
 from flax import nnx
-from orbax.checkpoint._src.path.atomicity import TMP_DIR_SUFFIX
 
-from clipdata_jax.errors import InputError
+from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
 from clipdata_jax.runtime import parallel, stopping
-from clipdata_jax.training import TrainingPairs, adamw, loop, make_step, split_model, train
+from clipdata_jax.training import Batch, Checkpoints, Schedule, adamw, init_state, make_step, split_model, train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -23,111 +20,136 @@ CONFIG = CLIPConfig(
     text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, vocab_size=50, context_length=6, eos_token_id=49),
     embed_dim=12,
 )
+STEPS = 7
+OPTIMIZER = adamw(learning_rate=1e-3, warmup=2, steps=STEPS, weight_decay=0.1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_once():
-    """All runs here are of one shape; that compiling again gives the same bits, the command's test shows."""
-    compiled = {}
+@pytest.fixture(scope="module")
+def compiled():
+    """Initial parameters, a mesh and a compiled step. All runs share them: compiling again gives the same bits."""
+    mesh = parallel.data_mesh(jax.devices()[:2])
+    params, merge = split_model(CLIP(CONFIG, rngs=nnx.Rngs(0)))
+    step = make_step(merge, OPTIMIZER, mesh)
 
-    def once(merge, optimizer, mesh):
-        return compiled.setdefault(mesh, make_step(merge, optimizer, mesh))
+    def run_step(state, pixels, ids, mask):
+        state, loss = step(state, pixels, ids)
+        return state, {"loss": loss}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_step", once)
-        yield
-
-
-@functools.cache
-def start():
-    return CLIP(CONFIG, rngs=nnx.Rngs(0))
+    return params, mesh, run_step
 
 
-class Stopped(Exception):
-    pass
+def batches(start):
+    for step in range(start, 100):
+        rng = np.random.default_rng(step)
+        pixels, ids = rng.integers(0, 256, (16, 16, 16, 3), np.uint8), rng.integers(0, 50, (16, 6)).astype(np.int32)
+        yield Batch(pixels, ids, np.ones(16, bool))
 
 
-def pairs(n=37):
-    rng = np.random.default_rng(0)
-    return TrainingPairs(rng.integers(0, 256, (n, 16, 16, 3), np.uint8), rng.integers(0, 50, (n, 6)).astype(np.int32))
+@pytest.fixture
+def run(compiled):
+    params, mesh, step = compiled
+
+    def train_in(folder, *, source=batches, step=step, report=lambda done: None, evaluate=None, **schedule):
+        schedule = Schedule(**{"steps": STEPS, "checkpoint_every": 3, **schedule})
+        state, named = init_state(params, OPTIMIZER, mesh), {"schedule": schedule, "report": report}
+        if evaluate is not None:
+            named["evaluate"] = evaluate
+        with Checkpoints(str(folder), keep_every=schedule.keep_every) as checkpoints:
+            state = train(state, step, source, **named, checkpoints=checkpoints)
+        return {name: np.asarray(value) for name, value in state.params.items()}
+
+    return train_in
 
 
-def run(folder, *, devices=2, batch_size=16, report=lambda step, loss: None, data=None):
-    model = train(
-        start(),
-        pairs() if data is None else data,
-        optimizer=adamw(learning_rate=1e-3, warmup=2, steps=7, weight_decay=0.1),
-        steps=7,
-        batch_size=batch_size,
-        seed=3,
-        mesh=parallel.data_mesh(jax.devices()[:devices]),
-        checkpoints=None if folder is None else str(folder),
-        checkpoint_every=3,
-        report=report,
-    )
-    return {name: np.asarray(value) for name, value in split_model(model)[0].items()}
-
-
-def test_a_stopped_run_ends_in_the_same_bits(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(compiled):
+    """The parameters and losses of a run that nothing stops and nothing is saved of."""
+    params, mesh, step = compiled
     seen = []
-    whole = run(tmp_path / "whole", report=lambda step, loss: seen.append((step, loss)))
-    assert [step for step, _ in seen] == list(range(1, 8))
-    assert sorted(os.listdir(tmp_path / "whole")) == ["6", "7"]
+    state = train(
+        init_state(params, OPTIMIZER, mesh), step, batches, schedule=Schedule(steps=STEPS),
+        report=lambda done: seen.append((done.step, done.metrics["loss"])),
+    )  # fmt: skip
+    assert [step for step, _ in seen] == list(range(1, STEPS + 1))
+    return {name: np.asarray(value) for name, value in state.params.items()}, dict(seen)
 
-    def stop(step, loss):
-        if step == 5:
-            raise Stopped
 
-    with pytest.raises(Stopped):
-        run(tmp_path / "stopped", report=stop)
-    assert os.listdir(tmp_path / "stopped") == ["3"]
+def assert_same(found, whole):
+    for name, value in whole[0].items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_a_run_that_fails_ends_in_the_same_bits(tmp_path, run, whole):
+    def fail(done):
+        if done.step == 5:
+            raise OSError
+
+    with pytest.raises(OSError):
+        run(tmp_path, report=fail)
+    assert os.listdir(tmp_path) == ["3"]
     again = []
-    resumed = run(tmp_path / "stopped", report=lambda step, loss: again.append((step, loss)))
-    assert again == [(3, None), *seen[3:]]
-    for name, value in whole.items():
-        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
-    # A signal's checkpoint comes at once.
-    monkeypatch.setattr(stopping, "_asked", threading.Event())
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "signalled", report=lambda step, loss: stopping._asked.set())
-    assert sorted(os.listdir(tmp_path / "signalled")) == ["3", "4"]
-    stopping._asked.clear()
-    for name, value in run(tmp_path / "signalled").items():
-        np.testing.assert_array_equal(value, whole[name], err_msg=name)
+    assert_same(run(tmp_path, report=lambda done: again.append((done.step, done.metrics["loss"]))), whole)
+    assert again == [(step, whole[1][step]) for step in (4, 5, 6, 7)]
+    assert sorted(os.listdir(tmp_path)) == ["6", "7"]
     # A run that is done only reads its last checkpoint.
     again.clear()
-    done = run(tmp_path / "stopped", report=lambda step, loss: again.append(step))
-    assert again == [7]
-    np.testing.assert_array_equal(done["logit_scale"], whole["logit_scale"])
+    assert_same(run(tmp_path, report=again.append), whole)
+    assert not again
 
 
-def test_what_a_stop_leaves_of_a_checkpoint_goes_with_the_process(tmp_path, monkeypatch):
-    def save(self, step, args):
-        (tmp_path / f"{step}{TMP_DIR_SUFFIX}").mkdir()
-        raise Stopped
-
-    monkeypatch.setattr(stopping, "temporary_files", set())
-    monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "save", save)
-    with pytest.raises(Stopped):
-        run(tmp_path)
-    assert stopping.temporary_files == {str(path) for path in tmp_path.iterdir()}
-    assert stopping.temporary_files
-    monkeypatch.undo()
-    run(tmp_path)
-    assert not stopping.temporary_files
+def test_a_signal_is_answered_with_a_checkpoint(tmp_path, run, whole, monkeypatch):
+    monkeypatch.setattr(stopping, "_asked", threading.Event())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, report=lambda done: done.step == 2 and stopping._asked.set())
+    (stopped,) = map(int, os.listdir(tmp_path))
+    assert stopped in (3, 4)  # reports come some steps late
+    stopping._asked.clear()
+    with pytest.raises(StoppedEarly, match=rf"stopped after 2 of {STEPS - stopped} steps"):
+        run(tmp_path, stop_after=2)
+    assert_same(run(tmp_path), whole)
 
 
-def test_fewer_pairs_than_a_batch_and_batches_that_do_not_divide_are_refused():
-    with pytest.raises(InputError, match=r"found 37 pairs to train on, expected at least a batch of 38"):
-        run(None, batch_size=38)
-    with pytest.raises(InputError, match=r"--batch-size is 15, expected a multiple of the 2 devices"):
-        run(None, batch_size=15)
+def test_checkpoints_of_every_nth_step_are_kept(tmp_path, run):
+    run(tmp_path, checkpoint_every=1, keep_every=2)
+    assert sorted(os.listdir(tmp_path)) == ["2", "4", "6", "7"]
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_reaches_a_checkpoint(tmp_path):
-    data = pairs()
-    outside_the_vocabulary = np.full_like(data.ids, 50)
-    broken = TrainingPairs(data.pixels, outside_the_vocabulary)  # the loss is NaN
-    with pytest.raises(InputError, match=r"the loss is nan at step 1: training diverged; lower --learning-rate"):
-        run(tmp_path / "nan", data=broken)
-    assert os.listdir(tmp_path / "nan") == []
+def test_an_evaluation_that_was_stopped_is_made_again(tmp_path, run, whole):
+    seen = []
+
+    def evaluate(step, state):
+        seen.append((step, int(state.step)))
+        if len(seen) == 2:
+            raise stopping.Stopped
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, checkpoint_every=100, evaluate_every=3, evaluate=evaluate)
+    assert_same(run(tmp_path, checkpoint_every=100, evaluate_every=3, evaluate=evaluate), whole)
+    assert seen == [(3, 3), (6, 6), (6, 6), (7, 7)]
+
+
+def test_steps_that_diverge_reach_no_checkpoint(tmp_path, run, compiled):
+    def broken(start):
+        for step, batch in enumerate(batches(start)):
+            yield batch if step != 4 else batch._replace(ids=np.full_like(batch.ids, 50))  # outside the vocabulary
+
+    words = rf"the loss is nan at step 5: .* the checkpoint of step 3 is kept in {tmp_path}"
+    with pytest.raises(InputError, match=words):
+        run(tmp_path, source=broken)
+    assert os.listdir(tmp_path) == ["3"]
+
+    def explode(state, *batch):
+        state, metrics = compiled[2](state, *batch)
+        return state, {**metrics, "grad_norm": float("inf")}
+
+    with pytest.raises(InputError, match=r"the gradient's norm is inf at step 1: training diverged; lower --learning"):
+        run(tmp_path / "gradient", step=explode)
+    assert not os.listdir(tmp_path / "gradient")
+
+
+def test_the_time_in_which_devices_wait_for_input_is_told(tmp_path, run, monkeypatch):
+    clock = iter(range(0, 10_000, 2))
+    monkeypatch.setattr("clipdata_jax.training.loop.time.monotonic", lambda: next(clock))
+    idle = []
+    run(tmp_path, steps=1, report=lambda done: idle.append(done.idle_seconds))
+    assert idle == [2]
