@@ -10,7 +10,7 @@ import numpy as np
 
 from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import external_columns, score_tables, uid_files
+from clipdata_jax.formats import external_columns, score_tables, uid_files, uids
 from clipdata_jax.formats.uid_sets import UidSorter
 from clipdata_jax.runs import file_output, manifest
 from clipdata_jax.runs.records import Facts, FileEntry
@@ -28,6 +28,7 @@ class SelectSummary:
       pairs: pairs in the score tables.
       kept: pairs that the rule keeps.
       uids: distinct uids of these, as written; `kept` if nothing is written.
+      total: uids written: `uids`, or the draws of `soft_cap` and `hard_cap`, with repeats.
       replaced_share: share of the kept pairs that another draw of the batches would replace; None if unknown.
       steps: the counts of every step of the rule, in the order of application.
       without_score: column or expression -> {"null", "infinite"} -> pairs that are never selected for this reason.
@@ -38,6 +39,7 @@ class SelectSummary:
     pairs: int
     kept: int
     uids: int
+    total: int
     replaced_share: float | None
     steps: tuple[StepCounts, ...]
     without_score: dict[str, dict[str, int]]
@@ -140,16 +142,20 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectS
         by_column |= {name: one for name in wanted if (one := from_files[source.path])}
     read = names if error is None else (*names, error)
     with TablePool(inputs.table, read, by_column, options.memory_gb * 2**30, inputs.ids) as pool:
-        application, sorter, kept = rule.apply(pool), UidSorter(pool.scratch), 0
+        application, sorter = rule.apply(pool), UidSorter(pool.scratch, multiset=rule.repeats)
+        kept, total = 0, 0
         for block, mask in application:
             here = int(np.count_nonzero(mask))
             kept += here
+            total += int(mask.sum(dtype=np.int64))
             if here and out is not None:
-                sorter.add(block.uid.compress(mask))  # several times faster than by brackets
+                # compress is several times faster than brackets.
+                sorter.add(np.repeat(block.uid, mask) if rule.repeats else block.uid.compress(mask))
         summary = SelectSummary(
             pairs=len(inputs.table),
             kept=kept,
             uids=kept,
+            total=total,
             replaced_share=None if error is None else stability.replaced_share(rule, application, pool, error),
             steps=tuple(application.steps),
             without_score=application.without_score,
@@ -160,7 +166,14 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectS
             return summary
         if not kept:
             raise InputError(f"the rule keeps nothing, so no subset is written\n{_table(summary)}")
-        return dataclasses.replace(summary, uids=uid_files.write(out, sorter.blocks()))
+        distinct: list[int] = []
+
+        def count(block: np.ndarray) -> np.ndarray:
+            distinct.append(int(np.count_nonzero(uids.first_of_each(block))))  # no uid is in two blocks
+            return block
+
+        total = uid_files.write(out, map(count, sorter.blocks()))
+        return dataclasses.replace(summary, uids=sum(distinct), total=total)
 
 
 def _check_found(summary: SelectSummary, inputs: _Inputs) -> None:
@@ -179,15 +192,22 @@ def _check_found(summary: SelectSummary, inputs: _Inputs) -> None:
 def _text(summary: SelectSummary, out: str | None, inputs: _Inputs) -> str:
     share = console.percent(summary.kept / summary.pairs)
     where = "nothing is written" if out is None else out
-    lines = [f"kept {summary.kept:,} of {summary.pairs:,} pairs ({share}): {where}", _table(summary)]
+    drawn = f", drawn {summary.total:,} times" if inputs.rule.repeats else ""
+    lines = [f"kept {summary.kept:,} of {summary.pairs:,} pairs ({share}){drawn}: {where}", _table(summary)]
     for source in inputs.sources:
         if source.renamed:
             renamed = ", ".join(f"{before!r} as {name}" for name, before in source.renamed.items())
             lines.append(f"{source.path}: columns renamed for rules: {renamed}")
     lines += [_coverage(path, counts, summary.pairs) for path, counts in summary.joined.items()]
+    lines += [
+        f"{step.rule}: {step.tied:,} pairs tie where it cuts; the uid alone decided which {step.tied_kept:,} are kept"
+        for step in summary.steps
+        if step.tied
+    ]
     if summary.kept > summary.uids:
         repeats = summary.kept - summary.uids
-        lines.append(f"{repeats:,} of them repeat the uid of another; the subset holds each uid once: {summary.uids:,}")
+        once = f"; the subset holds each uid once: {summary.uids:,}" if not inputs.rule.repeats else ""
+        lines.append(f"{repeats:,} of them repeat the uid of another{once}")
     if summary.replaced_share is not None:
         lines.append(
             f"another draw of the batches would replace about {100 * summary.replaced_share:.2g} % of the kept pairs"

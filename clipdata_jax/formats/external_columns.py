@@ -158,14 +158,15 @@ def open_columns(paths: Sequence[str], on: str = "uid") -> tuple[ColumnFile, ...
     .npy file is structured: two uint64 fields, the uid's halves, and a numeric one.
 
     Args:
-      paths: parquet files, folders of them, .npy files.
+      paths: parquet files, folders of them, .npy files; as NAME=PATH, each column is called NAME_column.
       on: the column of the parquet files that holds the ids, if not the uid.
 
     Raises:
       InputError: a file is missing or of another form, or holds no numeric column.
     """
     sources = []
-    for path in paths:
+    for given_path in paths:
+        prefix, path = _split_prefix(given_path)
         at = storage.Folder(path)
         parts = tuple(at.files(".parquet")) if at.is_folder() else (path,)
         if not parts:
@@ -173,10 +174,21 @@ def open_columns(paths: Sequence[str], on: str = "uid") -> tuple[ColumnFile, ...
         if path.endswith(".npy") and on != "uid":
             raise InputError(f"{path}: a .npy file holds uids; --on {on} takes parquet files")
         given, other = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts, on)
-        names = _as_identifiers(path, given)
+        names = {prefix + name: before for name, before in _as_identifiers(path, given).items()}
         renamed = {name: before for name, before in names.items() if name != before}
         sources.append(ColumnFile(path, parts, on, tuple(names), renamed, other))
     return tuple(sources)
+
+
+def _split_prefix(given: str) -> tuple[str, str]:
+    """Splits NAME=PATH to what its columns' names begin with, and the path."""
+    name, sign, path = given.partition("=")
+    # An equals sign after a slash belongs to a path, as in runs/lr=1/scores.
+    if not sign or "/" in name:
+        return "", given
+    if not name.isidentifier() or not path:
+        raise InputError(f"--columns is {given!r}, expected a file, or NAME=FILE with a plain word as the name")
+    return f"{name}_", path
 
 
 def first_id(path: str, on: str) -> str:
@@ -200,7 +212,10 @@ def check_usable(sources: Sequence[ColumnFile], taken: Collection[str], names: S
         holders = ["the score tables"] if name in taken else []
         holders += [source.path for source in sources if name in source.names]
         if len(holders) > 1:
-            raise InputError(f"column {name!r} is in {' and in '.join(holders)}; rename it in all but one")
+            raise InputError(
+                f"column {name!r} is in {' and in '.join(holders)}; rename it in all but one, or call it"
+                f" NAME_{name} by --columns NAME=FILE"
+            )
         for source in sources:
             if not holders and name in source.unusable:
                 raise InputError(source.unusable[name])

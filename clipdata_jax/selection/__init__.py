@@ -1,6 +1,8 @@
 """Score columns to uids: rules as text or as Python objects, exact top-k. Imports no jax."""
 
 from clipdata_jax.selection.parsing import parse as parse
+from clipdata_jax.selection.repetition import hard_cap as hard_cap
+from clipdata_jax.selection.repetition import soft_cap as soft_cap
 from clipdata_jax.selection.rules import Rule as Rule
 from clipdata_jax.selection.steps import at_most as at_most
 from clipdata_jax.selection.steps import bottom as bottom

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import NoReturn
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.selection import rules, steps, values
+from clipdata_jax.selection import repetition, rules, steps, values
 from clipdata_jax.selection.rules import Rule
 from clipdata_jax.selection.values import Column, Constant, Value
 
@@ -28,7 +28,7 @@ _RULE_OPERATORS: dict[type[ast.operator], type[rules.And | rules.Or | rules.Minu
 _ARITHMETIC: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _SIGNS = {ast.GtE: ">=", ast.Gt: ">", ast.LtE: "<=", ast.Lt: "<", ast.Eq: "==", ast.NotEq: "!="}
 _MIRRORED = {">=": "<=", ">": "<", "<=": ">=", "<": ">", "==": "==", "!=": "!="}
-_FUNCTIONS = ("top", "bottom", "sample", "at_most", "uids", "rank")
+_FUNCTIONS = ("top", "bottom", "sample", "soft_cap", "hard_cap", "at_most", "uids", "rank")
 # Hints for what people write by habit.
 _WORDS = {
     "then": "write >> for then",
@@ -48,6 +48,7 @@ def parse(text: str, columns: Collection[str] | None = None) -> Rule:
         rule   :=  top(value, fraction) | bottom(value, fraction) | top(value, n=count) | bottom(value, n=count)
                 |  (value < value) | uids("file.npy")
                 |  sample(value, amount, temperature=1, seed=0) | at_most(count)
+                |  soft_cap(value, count, penalty=0.15, batch=100_000, seed=0) | hard_cap(value, count, cap=15, seed=0)
                 |  rule >> rule | rule & rule | rule | rule | rule - rule | (rule)
         value  :=  column | number | rank(value) | value + value | value - value | value * value
                 |  value / value | -value | (value)
@@ -175,7 +176,8 @@ class _Parser:
                 scores = self.text.source(node)
                 self.fail_at(node, f"scores alone are not a rule: expected top({scores}, 0.3), or a comparison")
             case ast.BinOp(left, op, right) if type(op) in _RULE_OPERATORS:
-                return _RULE_OPERATORS[type(op)](self.rule(left), self.rule(right))
+                join = functools.partial(_RULE_OPERATORS[type(op)], self.rule(left), self.rule(right))
+                return self.checked(node, join)
             case ast.Compare():
                 return self.comparison(node)
             case ast.Call():
@@ -193,8 +195,18 @@ class _Parser:
 
     def call(self, node: ast.Call) -> Rule:
         name = self.function(node)
-        make = {"uids": self.uids, "at_most": self.at_most, "sample": self.sample}.get(name)
-        return self.top(node, name) if make is None else make(node)
+        match name:
+            case "top" | "bottom":
+                return self.top(node, name)
+            case "soft_cap":
+                return self.draws(node, repetition.SoftCap, name, "penalty", "batch", "seed")
+            case "hard_cap":
+                return self.draws(node, repetition.HardCap, name, "cap", "seed")
+            case "sample":
+                return self.sample(node)
+            case "at_most":
+                return self.at_most(node)
+        return self.uids(node)
 
     def function(self, node: ast.Call) -> str:
         name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
@@ -247,6 +259,19 @@ class _Parser:
                     options = 'the only options after the amount are temperature=, seed= and of="kept"'
                     self.fail_at(keyword.value, options)
         return self.checked(node.args[1], lambda: steps.WeightedSample(by, amount, temperature, seed, of))
+
+    def draws(self, node: ast.Call, make: Callable[..., Rule], name: str, *options: str) -> Rule:
+        if len(node.args) != 2:
+            self.fail_at(node, f"{name} takes a column and a number of draws, as in {name}(neg_clip_loss, 128_000_000)")
+        by, number = self.score(node.args[0]), self.integer(node.args[1])
+        given: dict[str, int | Decimal] = {}
+        for keyword in node.keywords:
+            if keyword.arg not in options or keyword.arg in given:
+                listed = ", ".join(f"{option}=" for option in options)
+                self.fail_at(keyword.value, f"the options of {name} are {listed}, each at most once")
+            read = self.number if keyword.arg == "penalty" else self.integer
+            given[keyword.arg] = read(keyword.value)
+        return self.checked(node, lambda: make(by, number, **given))
 
     def at_most(self, node: ast.Call) -> Rule:
         if len(node.args) != 1 or node.keywords:

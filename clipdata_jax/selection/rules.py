@@ -53,6 +53,11 @@ class Rule:
     binding: ClassVar[int] = 5
     """Precedence of the outermost operator in the rule's text; operands of a lower one get parentheses."""
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the rule may keep a pair several times."""
+        return False
+
     def __rshift__(self, other: Rule) -> Rule:
         return Then(self, other) if isinstance(other, Rule) else NotImplemented
 
@@ -79,10 +84,12 @@ class Rule:
           rows: pairs in the whole pool, of which fractions are taken; default n.
 
         Returns:
-          shape (n,), bool.
+          shape (n,), bool; of a rule that `repeats` uint32, how often each row is drawn. The subset is
+          `np.repeat(uid, kept)` either way.
 
         Raises:
-          InputError: the rule names an unknown column, or a file of uids that can't be read.
+          InputError: the rule names an unknown column, or a file of uids that can't be read, or draws more than
+            there is.
           ValueError: an array's shape or dtype is wrong, or rows is below n.
         """
         return self.trace(columns, uid, rows)[0]
@@ -95,7 +102,7 @@ class Rule:
         >>> from clipdata_jax.selection import top
         >>> uid = np.array([(0, row) for row in range(4)], "u8,u8")
         >>> top("a", 0.5).trace({"a": np.array([1.0, np.nan, 2, 3])}, uid)[1]
-        [StepCounts(rule='top(a, 0.5)', seen=4, kept=2, asked=2)]
+        [StepCounts(rule='top(a, 0.5)', seen=4, kept=2, asked=2, drawn=None, tied=0, tied_kept=0)]
         """
         rows = len(uid) if rows is None else rows
         if uid.dtype != uids.DTYPE or uid.ndim != 1:
@@ -188,6 +195,11 @@ class _Pair(Rule):
     sign: ClassVar[str]
     combine: ClassVar[np.ufunc]  # of the masks of what either rule keeps
 
+    def __post_init__(self) -> None:
+        for part in self.parts():
+            if part.repeats:
+                raise InputError(f"{part} draws pairs several times, so a rule ends with it: write it last, after >>")
+
     def parts(self) -> tuple[Rule, ...]:
         return (self.left, self.right)
 
@@ -203,6 +215,14 @@ class Then(_Pair):
     """Applies the right rule to the survivors of the left."""
 
     sign, binding = ">>", 3
+
+    def __post_init__(self) -> None:
+        if self.left.repeats:
+            super().__post_init__()
+
+    @property
+    def repeats(self) -> bool:
+        return self.right.repeats
 
     def start(self, rows: int) -> Work:
         return ThenWork(self.left.start(rows), self.right.start(rows))

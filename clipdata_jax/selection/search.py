@@ -30,11 +30,14 @@ class Search:
     Attributes:
       found: whether the search is finished.
       count: k, once the first pass has ended.
+      tied: rows whose key is that of the last selected row, and how many of them are selected, where their uids
+        decide which; else (0, 0).
     """
 
     def __init__(self, rows: int, count_of: Callable[[int], int]) -> None:
         self.found = False
         self.count = 0
+        self.tied = (0, 0)
         self._count_of = count_of
         self._limits: list[int] = []  # the last row's key, uid halves and row number, as far as needed
         self._with_equal = False
@@ -133,6 +136,8 @@ class Search:
         self._limits.append(limit)
         self._left -= before
         self.found = self._with_equal = self._left == equal
+        if len(self._limits) == 1 and not self.found:
+            self.tied = (equal, self._left)
         self._candidates = equal
         self._bits = self._shift = self._prefix = 0
 

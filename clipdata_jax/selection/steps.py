@@ -16,7 +16,7 @@ from clipdata_jax.formats.uids import find
 from clipdata_jax.selection.pools import ScoreBlock
 from clipdata_jax.selection.rules import First, Predicate, Rule
 from clipdata_jax.selection.search import ordered_bits
-from clipdata_jax.selection.values import Constant, Number, Value, column, decimal
+from clipdata_jax.selection.values import Constant, Number, Value, column, decimal, score_of
 from clipdata_jax.selection.work import PredicateWork, Work
 
 Of = Literal["pool", "kept"]
@@ -243,14 +243,7 @@ def uids(path: str) -> Rule:
 def _top(by: str | Value, fraction: Number | None, of: Of, n: int | None, *, highest: bool) -> Rule:
     if (fraction is None) == (n is None) or (n is not None and of != "pool"):
         raise InputError(f"fraction is {fraction}, n {n}, of {of!r}; expected a fraction, or else n alone")
-    return Top(_score(by), None if fraction is None else decimal(fraction), of, highest, n)
-
-
-def _score(by: str | Value) -> Value:
-    score = column(by)
-    if not score.leaves():
-        raise InputError(f"{score} is the same for every pair; expected a column or an expression with one")
-    return score
+    return Top(score_of(by), None if fraction is None else decimal(fraction), of, highest, n)
 
 
 def _check_of(of: str) -> None:

@@ -284,6 +284,18 @@ def rank(by: str | Value) -> Value:
     return Rank(column(by))
 
 
+def score_of(by: str | Value) -> Value:
+    """Returns a column or an expression with one.
+
+    Raises:
+      InputError: it is the same for every pair.
+    """
+    score = column(by)
+    if not score.leaves():
+        raise InputError(f"{score} is the same for every pair; expected a column or an expression with one")
+    return score
+
+
 def value(operand: Value | Number) -> Value:
     """Wraps a number as a value."""
     return operand if isinstance(operand, Value) else Constant(decimal(operand))

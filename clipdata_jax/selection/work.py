@@ -21,21 +21,29 @@ class StepCounts:
       seen: pairs it looked at: the whole pool, or the survivors of what stands left of `>>`.
       kept: pairs it kept of them.
       asked: pairs it was to keep, for `top`, `bottom` and `sample`; more than `kept` where too few have a score.
+      drawn: draws in all, for `soft_cap` and `hard_cap`, which may draw a pair several times.
+      tied: pairs that share the score at which `top` or `bottom` cuts, where only some of them are kept: their uids
+        alone decide which.
+      tied_kept: of these, those that are kept.
     """
 
     rule: str
     seen: int
     kept: int
     asked: int | None = None
+    drawn: int | None = None
+    tied: int = 0
+    tied_kept: int = 0
 
     @classmethod
-    def of(cls, rule: str, among: np.ndarray, mask: np.ndarray, asked: int | None = None) -> StepCounts:
+    def of(cls, rule: str, among: np.ndarray, mask: np.ndarray) -> StepCounts:
         """Counts a block's rows, given as masks."""
-        return cls(rule, int(np.count_nonzero(among)), int(np.count_nonzero(mask)), asked)
+        return cls(rule, int(np.count_nonzero(among)), int(np.count_nonzero(mask)))
 
     def __add__(self, other: StepCounts) -> StepCounts:
         """Sums the counts of two blocks."""
-        return dataclasses.replace(self, seen=self.seen + other.seen, kept=self.kept + other.kept)
+        drawn = None if self.drawn is None else self.drawn + (other.drawn or 0)
+        return dataclasses.replace(self, seen=self.seen + other.seen, kept=self.kept + other.kept, drawn=drawn)
 
 
 class Scores(Protocol):
@@ -67,7 +75,7 @@ class Work(Protocol):
           steps: list to append the counts of every step to.
 
         Returns:
-          shape (rows,), bool; None before `found`.
+          shape (rows,), bool, or uint32 of a rule that repeats: how often each row is drawn; None before `found`.
         """
 
     def end_pass(self) -> None:
@@ -119,8 +127,11 @@ class FirstWork:
             return None
         mask = self.search.keep(block, keys, among & has_key)
         if steps is not None:
-            asked = self.search.count if self.counts_asked else None
-            steps.append(StepCounts.of(self.rule, among, mask, asked))
+            counted = StepCounts.of(self.rule, among, mask)
+            if self.counts_asked:
+                asked, (tied, tied_kept) = self.search.count, self.search.tied
+                counted = dataclasses.replace(counted, asked=asked, tied=tied, tied_kept=tied_kept)
+            steps.append(counted)
         return mask
 
     def end_pass(self) -> None:
@@ -168,7 +179,7 @@ class PairWork(_TwoWorks):
 
 
 class Application:
-    """The blocks of a pool, each with a mask of the rows that a rule keeps; to be iterated over once.
+    """The blocks of a pool, each with what `Work.keep` says of its rows; to be iterated over once.
 
     Attributes:
       work: the rule's state.
