@@ -46,7 +46,7 @@ class Select:
     out: MaybeFile = None
     """Output .npy file of sorted uids (u8,u8), each once, or as often as soft_cap and hard_cap draw it."""
     columns: Files = ()
-    """Columns joined by uid: .parquet with uid or uid_hi, uid_lo, .npy of u8,u8,f4; NAME=FILE calls them NAME_column."""
+    """Columns joined by uid: .parquet with uid or uid_hi, uid_lo, .npy of u8,u8,f4; NAME=FILE: called NAME_column."""
     on: Annotated[str, tyro.conf.arg(metavar="NAME")] = "uid"
     """Another column to join --columns by, which the files and the metadata have: key, sha256, url, an owner's id."""
     metadata: Annotated[str | None, tyro.conf.arg(metavar="FOLDER"), unset("the one that was scored")] = None
