@@ -33,6 +33,7 @@ _HOME = {
     "VIT_SMALL_G_14": "published_models",
     "Tokenizer": "tokenizer",
     "train_tokenizer": "tokenizer_training",
+    "layouts_of": "weights",
     "save_clip": "weights",
 }
 __all__ = [*_HOME]

@@ -22,4 +22,5 @@ from clipdata_jax.models.published_models import VIT_SMALL_G_14 as VIT_SMALL_G_1
 from clipdata_jax.models.tokenizer import Tokenizer as Tokenizer
 from clipdata_jax.models.tokenizer_files import load_tokenizer as load_tokenizer
 from clipdata_jax.models.tokenizer_training import train_tokenizer as train_tokenizer
+from clipdata_jax.models.weights import layouts_of as layouts_of
 from clipdata_jax.models.weights import save_clip as save_clip

@@ -1,13 +1,14 @@
-"""The shape of a model from open_clip's `open_clip_config.json`."""
+"""The shape of a model from and to open_clip's `open_clip_config.json`."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD, CLIPConfig, TextConfig, VisionConfig
+from clipdata_jax.models.clip_config import OPENAI_MEAN, OPENAI_STD, CLIPConfig, TextConfig, TowerConfig, VisionConfig
 
 Cleaning = Literal["whitespace", "lower", "canonicalize"]
 """How open_clip cleans captions before they are split into tokens."""
@@ -100,6 +101,62 @@ def config_from_open_clip(content: Mapping[str, Any]) -> CLIPConfig:
         raise InputError(f"these settings don't make a CLIP model: {error}") from error
 
 
+def config_to_open_clip(config: CLIPConfig) -> dict[str, Any]:
+    """Converts a model's shape to the content of an `open_clip_config.json`.
+
+    Args:
+      config: of a whole model with a class token.
+
+    Returns:
+      `model_cfg`, and `preprocess_cfg` of images whose shorter side is scaled and whose centre is cut out.
+
+    Raises:
+      ValueError: open_clip names no such vision tower by its sizes, or the model has one tower.
+    """
+    vision, text = config.vision, config.text
+    if vision is None or text is None:
+        raise ValueError("the model has one tower, but only whole models are written")
+    if vision.pool == "attention":
+        raise ValueError("open_clip takes towers that pool by attention from timm, by their names")
+    quick = {tower.activation == "quick_gelu" for tower in (vision, text)}
+    if len(quick) > 1:
+        raise ValueError(f"open_clip has one quick_gelu for both towers: {vision.activation}, {text.activation}")
+    end = text.eos_token_id
+    by_id = text.pool == "end" and end not in (None, text.vocab_size - 1)
+    section: dict[str, Any] = {
+        "embed_dim": config.embed_dim,
+        "init_logit_scale": config.logit_scale_init,
+        "vision_cfg": {
+            **_tower_options(vision),
+            "head_width": vision.width // vision.heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            **({} if vision.pool == "class" else {"pool_type": "avg"}),
+            **({} if vision.pre_norm else {"no_ln_pre": True}),
+            **({"final_ln_after_pool": True} if vision.norm_after_pool else {}),
+        },
+        "text_cfg": {
+            **_tower_options(text),
+            "heads": text.heads,
+            "vocab_size": text.vocab_size,
+            "context_length": text.context_length,
+            **({"pool_type": "eos", "eos_id": end} if by_id else {}),
+            **({} if text.pool == "end" else {"pool_type": text.pool}),
+            **({} if text.causal else {"no_causal_mask": True}),
+            **({"proj_bias": True} if text.projection_bias else {}),
+        },
+    }
+    if quick == {True}:
+        section["quick_gelu"] = True
+    if config.logit_bias_init is not None:
+        section["init_logit_bias"] = config.logit_bias_init
+    moments = {"mean": list(config.image_mean), "std": list(config.image_std)}
+    return {
+        "model_cfg": section,
+        "preprocess_cfg": {**moments, "interpolation": "bicubic", "resize_mode": "shortest"},
+    }
+
+
 def open_clip_text_prefix(content: Mapping[str, Any]) -> str:
     """The prefix of the names of the text tower's tensors: "text." or empty."""
     return "text." if _section(content, "model_cfg").get("custom_text") else ""
@@ -167,6 +224,23 @@ def _tower(section: Mapping[str, Any], quick: bool, *, width: int, heads: int) -
         "layer_norm_eps": _section(section, "norm_kwargs").get("eps", 1e-5),
         "layer_scale_init": section.get("ls_init_value"),
     }
+
+
+def _tower_options(tower: TowerConfig) -> dict[str, Any]:
+    """Options of both towers; open_clip's defaults are left out."""
+    found: dict[str, Any] = {"width": tower.width, "layers": tower.layers}
+    if tower.mlp_width != 4 * tower.width:
+        # It takes the whole part of the product, which rounding may leave just below.
+        ratio = tower.mlp_width / tower.width
+        whole = int(tower.width * ratio) == tower.mlp_width
+        found["mlp_ratio"] = ratio if whole else math.nextafter(ratio, math.inf)
+    if tower.activation == "gelu_tanh":
+        found["act_kwargs"] = {"approximate": "tanh"}
+    if tower.layer_norm_eps != TowerConfig.layer_norm_eps:
+        found["norm_kwargs"] = {"eps": tower.layer_norm_eps}
+    if tower.layer_scale_init is not None:
+        found["ls_init_value"] = tower.layer_scale_init
+    return found
 
 
 def _vision(section: Mapping[str, Any], quick: bool) -> VisionConfig:

@@ -1,10 +1,10 @@
-"""Reading parameters from safetensors files and writing `model.safetensors`, by one table for both."""
+"""Reading parameters from safetensors files and writing them, by one table for both."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +15,36 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.models.checkpoint_files import CONFIG, WEIGHTS, replace_file, write_json
+from clipdata_jax.models.checkpoint_files import (
+    CONFIG,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    WEIGHTS,
+    replace_file,
+    write_json,
+)
+from clipdata_jax.models.checkpoint_layout import Convention
 from clipdata_jax.models.clip import CLIP
 from clipdata_jax.models.clip_config import CLIPConfig
 from clipdata_jax.models.image_settings import write_preprocessor_config
 from clipdata_jax.models.image_transform import ImageTransform
+from clipdata_jax.models.open_clip_config import config_to_open_clip
 from clipdata_jax.models.transformers_config import config_to_transformers, is_siglip
-from clipdata_jax.models.weight_tables import CLIP_TABLE, SIGLIP_TABLE, TensorRule, WeightTable, source_name
+from clipdata_jax.models.weight_tables import (
+    CLIP_TABLE,
+    SIGLIP_TABLE,
+    TensorRule,
+    WeightTable,
+    open_clip_table,
+    source_name,
+)
 
 # The names that safetensors has for what can be read. float8 weights come with scales that no table here has.
 _DTYPES = ("F64", "F32", "F16", "BF16")
+_CONVERTERS: dict[Convention, Callable[[CLIPConfig], dict[str, Any]]] = {
+    "transformers": config_to_transformers,
+    "open_clip": config_to_open_clip,
+}
 
 
 def load_weights(
@@ -79,20 +99,27 @@ def load_weights(
     return nnx.merge(structure, nnx.from_flat_state(state))
 
 
-def save_clip(model: CLIP, folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32") -> None:
-    """Writes a model in transformers' layout, which `load_clip` and transformers read.
+def save_clip(
+    model: CLIP,
+    folder: str | Path,
+    *,
+    layout: Convention = "transformers",
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Writes a model in transformers' or in open_clip's layout, which `load_clip` and these libraries read.
 
-    Writes `model.safetensors`, `preprocessor_config.json` and, last, `config.json`, each atomically. The
-    tokenizer is not part of the model: copy its files into the same folder.
+    Writes the weights, `preprocessor_config.json` (transformers) and, last, the config file, each atomically. The
+    tokenizer is not part of the model: copy its files into the same folder, which may hold both layouts.
 
     Args:
       model: the model to write.
       folder: created if missing; files of these names are replaced.
+      layout: "transformers": `model.safetensors` and `config.json`; "open_clip": `open_clip_model.safetensors` and
+        `open_clip_config.json`.
       dtype: of the tensors in the file; float32 keeps float32 and bfloat16 parameters exactly.
 
     Raises:
-      ValueError: another dtype, a parameter that is not finite in it, or a model that transformers' CLIP and
-        SigLIP don't have (some of open_clip's).
+      ValueError: another dtype, a parameter that is not finite in it, or a model that the library doesn't have.
 
     >>> from importlib.resources import files
     >>> from clipdata_jax import load_clip, save_clip
@@ -105,20 +132,39 @@ def save_clip(model: CLIP, folder: str | Path, *, dtype: Literal["float32", "flo
 
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype is {dtype!r}, expected 'float32' or 'float16'")
-    config, siglip = model.config, is_siglip(model.config)
-    content = {**config_to_transformers(config), "dtype": dtype}
-    tensors = dict(_tensors(model, np.dtype(dtype), SIGLIP_TABLE if siglip else CLIP_TABLE))
-    folder = Path(folder)
+    config, siglip, folder = model.config, is_siglip(model.config), Path(folder)
+    if layout == "open_clip":
+        content = config_to_open_clip(config)
+        table = open_clip_table(projection_bias=config.text is not None and config.text.projection_bias)
+        config_name, weights = OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+    else:
+        content, table = {**config_to_transformers(config), "dtype": dtype}, SIGLIP_TABLE if siglip else CLIP_TABLE
+        config_name, weights = CONFIG, WEIGHTS
+    tensors = dict(_tensors(model, np.dtype(dtype), table))
     folder.mkdir(parents=True, exist_ok=True)
-    with replace_file(folder / WEIGHTS) as temporary:
+    with replace_file(folder / weights) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})  # transformers requires this key
-    write_preprocessor_config(
-        folder,
-        ImageTransform(size=config.image_size, fit="squash" if siglip else "crop"),
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-    )
-    write_json(folder / CONFIG, content)
+    if layout == "transformers":
+        write_preprocessor_config(
+            folder,
+            ImageTransform(size=config.image_size, fit="squash" if siglip else "crop"),
+            image_mean=config.image_mean,
+            image_std=config.image_std,
+        )
+    write_json(folder / config_name, content)
+
+
+def layouts_of(config: CLIPConfig) -> list[Convention]:
+    """The layouts that can hold a model of this shape, in which `save_clip` writes it.
+
+    A CLIP with the bias of SigLIP's loss is none of transformers'; of SigLIP's own towers open_clip has only some.
+    """
+    found: list[Convention] = []
+    for layout, convert in _CONVERTERS.items():
+        with contextlib.suppress(ValueError):
+            convert(config)
+            found.append(layout)
+    return found
 
 
 def _put(array: np.ndarray, dtype: DTypeLike, sharding: jax.sharding.Sharding | None) -> Array:

@@ -16,6 +16,7 @@ from flax import nnx
 from support.towers import SIGLIP, SMALL, captions, images, jit
 
 from clipdata_jax.models import CLIP, CLIPConfig, load_clip, open_clip_config
+from clipdata_jax.models.initial_weights import clip_layer
 from clipdata_jax.models.transformer import Builder, TransformerBlock
 
 MODELS = [
@@ -139,7 +140,8 @@ def test_the_two_end_token_rules_read_different_tokens(filled: Callable[[CLIPCon
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_layer_gives_the_same_at_one_position_alone(causal: bool):
     build = Builder(rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
-    block = TransformerBlock(dataclasses.replace(SMALL.text, layer_scale_init=0.5), build, causal=causal)
+    config = dataclasses.replace(SMALL.text, layer_scale_init=0.5)
+    block = TransformerBlock(config, build, clip_layer(config), causal=causal)
     x_bld = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 24)), jnp.float32)
     at_b = np.array([0, 3, 7])
     alone_b1d = block(x_bld, only_b=jnp.asarray(at_b, jnp.int32))
