@@ -65,10 +65,12 @@ class _Inputs:
         several = storage.Folder(table.folders[0]).threads
         return list(threads.prefetch(manifest.file_entry, paths, threads=several))
 
-    def error_column(self) -> str | None:
-        """The column of standard errors that says how stable the selection is."""
+    def error_columns(self) -> tuple[str, ...]:
+        """The columns of standard errors that say how stable the selection is."""
         table = self.table
-        return stability.error_column(self.rule, [name for name in table.columns if name not in table.shared])
+        known = [name for name in table.columns if name not in table.shared]
+        known += [name for source in self.sources for name in source.names if name not in table.columns]
+        return stability.error_columns(self.rule, [name for name in known if known.count(name) == 1])
 
 
 @storage.stat_cache()
@@ -133,15 +135,15 @@ def _scored_pool(scores: str, options: Facts) -> str:
 
 
 def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectSummary:
-    rule, names, error = inputs.rule, inputs.rule.columns(), inputs.error_column()
+    rule, errors = inputs.rule, inputs.error_columns()
+    names = (*rule.columns(), *errors)
     by_column: dict[str, external_columns.ExternalColumns] = {}
     from_files: dict[str, external_columns.ExternalColumns | None] = {}
     for source in inputs.sources:
         wanted = [name for name in source.names if name in names]
         from_files[source.path] = source.read(wanted) if wanted else None
         by_column |= {name: one for name in wanted if (one := from_files[source.path])}
-    read = names if error is None else (*names, error)
-    with TablePool(inputs.table, read, by_column, options.memory_gb * 2**30, inputs.ids) as pool:
+    with TablePool(inputs.table, names, by_column, options.memory_gb * 2**30, inputs.ids) as pool:
         application, sorter = rule.apply(pool), UidSorter(pool.scratch, multiset=rule.repeats)
         kept, total = 0, 0
         for block, mask in application:
@@ -156,7 +158,7 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectS
             kept=kept,
             uids=kept,
             total=total,
-            replaced_share=None if error is None else stability.replaced_share(rule, application, pool, error),
+            replaced_share=stability.replaced_share(rule, application, pool, errors),
             steps=tuple(application.steps),
             without_score=application.without_score,
             joined={path: one.facts() if one else {} for path, one in from_files.items()},

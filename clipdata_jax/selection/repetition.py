@@ -160,6 +160,9 @@ class DrawWork:
         self._scores = self._words = np.empty(0)
         self.found = True
 
+    def parts(self) -> tuple[Work, ...]:
+        return ()
+
 
 def soft_cap(by: str | Value, number: int, *, penalty: Number = "0.15", batch: int = 100_000, seed: int = 0) -> Rule:
     """Draws pairs with repetition, each draw making the next of the same pair less likely: soft-cap sampling.

@@ -111,10 +111,11 @@ class WeightedSample(First):
         return (self.by,)
 
     def keys(self, block: ScoreBlock) -> tuple[np.ndarray, np.ndarray]:
-        keys = block.cached(self, lambda: self._gumbel_keys(block))
+        keys = block.cached(self, lambda: self.gumbel_keys(block))
         return ordered_bits(keys, highest_first=True), np.isfinite(keys)
 
-    def _gumbel_keys(self, block: ScoreBlock) -> np.ndarray:
+    def gumbel_keys(self, block: ScoreBlock) -> np.ndarray:
+        """Returns score / temperature - log(-log u) for each row, the highest of which are kept."""
         words = hashing.mix(_SAMPLE, self.seed, block.uid["f0"], block.uid["f1"])
         # 52 bits and a half: exact, and neither 0 nor 1.
         uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

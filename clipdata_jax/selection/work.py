@@ -81,6 +81,9 @@ class Work(Protocol):
     def end_pass(self) -> None:
         """Ends a pass over all blocks."""
 
+    def parts(self) -> Sequence[Work]:
+        """The states of the rule's operands."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PredicateWork:
@@ -98,6 +101,9 @@ class PredicateWork:
 
     def end_pass(self) -> None:
         pass
+
+    def parts(self) -> tuple[Work, ...]:
+        return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +144,9 @@ class FirstWork:
         if not self.search.found:
             self.search.end_pass()
 
+    def parts(self) -> tuple[Work, ...]:
+        return ()
+
 
 @dataclasses.dataclass(frozen=True)
 class _TwoWorks:
@@ -151,6 +160,9 @@ class _TwoWorks:
     def end_pass(self) -> None:
         self.left.end_pass()
         self.right.end_pass()
+
+    def parts(self) -> tuple[Work, ...]:
+        return (self.left, self.right)
 
 
 class ThenWork(_TwoWorks):

@@ -16,13 +16,14 @@ from clipdata_jax.selection import parse, stability
 from clipdata_jax.selection.pools import ArrayPool
 
 
-def select(rule, columns, uid, error="a_se"):
+def select(rule, columns, uid):
     """The mask of a rule, and the estimate."""
     rule = parse(rule)
+    errors = stability.error_columns(rule, columns)
     with ArrayPool(columns, uid) as pool:
         application = rule.apply(pool)
         mask = np.concatenate([mask for _, mask in application])
-        return mask, stability.replaced_share(rule, application, pool, error)
+        return mask, stability.replaced_share(rule, application, pool, errors)
 
 
 def measured(masks):
@@ -46,7 +47,15 @@ def test_scoring_again_replaces_the_estimated_share(tmp_path):
         uid, columns = score_tables.open_tables([out]).read(names)
         tables.append({"a": columns[names[0]], "a_se": columns[names[1]]})
     other = np.random.default_rng(0).normal(size=len(uid))
-    for rule in ("top(a, 0.3)", "top(a, 0.1)", "bottom(a, 0.2)", "top(a, 0.4) >> top(b, 0.2)"):
+    for rule in (
+        "top(a, 0.3)",
+        "top(a, 0.1)",
+        "bottom(a, 0.2)",
+        "top(a, 0.4) >> top(b, 0.2)",
+        "top(rank(a) + 0.3 * rank(b), 0.3)",
+        "top(a, 0.3) | top(a + b * 0.01, 0.1)",
+        "sample(a, 0.2, temperature=0.01)",
+    ):
         masks, shares = zip(*(select(rule, {**table, "b": other}, uid) for table in tables), strict=True)
         assert np.mean(shares) > 0.05
         # About 300 pairs are replaced, so chance alone makes it vary by some percent.
@@ -95,17 +104,47 @@ def test_nothing_is_claimed_without_an_error():
 
 
 @pytest.mark.parametrize(
-    ("rule", "error"),
+    "rule",
     [
-        ("top(a, 0.3)", "a_se"),
-        ("(b > 0) >> bottom(a, 0.3) >> top(b, 0.2)", "a_se"),
-        ("top(b, 0.3)", None),
-        ("top(a + b, 0.3)", None),
-        ("top(a, 0.3) & top(b, 0.2)", None),
-        ("top(a, 0.3) >> top(a, 0.2)", None),
-        ("sample(a, 0.3)", None),
-        ("(a > 0)", None),
+        "top(a + b, 0.3)",
+        "top(2 * a - 0.5 * b - a, 0.1)",
+        "top(rank(a) + rank(b), 0.2)",
+        "bottom(rank(a) * rank(a + c), 0.2)",
+        "top(a / (c + 9), 0.2)",
+        "top(a, 0.5) >> top(b, 0.2)",
+        "top(a, 0.3) & top(b, 0.3)",
+        "top(a, 0.2) | (b + c > 1.5)",
+        "top(a, 0.3) - top(b, 0.3)",
+        "(a <= b)",
+        "sample(a, 0.2, temperature=0.5, seed=1)",
+        "top(a, 0.4) >> at_most(20_000)",
     ],
 )
-def test_rules_whose_stability_is_estimated(rule, error):
-    assert stability.error_column(parse(rule), {"a", "a_se", "b"}) == error
+def test_every_rule_replaces_the_estimated_share(rule):
+    rng, rows = np.random.default_rng(5), 100_000
+    uid, mean_a, mean_b, other = made_uids(rows), *rng.normal(size=(3, rows))
+    draws = [
+        {
+            "a": mean_a + 0.05 * rng.normal(size=rows),
+            "a_se": np.full(rows, 0.05),
+            "b": mean_b + 0.04 * rng.normal(size=rows),
+            "b_se": np.full(rows, 0.04),
+            "c": other,
+        }
+        for _ in range(3)
+    ]
+    masks, shares = zip(*(select(rule, columns, uid) for columns in draws), strict=True)
+    assert measured(masks) == pytest.approx(np.mean(shares), rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("rule", "errors"),
+    [
+        ("top(a, 0.3)", ("a_se",)),
+        ("(b > 0) >> bottom(rank(a) + b, 0.3)", ("a_se",)),
+        ("top(b, 0.3)", ()),
+        ("soft_cap(a, 3)", ()),
+    ],
+)
+def test_rules_whose_stability_is_estimated(rule, errors):
+    assert stability.error_columns(parse(rule), {"a", "a_se", "b"}) == errors
