@@ -175,7 +175,8 @@ def _sentence(box: str, words: Sequence[str]) -> str:
         return f"missing: {', '.join(rows)}"
     if match := re.match(r"invalid choice (.*) for argument '(.*?)'\. Expected one of \((.*?),?\)", text):
         name = match[2].removeprefix("options.")
-        return f"{name} is {match[1]}, expected one of {match[3].replace(chr(39), '')}"
+        choices = [choice for choice in match[3].replace("'", "").split(", ") if choice != "None"]
+        return f"{name} is {match[1]}, expected one of {', '.join(choices)}"
     if match := re.match(r"Error parsing (\S+):", text):
         flag = match[1].split("/")[0]
         given = list(_given(words, flag))

@@ -39,7 +39,7 @@ class ModelSizes:
     image_size: int = 224
     patch_size: int
     context_length: int = 77
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    activation: Literal["gelu", "quick_gelu", "gelu_tanh"] = "gelu"
 
     def __post_init__(self) -> None:
         good = self.image_size % self.patch_size == 0

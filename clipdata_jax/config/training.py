@@ -74,6 +74,20 @@ class ModelChoice:
         names = ("image_size", "patch_size", "context_length", "width", "layers", "heads", "embed_dim")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
+    def check_checkpoint(self, sizes: ModelSizes) -> None:
+        """Raises InputError where the sizes that were given are not those of the checkpoint `--init`."""
+        advice = "leave it out, or train new weights without --init"
+        there: dict[str, set[int]] = {
+            name: {getattr(sizes.vision, name), getattr(sizes.text, name)} for name in ("width", "layers", "heads")
+        }
+        for name, value in self.given_sizes().items():
+            found = there.get(name) or {getattr(sizes, name)}
+            if found != {value}:
+                has = " and ".join(map(str, sorted(found)))
+                raise InputError(f"--{name.replace('_', '-')} is {value}, but {self.init} has {has}; {advice}")
+        if self.arch is not None and (lines := _differences(sizes, named_sizes(self.arch))):
+            raise InputError(f"--arch is {self.arch!r}, but {self.init} has {', '.join(lines)}; {advice}")
+
     def sizes(self, recipe: Recipe | None) -> ModelSizes | None:
         """The sizes as given, the recipe's or by default; None if they are those of the checkpoint `--init`."""
         if self.init is not None:
@@ -88,6 +102,19 @@ class ModelChoice:
         tower = TowerSizes(width=width, layers=given.pop("layers", 4), heads=given.pop("heads", 4), mlp_width=4 * width)
         others = {"embed_dim": 128, "image_size": 64, "patch_size": 8, "context_length": 32, **given}
         return ModelSizes(vision=tower, text=tower, activation="quick_gelu", **others)
+
+
+def _differences(sizes: ModelSizes, others: ModelSizes) -> list[str]:
+    """The sizes that are not those of another model, apart from the images' and captions', in words."""
+    ours, theirs = dataclasses.asdict(sizes), dataclasses.asdict(others)
+    found = [
+        f"{tower} {name} {ours[tower][name]}"
+        for tower in ("vision", "text")
+        for name in ours[tower]
+        if ours[tower][name] != theirs[tower][name]
+    ]
+    alone = ("embed_dim", "patch_size", "activation")
+    return found + [f"{name} {ours[name]}" for name in alone if ours[name] != theirs[name]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

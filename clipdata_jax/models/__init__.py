@@ -10,6 +10,7 @@ from typing import Any
 
 _HOME = {
     "sized_config": "architectures",
+    "sizes_of": "architectures",
     "CLIP": "clip",
     "CLIPConfig": "clip_config",
     "TextConfig": "clip_config",

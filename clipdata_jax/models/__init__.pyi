@@ -1,4 +1,5 @@
 from clipdata_jax.models.architectures import sized_config as sized_config
+from clipdata_jax.models.architectures import sizes_of as sizes_of
 from clipdata_jax.models.clip import CLIP as CLIP
 from clipdata_jax.models.clip_config import CLIPConfig as CLIPConfig
 from clipdata_jax.models.clip_config import TextConfig as TextConfig

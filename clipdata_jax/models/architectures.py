@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from clipdata_jax.config.model_sizes import ModelSizes
+from clipdata_jax.config.model_sizes import ModelSizes, TowerSizes
 from clipdata_jax.models.clip_config import (
     SIGLIP_LOGIT_BIAS,
     SIGLIP_LOGIT_SCALE,
@@ -54,3 +54,31 @@ def sized_config(
     if not sigmoid:
         return config
     return dataclasses.replace(config, logit_scale_init=SIGLIP_LOGIT_SCALE, logit_bias_init=SIGLIP_LOGIT_BIAS)
+
+
+def sizes_of(config: CLIPConfig) -> ModelSizes:
+    """The sizes of a model of two towers; the activation is the vision tower's.
+
+    Raises:
+      ValueError: the model has one tower.
+
+    >>> from clipdata_jax.config.model_sizes import named_sizes
+    >>> from clipdata_jax.models import sized_config, sizes_of
+    >>> sizes_of(sized_config(named_sizes("ViT-B-32"))) == named_sizes("ViT-B-32")
+    True
+    """
+    if config.vision is None or config.text is None:
+        raise ValueError("the model has one tower, expected two")
+    vision, text = (
+        TowerSizes(width=one.width, layers=one.layers, heads=one.heads, mlp_width=one.mlp_width)
+        for one in (config.vision, config.text)
+    )
+    return ModelSizes(
+        vision=vision,
+        text=text,
+        embed_dim=config.embed_dim,
+        image_size=config.vision.image_size,
+        patch_size=config.vision.patch_size,
+        context_length=config.text.context_length,
+        activation=config.vision.activation,
+    )

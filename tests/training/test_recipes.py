@@ -6,6 +6,7 @@ import pytest
 
 from clipdata_jax import models
 from clipdata_jax.config import Compute, ModelChoice, Optimiser, Train, TrainingInput
+from clipdata_jax.config.model_sizes import named_sizes
 from clipdata_jax.config.recipes import RECIPES, datacomp_steps
 from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import parallel
@@ -86,6 +87,20 @@ def test_options_that_contradict_each_other_are_refused(name):
     with pytest.raises(InputError) as error:
         make()
     assert words in str(error.value)
+
+
+def test_sizes_beside_a_checkpoint_must_be_its_own():
+    there = named_sizes("ViT-B-32")
+    ModelChoice(init="b32", arch="ViT-B-32", image_size=224, context_length=77).check_checkpoint(there)
+    ModelChoice(init="b32", layers=12).check_checkpoint(there)
+    with pytest.raises(InputError, match=r"--width is 512, but b32 has 512 and 768; leave it out"):
+        ModelChoice(init="b32", width=512).check_checkpoint(there)
+    with pytest.raises(InputError, match=r"--image-size is 256, but b32 has 224"):
+        ModelChoice(init="b32", image_size=256).check_checkpoint(there)
+    with pytest.raises(InputError, match=r"--arch is 'ViT-B-16-quickgelu', but b32 has patch_size 32, activation gelu"):
+        ModelChoice(init="b32", arch="ViT-B-16-quickgelu").check_checkpoint(there)
+    with pytest.raises(InputError, match=r"'ViT-L-14', but b32 has vision width 768, vision layers 12,"):
+        ModelChoice(init="b32", arch="ViT-L-14").check_checkpoint(there)
 
 
 def batch(step):
