@@ -28,7 +28,7 @@ import pytest
 jaxtyping.install_import_hook(
     [
         *(f"clipdata_jax.{name}" for name in ("scores", "models", "training", "embedding.encoder")),
-        *(f"clipdata_jax.evaluation.{name}" for name in ("zero_shot", "retrieval", "nearest", "metrics")),
+        *(f"clipdata_jax.evaluation.{name}" for name in ("zero_shot", "retrieval", "nearest_candidates", "metrics")),
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float
 )

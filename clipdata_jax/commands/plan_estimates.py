@@ -378,6 +378,8 @@ def _trained_model(options: config.Train, sizes: ModelSizes | None) -> tuple[int
 
 
 def _evaluate(options: config.Evaluate) -> Estimate:
+    if options.data is not None:
+        return _evaluate_suite(options, options.data)
     captioned, labelled = _tars(options.retrieval), _tars(options.classification)
     captions, labels = (sum(_samples(found)[0]) for found in (captioned, labelled))
     texts = _CAPTIONS * captions + (_PROMPTS if labelled else 0)
@@ -390,6 +392,28 @@ def _evaluate(options: config.Evaluate) -> Estimate:
         each=9 * size**2,
         count=options.batch_size,
         advice=_at_most("use --batch-size {:,} or less", "use a smaller model, or fewer images"),
+    )
+
+
+def _evaluate_suite(options: config.Evaluate, data: str) -> Estimate:
+    from clipdata_jax.evaluation import task_files  # brings jax
+
+    found, missing = task_files.locate_all(data, options.task_words())
+    opened = [task_files.open_task(task, folder) for task, folder in found.items()]
+    images = sum(task.images for task in found)
+    texts = max((len(one.names.get("", ())) * len(one.templates.get("", ())) for one in opened), default=0)
+    dim, size, weights = _model(options.model)
+    largest = max(task.images for task in found)
+    return Estimate(
+        work=f"{counted(len(found), 'task')} of about {counted(images, 'image')}, {len(missing)} missing",
+        read=_bytes(path for one in opened for path in one.inputs),
+        written=4_000 * len(found),
+        fixed=_BASE + 2 * weights + 2 * 4 * dim * (largest + texts),
+        each=9 * size**2,
+        count=options.batch_size,
+        advice=_at_most("use --batch-size {:,} or less", "use a smaller model"),
+        units=len(found),
+        rows_timed=images,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from clipdata_jax.config.base import Workers as Workers
 from clipdata_jax.config.embedding import Embed as Embed
+from clipdata_jax.config.evaluating import Evaluate as Evaluate
 from clipdata_jax.config.exporting import Export as Export
 from clipdata_jax.config.filtering import Filter as Filter
 from clipdata_jax.config.planning import Plan as Plan
@@ -25,7 +26,6 @@ from clipdata_jax.config.selecting import Select as Select
 from clipdata_jax.config.selecting import Uids as Uids
 from clipdata_jax.config.training import Compute as Compute
 from clipdata_jax.config.training import Demo as Demo
-from clipdata_jax.config.training import Evaluate as Evaluate
 from clipdata_jax.config.training import EvaluationDuring as EvaluationDuring
 from clipdata_jax.config.training import ModelChoice as ModelChoice
 from clipdata_jax.config.training import Optimiser as Optimiser

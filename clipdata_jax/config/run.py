@@ -11,11 +11,12 @@ import traceback
 
 from clipdata_jax.config.base import did_you_mean
 from clipdata_jax.config.embedding import Embed
+from clipdata_jax.config.evaluating import Evaluate
 from clipdata_jax.config.exporting import Export
 from clipdata_jax.config.filtering import Filter
 from clipdata_jax.config.scoring import NormSimD, Score
 from clipdata_jax.config.selecting import Report, Reshard, Select, Uids
-from clipdata_jax.config.training import Demo, Evaluate, Train
+from clipdata_jax.config.training import Demo, Train
 from clipdata_jax.config.verifying import Verify
 from clipdata_jax.errors import InputError
 

@@ -1,4 +1,4 @@
-"""Options of `train`, `evaluate` and `demo`."""
+"""Options of `train` and `demo`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tyro
 
 from clipdata_jax.config.base import (
     NONE,
-    File,
     Folder,
     Profile,
     StopAfter,
@@ -339,42 +338,6 @@ class Train:
         if given is not None:
             return given
         return default if self.recipe is None else getattr(RECIPES[self.recipe], name)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Evaluates a CLIP model on webdataset tars: zero-shot classification and image-text retrieval.
-
-    In retrieval a caption of the same text as one of the image's own is right too. Any other tie with a wrong answer
-    counts as wrong, and the result has their number. In a folder whose dataset_type.txt says "retrieval", as in
-    CLIP_benchmark, each line of a .txt is a caption.
-    """
-
-    model: tyro.conf.Positional[Folder]
-    """Folder of a CLIP checkpoint with its tokenizer files."""
-    out: File
-    """Output .json file of the metrics."""
-    retrieval: Tars = ()
-    """Tars of images with captions (.txt, or the list "captions" in .json): recall@1, 5 and 10; ties count as wrong."""
-    classification: Tars = ()
-    """Tars of labelled images: the class index in .cls, or the class name as the folder of the member."""
-    classnames: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
-    """A .json list of class names, or a .txt of one a line, for --classification."""
-    templates: Annotated[str | None, tyro.conf.arg(metavar="FILE"), unset('"a photo of a {c}."')] = None
-    """A .json list of prompts, or a .txt of one a line, with "{c}" for the class."""
-    batch_size: int = 256
-    """Images per device and step."""
-    on_bad: OnBad = "stop"
-    """Broken tars and images: "stop" with a message, or "skip" and list them in the result."""
-    overwrite: bool = False
-    """Replace the output file, whatever it is. Otherwise only one of the same command and options is replaced."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "batch_size")
-        if not (self.retrieval or self.classification):
-            raise InputError("nothing to evaluate: give --retrieval TARS, or --classification TARS --classnames FILE")
-        if self.classification and not self.classnames:
-            raise InputError("--classification needs --classnames FILE, a JSON list of class names")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

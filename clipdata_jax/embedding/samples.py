@@ -34,6 +34,7 @@ class Decoded:
       url: "url" of the `.json`, None where there is none.
       id: the id that the uid was made of, None if it is the uid itself or there is none.
       image: the key of the sample whose image it is: its own, or that of an earlier one.
+      row: the `.npy`, as stored; None where there is none.
     """
 
     tar: str
@@ -48,6 +49,7 @@ class Decoded:
     url: str | None = None
     id: str | None = None
     image: str = ""
+    row: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,7 @@ def _decode(
         label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
         found = functools.partial(Decoded, path, sample.key, uid, caption, captions, label)
         found = functools.partial(found, url=url, id=owner_id(fields), image=sample.repeats or sample.key)
+        found = functools.partial(found, row=sample.members.get("npy"))
         if transforms is None:
             return found(pixels=(), width=0, height=0)
         data = sample.image()

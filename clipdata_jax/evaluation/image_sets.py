@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -15,6 +17,7 @@ from clipdata_jax.embedding.encoder import Encoder
 from clipdata_jax.embedding.samples import Bad, Decoded, decoded_samples
 from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats.sources.source import Source
+from clipdata_jax.runs import telemetry
 from clipdata_jax.runtime import console, threads
 
 _Fact = TypeVar("_Fact")
@@ -30,15 +33,17 @@ class ImageSet(Generic[_Fact]):
       emb: unit rows, shape (n, d).
       facts: of each image, in order.
       skipped: what was left out, and why.
+      seconds: in which the devices computed, and waited for images.
     """
 
     emb: Float32[np.ndarray, "n d"]
     facts: list[_Fact]
     skipped: list[str]
+    seconds: Mapping[str, float]
 
 
 def embed(
-    sources: Sequence[Source],
+    sources: Iterable[Source],
     encoder: Encoder,
     transform: Callable[[Image.Image], np.ndarray],
     fact_of: Callable[[Decoded], _Fact],
@@ -61,22 +66,26 @@ def embed(
     Raises:
       InputError: something is bad and `on_bad` is "stop", or no image is left.
     """
+    start, seconds = time.monotonic(), telemetry.Seconds()
     reader = _Reader(transform, fact_of, on_bad, need_caption)
-    with console.bar(total=len(sources), unit="file", name=name) as bar, ThreadPoolExecutor(1) as device:
+    with console.bar(total=None, unit=" images", name=name) as bar, ThreadPoolExecutor(1) as device:
 
-        def pixels() -> Iterator[UInt8[np.ndarray, "size size 3"]]:
-            for source in sources:
-                yield from reader.read(source)
-                bar.update(1)
+        def encoded(batch: UInt8[np.ndarray, "b size size 3"]) -> Float32[np.ndarray, "b d"]:
+            with seconds.on("compute"):
+                emb = encoder.images(batch)
+            bar.update(len(batch))
+            return emb
 
-        begun = (device.submit(encoder.images, batch) for batch in _batches(pixels(), encoder.rows))
+        pixels = itertools.chain.from_iterable(map(reader.read, sources))
+        begun = (device.submit(encoded, batch) for batch in _batches(pixels, encoder.rows))
         rows = [done.result() for done in threads.in_flight(begun, _AHEAD)]
     kept = np.array(reader.kept, bool)
     if not kept.any():
-        paths = ", ".join(source.path for source in sources)
-        raise InputError(f"{paths}: no image to {name}")
+        first = f"; the first that was left out: {reader.skipped[0]}" if reader.skipped else ""
+        raise InputError(f"{', '.join(reader.paths[:3])}: no image that can be used{first}")
+    seconds["wait"] = time.monotonic() - start - seconds["compute"]
     emb = np.concatenate(rows)
-    return ImageSet(emb if kept.all() else emb[kept], reader.facts, reader.skipped)
+    return ImageSet(emb if kept.all() else emb[kept], reader.facts, reader.skipped, seconds)
 
 
 class _Reader(Generic[_Fact]):
@@ -90,12 +99,14 @@ class _Reader(Generic[_Fact]):
         need_caption: bool,
     ) -> None:
         self._transform, self._fact_of, self._on_bad, self._need_caption = transform, fact_of, on_bad, need_caption
+        self.paths: list[str] = []
         self.kept: list[bool] = []
         self.facts: list[_Fact] = []
         self.skipped: list[str] = []
 
     def read(self, source: Source) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
         """Yields the pixels of a source's good samples; if it is broken, none of them counts."""
+        self.paths.append(source.path)
         images, facts = len(self.kept), len(self.facts)
         try:
             samples = decoded_samples(

@@ -179,7 +179,11 @@ class Output:
             telemetry.append_line(self.path(storage.TIMES), {"time": telemetry.now(), **line})
 
     def finish(
-        self, facts: Callable[[list[Receipt]], Facts], share: parallel.Share = parallel.ALONE
+        self,
+        facts: Callable[[list[Receipt]], Facts],
+        share: parallel.Share = parallel.ALONE,
+        *,
+        files: Callable[[list[Receipt]], Mapping[str, bytes]] | None = None,
     ) -> Manifest | None:
         """Writes `_manifest.json` if every unit is done, and decides which process reports on the run.
 
@@ -188,6 +192,7 @@ class Output:
         Args:
           facts: turns the units' receipts, in order, into the run's own facts (totals, skipped rows).
           share: this process's.
+          files: makes files of the receipts, name -> bytes, which every process that gets here writes alike.
 
         Returns:
           the manifest if this process reports on the run; else None, and the process has printed its one line.
@@ -211,6 +216,9 @@ class Output:
             return None
         plan = records.read(RunPlan, self.path(storage.PLAN))
         outputs = {name: entry for receipt in receipts.values() for name, entry in receipt.files.items()}
+        made_of_all = {} if files is None else files(list(receipts.values()))
+        for name, content in made_of_all.items():
+            outputs[name] = FileEntry("", *self.folder.write(name, content, digests=True))
         made = plan.finished(facts(list(receipts.values())), outputs)
         if not (self.folder.is_local or self.folder.exists(manifest.NAME)):
             # Before the manifest, with which the run is done: one that is stopped between the two is continued.

@@ -263,7 +263,8 @@ def _check_manifest(
     # What was read of the pool has taken the place of the plan's names.
     for key in (key for key in planned if key != "pool" and held.get(key) != planned[key]):
         run.add_inside("damaged", manifest.NAME, f"its {key!r} is not that of {storage.PLAN}")
-    names = {*found.outputs} | {*parts} if is_done else {*found.outputs} & {*parts}
+    # Files that were made of all units have no receipt.
+    names = {*parts} if is_done else {*found.outputs} & {*parts}
     for name in sorted(name for name in names if found.outputs.get(name) != parts.get(name)):
         run.add_inside("damaged", manifest.NAME, f"its entry of {name} is not that of the receipt")
     return {name: entry for name, entry in found.outputs.items() if name not in parts}
