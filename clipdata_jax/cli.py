@@ -66,7 +66,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "Evaluate",
-        "clipdata evaluate run/model --classification cifar10.tar --classnames cifar10.json --out figures.json",
+        "clipdata evaluate run/model --suite datacomp --data evalsets --out results",
     ),
     "run": Command("RunSteps", "clipdata run --config mine.py"),
     "plan": Command("Plan", "clipdata plan configs/datacomp_small.py --processes 8"),

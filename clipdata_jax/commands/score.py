@@ -17,8 +17,9 @@ from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.formats import embedding_shards, score_tables, uid_files, uids
 from clipdata_jax.formats.embedding_shards import EmbeddingPool, EmbeddingShard
 from clipdata_jax.runs import manifest, profiling, records, telemetry
-from clipdata_jax.runs.output import Output, Writer, open_output
+from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt, RunPlan
+from clipdata_jax.runs.writer import Writer
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scoring import groups, reference_division, target_sets
 from clipdata_jax.scoring.columns import SCORES, ColumnInputs, Columns, neg_clip_loss_columns

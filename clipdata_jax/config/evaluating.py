@@ -22,7 +22,7 @@ from clipdata_jax.errors import InputError, OnBad
 
 _Output = Annotated[str, tyro.conf.arg(metavar="FOLDER|FILE")]
 _Tasks = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASKS...", help_behavior_hint="(default: all in --data)")]
-_Suite = Annotated[Literal["datacomp"] | None, NONE]
+_Suite = Annotated[str | None, tyro.conf.arg(metavar="{datacomp}"), NONE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ class Evaluate:
         require_stop_after(self.stop_after)
         alone = self.retrieval or self.classification
         if self.suite is not None:
+            require(self.suite == "datacomp", "suite", self.suite, "datacomp")
             require(self.data is not None, "data", self.data, "the folder of the suite's data sets")
             require(not alone, "suite", self.suite, "no value with --retrieval or --classification")
             require(not self.out.endswith(".json"), "out", self.out, "a folder for the results of --suite")

@@ -10,7 +10,6 @@ killed process left of its first unit is known from the unit's mark, `_receipts/
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -20,8 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO, Generic, ParamSpec, Self
+from typing import BinaryIO
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
@@ -30,7 +28,6 @@ from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt, RunPl
 from clipdata_jax.runtime import console, parallel, threads
 
 _RECEIPTS, _MARK = "_receipts", ".begun"
-_Parameters = ParamSpec("_Parameters")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -463,42 +460,3 @@ def is_done(out: str, plan: RunPlan, *, ignore_inputs: bool = False, mine: bytes
         return False
     read = [entry for entry in before.read_files() if entry.bytes is not None]
     return all(map(_InputFiles(storage.parent(storage.absolute(out))).is_unchanged, read))
-
-
-_WAITING = 2  # units that it may be behind
-
-
-class Writer(Generic[_Parameters]):
-    """Completes units in a thread of its own, in the order they come, while the next ones are worked on.
-
-    Leaving the block waits for all of them, after an error too, so that no result is lost; after an interrupt it
-    waits for one.
-
-    Args:
-      complete: `Output.complete`.
-    """
-
-    def __init__(self, complete: Callable[_Parameters, None]) -> None:
-        self._complete = complete
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._pending: collections.deque[Future[None]] = collections.deque()
-
-    def complete(self, *args: _Parameters.args, **named: _Parameters.kwargs) -> None:
-        """Completes a unit, later.
-
-        Raises:
-          InputError: a unit before this one could not be written.
-        """
-        self._pending.append(self._thread.submit(self._complete, *args, **named))
-        while len(self._pending) > _WAITING or (self._pending and self._pending[0].done()):
-            self._pending.popleft().result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        interrupted = kind is not None and not issubclass(kind, Exception)
-        self._thread.shutdown(cancel_futures=interrupted)
-        if kind is None:
-            for one in self._pending:
-                one.result()

@@ -12,8 +12,9 @@ from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.runs import output as output_module
 from clipdata_jax.runs import telemetry
-from clipdata_jax.runs.output import Output, Writer, open_output
+from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import RunPlan, UnitTimes
+from clipdata_jax.runs.writer import Writer
 from clipdata_jax.runtime import parallel
 
 
