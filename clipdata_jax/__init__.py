@@ -20,6 +20,7 @@ _HOME = {
     "nearest_target": "scores",
     "nearest_target_sharded": "scores",
     "norm_sim_moment": "scores",
+    "near_duplicates": "scores",
     "second_moment": "scores",
     "vas": "scores",
     "assign_clusters": "scores",

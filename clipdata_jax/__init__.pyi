@@ -8,6 +8,7 @@ from clipdata_jax.scores import assign_clusters as assign_clusters
 from clipdata_jax.scores import cell_log_sums as cell_log_sums
 from clipdata_jax.scores import clip_score as clip_score
 from clipdata_jax.scores import lloyd_step as lloyd_step
+from clipdata_jax.scores import near_duplicates as near_duplicates
 from clipdata_jax.scores import nearest_target as nearest_target
 from clipdata_jax.scores import nearest_target_sharded as nearest_target_sharded
 from clipdata_jax.scores import neg_clip_loss as neg_clip_loss

@@ -6,6 +6,7 @@ from clipdata_jax.scores.divisions import neg_clip_loss_divisions as neg_clip_lo
 from clipdata_jax.scores.divisions import neg_clip_loss_statistics as neg_clip_loss_statistics
 from clipdata_jax.scores.k_means import assign_clusters as assign_clusters
 from clipdata_jax.scores.k_means import lloyd_step as lloyd_step
+from clipdata_jax.scores.near_duplicates import near_duplicates as near_duplicates
 from clipdata_jax.scores.neg_clip_loss import neg_clip_loss as neg_clip_loss
 from clipdata_jax.scores.neg_clip_loss import neg_clip_loss_sharded as neg_clip_loss_sharded
 from clipdata_jax.scores.norm_sim import nearest_target as nearest_target
