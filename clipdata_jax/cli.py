@@ -45,6 +45,9 @@ COMMANDS = {
         "Embed", "clipdata embed 'pool/{00000..00099}.tar' --model l14=clip-vit-large-patch14 --out metadata"
     ),
     "score": Command("Score", "clipdata score metadata --target in1k=imagenet.npy --out scores"),
+    "dedup": Command(
+        "Dedup", "clipdata dedup metadata --threshold 0.95 --keep best:neg_clip_loss --scores scores --out subset.npy"
+    ),
     "select": Command(
         "Select",
         "clipdata select scores --rule 'top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)' --out subset.npy",

@@ -10,6 +10,7 @@ import sys
 import traceback
 
 from clipdata_jax.config.base import did_you_mean
+from clipdata_jax.config.deduplicating import Dedup
 from clipdata_jax.config.embedding import Embed
 from clipdata_jax.config.evaluating import Evaluate
 from clipdata_jax.config.exporting import Export
@@ -27,6 +28,7 @@ class Run:
 
     embed: Embed | None = None
     score: Score | None = None
+    dedup: Dedup | None = None
     select: Select | None = None
     filter: Filter | None = None
     norm_sim_d: NormSimD | None = None

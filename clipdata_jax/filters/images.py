@@ -13,7 +13,7 @@ from clipdata_jax import storage
 from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.filters.conditions import Condition, apply
 from clipdata_jax.filters.presets import Preset
-from clipdata_jax.formats import arrays, embedding_shards, hashing, metadata
+from clipdata_jax.formats import embedding_shards, hashing, metadata
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 from clipdata_jax.scoring import clustering
@@ -100,7 +100,7 @@ def near_targets(
     facts: dict[str, Any] = {}
     inputs = captions.inputs
     if isinstance(centroids, str):
-        found, inputs = _read_centroids(centroids, reader.dim), (*inputs, centroids)
+        found, inputs = clustering.read_centroids(centroids, reader.dim), (*inputs, centroids)
     else:
         found, facts = _find_centroids(reader, parts, captions, centroids, skipped)
     placed = clustering.place(found)
@@ -118,21 +118,6 @@ def near_targets(
         {**facts, "clusters": len(found), "target_clusters": count},
         reader.read,
     )
-
-
-def _read_centroids(path: str, dim: int) -> np.ndarray:
-    if not path.endswith(".npy"):
-        raise InputError(
-            f"{path}: expected centroids as a .npy of shape (k, {dim}); pickles, as torch writes, are not loaded: where"
-            " you trust the file, numpy.save('centroids.npy', torch.load(PATH, weights_only=False))"
-        )
-    centroids = arrays.read_array(path, "")
-    if centroids.ndim != 2 or not arrays.is_float(centroids.dtype) or not len(centroids) or centroids.shape[1] != dim:
-        found = f"{centroids.dtype}{list(centroids.shape)}"
-        raise InputError(f"{path}: the centroids are {found}, expected floats of shape (k, {dim})")
-    if not np.isfinite(centroids).all():
-        raise InputError(f"{path}: a centroid is not finite")
-    return centroids.astype(np.float32)
 
 
 def _find_centroids(

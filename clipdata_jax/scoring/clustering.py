@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipdata_jax.errors import InputError
+from clipdata_jax.formats import arrays
 from clipdata_jax.formats.hashing import mix
 from clipdata_jax.runtime import console, parallel
 from clipdata_jax.scores import k_means
@@ -67,6 +68,26 @@ def fit(emb: np.ndarray, clusters: int, *, seed: int, steps: int) -> Clusters:
                 break
             before = now
     return Clusters(np.asarray(centroids), size, tuple(cosines))
+
+
+def read_centroids(path: str, dim: int) -> np.ndarray:
+    """Reads centroids from a .npy: float32 (k, dim), of any norm.
+
+    Raises:
+      InputError: it can't be read, has another shape, or a centroid is not finite.
+    """
+    if not path.endswith(".npy"):
+        raise InputError(
+            f"{path}: expected centroids as a .npy of shape (k, {dim}); pickles, as torch writes, are not loaded: where"
+            " you trust the file, numpy.save('centroids.npy', torch.load(PATH, weights_only=False))"
+        )
+    centroids = arrays.read_array(path, "")
+    if centroids.ndim != 2 or not arrays.is_float(centroids.dtype) or not len(centroids) or centroids.shape[1] != dim:
+        found = f"{centroids.dtype}{list(centroids.shape)}"
+        raise InputError(f"{path}: the centroids are {found}, expected floats of shape (k, {dim})")
+    if not np.isfinite(centroids).all():
+        raise InputError(f"{path}: a centroid is not finite")
+    return centroids.astype(np.float32)
 
 
 def place(centroids: np.ndarray) -> jax.Array:

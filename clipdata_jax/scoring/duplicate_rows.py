@@ -88,7 +88,8 @@ class PoolRowReader:
         self._facts |= {
             "rows": len(self._pool),
             "masked": {reason: self._masked[reason] for reason in embedding_shards.BAD_REASONS.values()},
-            "squared_norms": [[float(one) for one in norms] for norms in self._norms],
+            # 1 if there are no good rows.
+            "squared_norms": np.where(np.isfinite(self._norms), self._norms, 1).tolist(),
         }
 
     def _blocks(self, unit: ScoreUnit) -> Iterator[np.ndarray]:

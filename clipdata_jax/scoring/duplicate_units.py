@@ -1,0 +1,187 @@
+"""Units of `dedup`: the pool's rows, their clusters if there are any, and searches for near-duplicates among them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from clipdata_jax import storage
+from clipdata_jax.errors import InputError
+from clipdata_jax.formats.embedding_shards import EmbeddingPool
+from clipdata_jax.runs import telemetry
+from clipdata_jax.runs.output import Output
+from clipdata_jax.runtime import console, parallel
+from clipdata_jax.scoring import duplicate_clusters, duplicate_rows
+from clipdata_jax.scoring.duplicate_clusters import RowClusters
+from clipdata_jax.scoring.duplicate_rows import PoolRows
+from clipdata_jax.scoring.duplicate_search import (
+    BLOCK,
+    Among,
+    Components,
+    Criterion,
+    TargetMatch,
+    join_near,
+    near_targets_of,
+)
+from clipdata_jax.scoring.duplicate_table import NearestInSets
+from clipdata_jax.scoring.units import UnitReader
+
+_MOST_UNITS = 64  # of clusters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DuplicateSearch:
+    """A search for near-duplicates in a pool, in units of work.
+
+    Attributes:
+      pool: the pool.
+      reader: reads its shards.
+      compared: the embeddings that are compared: "image", "text" or both.
+      threshold: the least cosine of near-duplicates.
+      targets: name -> embeddings (t, d), float16, of images that pairs must not be near to.
+      clusters: number of clusters to find, inside which pairs are compared.
+      centroids: a file of centroids, instead.
+      seed: of k-means.
+      max_bad_rows: largest share of bad rows.
+    """
+
+    pool: EmbeddingPool
+    reader: UnitReader
+    compared: tuple[str, ...]
+    threshold: float
+    targets: dict[str, np.ndarray]
+    clusters: int | None
+    centroids: str | None
+    seed: int
+    max_bad_rows: float
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether pairs are compared inside clusters only."""
+        return self.clusters is not None or self.centroids is not None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The embeddings that are read: those compared, and the images' where there are targets."""
+        return ("image", "text") if self.targets and self.compared == ("text",) else self.compared
+
+    @functools.cached_property
+    def searches(self) -> list[str]:
+        """The units that search."""
+        blocks = -(-len(self.pool) // BLOCK)
+        count = min(self.clusters or _MOST_UNITS, _MOST_UNITS) if self.is_clustered else blocks
+        return [f"search-{number:05d}" for number in range(count)]
+
+    @property
+    def units(self) -> list[str]:
+        """All units, in order."""
+        first = [duplicate_rows.UNIT, *([duplicate_clusters.UNIT] if self.is_clustered else [])]
+        return [*first, *self.searches]
+
+    def do(self, output: Output, units: Sequence[str], share: parallel.Share) -> None:
+        """Does some units, in order; what they need and no process has done yet is done, too.
+
+        Raises:
+          InputError: a shard can't be read, too many rows are bad, or there are fewer rows than clusters.
+        """
+        if not units:
+            return
+        watch = telemetry.Stopwatch(share.index)
+        if duplicate_rows.UNIT not in output.receipts():
+            duplicate_rows.PoolRowReader(self.pool, self.reader, self.kinds, self.max_bad_rows).write(output)
+        if units[-1] == duplicate_rows.UNIT:
+            return
+        rows = duplicate_rows.open_pool_rows(output)
+        clusters = self._find_clusters(output, rows, share) if self.is_clustered else None
+        todo = [number for number, unit in enumerate(self.searches) if unit in units]
+        criterion = self.criterion(output, rows)
+        total = sum(self._comparisons(number, clusters) for number in todo)
+        with console.bar(total=total, unit="comparison", name="dedup") as bar:
+            for number in todo:
+                start, unit = time.monotonic(), self.searches[number]
+                own, joined = self._search(criterion, number, clusters, bar.update)
+                matches = self._near_targets(criterion, own)
+                times = watch.lap(len(own), compute=time.monotonic() - start)
+                parts = {f"{unit}.npz": functools.partial(_save, joined=joined, matches=matches)}
+                output.complete(unit, parts, {"joined": len(joined[0])}, times=times)
+
+    def criterion(self, output: Output, rows: PoolRows) -> Criterion:
+        """The criterion for near-duplicates among the rows that were read."""
+        norms = output.receipts()[duplicate_rows.UNIT].facts["squared_norms"]
+        kinds = tuple(map(self.kinds.index, self.compared))
+        squared = min(norms[kind][0] for kind in kinds), max(norms[kind][1] for kind in kinds)
+        return Criterion(rows.emb, kinds, rows.good, self.threshold, squared)
+
+    def results(self, output: Output, rows: int) -> tuple[Components, NearestInSets]:
+        """What all units found, of a pool of so many rows."""
+        components = Components(rows)
+        matches: list[list[TargetMatch]] = [[] for _ in self.targets]
+        for unit in self.searches:
+            with np.load(output.folder.at(f"{unit}.npz").inner, allow_pickle=False) as file:
+                components.join(file["root"], file["row"])
+                for number, found in enumerate(matches):
+                    found.append(TargetMatch(*(file[f"{name}_{number}"] for name in TargetMatch._fields)))
+        return components, NearestInSets.of(
+            [TargetMatch(*map(np.concatenate, zip(*one, strict=True))) for one in matches]
+        )
+
+    def _find_clusters(self, output: Output, rows: PoolRows, share: parallel.Share) -> RowClusters:
+        if duplicate_clusters.UNIT not in output.receipts():
+            try:
+                kind = self.kinds.index(self.compared[0])
+                duplicate_clusters.write_clusters(output, rows, kind, self.clusters, self.centroids, self.seed)
+            except InputError:
+                if share.count == 1:  # no search is lost, and other options can be tried
+                    with contextlib.suppress(InputError, OSError):
+                        storage.remove(str(output.folder))
+                raise
+        return duplicate_clusters.open_clusters(output)
+
+    def _bounds(self, number: int, clusters: RowClusters | None) -> range:
+        """The rows, or the clusters, of a unit."""
+        if clusters is None:
+            return range(number * BLOCK, min((number + 1) * BLOCK, len(self.pool)))
+        return range(*(len(clusters.centroids) * one // len(self.searches) for one in (number, number + 1)))
+
+    def _comparisons(self, number: int, clusters: RowClusters | None) -> int:
+        bounds = self._bounds(number, clusters)
+        if clusters is None:
+            return len(bounds) * (len(self.pool) - bounds.start) - len(bounds) * (len(bounds) + 1) // 2
+        sizes = np.diff(clusters.starts[bounds.start : bounds.stop + 1])
+        return int((sizes * (sizes - 1) // 2).sum())
+
+    def _search(
+        self, criterion: Criterion, number: int, clusters: RowClusters | None, done: Callable[[int], object]
+    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """The rows of a unit, and the rows connected with one of a lower number, each with the lowest such."""
+        bounds = self._bounds(number, clusters)
+        if clusters is None:
+            among = Among(np.arange(len(self.pool)), bounds, Components(len(self.pool)))
+            join_near(criterion, [among], done)
+            return np.arange(bounds.start, bounds.stop), among.components.joined()
+        searches = [Among.all_of(clusters.rows(cluster)) for cluster in bounds]
+        join_near(criterion, searches, done)
+        joined = [[one.index[part] for part in one.components.joined()] for one in searches]
+        own = clusters.order[clusters.starts[bounds.start] : clusters.starts[bounds.stop]]
+        none = np.empty(0, np.int64)  # of a unit without a cluster
+        rows, roots = map(np.concatenate, zip((none, none), *joined, strict=True))
+        return own, (rows, roots)
+
+    def _near_targets(self, criterion: Criterion, own: np.ndarray) -> list[TargetMatch]:
+        if not self.targets:
+            return []
+        images = dataclasses.replace(criterion, kinds=(self.kinds.index("image"),))
+        return near_targets_of(images, own, list(self.targets.values()))
+
+
+def _save(file: BinaryIO, joined: tuple[np.ndarray, np.ndarray], matches: Sequence[TargetMatch]) -> None:
+    arrays: dict[str, Any] = {"row": joined[0].astype(np.int64), "root": joined[1].astype(np.int64)}
+    for number, match in enumerate(matches):
+        arrays |= {f"{name}_{number}": part for name, part in match._asdict().items()}
+    np.savez(file, **arrays)
