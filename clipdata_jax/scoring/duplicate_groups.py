@@ -41,7 +41,7 @@ def group(
 
     Rows are preferred by score, then by uid, then by their number; null comes last. "components": of all that are
     connected, the first stays. "greedy": a row is dropped if one that stays, before it, is a near-duplicate.
-    "semdedup": if any before it is (Abbas et al. 2023, arXiv:2303.09540, algorithm A7); it is then represented by the
+    "semdedup": if any before it is (Abbas et al. 2023, arXiv:2303.09540); it is then represented by the
     representative of the first such row.
 
     Args:
