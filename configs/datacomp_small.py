@@ -1,19 +1,24 @@
-"""DataComp small: negCLIPLoss, then NormSim to ImageNet, keep 30 % of the pool.
+"""DataComp small, from metadata to a trained model: negCLIPLoss, then NormSim to ImageNet, keep 30 % of the pool.
 
 The fractions are those of the paper's authors for the small pool (45 %, then 30 %). Expects DataComp's metadata
 in `datacomp/small/metadata` and ImageNet's image embeddings by the same model, OpenAI's ViT-L/14, in `in1k.npy`
-(`clipdata embed imagenet --images-only --model l14=...` makes them).
+(`clipdata embed imagenet --images-only --model l14=...` makes them). Then a ViT-B/32 is trained by DataComp's recipe for
+the scale, with CLIP's tokenizer, from the hub or a folder. All of it, or one command:
+
+    clipdata run --config configs/datacomp_small.py
+    clipdata train --config configs/datacomp_small.py
 """
 
-from clipdata_jax.config import NegClipLoss, NormSim, Report, Reshard, Run, Score, Select
+from clipdata_jax.config import NegClipLoss, NormSim, Report, Reshard, Run, Score, Select, Train
+from clipdata_jax.config.recipes import Scale
 
 
 def get_config() -> Run:
-    """Options of `score`, `select`, `reshard` and `report`; run each with `--config configs/datacomp_small.py`."""
+    """Options of `score`, `select`, `reshard`, `report` and `train`."""
     return two_steps("small", first=0.45, keep=0.3)
 
 
-def two_steps(scale: str, *, first: float, keep: float) -> Run:
+def two_steps(scale: Scale, *, first: float, keep: float) -> Run:
     """negCLIPLoss to a share `first` of the pool of a scale, then NormSim to a share `keep`, of the whole pool."""
     work = f"datacomp/{scale}/negcliploss_normsim"
     return Run(
@@ -38,4 +43,16 @@ def two_steps(scale: str, *, first: float, keep: float) -> Run:
             pool=(f"datacomp/{scale}/shards",),
             out=f"{work}/report.html",
         ),
+        train=train_on(scale, work),
+    )
+
+
+def train_on(scale: Scale, work: str) -> Train:
+    """DataComp's training on what was selected in a folder."""
+    return Train(
+        sources=(f"{work}/shards",),
+        tokenizer="openai/clip-vit-base-patch32",
+        recipe=f"datacomp-{scale}",
+        out=f"{work}/run",
+        on_bad="skip",
     )
