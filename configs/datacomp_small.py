@@ -2,8 +2,8 @@
 
 The fractions are those of the paper's authors for the small pool (45 %, then 30 %). Expects DataComp's metadata
 in `datacomp/small/metadata` and ImageNet's image embeddings by the same model, OpenAI's ViT-L/14, in `in1k.npy`
-(`clipdata embed imagenet --images-only --model l14=...` makes them). Then a ViT-B/32 is trained by DataComp's recipe for
-the scale, with CLIP's tokenizer, from the hub or a folder. All of it, or one command:
+(`clipdata embed imagenet --images-only --model l14=...` makes them). Then a ViT-B/32 is trained by DataComp's
+recipe for the scale, with CLIP's tokenizer, from the hub or a folder. All of it, or one command:
 
     clipdata run --config configs/datacomp_small.py
     clipdata train --config configs/datacomp_small.py
