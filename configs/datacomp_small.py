@@ -1,20 +1,21 @@
-"""DataComp small, from metadata to a trained model: negCLIPLoss, then NormSim to ImageNet, keep 30 % of the pool.
+"""DataComp small, from metadata to 38 tasks: negCLIPLoss, then NormSim to ImageNet, keep 30 % of the pool.
 
 The fractions are those of the paper's authors for the small pool (45 %, then 30 %). Expects DataComp's metadata
 in `datacomp/small/metadata` and ImageNet's image embeddings by the same model, OpenAI's ViT-L/14, in `in1k.npy`
 (`clipdata embed imagenet --images-only --model l14=...` makes them). Then a ViT-B/32 is trained by DataComp's
-recipe for the scale, with CLIP's tokenizer, from the hub or a folder. All of it, or one command:
+recipe for the scale, with CLIP's tokenizer, from the hub or a folder, and evaluated on DataComp's data sets in
+`datacomp/evalsets`, as its download_evalsets.py leaves them. All of it, or one command:
 
     clipdata run --config configs/datacomp_small.py
     clipdata train --config configs/datacomp_small.py
 """
 
-from clipdata_jax.config import NegClipLoss, NormSim, Report, Reshard, Run, Score, Select, Train
+from clipdata_jax.config import Evaluate, NegClipLoss, NormSim, Report, Reshard, Run, Score, Select, Train
 from clipdata_jax.config.recipes import Scale
 
 
 def get_config() -> Run:
-    """Options of `score`, `select`, `reshard`, `report` and `train`."""
+    """Options of `score`, `select`, `reshard`, `report`, `train` and `evaluate`."""
     return two_steps("small", first=0.45, keep=0.3)
 
 
@@ -43,16 +44,14 @@ def two_steps(scale: Scale, *, first: float, keep: float) -> Run:
             pool=(f"datacomp/{scale}/shards",),
             out=f"{work}/report.html",
         ),
-        train=train_on(scale, work),
-    )
-
-
-def train_on(scale: Scale, work: str) -> Train:
-    """DataComp's training on what was selected in a folder."""
-    return Train(
-        sources=(f"{work}/shards",),
-        tokenizer="openai/clip-vit-base-patch32",
-        recipe=f"datacomp-{scale}",
-        out=f"{work}/run",
-        on_bad="skip",
+        train=Train(
+            sources=(f"{work}/shards",),
+            tokenizer="openai/clip-vit-base-patch32",
+            recipe=f"datacomp-{scale}",
+            out=f"{work}/run",
+            on_bad="skip",
+        ),
+        evaluate=Evaluate(
+            model=f"{work}/run/model", suite="datacomp", data="datacomp/evalsets", out=f"{work}/evaluation"
+        ),
     )
