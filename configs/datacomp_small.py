@@ -11,7 +11,6 @@ recipe for the scale, with CLIP's tokenizer, from the hub or a folder, and evalu
 """
 
 from clipdata_jax.config import Evaluate, NegClipLoss, NormSim, Report, Reshard, Run, Score, Select, Train
-from clipdata_jax.config.recipes import Scale
 
 
 def get_config() -> Run:
@@ -19,7 +18,7 @@ def get_config() -> Run:
     return two_steps("small", first=0.45, keep=0.3)
 
 
-def two_steps(scale: Scale, *, first: float, keep: float) -> Run:
+def two_steps(scale: str, *, first: float, keep: float) -> Run:
     """negCLIPLoss to a share `first` of the pool of a scale, then NormSim to a share `keep`, of the whole pool."""
     work = f"datacomp/{scale}/negcliploss_normsim"
     return Run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-Scale = Literal["debug", "small", "medium", "large", "xlarge"]
 RecipeName = Literal["datacomp-debug", "datacomp-small", "datacomp-medium", "datacomp-large", "datacomp-xlarge"]
 Precision = Literal["float32", "bfloat16"]
 Initial = Literal["clip", "open_clip"]
