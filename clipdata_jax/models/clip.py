@@ -28,7 +28,7 @@ class VisionTower(nnx.Module):
     def __init__(self, config: VisionConfig, build: Builder, *, embed_dim: int, initial: Initial) -> None:
         width, patch, std = config.width, config.patch_size, config.width**-0.5
         token = config.has_class_token
-        self.config, self.dtype = config, build.dtype
+        self.config, self.dtype, self.remat = config, build.dtype, False
         # The variance of a convolution's weights in PyTorch, which CLIP left as it was: 1 / (3 fan-in).
         fan_in = 3 * patch * patch
         uniform = symmetric_uniform(fan_in**-0.5)
@@ -50,11 +50,11 @@ class VisionTower(nnx.Module):
             if self.pre_norm is not None:
                 x_bld = self.pre_norm(x_bld)
             first_b = jnp.zeros_like(x_bld[:, 0, 0], jnp.int32) if self.config.pool == "class" else None
-            pooled_bd = self._pool(apply_layers(self.layers, x_bld, only_b=first_b))
+            pooled_bd = self._pool(apply_layers(self.layers, x_bld, only_b=first_b, remat=self.remat))
         if self.projection is None:
             return pooled_bd.astype(jnp.float32)
         with matmul_precision(jnp.float32):
-            return self.projection(pooled_bd)
+            return self.projection(pooled_bd.astype(jnp.float32))
 
     def _pool(self, x_bld: Float[Array, "b l d"]) -> Float[Array, "b d"]:
         if self.head is not None:
@@ -70,8 +70,9 @@ class VisionTower(nnx.Module):
         # A convolution whose stride is its size is one matrix product; it reads whole patches only.
         whole = pixels[:, : side * patch, : side * patch]
         patches = whole.reshape(-1, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(-1, side * side, patch * patch * 3)
-        x_bld = patches @ self.patch_kernel[...].astype(self.dtype).reshape(-1, self.config.width)
+        patches = patches.reshape(-1, patch * patch * 3)
+        x_nd = patches @ self.patch_kernel[...].astype(self.dtype).reshape(-1, self.config.width)
+        x_bld = x_nd.reshape(-1, side * side, self.config.width)
         if self.patch_bias is not None:
             x_bld = x_bld + self.patch_bias[...].astype(self.dtype)
         if self.class_embedding is not None:
@@ -85,7 +86,7 @@ class TextTower(nnx.Module):
     """Tokens through a transformer, pooled at one of them: the end token in CLIP."""
 
     def __init__(self, config: TextConfig, build: Builder, *, embed_dim: int, initial: Initial) -> None:
-        self.config, self.dtype = config, build.dtype
+        self.config, self.dtype, self.remat = config, build.dtype, False
         self.token = build.normal(0.02, config.vocab_size, config.width)
         self.position = build.normal(0.01, config.context_length, config.width)
         self.layers = build.blocks(config, text_layer(config, initial), causal=config.causal)
@@ -98,9 +99,10 @@ class TextTower(nnx.Module):
             x_bld = jnp.take(self.token[...].astype(self.dtype), ids, axis=0, mode="fill")
             x_bld = x_bld + self.position[: ids.shape[1]].astype(self.dtype)
             # A norm acts on each position alone, so only the pooled one needs it.
-            pooled_bd = self.post_norm(apply_layers(self.layers, x_bld, only_b=self._read_at(ids))[:, 0])
+            x_b1d = apply_layers(self.layers, x_bld, only_b=self._read_at(ids), remat=self.remat)
+            pooled_bd = self.post_norm(x_b1d[:, 0])
         with matmul_precision(jnp.float32):
-            return self.projection(pooled_bd)
+            return self.projection(pooled_bd.astype(jnp.float32))
 
     def _read_at(self, ids: Int[Array, "b l"]) -> Int[Array, " b"]:
         """The position that a caption is pooled at."""

@@ -49,46 +49,53 @@ class Builder:
         return nnx.Param(jnp.full(shape, value, self.param_dtype))
 
     def linear(
-        self, inputs: int, outputs: int, kernel: nnx.Initializer, bias: nnx.Initializer = nnx.initializers.zeros
-    ) -> nnx.Linear:
-        """A dense layer with initial weights from two distributions."""
-        return nnx.Linear(
-            inputs,
-            outputs,
-            kernel_init=kernel,
-            bias_init=bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            rngs=self.rngs,
-        )
+        self, inputs: int, outputs: int, kernel: nnx.Initializer, bias: nnx.Initializer | None = nnx.initializers.zeros
+    ) -> Dense:
+        """A dense layer with initial weights from two distributions; without a bias if that is None."""
+        return Dense(self.drawn(kernel, inputs, outputs), None if bias is None else self.drawn(bias, outputs))
 
-    def projection(self, inputs: int, outputs: int, *, bias: bool = False) -> nnx.Linear:
-        """The projection to the embedding: float32 for any compute dtype."""
-        return nnx.Linear(
-            inputs,
-            outputs,
-            use_bias=bias,
-            kernel_init=nnx.initializers.normal(inputs**-0.5),
-            dtype=jnp.float32,
-            param_dtype=self.param_dtype,
-            rngs=self.rngs,
-        )
+    def projection(self, inputs: int, outputs: int, *, bias: bool = False) -> Dense:
+        """The projection to the embedding."""
+        zeros = nnx.initializers.zeros if bias else None
+        return self.linear(inputs, outputs, nnx.initializers.normal(inputs**-0.5), zeros)
 
-    def norm(self, config: TowerConfig) -> nnx.LayerNorm:
+    def norm(self, config: TowerConfig) -> Norm:
         """A layer norm over the tower's width."""
-        return nnx.LayerNorm(
-            config.width,
-            epsilon=config.layer_norm_eps,
-            # The fast variance E[x^2] - E[x]^2 loses half the digits to cancellation.
-            use_fast_variance=False,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            rngs=self.rngs,
-        )
+        return Norm(self.constant(1, config.width), self.constant(0, config.width), config.layer_norm_eps)
 
     def blocks(self, config: TowerConfig, init: LayerInit, *, causal: bool) -> Sequence[TransformerBlock]:
         """The tower's layers, in order."""
         return nnx.List([TransformerBlock(config, self, init, causal=causal) for _ in range(config.layers)])
+
+
+class Dense(nnx.Module):
+    """x W + b, in x's dtype."""
+
+    def __init__(self, kernel: nnx.Param[Array], bias: nnx.Param[Array] | None) -> None:
+        self.kernel, self.bias = kernel, bias
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows m"]:
+        # Of two dimensions: the kernel's gradient contracts all rows, and XLA on CPUs transposes both factors of a
+        # product that contracts two axes, which takes as long as the product.
+        y_nm = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y_nm = y_nm + self.bias[...].astype(x.dtype)
+        return y_nm.reshape(*x.shape[:-1], y_nm.shape[-1])
+
+
+class Norm(nnx.Module):
+    """A layer norm of the last axis; in float32, then rounded to x's dtype."""
+
+    def __init__(self, scale: nnx.Param[Array], bias: nnx.Param[Array], eps: float) -> None:
+        self.scale, self.bias, self.eps = scale, bias, eps
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        centred = x.astype(jnp.float32)
+        centred = centred - jnp.mean(centred, axis=-1, keepdims=True)
+        # Not E[x^2] - E[x]^2, which loses half the digits to cancellation.
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
+        scale, bias = (part[...].astype(jnp.float32) for part in (self.scale, self.bias))
+        return (centred * inverse * scale + bias).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -114,13 +121,20 @@ class Attention(nnx.Module):
         A query attends to the first `seen_b` positions of its row, all if None; `causal` applies to x's own.
         """
         asked_bmd = x_bld if query_bmd is None else query_bmd
-        q_bmhk, k_blhk, v_blhk = (
-            dense(rows).reshape(*rows.shape[:2], self.heads, -1)
+        # Heads before positions, once: the products of both passes then read and write whole rows.
+        q_bhmk, k_bhlk, v_bhlk = (
+            dense(rows).reshape(*rows.shape[:2], self.heads, -1).swapaxes(1, 2)
             for dense, rows in ((self.q, asked_bmd), (self.k, x_bld), (self.v, x_bld))
         )
-        causal = self.causal and query_bmd is None
-        mixed = jax.nn.dot_product_attention(q_bmhk, k_blhk, v_blhk, is_causal=causal, key_value_seq_lengths=seen_b)
-        return self.out(mixed.reshape(asked_bmd.shape))
+        logits = jnp.einsum("bhmk,bhlk->bhml", q_bhmk, k_bhlk, preferred_element_type=jnp.float32)
+        logits = logits * q_bhmk.shape[-1] ** -0.5
+        if seen_b is not None:
+            logits = jnp.where(jnp.arange(x_bld.shape[1]) < seen_b[:, None, None, None], logits, -jnp.inf)
+        elif self.causal and query_bmd is None:
+            logits = jnp.where(jnp.tri(x_bld.shape[1], dtype=bool), logits, -jnp.inf)
+        weights = jax.nn.softmax(logits, axis=-1).astype(x_bld.dtype)
+        mixed_bhmk = jnp.einsum("bhml,bhlk->bhmk", weights, v_bhlk)
+        return self.out(mixed_bhmk.swapaxes(1, 2).reshape(asked_bmd.shape))
 
 
 class MLP(nnx.Module):
@@ -163,16 +177,23 @@ class TransformerBlock(nnx.Module):
 
 
 def apply_layers(
-    layers: Sequence[TransformerBlock], x_bld: Float[Array, "b l d"], *, only_b: Int[Array, " b"] | None = None
+    layers: Sequence[TransformerBlock],
+    x_bld: Float[Array, "b l d"],
+    *,
+    only_b: Int[Array, " b"] | None = None,
+    remat: bool = False,
 ) -> Float[Array, "b m d"]:
     """Applies the layers; with `only_b`, returns only that position of each row: (b, 1, d).
 
     The last layer needs the other positions only for its keys and values: at CLIP's widths this saves five sixths
-    of its products.
+    of its products. `remat`: a backward pass computes each layer again from its input, instead of keeping all that is
+    inside.
     """
     *early, last = layers
     for layer in early:
-        x_bld = layer(x_bld)
+        x_bld = jax.checkpoint(layer)(x_bld) if remat else layer(x_bld)
+    if remat:
+        last = jax.checkpoint(last)
     return last(x_bld, only_b=only_b)
 
 
