@@ -150,10 +150,6 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
             parts = np.stack([pairs.pixels[row] for row in own]), pairs.ids[own], np.ones(each, bool)
             yield training.Batch(*(parallel.to_global(part, mesh) for part in parts))
 
-    def run_step(state: training.TrainState, pixels: Any, ids: Any, mask: Any) -> tuple[training.TrainState, Any]:
-        state, loss = step_function(state, pixels, ids)
-        return state, {"loss": loss}
-
     schedule = training.Schedule(
         steps=settings.steps,
         checkpoint_every=options.checkpoint_every,
@@ -169,7 +165,7 @@ def _train(options: Train, pool: _Pool, tokenizer: Tokenizer, folder: Path, outp
             log = stack.enter_context(_open_log(options, output, config, schedule, checkpoints.latest))
         state = training.train(
             training.init_state(params, optimizer, mesh),
-            run_step,
+            step_function,
             batches,
             schedule=schedule,
             checkpoints=checkpoints,

@@ -189,11 +189,9 @@ def apply_layers(
     of its products. `remat`: a backward pass computes each layer again from its input, instead of keeping all that is
     inside.
     """
-    *early, last = layers
+    *early, last = (jax.checkpoint(layer) if remat else layer for layer in layers)
     for layer in early:
-        x_bld = jax.checkpoint(layer)(x_bld) if remat else layer(x_bld)
-    if remat:
-        last = jax.checkpoint(last)
+        x_bld = layer(x_bld)
     return last(x_bld, only_b=only_b)
 
 

@@ -16,14 +16,16 @@ _HOME = {
     "Schedule": "loop",
     "StepDone": "loop",
     "train": "loop",
+    "contrastive_loss": "loss",
+    "sigmoid_loss": "loss",
     "adamw": "optimizer",
     "learning_rate_at": "optimizer",
     "batch_rows": "order",
     "TrainState": "step",
-    "contrastive_loss": "step",
     "init_state": "step",
     "make_step": "step",
     "split_model": "step",
+    "whole_params": "step",
 }
 __all__ = [*_HOME]
 

@@ -5,11 +5,13 @@ from clipdata_jax.training.loop import Batch as Batch
 from clipdata_jax.training.loop import Schedule as Schedule
 from clipdata_jax.training.loop import StepDone as StepDone
 from clipdata_jax.training.loop import train as train
+from clipdata_jax.training.loss import contrastive_loss as contrastive_loss
+from clipdata_jax.training.loss import sigmoid_loss as sigmoid_loss
 from clipdata_jax.training.optimizer import adamw as adamw
 from clipdata_jax.training.optimizer import learning_rate_at as learning_rate_at
 from clipdata_jax.training.order import batch_rows as batch_rows
 from clipdata_jax.training.step import TrainState as TrainState
-from clipdata_jax.training.step import contrastive_loss as contrastive_loss
 from clipdata_jax.training.step import init_state as init_state
 from clipdata_jax.training.step import make_step as make_step
 from clipdata_jax.training.step import split_model as split_model
+from clipdata_jax.training.step import whole_params as whole_params

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig, load_clip, open_clip_config, save_clip
+from clipdata_jax.models.transformer import Dense, Norm
 
 OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")
 SHAPE = {"layers": 1, "heads": 2, "layer_scale_init": 0.5}
@@ -66,11 +67,11 @@ def plain(value: object) -> np.ndarray:
     return np.asarray(value[...], np.float64)
 
 
-def plain_dense(layer: nnx.Linear, x: np.ndarray) -> np.ndarray:
+def plain_dense(layer: Dense, x: np.ndarray) -> np.ndarray:
     return x @ plain(layer.kernel) + (0 if layer.bias is None else plain(layer.bias))
 
 
-def plain_norm(norm: nnx.LayerNorm, x: np.ndarray) -> np.ndarray:
+def plain_norm(norm: Norm, x: np.ndarray) -> np.ndarray:
     centred = x - x.mean(-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * plain(norm.scale) + plain(norm.bias)
 
