@@ -101,8 +101,12 @@ def run(options: config.Select) -> SelectSummary:
 def _open(options: config.Select) -> _Inputs:
     table = score_tables.open_tables(options.scores)
     sources = external_columns.open_columns(options.columns, options.on)
-    external_columns.check_usable(sources, table.columns, parsing.parse(options.rule).columns())
-    rule = parsing.parse(options.rule, [*table.columns, *(name for one in sources for name in one.names)])
+    unchecked = parsing.parse(options.rule)
+    scored = [str(leaf) for value in unchecked.values() for leaf in value.leaves()]
+    external_columns.check_usable(sources, table.columns, scored)
+    external_columns.check_usable(sources, table.columns, list(map(str, unchecked.groups())), texts=True)
+    known = [name for one in sources for name in (*one.names, *one.texts)]
+    rule = parsing.parse(options.rule, [*table.columns, *known])
     table.check_shared_names(rule.columns())
     for path in rule.files():
         if not storage.exists(path):
@@ -140,7 +144,7 @@ def _select(inputs: _Inputs, options: config.Select, out: str | None) -> SelectS
     by_column: dict[str, external_columns.ExternalColumns] = {}
     from_files: dict[str, external_columns.ExternalColumns | None] = {}
     for source in inputs.sources:
-        wanted = [name for name in source.names if name in names]
+        wanted = [name for name in (*source.names, *source.texts) if name in names]
         from_files[source.path] = source.read(wanted) if wanted else None
         by_column |= {name: one for name in wanted if (one := from_files[source.path])}
     with TablePool(inputs.table, names, by_column, options.memory_gb * 2**30, inputs.ids) as pool:

@@ -86,7 +86,8 @@ class ColumnFile:
       on: the column whose values are the rows' ids.
       names: the numeric columns that all parts have, as identifiers; that of a .npy file is named after the file.
       renamed: the name in the file of each column that is named otherwise here.
-      unusable: what is wrong with each of the other columns.
+      unusable: what is wrong with each of the columns that aren't numbers.
+      texts: columns of text that all parts have, likewise; they can name groups.
     """
 
     path: str
@@ -95,9 +96,10 @@ class ColumnFile:
     names: tuple[str, ...]
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unusable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    texts: tuple[str, ...] = ()
 
     def read(self, names: Sequence[str]) -> ExternalColumns:
-        """Reads some of the columns.
+        """Reads some of the columns; equal texts become equal numbers, float64, from 0 on.
 
         Raises:
           InputError: the file can't be read, an id is invalid or occurs twice, or an integer is too large for float64.
@@ -107,6 +109,7 @@ class ColumnFile:
         each = functools.partial(read, names=given)
         found = list(threads.prefetch(each, self.parts, threads=storage.Folder(self.path).threads))
         columns = {name: np.concatenate([part.columns[name] for part in found]) for name in names}
+        columns |= {name: _numbered(columns[name]) for name in names if name in self.texts}
         ids = np.concatenate([part.ids for part in found])
         return ExternalColumns(self.path, self.on, _Rows(ids, columns, sum(part.without_id for part in found)))
 
@@ -162,7 +165,7 @@ def open_columns(paths: Sequence[str], on: str = "uid") -> tuple[ColumnFile, ...
       on: the column of the parquet files that holds the ids, if not the uid.
 
     Raises:
-      InputError: a file is missing or of another form, or holds no numeric column.
+      InputError: a file is missing or of another form, or holds no column of numbers or text.
     """
     sources = []
     for given_path in paths:
@@ -173,10 +176,13 @@ def open_columns(paths: Sequence[str], on: str = "uid") -> tuple[ColumnFile, ...
             raise InputError(f"{path}: holds no .parquet file; expected columns to join, with a column {on}")
         if path.endswith(".npy") and on != "uid":
             raise InputError(f"{path}: a .npy file holds uids; --on {on} takes parquet files")
-        given, other = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts, on)
+        given, texts, other = _npy_names(path) if path.endswith(".npy") else _parquet_names(parts, on)
         names = {prefix + name: before for name, before in _as_identifiers(path, given).items()}
-        renamed = {name: before for name, before in names.items() if name != before}
-        sources.append(ColumnFile(path, parts, on, tuple(names), renamed, other))
+        words = {prefix + as_identifier(before): before for before in texts}
+        words = {name: before for name, before in words.items() if name not in names}
+        renamed = {name: before for name, before in {**names, **words}.items() if name != before}
+        wrong = {prefix + name: reason for name, reason in other.items()}
+        sources.append(ColumnFile(path, parts, on, tuple(names), renamed, wrong, tuple(words)))
     return tuple(sources)
 
 
@@ -197,20 +203,23 @@ def first_id(path: str, on: str) -> str:
     return repr(table[on][0].as_py())[:60] if len(table) else "none"
 
 
-def check_usable(sources: Sequence[ColumnFile], taken: Collection[str], names: Sequence[str]) -> None:
+def check_usable(
+    sources: Sequence[ColumnFile], taken: Collection[str], names: Sequence[str], *, texts: bool = False
+) -> None:
     """Checks that each name refers to one column, and to numbers.
 
     Args:
       sources: files of columns.
       taken: the columns of the score tables.
       names: the columns to check.
+      texts: whether they may also be text.
 
     Raises:
       InputError: a name is ambiguous, or its column can't be used.
     """
     for name in names:
         holders = ["the score tables"] if name in taken else []
-        holders += [source.path for source in sources if name in source.names]
+        holders += [one.path for one in sources if name in one.names or (texts and name in one.texts)]
         if len(holders) > 1:
             raise InputError(
                 f"column {name!r} is in {' and in '.join(holders)}; rename it in all but one, or call it"
@@ -232,8 +241,8 @@ def _as_identifiers(path: str, given: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _parquet_names(parts: Sequence[str], on: str) -> tuple[list[str], dict[str, str]]:
-    """The numeric columns that all parts have, and what is wrong with each of the others."""
+def _parquet_names(parts: Sequence[str], on: str) -> tuple[list[str], list[str], dict[str, str]]:
+    """The columns of numbers and those of text that all parts have, and why each of the others isn't numbers."""
     footer = functools.partial(parquet.rows_and_types, advice="--columns takes parquet and npy")
     footers = threads.prefetch(footer, parts, threads=storage.Folder(parts[0]).threads)
     tables = {path: types for path, (_, types) in zip(parts, footers, strict=True)}
@@ -245,6 +254,7 @@ def _parquet_names(parts: Sequence[str], on: str) -> tuple[list[str], dict[str, 
                 " a column that it has in common with the pool's metadata"
             )
     names: list[str] = []
+    texts: list[str] = []
     wrong: dict[str, str] = {}
     for name in dict.fromkeys(name for types in tables.values() for name in types):
         if name == on or name in uids.HALVES:
@@ -252,25 +262,35 @@ def _parquet_names(parts: Sequence[str], on: str) -> tuple[list[str], dict[str, 
         odd = [path for path in parts if not _is_number(tables[path].get(name))]
         if not odd:
             names.append(name)
-        elif name in tables[odd[0]]:
+            continue
+        if all(_is_text(types.get(name)) for types in tables.values()):
+            texts.append(name)
+        if name in tables[odd[0]]:
             wrong[name] = f"{odd[0]}: column {name!r} holds {str(tables[odd[0]][name])[:60]}, expected numbers"
         else:
             wrong[name] = f"{odd[0]}: has no column {name!r}, which other files beside it have"
-    if not names:
+    if not names and not texts:
         every = "" if len(parts) == 1 else " that all files beside it have"
         raise InputError(f"{parts[0]}: has no numeric column{every}; it has {', '.join(tables[parts[0]])}")
-    return names, wrong
+    return names, texts, wrong
 
 
 def _is_number(kind: pa.DataType | None) -> bool:
     return kind is not None and (parquet.is_number(kind) or pa.types.is_boolean(kind))
 
 
+def _is_text(kind: pa.DataType | None) -> bool:
+    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _read_parquet(path: str, names: Mapping[str, str], on: str) -> _Rows:
     there = parquet.rows_and_types(path)[1]
     by = [on] if on != "uid" else list(uids.HALVES) if set(uids.HALVES) <= set(there) else ["uid"]
     table = parquet.read(path, list(dict.fromkeys([*by, *names.values()])))
-    columns = {name: _numbers(path, before, table[before]) for name, before in names.items()}
+    columns = {
+        name: (_hashed if _is_text(there[before]) else _numbers)(path, before, table[before])
+        for name, before in names.items()
+    }
     if on == "uid":
         return _Rows(from_table(table, path).uid, columns)
     ids = _hashed(path, on, table[on])
@@ -309,9 +329,18 @@ def _hashed(path: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
     return found
 
 
-def _npy_names(path: str) -> tuple[list[str], dict[str, str]]:
+def _numbered(ids: np.ndarray) -> np.ndarray:
+    """The number of each id among all different ones, from 0 on, float64; NaN where there is none."""
+    order = np.lexsort((ids["f1"], ids["f0"]))
+    numbers = np.empty(len(ids))
+    numbers[order] = np.cumsum(uids.first_of_each(ids[order])) - 1
+    numbers[ids == _NO_ID] = np.nan
+    return numbers
+
+
+def _npy_names(path: str) -> tuple[list[str], list[str], dict[str, str]]:
     _load_npy(path)
-    return [os.path.basename(path).removesuffix(".npy")], {}
+    return [os.path.basename(path).removesuffix(".npy")], [], {}
 
 
 def _read_npy(path: str, names: Mapping[str, str]) -> _Rows:

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import NoReturn
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.selection import repetition, rules, steps, values
+from clipdata_jax.selection import grouped, repetition, rules, steps, values
 from clipdata_jax.selection.rules import Rule
 from clipdata_jax.selection.values import Column, Constant, Value
 
@@ -28,7 +28,7 @@ _RULE_OPERATORS: dict[type[ast.operator], type[rules.And | rules.Or | rules.Minu
 _ARITHMETIC: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _SIGNS = {ast.GtE: ">=", ast.Gt: ">", ast.LtE: "<=", ast.Lt: "<", ast.Eq: "==", ast.NotEq: "!="}
 _MIRRORED = {">=": "<=", ">": "<", "<=": ">=", "<": ">", "==": "==", "!=": "!="}
-_FUNCTIONS = ("top", "bottom", "sample", "soft_cap", "hard_cap", "at_most", "uids", "rank")
+_FUNCTIONS = ("top", "bottom", "sample", "soft_cap", "hard_cap", "at_most", "best_of", "uids", "rank")
 # Hints for what people write by habit.
 _WORDS = {
     "then": "write >> for then",
@@ -47,7 +47,7 @@ def parse(text: str, columns: Collection[str] | None = None) -> Rule:
 
         rule   :=  top(value, fraction) | bottom(value, fraction) | top(value, n=count) | bottom(value, n=count)
                 |  (value < value) | uids("file.npy")
-                |  sample(value, amount, temperature=1, seed=0) | at_most(count)
+                |  sample(value, amount, temperature=1, seed=0) | at_most(count) | best_of(column, by=value)
                 |  soft_cap(value, count, penalty=0.15, batch=100_000, seed=0) | hard_cap(value, count, cap=15, seed=0)
                 |  rule >> rule | rule & rule | rule | rule | rule - rule | (rule)
         value  :=  column | number | rank(value) | value + value | value - value | value * value
@@ -206,6 +206,8 @@ class _Parser:
                 return self.sample(node)
             case "at_most":
                 return self.at_most(node)
+            case "best_of":
+                return self.best_of(node)
         return self.uids(node)
 
     def function(self, node: ast.Call) -> str:
@@ -279,6 +281,14 @@ class _Parser:
             self.fail_at(node, f"at_most takes a number of pairs, as in {example}")
         number = self.integer(node.args[0])
         return self.checked(node.args[0], lambda: steps.AtMost(number))
+
+    def best_of(self, node: ast.Call) -> Rule:
+        match node.args, node.keywords:
+            case [ast.Name() as group], [ast.keyword("by", by)]:
+                column = self.value(group)
+                if isinstance(column, Column):
+                    return grouped.BestOf(column, self.score(by))
+        self.fail_at(node, "best_of takes a column of groups and a score: best_of(group, by=neg_clip_loss)")
 
     def uids(self, node: ast.Call) -> Rule:
         match node.args, node.keywords:

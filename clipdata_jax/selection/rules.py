@@ -125,7 +125,8 @@ class Rule:
 
     def columns(self) -> tuple[str, ...]:
         """The names of the rule's columns, each once, in order of appearance."""
-        return tuple(dict.fromkeys(str(leaf) for value in self.values() for leaf in value.leaves()))
+        leaves = (leaf for value in self.values() for leaf in value.leaves())
+        return tuple(dict.fromkeys(map(str, (*leaves, *self.groups()))))
 
     def files(self) -> tuple[str, ...]:
         """The files of uids that the rule reads, each once."""
@@ -134,6 +135,10 @@ class Rule:
     def values(self) -> tuple[Scores, ...]:
         """The scores that the rule compares, each once, in order of appearance."""
         return tuple(dict.fromkeys(value for part in self.parts() for value in part.values()))
+
+    def groups(self) -> tuple[Scores, ...]:
+        """The columns that name groups of pairs, each once."""
+        return tuple(dict.fromkeys(group for part in self.parts() for group in part.groups()))
 
     def parts(self) -> tuple[Rule, ...]:
         """The operands of the rule."""

@@ -266,3 +266,23 @@ def test_captions_without_embeddings(clipdata, tmp_path):
     np.savez(tmp_path / "pool/00000000.npz", b32_img=np.eye(16, dtype=np.float16)[:9])
     refused(clipdata("dedup", "pool", "--by", "both", "--out", "s.npy"), "has no embeddings of captions")
     done_well(clipdata("dedup", "pool", "--out", "s.npy"))
+
+
+def test_a_rule_keeps_the_best_of_each_group_of_the_table(run, work, tmp_path):
+    made = work[1]
+    done_well(run("dedup", "pool", "--keep", "best:quality", "--scores", "scores", "--out", "d.npy"))
+    rule = "best_of(group, by=quality) >> (quality > -100)"
+    done_well(run("select", "scores", "--columns", "d.duplicates.parquet", "--rule", rule, "--out", "s.npy"))
+    scored = [row for row in kept(tmp_path / "d.npy", made) if np.isfinite(made["score"][row])]
+    assert kept(tmp_path / "s.npy", made) == scored
+    rule = "best_of(text, by=quality)"
+    done_well(run("select", "scores", "--columns", "pool", "--rule", rule, "--out", "t.npy"))
+    assert kept(tmp_path / "t.npy", made) == [int(np.nanargmax(made["score"]))], "all have the same caption"
+    refused(
+        run("select", "scores", "--columns", "pool", "--rule", "top(text, 0.3)", "--out", "u.npy"),
+        "column 'text' holds string, expected numbers",
+    )
+    refused(
+        run("select", "scores", "--rule", "best_of(quality, 0.3)", "--out", "u.npy"),
+        "best_of takes a column of groups and a score: best_of(group, by=neg_clip_loss)",
+    )

@@ -51,12 +51,19 @@ def test_bad_parquet_columns_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"column 'x' is in .*x\.parquet and in .*x\.parquet"):
         external_columns.check_usable(external_columns.open_columns([x, x]), [], ["x"])
     external_columns.check_usable(external_columns.open_columns([x, x]), ["x"], ["y"])
+    words = external_columns.open_columns([write(tmp_path / "w.parquet", uid=names, word=["b", "a", None, "b"])])
+    with pytest.raises(InputError, match=r"w\.parquet: column 'word' holds string, expected numbers"):
+        external_columns.check_usable(words, [], ["word"])
+    external_columns.check_usable(words, [], ["word"], texts=True)
+    found = words[0].read(["word"]).of(UID, "word")
+    assert found[0] == found[3] != found[1]
+    assert np.isnan(found[2])
     twice = write(tmp_path / "t.parquet", uid=[*names[:2], names[0]], x=[1.0] * 3)
     with pytest.raises(InputError, match=rf"t\.parquet: row 2: uid {names[0]} occurs before"):
         external_columns.open_columns([twice])[0].read(["x"])
     for columns, words in (
         ({"name": names, "x": [1.0] * 4}, "has no column uid, nor uid_hi and uid_lo, .* it has name, x"),
-        ({"uid": names, "text": names}, "has no numeric column"),
+        ({"uid": names, "lists": [[1.0]] * 4}, "has no numeric column"),
     ):
         with pytest.raises(InputError, match=words):
             external_columns.open_columns([write(tmp_path / "w.parquet", **columns)])

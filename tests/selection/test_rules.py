@@ -14,7 +14,7 @@ from support import plain_rules
 from clipdata_jax import selection
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uids
-from clipdata_jax.selection import bottom, column, parse, pools, rules, search, steps, top, values
+from clipdata_jax.selection import bottom, column, grouped, parse, pools, rules, search, steps, top, values
 
 SCORES = [-np.inf, np.inf, np.nan, -0.0, 0.0, 0.25, 0.3, 0.3, 1.0, -2.5, 1e-30]
 FRACTIONS = ["0.29", "0.58", "0.3", "0.07", "1", "0.1", "0.999", "1e-3", "0.5", "0.141592653589793238462643"]
@@ -39,6 +39,7 @@ leaves = st.one_of(
     st.builds(steps.Top, values_st, fractions, ofs, st.booleans()),
     st.builds(steps.Top, values_st, st.none(), st.just("pool"), st.booleans(), st.integers(1, 30)),
     st.builds(steps.AtMost, st.integers(1, 30)),
+    st.builds(grouped.BestOf, columns_st, values_st),
     st.builds(
         steps.WeightedSample,
         values_st | numbers,
@@ -110,7 +111,8 @@ class Parts(pools.ScoredPool):
 def test_parts_and_memory_change_nothing(rule, pool, data, collect):
     columns, uid = pool
     cuts = data.draw(st.lists(st.integers(0, len(uid)), max_size=4))
-    with mock.patch.object(search, "_COLLECT", collect), Parts(columns, uid, cuts) as parts:
+    few = mock.patch.object(grouped, "_ROWS", collect + 1)
+    with mock.patch.object(search, "_COLLECT", collect), few, Parts(columns, uid, cuts) as parts:
         work = rule.apply(parts)
         masks = [mask for _, mask in work]
     assert set(np.flatnonzero(np.concatenate(masks))) == plain_rules.keep(rule, *pool)

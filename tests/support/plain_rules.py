@@ -9,7 +9,7 @@ from decimal import Decimal
 import numpy as np
 
 from clipdata_jax.formats import hashing, uid_files
-from clipdata_jax.selection import rules, steps, values
+from clipdata_jax.selection import grouped, rules, steps, values
 
 SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "==": operator.eq, "!=": operator.ne}
 ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -55,6 +55,14 @@ def keep(rule, columns, uid, among=None):
     """The set of the rows that a rule keeps of a set of rows."""
     among = set(range(len(uid))) if among is None else among
     match rule:
+        case grouped.BestOf(group, by):
+            of = scores(by, columns, len(uid))
+            names = [("alone", i) if math.isnan(column) else column for i, column in enumerate(columns[group.name])]
+            best = {}
+            for i in sorted(among, key=lambda i: (-(of[i] or 0), tuple(map(int, uid[i])), i)):
+                if of[i] is not None:
+                    best.setdefault(names[i], i)
+            return set(best.values())
         case rules.Then(left, right):
             return keep(right, columns, uid, keep(left, columns, uid, among))
         case rules.And(left, right):
