@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,12 @@ _TILE = 2048  # rows a side, 16 MiB of float32; from the group's shape alone, si
 # Between these a sum of exponentials is right to float32's rounding: what underflows is below 2^-126 each,
 # nothing beside 1e-27 for all of a tile's terms together.
 SMALLEST, _LARGEST = 1e-27, 1e38
+# In place of a log-sum that left that range: far above every other one, and finite, so that no derivative is NaN.
+_OUT_OF_RANGE = 1e30
+
+# How a tile's sums stay in range: by one shift for all of them, whose result is looked at ("checked": a tile that left
+# the range is computed again; "unchecked": its sums are marked), or by each cell's own maximum ("careful").
+_Form = Literal["checked", "unchecked", "careful"]
 
 
 def log_sum_tables(
@@ -34,16 +40,32 @@ def log_sum_tables(
     Anonymous memory: the tables twice and some tiles of 2,048 x 2,048 float32; in a backward pass too, which
     computes the tiles again.
     """
+    mask_b = jnp.ones(len(f_bd), bool) if mask_b is None else mask_b
+    rows = f_bd, g_bd, mask_b, mask_b if text_mask_b is None else text_mask_b, temperatures
+
+    on_gpu = functools.partial(_guarded, cells)
+    on_others = functools.partial(_tables, "checked", cells)
+    return jax.lax.platform_dependent(*rows, cuda=on_gpu, rocm=on_gpu, default=on_others)
+
+
+def _guarded(cells: int, *rows: Array) -> tuple[Array, Array]:
+    """The tables with one branch for all tiles, not one a tile: on a GPU a branch waits for the host."""
+    found = _tables("unchecked", cells, *rows)
+    fits = jnp.maximum(found[0].max(), found[1].max()) < _OUT_OF_RANGE / 2
+    return jax.lax.cond(fits, lambda: found, lambda: _tables("careful", cells, *rows))
+
+
+def _tables(
+    form: _Form, cells: int, f_bd: Array, g_bd: Array, mask_b: Array, text_mask_b: Array, temperatures: Array
+) -> tuple[Array, Array]:
     tiling = _Tiling.of(len(f_bd), cells)
-    f_ntd, g_ntd = tiling.cut(f_bd), tiling.cut(g_bd)
-    mask_nt = tiling.cut(jnp.ones(len(f_bd), bool) if mask_b is None else mask_b)
-    text_mask_nt = mask_nt if text_mask_b is None else tiling.cut(text_mask_b)
+    f_ntd, g_ntd, mask_nt, text_mask_nt = map(tiling.cut, (f_bd, g_bd, mask_b, text_mask_b))
     middle_nn = jnp.einsum("id,jd->ij", _mean_rows(f_ntd, mask_nt), _mean_rows(g_ntd, text_mask_nt))
     temps, k = len(temperatures), tiling.together
 
     def row_of_tiles(col_tables: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
         index, *row = inputs
-        rows, cols = _against_all(k, row, (g_ntd, text_mask_nt), temperatures)
+        rows, cols = _against_all(form, k, row, (g_ntd, text_mask_nt), temperatures)
         # rows: (tiles, temps, rows of the tile, its k cells of columns); the parts of a cell are joined.
         rows = log_sum_exp(rows.reshape(cells // k, tiling.parts, temps, -1, k), axis=1)
         # cols: (tiles, temps, its k cells of rows, columns of the tile)
@@ -61,7 +83,9 @@ def log_sum_tables(
     return tiling.join(rows.swapaxes(0, 1).reshape(temps, -1, cells)), tiling.join(cols.swapaxes(1, 2))
 
 
-def _against_all(k: int, row: list[Array], columns: tuple[Array, Array], temperatures: Array) -> tuple[Array, Array]:
+def _against_all(
+    form: _Form, k: int, row: list[Array], columns: tuple[Array, Array], temperatures: Array
+) -> tuple[Array, Array]:
     """The log-sums of one row of tiles: (tiles, temps, t, k) of its rows, (tiles, temps, k, t) of the columns."""
     f_td, row_mask_t, middle_n = row
     f_td = jnp.where(row_mask_t[:, None], f_td, 0)  # a masked row may hold NaN
@@ -72,7 +96,7 @@ def _against_all(k: int, row: list[Array], columns: tuple[Array, Array], tempera
         cos_tt = cosines(f_td, jnp.where(col_mask_t[:, None], g_td, 0))
 
         def at(t: Array) -> tuple[Array, Array]:
-            return _tile_log_sums(k, cos_tt / t, middle / t, row_mask_t, col_mask_t)
+            return _tile_log_sums(form, k, cos_tt / t, middle / t, row_mask_t, col_mask_t)
 
         return None, jax.lax.map(at, temperatures)
 
@@ -125,45 +149,49 @@ def _mean_rows(emb_ntd: Array, mask_nt: Array) -> Array:
     return jax.lax.map(mean, (emb_ntd, mask_nt))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _tile_log_sums(
-    k: int, logits_tt: Array, middle: Array, row_mask_t: Array, col_mask_t: Array
+    form: _Form, k: int, logits_tt: Array, middle: Array, row_mask_t: Array, col_mask_t: Array
 ) -> tuple[Array, Array]:
     """For each row its log-sums over k cells of the columns (t, k), and the transposed (k, t)."""
     masked_tt = jnp.where(row_mask_t[:, None] & col_mask_t[None, :], logits_tt, -jnp.inf)
 
-    def careful(_: None) -> tuple[Array, Array]:
+    def careful() -> tuple[Array, Array]:
         by_cell = masked_tt.reshape(k, -1, k, masked_tt.shape[1] // k)
         rows = jax.nn.logsumexp(by_cell, axis=3).reshape(-1, k)
         return rows, jax.nn.logsumexp(by_cell, axis=1).reshape(k, -1)
 
-    def quick(_: None) -> tuple[Array, Array]:
-        # One exponential serves rows and columns where one shift suits all: finding each cell's own maximum
-        # takes longer than to see afterwards that no sum left float32's range.
-        exp_tt = jnp.exp(masked_tt - middle)
-        by_cell = exp_tt.reshape(k, -1, k, exp_tt.shape[1] // k)
-        rows, cols = by_cell.sum(axis=3).reshape(-1, k), by_cell.sum(axis=1).reshape(k, -1)
-        fits = _in_range(rows, row_mask_t, col_mask_t.reshape(k, -1))
-        fits &= _in_range(cols.T, col_mask_t, row_mask_t.reshape(k, -1))
-        return jax.lax.cond(fits, lambda _: (jnp.log(rows) + middle, jnp.log(cols) + middle), careful, None)
-
-    # A branch on a GPU waits for the host at every tile.
-    return jax.lax.platform_dependent(None, cuda=careful, rocm=careful, default=quick)
+    if form == "careful":
+        return careful()
+    # One exponential serves rows and columns where one shift suits all: finding each cell's own maximum takes
+    # longer than to see afterwards that no sum left float32's range.
+    exp_tt = jnp.exp(masked_tt - middle)
+    by_cell = exp_tt.reshape(k, -1, k, exp_tt.shape[1] // k)
+    rows, cols = by_cell.sum(axis=3).reshape(-1, k), by_cell.sum(axis=1).reshape(k, -1)
+    rows_fit = _in_range(rows, row_mask_t, col_mask_t.reshape(k, -1))
+    cols_fit = _in_range(cols.T, col_mask_t, row_mask_t.reshape(k, -1)).T
+    if form == "unchecked":
+        return (
+            jnp.where(rows_fit, jnp.log(rows) + middle, _OUT_OF_RANGE),
+            jnp.where(cols_fit, jnp.log(cols) + middle, _OUT_OF_RANGE),
+        )
+    fits = rows_fit.all() & cols_fit.all()
+    return jax.lax.cond(fits, lambda: (jnp.log(rows) + middle, jnp.log(cols) + middle), careful)
 
 
 def _in_range(sums_tk: Array, mask_t: Array, cells_ks: Array) -> Array:
-    """Whether every sum that has a term lies in the range where it is right."""
+    """For each sum, whether it lies in the range where it is right, or has no term."""
     some = mask_t[:, None] & cells_ks.any(axis=1)
-    return jnp.all(~some | ((sums_tk > SMALLEST) & (sums_tk < _LARGEST)))
+    return ~some | ((sums_tk > SMALLEST) & (sums_tk < _LARGEST))
 
 
 @_tile_log_sums.defjvp
 def _tile_log_sums_jvp(
-    k: int, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+    form: _Form, k: int, primals: tuple[Array, ...], tangents: tuple[Array, ...]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The derivative of a log-sum is the softmax: written out, it never meets an exponential out of range."""
     logits_tt, _, row_mask_t, col_mask_t = primals
-    rows, cols = _tile_log_sums(k, *primals)
+    rows, cols = _tile_log_sums(form, k, *primals)
     pair = row_mask_t[:, None] & col_mask_t[None, :]
     side = len(row_mask_t) // k
 
