@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import operator
 import os
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,6 +52,7 @@ class ReshardSummary:
       missing_examples: the first few of these.
       skipped_tars: why sources were skipped, each naming its own.
       skipped_samples: samples skipped: "tar", "key" and "reason".
+      images: with `shrink` the counts of `shrinking.Shrinker`, else None.
     """
 
     tars: int
@@ -67,6 +69,7 @@ class ReshardSummary:
     missing_examples: tuple[str, ...]
     skipped_tars: tuple[str, ...]
     skipped_samples: tuple[dict[str, str], ...]
+    images: dict[str, Any] | None
 
 
 def run(options: config.Reshard) -> ReshardSummary | None:
@@ -279,7 +282,8 @@ def _facts(output: Output, subset: Subset, repeated: Mapping[str, object], recei
     pool = list({entry["name"]: entry for receipt in receipts for entry in receipt.facts["inputs"]}.values())
     counts = {one["source"]: {key: one[key] for key in ("samples", "kept") if key in one} for one in facts}
     renamed = sum(receipt.facts["renamed"] for receipt in receipts)
-    summary = _summary(subset, times, facts, len(sizes), renamed=renamed)
+    images = [receipt.facts["images"] for receipt in receipts if "images" in receipt.facts]
+    summary = _summary(subset, times, facts, len(sizes), renamed=renamed, images=images)
     repeated_names = {"repeated_names": repeated} if repeated else {}
     return {"pool": pool, "per_tar": counts, **repeated_names, **dataclasses.asdict(summary)}
 
@@ -290,7 +294,13 @@ def _read_array(output: Output, name: str) -> np.ndarray:
 
 
 def _summary(
-    subset: Subset, times: np.ndarray, facts: list[dict[str, Any]], written: int, *, renamed: int
+    subset: Subset,
+    times: np.ndarray,
+    facts: list[dict[str, Any]],
+    written: int,
+    *,
+    renamed: int,
+    images: Sequence[dict[str, Any]] = (),
 ) -> ReshardSummary:
     """Sums up.
 
@@ -300,6 +310,7 @@ def _summary(
       facts: of each tar.
       written: tars written.
       renamed: samples written under another key.
+      images: of each unit, counts of `shrinking.Shrinker`.
     """
     good = [one for one in facts if "skipped" not in one]
     missing = np.flatnonzero(times == 0)
@@ -319,6 +330,9 @@ def _summary(
         missing_examples=tuple(uids.to_hex(subset.uids[missing[:_EXAMPLES]])),
         skipped_tars=tuple(one["skipped"] for one in facts if "skipped" in one),
         skipped_samples=tuple(sample for one in good for sample in one["skipped_samples"]),
+        images={name: functools.reduce(operator.add, [one[name] for one in images]) for name in images[0]}
+        if images
+        else None,
     )
 
 
@@ -332,6 +346,15 @@ def _text(summary: ReshardSummary, noun: str, written: str) -> str:
         lines.append(f"{summary.repeated:,} samples repeat the uid of another; all are kept")
     if summary.renamed > summary.copies:
         lines.append(f"{summary.renamed:,} samples have the key of another and are written as key-1, key-2 and so on")
+    if summary.images is not None:
+        kept_as = f"{console.counted(summary.images['as_they_were'], 'image')} left as they were"
+        lines.append(f"{console.counted(summary.images['shrunk'], 'image')} shrunk, {kept_as}")
+        if broken := summary.images["broken"]:
+            lines.append(
+                f"{console.counted(len(broken), 'image')} can't be decoded, copied as"
+                f" {'it is' if len(broken) == 1 else 'they are'}; the first: {broken[0]['tar']}: sample"
+                f" {broken[0]['key']!r}: {broken[0]['reason']}"
+            )
     share = console.percent(summary.found_share)
     line = f"found {summary.found:,} of {summary.selected:,} selected uids ({share})"
     if summary.missing:

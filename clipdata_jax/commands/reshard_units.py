@@ -14,6 +14,7 @@ from clipdata_jax import config, storage
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats.copying import sample_keys, tar_copy
 from clipdata_jax.formats.copying.sample_keys import Repeats
+from clipdata_jax.formats.copying.shrinking import Shrinker
 from clipdata_jax.formats.copying.source_samples import SampleReader, select_rows
 from clipdata_jax.formats.copying.tar_selection import Subset, select_samples
 from clipdata_jax.formats.sources.source import Source, TarSource
@@ -136,18 +137,21 @@ class Resharder:
             if keys:
                 parts[keys_file(unit.name)] = _npy(sample_keys.hash_keys(keys))
             facts: dict[str, Any] = {"inputs": entries, "sources": chosen.facts, "sizes": {}}
-            reader = SampleReader()
+            reader, side = SampleReader(), self.options.shrink
+            shrinker = None if side is None else Shrinker(side, skip_bad=self.options.on_bad == "skip")
             if unit.repeats is not None:
                 keys = sample_keys.rename(keys, unit.repeats, self.taken)
                 facts["all_keys"] = unit.repeats.digest
             for name, rows in self.tars_of(unit, len(keys)):
                 samples, uid = chosen.samples[rows], self.subset.uids[chosen.at[rows]]
                 parts[f"{name}.tar"] = functools.partial(
-                    tar_copy.write_samples, chosen=samples, keys=keys[rows], reader=reader
+                    tar_copy.write_samples, chosen=samples, keys=keys[rows], reader=reader, shrinker=shrinker
                 )
                 parts[f"uids/{name}.npy"] = _npy(uid)
                 facts["sizes"][f"{name}.tar"] = len(uid)
             facts["renamed"] = int(chosen.renamed(keys).sum())
+            if shrinker is not None:
+                facts["images"] = shrinker.counts  # counted while the tars are written, before the receipt
             output.complete(
                 unit.name,
                 parts,

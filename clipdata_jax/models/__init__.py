@@ -20,6 +20,7 @@ _HOME = {
     "write_preprocessor_config": "image_settings",
     "ImageTransform": "image_transform",
     "open_image": "image_transform",
+    "shrunk_image": "image_transform",
     "checkpoint_digest": "load",
     "load_clip": "load",
     "load_tokenizer": "tokenizer_files",

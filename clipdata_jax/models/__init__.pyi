@@ -9,6 +9,7 @@ from clipdata_jax.models.image_settings import load_image_transform as load_imag
 from clipdata_jax.models.image_settings import write_preprocessor_config as write_preprocessor_config
 from clipdata_jax.models.image_transform import ImageTransform as ImageTransform
 from clipdata_jax.models.image_transform import open_image as open_image
+from clipdata_jax.models.image_transform import shrunk_image as shrunk_image
 from clipdata_jax.models.load import checkpoint_digest as checkpoint_digest
 from clipdata_jax.models.load import load_clip as load_clip
 from clipdata_jax.models.published_models import SIGLIP_BASE_PATCH16_224 as SIGLIP_BASE_PATCH16_224

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tar_index, tars
+from clipdata_jax.formats.copying.shrinking import Shrinker
 from clipdata_jax.formats.copying.source_samples import SampleReader, SourceSample
 from clipdata_jax.formats.tar_index import IndexedSample, TarReader
 
@@ -18,7 +19,11 @@ _BUFFER = 1 << 19  # bytes: larger than a file object's own buffer, which would 
 
 
 def write_samples(
-    file: BinaryIO, chosen: Sequence[IndexedSample | SourceSample], keys: Sequence[str], reader: SampleReader
+    file: BinaryIO,
+    chosen: Sequence[IndexedSample | SourceSample],
+    keys: Sequence[str],
+    reader: SampleReader,
+    shrinker: Shrinker | None = None,
 ) -> None:
     """Writes samples in order as a tar; of a tar each run of consecutive ones is copied at once with its headers.
 
@@ -27,14 +32,18 @@ def write_samples(
       chosen: the samples.
       keys: their keys in the new tar; samples with another key than before, and links, get new headers.
       reader: of samples that are not from tars; the next tar's may go on with it.
+      shrinker: makes the images smaller; all members then get new headers.
     """
     out = CopyBuffer(file)
     for path, group in groupby(zip(chosen, keys, strict=True), key=_tar_of):
         if path is None:
-            _write_samples(out, reader, group)
+            _write_samples(out, reader, shrinker, group)
             continue
         with tar_index.open_tar(path) as tar:
-            _copy_samples(out, tar, group)
+            if shrinker is None:
+                _copy_samples(out, tar, group)
+            else:
+                _shrink_samples(out, tar, shrinker, group)
     out.write(2 * _ZEROS)
     out.write(bytes(-out.total % _RECORD))
     out.flush()
@@ -107,9 +116,21 @@ def _copy_samples(out: CopyBuffer, tar: TarReader, group: Iterable[tuple[Any, st
     out.copy(tar, start, end)
 
 
-def _write_samples(out: CopyBuffer, reader: SampleReader, group: Iterable[tuple[Any, str]]) -> None:
+def _shrink_samples(out: CopyBuffer, tar: TarReader, shrinker: Shrinker, group: Iterable[tuple[Any, str]]) -> None:
+    for (index, old, members), key in group:
+        given = ((index.name(i)[len(old) + 1 :], index.read(i, tar)) for i in members)
+        for extension, data in shrinker.members(tar.path, old, given):
+            _write_member(out, f"{key}.{extension}", data)
+
+
+def _write_samples(
+    out: CopyBuffer, reader: SampleReader, shrinker: Shrinker | None, group: Iterable[tuple[Any, str]]
+) -> None:
     for sample, key in group:
-        for extension, data in reader.members(sample):
+        members = reader.members(sample)
+        if shrinker is not None:
+            members = shrinker.members(sample.source.path, sample.key, members)
+        for extension, data in members:
             _write_member(out, f"{key}.{extension}", data)
 
 
