@@ -45,9 +45,9 @@ class NegClipLoss:
 
     batch_size: Sizes = 32_768
     """Pairs per batch, |B|; several values give a column each, from one pass. A smaller pool is one batch."""
-    repeats: int = 10
+    repeats: int = 40
     """Random divisions into batches to average over, K."""
-    group: int = 4
+    group: int = 8
     """Distinct pairs compared in one pass, in batches of the largest |B|, m: more lowers the noise and costs time."""
     temperature: Temperatures = None
     """1/exp(logit scale) of the model, 0.01 for OpenAI's CLIP; several values give a column each."""
