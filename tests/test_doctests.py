@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import clipdata_jax
-
 ROOT = Path(__file__).parents[1]
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 MODULES = {
@@ -44,7 +42,7 @@ def test_examples_of(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("package", ["", "scores", "models", "training", "evaluation"])
 def test_every_public_function_has_an_example(package: str):
     module = importlib.import_module(".".join(["clipdata_jax", package]).rstrip("."))
-    names = clipdata_jax.__all__ if not package else vars(module)
+    names = getattr(module, "__all__", vars(module))
     public = {name: inspect.unwrap(getattr(module, name)) for name in names if not name.startswith("_")}
     functions = {name: value for name, value in public.items() if inspect.isfunction(value)}
     assert functions

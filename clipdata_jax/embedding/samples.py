@@ -12,7 +12,8 @@ from PIL import Image
 
 from clipdata_jax.errors import InputError, OnBad
 from clipdata_jax.formats import file_kinds, tars
-from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, TEXT_BYTES, json_fields, owner_id, sample_uid
+from clipdata_jax.formats.sample_captions import MissingMemberError, extension_hint, member_text, sample_captions
+from clipdata_jax.formats.sample_uids import json_fields, owner_id, sample_uid
 from clipdata_jax.runtime import threads
 
 
@@ -60,10 +61,6 @@ class Bad:
     key: str
     reason: str
     lacks_member: bool = False
-
-
-class _MissingError(InputError):
-    """A sample lacks its image or caption."""
 
 
 def decoded_samples(
@@ -157,9 +154,9 @@ def _decode(
         uid = uid_of(sample.key, fields)
         if keep is not None and not keep(uid):
             return None
-        caption, captions = _captions(sample, fields) if need_caption else ("", ())
+        caption, captions = sample_captions(sample, fields) if need_caption else ("", ())
         url = fields.get("url") if isinstance(fields.get("url"), str) else None
-        label = _text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
+        label = member_text(sample.members["cls"], "cls").strip() if "cls" in sample.members else None
         found = functools.partial(Decoded, path, sample.key, uid, caption, captions, label)
         found = functools.partial(found, url=url, id=owner_id(fields), image=sample.repeats or sample.key)
         found = functools.partial(found, row=sample.members.get("npy"))
@@ -168,7 +165,9 @@ def _decode(
         data = sample.image()
         if data is None:
             listed = f"among its members (.{', .'.join(sample.members)})"
-            raise _MissingError(f"no image {listed if sample.names else 'is given'}{_hint(sample, 'image')}")
+            raise MissingMemberError(
+                f"no image {listed if sample.names else 'is given'}{extension_hint(sample, 'image')}"
+            )
         kind, advice = file_kinds.recognise(data[: file_kinds.HEAD])
         if advice:
             raise InputError(f"not an image but {kind}; {advice}")
@@ -176,7 +175,7 @@ def _decode(
             width, height = _original_size(fields) or image.size
             pixels = tuple(transform(image) for transform in transforms)
     except InputError as error:
-        return Bad(path, sample.key, str(error), isinstance(error, _MissingError) and bool(sample.names))
+        return Bad(path, sample.key, str(error), isinstance(error, MissingMemberError) and bool(sample.names))
     return found(pixels=pixels, width=width, height=height)
 
 
@@ -186,44 +185,3 @@ def _original_size(fields: dict[str, Any]) -> tuple[int, int] | None:
     height: Any = fields.get("original_height")
     good = all(type(side) is int and 0 < side < 1 << 31 for side in (width, height))
     return (width, height) if good else None
-
-
-def _captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The caption and all captions, none of them empty."""
-    several = fields.get("captions")
-    if several is not None and not (isinstance(several, list) and several):
-        raise InputError(f'"captions" in its .json is {several!r:.60}, expected a list of captions')
-    several = several or []
-    one = _text(sample.members["txt"], "txt") if "txt" in sample.members else fields.get("caption")
-    if one is None and not several:
-        expected = 'expected a .txt, or "caption" or "captions" in its .json'
-        expected += _hint(sample, "caption")
-        raise _MissingError(f"no caption: {expected}" if sample.names else "no caption is given")
-    caption = _checked(several[0] if one is None else one)
-    return caption, (tuple(map(_checked, several)) if several else (caption,))
-
-
-def _hint(sample: tars.RawSample, what: str) -> str:
-    """Advice where a member's extension has several parts: a key ends at its first dot."""
-    several = [name for name in sample.names if "." in name]
-    return f"; it has .{', .'.join(sample.names)}: name one with --{what}-ext {several[0]}" if several else ""
-
-
-def _checked(caption: object) -> str:
-    if not isinstance(caption, str):
-        raise InputError(f"a caption in its .json is {caption!r:.60}, expected text")
-    caption = caption.strip().lstrip(BYTE_ORDER_MARK).strip()
-    if not caption:
-        raise InputError("its caption is empty")
-    if any("\ud800" <= char <= "\udfff" for char in caption):
-        raise InputError("its caption holds half of a surrogate pair, which is not a character")
-    return caption.strip()
-
-
-def _text(data: bytes, extension: str) -> str:
-    if len(data) > TEXT_BYTES:
-        raise InputError(f"its .{extension} has {len(data):,} bytes, more than the {TEXT_BYTES:,} that one may have")
-    try:
-        return data.decode("utf-8").lstrip(BYTE_ORDER_MARK)
-    except UnicodeDecodeError as error:
-        raise InputError(f"its .{extension} is not UTF-8 (byte {error.start})") from error

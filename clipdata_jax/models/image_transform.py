@@ -7,6 +7,7 @@ import importlib.util
 import io
 import math
 import warnings
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -181,13 +182,36 @@ class ImageTransform:
         with open_image(source) as image:
             return self._pixels(image)
 
+    def part(self, image: Image.Image, box: tuple[int, int, int, int]) -> UInt8[np.ndarray, "size size 3"]:
+        """Converts a part of an image to the model's input, scaled to the square whatever its shape.
+
+        Args:
+          image: an open image, as for a call; a broken one is closed.
+          box: left, top, right and bottom of the part, in pixels; it lies inside.
+
+        Returns:
+          RGB, shape (size, size, 3), uint8.
+
+        Raises:
+          InputError: as a call.
+        """
+        self._check_pixels(*image.size, image.width * image.height, "")
+        square = (self.size, self.size)
+        return self._decoded(image, lambda whole: whole.crop(box).resize(square, _FILTERS[self.interpolation]))
+
     def _pixels(self, image: Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         scaled = self._scaled_size(*image.size)
+        centre, kernel = self._centre(*scaled), _FILTERS[self.interpolation]
+        return self._decoded(image, lambda whole: _scaled_centre(whole, scaled, centre, kernel))
+
+    def _decoded(
+        self, image: Image.Image, scale: Callable[[Image.Image], Image.Image]
+    ) -> UInt8[np.ndarray, "size size 3"]:
         try:
             _load(image)
             if self.convention == "transformers":
                 image = _flat_rgb(image)
-            image = _scaled_centre(image, scaled, self._centre(*scaled), _FILTERS[self.interpolation])
+            image = scale(image)
             image.info.pop("transparency", None)  # dropped below anyway, a palette's with a warning
             return np.asarray(_rgb(image))
         except MemoryError:

@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.runtime import parallel, stopping
 from clipdata_jax.training.checkpoints import Checkpoints
+from clipdata_jax.training.input import Batch
 from clipdata_jax.training.step import TrainState
 
 Metrics = Mapping[str, Any]
@@ -24,14 +25,6 @@ Metrics = Mapping[str, Any]
 _IN_FLIGHT = 2
 # What a scheduler gives a process that it stops is often less, and nothing is lost then but these steps.
 _SECONDS_TO_SAVE = 120.0
-
-
-class Batch(NamedTuple):
-    """A batch: pixels, uint8 (rows, size, size, 3); ids, int32 (rows, context); mask, False for a bad sample."""
-
-    pixels: Any
-    ids: Any
-    mask: Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
@@ -19,6 +19,7 @@ ROWS = 10_000
 """Images in a unit that isn't a tar."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """One unit of work: samples in a fixed order.
 
