@@ -19,8 +19,6 @@ _HOME = {
     "InputPipeline": "input",
     "PairIndex": "pair_index",
     "build_index": "pair_index",
-    "TrainingPairs": "loop",
-    "last_checkpoint": "loop",
     "train": "loop",
     "contrastive_loss": "loss",
     "sigmoid_loss": "loss",

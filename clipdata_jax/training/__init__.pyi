@@ -6,8 +6,6 @@ from clipdata_jax.training.input import Batch as Batch
 from clipdata_jax.training.input import InputPipeline as InputPipeline
 from clipdata_jax.training.loop import Schedule as Schedule
 from clipdata_jax.training.loop import StepDone as StepDone
-from clipdata_jax.training.loop import TrainingPairs as TrainingPairs
-from clipdata_jax.training.loop import last_checkpoint as last_checkpoint
 from clipdata_jax.training.loop import train as train
 from clipdata_jax.training.loss import contrastive_loss as contrastive_loss
 from clipdata_jax.training.loss import sigmoid_loss as sigmoid_loss
