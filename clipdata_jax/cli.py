@@ -71,6 +71,7 @@ COMMANDS = {
         "Evaluate",
         "clipdata evaluate run/model --suite datacomp --data evalsets --out results",
     ),
+    "compare": Command("CompareModels", "clipdata compare random=r0,r1,r2 selected=s0,s1,s2 --out comparison.html"),
     "run": Command("RunSteps", "clipdata run --config mine.py"),
     "plan": Command("Plan", "clipdata plan configs/datacomp_small.py --processes 8"),
     "verify": Command("Verify", "clipdata verify metadata scores subset.npy selected"),

@@ -172,7 +172,7 @@ def test_an_output_file_is_replaced_by_the_same_command_or_where_one_says_so(sco
 
 def test_every_command_that_writes_one_file_takes_overwrite():
     takes = {name for name, one in cli.COMMANDS.items() if hasattr(one.options_class, "overwrite")}
-    assert takes == {"dedup", "select", "filter", "uids", "report", "export", "evaluate"}
+    assert takes == {"dedup", "select", "filter", "uids", "report", "export", "evaluate", "compare"}
 
 
 COMPLETE = """

@@ -6,6 +6,7 @@ The command line is generated from these classes, and a `--config` file returns 
 from __future__ import annotations
 
 from clipdata_jax.config.base import Workers as Workers
+from clipdata_jax.config.comparing import CompareModels as CompareModels
 from clipdata_jax.config.deduplicating import Dedup as Dedup
 from clipdata_jax.config.embedding import Embed as Embed
 from clipdata_jax.config.evaluating import Evaluate as Evaluate

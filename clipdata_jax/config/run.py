@@ -10,6 +10,7 @@ import sys
 import traceback
 
 from clipdata_jax.config.base import did_you_mean
+from clipdata_jax.config.comparing import CompareModels
 from clipdata_jax.config.deduplicating import Dedup
 from clipdata_jax.config.embedding import Embed
 from clipdata_jax.config.evaluating import Evaluate
@@ -38,6 +39,7 @@ class Run:
     export: Export | None = None
     train: Train | None = None
     evaluate: Evaluate | None = None
+    compare: CompareModels | None = None
     verify: Verify | None = None
     demo: Demo | None = None
 

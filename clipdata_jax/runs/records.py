@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeAlias, TypeVar, cast
+from typing import Any, Self, TypeAlias, TypeGuard, TypeVar, cast
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
@@ -119,7 +120,10 @@ class UnitTimes:
         whole = ("step", "process", "resident_bytes", "device_bytes")
         read |= {name: _field(line, name, int) for name in whole if line.get(name) is not None}
         seconds = {name: _field(line, f"{name}_seconds", float, 0.0) for name in SECONDS}
-        return cls(**read, unit=_field(line, "unit", str, None), seconds=seconds)
+        own = {field.name for field in dataclasses.fields(cls)} | {f"{name}_seconds" for name in SECONDS}
+        others = {name: value for name, value in line.items() if name not in own}
+        metrics = {name: value for name, value in others.items() if value is None or _is_number(value)}
+        return cls(**read, unit=_field(line, "unit", str, None), seconds=seconds, metrics=metrics)
 
     def to_json(self) -> dict[str, object]:
         """The line as `from_json` reads it."""
@@ -305,6 +309,10 @@ def _field(content: Mapping[str, object], name: str, kind: type[_T], *default: A
     if kind is float or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InputError(f"its {name!r} is {_shown(value)}, expected {_KINDS[kind]}")
     return value
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 _KINDS: dict[type, str] = {
