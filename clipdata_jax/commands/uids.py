@@ -12,10 +12,10 @@ from typing import TypeVar
 import numpy as np
 
 from clipdata_jax import config, storage
-from clipdata_jax.commands.uid_lookup import IdCounts, ids_text, show, write_ids
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uid_files, uid_sets
 from clipdata_jax.formats.uid_files import UidFile
+from clipdata_jax.formats.uid_lookup import IdCounts, find_rows, ids_text, write_ids
 from clipdata_jax.formats.uids import to_hex
 from clipdata_jax.runs import file_output, manifest
 from clipdata_jax.runtime import threads
@@ -75,7 +75,7 @@ def run(options: config.Uids) -> UidsSummary:
       InputError: a file can't be read, `out` holds something else, or `verify` found a fault.
     """
     if options.operation == "show":
-        return UidsSummary((), rows=tuple(show(options.files, options.metadata or "", options.uid_column)))
+        return UidsSummary((), rows=tuple(_show(options.files, options.metadata or "", options.uid_column)))
     plan = manifest.describe("uids", options)
     if options.out is not None:
         file_output.check_replaceable(options.out, plan, overwrite=options.overwrite)
@@ -102,6 +102,23 @@ def run(options: config.Uids) -> UidsSummary:
     manifest.write_beside(options.out or "", plan, facts)
     print(_text(options, summary))
     return summary
+
+
+def _show(given: Sequence[str], folder: str, uid_column: str) -> list[dict[str, str]]:
+    """Prints the rows of metadata that have some uids, a column a line; returns them.
+
+    Raises:
+      InputError: no row has one of them; the others are printed before.
+    """
+    found, missing = find_rows(given, folder, uid_column)
+    for row in found:
+        width = max(map(len, row))
+        print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()), end="\n\n")
+    if missing:
+        raise InputError(
+            f"{folder}: has no row of {', '.join(missing[:_EXAMPLES])} ({len(missing):,} of {len({*given}):,})"
+        )
+    return found
 
 
 def _write(options: config.Uids, sources: Sequence[UidFile], holds: tuple[FileCounts, ...]) -> UidsSummary:

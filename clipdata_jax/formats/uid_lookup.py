@@ -1,4 +1,4 @@
-"""`clipdata uids convert --ids` and `clipdata uids show`: from uids to what the metadata has of them."""
+"""From uids to what the metadata has of them: the owner's ids, or whole rows."""
 
 from __future__ import annotations
 
@@ -122,33 +122,25 @@ def ids_text(counts: IdCounts, folder: str, out: str) -> str:
     return "\n".join(lines)
 
 
-def show(given: Iterable[str], folder: str, uid_column: str) -> list[dict[str, str]]:
-    """Prints the rows of metadata that have some uids, a column a line.
+def find_rows(given: Iterable[str], folder: str, uid_column: str) -> tuple[list[dict[str, str]], list[str]]:
+    """Finds the rows of metadata that have some uids.
 
     Args:
       given: uids, or ids that uids were made of.
       folder: the pool's metadata.
-
       uid_column: its column of ids.
 
     Returns:
-      Of each row column -> value as text, "file" and "row" among them.
+      Of each row column -> value as text, "file" and "row" among them; and what no row has.
 
     Raises:
-      InputError: the metadata can't be read, or has none of an id; the others are printed before.
+      InputError: the metadata can't be read.
     """
     wanted = {ids.uid_of_id(one): one for one in given}
     index = uids.UidIndex(uids.sort_unique(uids.from_hex(list(wanted))))
     found = [row for path in metadata.files_of(folder) for row in _rows_of(path, index, uid_column)]
-    for row in found:
-        width = max(map(len, row))
-        print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()), end="\n\n")
-    missing = [one for uid, one in wanted.items() if uid not in {row["uid"] for row in found}]
-    if missing:
-        raise InputError(
-            f"{folder}: has no row of {', '.join(missing[:_EXAMPLES])} ({len(missing):,} of {len(wanted):,})"
-        )
-    return found
+    there = {row["uid"] for row in found}
+    return found, [one for uid, one in wanted.items() if uid not in there]
 
 
 def _rows_of(path: str, index: uids.UidIndex, uid_column: str) -> Iterator[dict[str, str]]:
