@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from clipdata_jax import config, storage
+from clipdata_jax.commands import dedup
+from clipdata_jax.demo import pairs
 from clipdata_jax.demo import pool as drawn
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import uid_files, uids
@@ -23,6 +25,7 @@ from clipdata_jax.runtime import console
 
 MODEL = str(Path(__file__).parents[1] / "demo" / "model")
 _KINDS = ("sound", "shuffled", "generic", "boilerplate", "text_image", "blank", "duplicate")
+_DUPLICATES = 0.985  # cosine of images and of captions: different scenes are hardly ever as near
 _TRAIN_SEEDS = (0, 1, 2)
 _TEST_PAIRS = 1_000
 
@@ -49,7 +52,7 @@ def run(options: config.Demo) -> dict[str, Any]:
         out=storage.join(options.out, "report.html"),
     )
     _call("report", page)
-    table = _judge(subsets, place["pool"])
+    table = _judge(subsets, place["pool"], options.seed)
     print(f"\n{_table(table)}\n\nDone in {time.monotonic() - start:.0f} s. Open the report: {page.out}")
     if options.train:
         _train_and_compare(options, subsets, place)
@@ -74,15 +77,27 @@ def _score(options: config.Demo, place: dict[str, str]) -> None:
 def _select(options: config.Demo, place: dict[str, str]) -> dict[str, str]:
     """Selects by each method; returns method -> subset file, all of the same size."""
     keep, first = options.keep, min(1.0, round(1.2 * options.keep, 6))
+    found = config.Dedup(
+        pool=place["metadata"],
+        out=storage.join(options.out, "dedup.npy"),
+        threshold=_DUPLICATES,
+        by="both",
+        keep="best:neg_clip_loss",
+        scores=place["scores"],
+    )
+    _call("dedup", found)
+    both = f"top(neg_clip_loss, {first:g}) >> top(norm_sim_inf_target, {keep:g})"
     rules = {
         "CLIPScore": f"top(clip_score, {keep:g})",
         "negCLIPLoss": f"top(neg_clip_loss, {keep:g})",
-        "negCLIPLoss, then NormSim": f"top(neg_clip_loss, {first:g}) >> top(norm_sim_inf_target, {keep:g})",
+        "negCLIPLoss, then NormSim": both,
+        "the same, deduplicated": f"{both} >> best_of(group, by=neg_clip_loss)",
     }
     subsets = {"random": _random_subset(options, place)}
     for name, rule in rules.items():
         subsets[name] = storage.join(options.out, f"subset-{len(subsets)}.npy")
-        _call("select", config.Select(scores=(place["scores"],), rule=rule, out=subsets[name]))
+        columns = (dedup.table_of(found.out),) if "group" in rule else ()
+        _call("select", config.Select(scores=(place["scores"],), columns=columns, rule=rule, out=subsets[name]))
     return subsets
 
 
@@ -139,29 +154,34 @@ def _as_typed(options: Any) -> str:
     return " ".join([*map(shlex.quote, positional), *flags])
 
 
-def _truth(pool: str) -> tuple[np.ndarray, np.ndarray]:
-    """The uids (u8,u8, sorted) and kinds of the pool's pairs, as recorded when they were drawn."""
+def _truth(pool: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The uids (u8,u8, sorted), kinds and scenes of the pool's pairs, as recorded when they were drawn."""
     with storage.open_read(storage.join(pool, "truth.parquet")) as file:
         table = pq.read_table(file)
-    uid, kind = uids.from_hex(table["uid"]), np.asarray(table["kind"].to_pylist())
+    uid, kinds = uids.from_hex(table["uid"]), table["kind"].to_pylist()
     order = np.lexsort((uid["f1"], uid["f0"]))
-    return uid[order], kind[order]
+    return uid[order], np.asarray(kinds)[order], np.asarray(pairs.scenes(kinds, seed))[order]
 
 
 def _random_subset(options: config.Demo, place: dict[str, str]) -> str:
-    uid, _ = _truth(place["pool"])
+    uid, _, _ = _truth(place["pool"], options.seed)
     chosen = np.random.default_rng(options.seed).permutation(len(uid))[: int(options.keep * len(uid))]
     path = storage.join(options.out, "subset-0.npy")
     uids.write_subset(path, uid[chosen])
     return path
 
 
-def _judge(subsets: dict[str, str], pool: str) -> dict[str, Any]:
-    """Counts the pairs of each subset, and the share of each kind."""
-    uid, kind = _truth(pool)
+def _judge(subsets: dict[str, str], pool: str, seed: int) -> dict[str, Any]:
+    """Counts the pairs of each subset, and the share of each kind; the only copy of a sound pair is sound."""
+    uid, kind, scene = _truth(pool, seed)
     table = {}
     for name, path in subsets.items():
-        kept = kind[uids.find(uid, uid_files.read_subset(path))]
+        rows = uids.find(uid, uid_files.read_subset(path))
+        kept, seen = kind[rows], set(scene[rows][kind[rows] == "sound"].tolist())
+        for at in np.flatnonzero(kept == "duplicate"):
+            if (shown := int(scene[rows[at]])) not in seen:
+                seen.add(shown)
+                kept[at] = "sound"
         table[name] = {"kept": len(kept), **{one: float(np.mean(kept == one)) for one in _KINDS}}
     return table
 

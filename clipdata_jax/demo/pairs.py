@@ -101,13 +101,33 @@ def pool_pair(kinds: list[str], seed: int, index: int, size: int) -> Pair:
     # What spoils a pair has numbers of its own, so that its scene is what it would be if sound.
     rng = rng_of("pool", seed, index, "spoil")
     if kind == "duplicate":
-        original = next(i for i in _draws(rng, index) if kinds[i] == "sound")
-        scene = draw_scene(rng_of("pool", seed, original), size=size)
+        scene = draw_scene(rng_of("pool", seed, _original(kinds, rng, index)), size=size)
         return to_jpeg(scene.image, quality=pick(rng, (85, 85, 70, 60))), scene.caption
     scene = draw_scene(rng_of("pool", seed, index), size=size)
     if kind == "shuffled":
         return to_jpeg(scene.image), _foreign_caption(scene.facts, rng, seed, index, len(kinds))
     return _spoil(kind, scene, rng, size)
+
+
+def _original(kinds: list[str], rng: np.random.Generator, index: int) -> int:
+    """The sound pair that a duplicate copies."""
+    return next(i for i in _draws(rng, index) if kinds[i] == "sound")
+
+
+def scenes(kinds: list[str], seed: int) -> list[int]:
+    """Numbers the scenes that a pool's pairs show.
+
+    Args:
+      kinds: the kinds of all its pairs, from `deal_kinds`.
+      seed: the pool's seed.
+
+    Returns:
+      For each pair the number of the sound pair that it copies if it is a duplicate, else its own.
+    """
+    return [
+        _original(kinds, rng_of("pool", seed, index, "spoil"), index) if kind == "duplicate" else index
+        for index, kind in enumerate(kinds)
+    ]
 
 
 def _foreign_caption(facts: Facts, rng: np.random.Generator, seed: int, index: int, pairs: int) -> str:

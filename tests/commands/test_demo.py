@@ -6,12 +6,12 @@ import functools
 import re
 import shlex
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from clipdata_jax import cli, config
 from clipdata_jax.commands import demo
+from clipdata_jax.demo import pairs
 from clipdata_jax.formats import uid_files, uids
 
 
@@ -21,16 +21,20 @@ def test_the_demo_tells_the_truth_about_what_each_method_kept(tmp_path, clipdata
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"^\$ clipdata (.*)", done.stdout, re.MULTILINE)
     commands = [cli._parse(command, words) and command for command, *words in map(shlex.split, lines)]
-    assert commands == ["embed", "embed", "score", "select", "select", "select", "reshard", "report"]
+    assert commands == ["embed", "embed", "score", "dedup", *["select"] * 4, "reshard", "report"]
     truth = pq.read_table(tmp_path / "d" / "pool" / "truth.parquet").to_pydict()
     kind = dict(zip(truth["uid"], truth["kind"], strict=True))
-    shares = {}
-    for index, name in enumerate(["random", "CLIPScore", "negCLIPLoss", "negCLIPLoss, then NormSim"]):
+    scene = dict(zip(truth["uid"], pairs.scenes(truth["kind"], 0), strict=True))
+    shares, copies = {}, {}
+    names = ["random", "CLIPScore", "negCLIPLoss", "negCLIPLoss, then NormSim", "the same, deduplicated"]
+    for index, name in enumerate(names):
         kept = uids.to_hex(uid_files.read_subset(str(tmp_path / "d" / f"subset-{index}.npy")))
-        assert len(kept) == 200
-        shares[name] = np.mean([kind[uid] == "sound" for uid in kept])
-        (line,) = re.findall(rf"^{name}  +200 .*", done.stdout, re.MULTILINE)
-        assert line.split()[-7] == f"{shares[name]:.1%}"
+        assert (len(kept) == 200) == (index < 4)
+        good = [scene[uid] for uid in kept if kind[uid] in ("sound", "duplicate")]
+        shares[name], copies[name] = len(set(good)) / len(kept), (len(good) - len(set(good))) / len(kept)
+        (line,) = re.findall(rf"^{name}  +{len(kept)} .*", done.stdout, re.MULTILINE)
+        assert (line.split()[-7], line.split()[-1]) == (f"{shares[name]:.1%}", f"{copies[name]:.1%}")
+    assert copies["the same, deduplicated"] < 0.02 < copies["negCLIPLoss, then NormSim"]
     # The shipped model tells sound pairs from spoiled ones: half of the pool is sound.
     assert min(shares[name] for name in shares if name != "random") > shares["random"] + 0.2
     assert (tmp_path / "d" / "report.html").stat().st_size > 100_000
@@ -54,7 +58,7 @@ def test_small_models_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     options = config.Demo(pairs=256, keep=0.5, train=True, train_steps=1)
     place = {name: name for name in demo._PLACES}
     demo._draw(options, place)
-    uid, _ = demo._truth("pool")
+    uid, _, _ = demo._truth("pool", 0)
     uids.write_subset("half.npy", uid[::2])
     demo._train_and_compare(options, dict.fromkeys(("random", "negCLIPLoss, then NormSim"), "half.npy"), place)
     printed = capsys.readouterr().out
