@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RUN_TIME = ["s3", "gs", "http", "siglip", "filters", "tfds"]
+RUN_TIME = ["s3", "gs", "http", "siglip", "filters", "tfds", "tensorboard"]
 
 
 @pytest.fixture(scope="module")

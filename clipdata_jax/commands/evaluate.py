@@ -89,10 +89,7 @@ def _run_sets(options: Evaluate) -> dict[str, Any]:
     retrieval = tars.find_tars(options.retrieval) if options.retrieval else []
     labelled = tars.find_tars(options.classification) if options.classification else []
     names = read_strings(options.classnames, "class names") if options.classnames else []
-    templates = read_strings(options.templates, "prompts") if options.templates else list(_TEMPLATES)
-    for template in templates:
-        if _PLACE not in template:
-            raise InputError(f"{options.templates}: the prompt {template!r} has no {_PLACE} for the class")
+    templates = read_templates(options.templates)
     from clipdata_jax import models
     from clipdata_jax.evaluation.evaluator import Evaluator
 
@@ -117,6 +114,19 @@ def _run_sets(options: Evaluate) -> dict[str, Any]:
     manifest.write_beside(options.out, plan, {"figures": figures})
     print(_table(figures, options.out))
     return figures
+
+
+def read_templates(path: str | None) -> list[str]:
+    """Reads prompts with "{c}" for the class; without a path, the default one.
+
+    Raises:
+      InputError: the file holds something else.
+    """
+    templates = read_strings(path, "prompts") if path else list(_TEMPLATES)
+    for template in templates:
+        if _PLACE not in template:
+            raise InputError(f"{path}: the prompt {template!r} has no {_PLACE} for the class")
+    return templates
 
 
 def read_strings(path: str, what: str) -> list[str]:

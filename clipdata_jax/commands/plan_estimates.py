@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipdata_jax import config, storage
-from clipdata_jax.commands import norm_sim_d, score, train
+from clipdata_jax.commands import norm_sim_d, score
 from clipdata_jax.config.model_sizes import ModelSizes
 from clipdata_jax.embedding import single_file
 from clipdata_jax.errors import InputError
@@ -34,6 +34,7 @@ _UID, _SCORE = 16, 4
 _COLUMNS = 60  # bytes of a pair's uid, size, tar and key in parquet
 _DECODED = 3 * 4_000_000  # an image of a few megapixels
 _STATES = 3  # of training: parameters and two moments
+_BATCHES = 6  # of the input of training that are in work, or on the devices
 _TOKENS = 50_000  # in the vocabulary of a CLIP
 _CAPTIONS, _PROMPTS = 5, 80_000  # of an image to retrieve, of the classes: COCO's, ImageNet's
 
@@ -344,15 +345,14 @@ def _train(options: config.Train) -> Estimate:
     rows, stored = _samples(found)
     settings = options.settings()
     pairs, batch, steps = sum(rows), settings.batch_size, settings.steps
+    part = options.compute.microbatch or batch
     if options.subset is not None and storage.exists(options.subset):
         pairs = min(pairs, len(uid_files.read_subset(options.subset)))
     if pairs < batch:
         found_pairs = f"train: there are about {pairs:,} pairs to train on, fewer than one batch of {batch:,}"
         raise InputError(f"{found_pairs}; give more, or a smaller --batch-size")
     image_size, context_length, parameters = _trained_model(options, settings.sizes)
-    train.check_memory(pairs, image_size)
-    image, fewer = 3 * image_size**2, "use a --subset of at most {:,} pairs, or a smaller --image-size"
-    state = 4 * _STATES * parameters
+    image, state = 3 * image_size**2, 4 * _STATES * parameters
     checkpoints = -(-steps // options.checkpoint_every)
     every = options.keep_interval()
     kept = min(2, checkpoints) + (steps // every if every else 0)
@@ -360,12 +360,14 @@ def _train(options: config.Train) -> Estimate:
         work=f"about {counted(pairs, 'pair')}, {counted(steps, 'step')} of {batch:,} pairs",
         read=_stored(found, rows, stored),
         written=kept * state + 2 * state // _STATES,
-        fixed=_BASE + 3 * state + 3 * batch * 4 * image,
-        each=image + 8 * context_length + 400,
-        count=pairs,
-        advice=_at_most(fewer, "use a smaller --width, fewer --layers or a smaller --batch-size"),
+        # The state, the gradients and a checkpoint being written; batches in work, as bytes and as floats.
+        fixed=_BASE + 3 * state + _BATCHES * batch * (image + 4 * context_length) + 4 * part * image,
+        advice=lambda fits: "use a smaller model or --batch-size, or --microbatch",
         rows_timed=steps * batch,
-        notes=("every process reads all sources", f"{counted(checkpoints, 'checkpoint')} of {size_text(state)}"),
+        notes=(
+            "every process reads the headers of all sources",
+            f"{counted(checkpoints, 'checkpoint')} of {size_text(state)}",
+        ),
     )
 
 

@@ -170,11 +170,6 @@ class Output:
         if self.folder.is_local:
             telemetry.append(self.path(storage.TIMES), times)
 
-    def log_line(self, line: Facts) -> None:
-        """Appends a line of a command's own, with the time."""
-        if self.folder.is_local:
-            telemetry.append_line(self.path(storage.TIMES), {"time": telemetry.now(), **line})
-
     def finish(
         self,
         facts: Callable[[list[Receipt]], Facts],
@@ -220,7 +215,8 @@ class Output:
         if not (self.folder.is_local or self.folder.exists(manifest.NAME)):
             # Before the manifest, with which the run is done: one that is stopped between the two is continued.
             lines = [receipt.times for receipt in receipts.values() if receipt.times is not None]
-            self.folder.write(storage.TIMES, records.to_lines(lines))
+            if lines:
+                self.folder.write(storage.TIMES, records.to_lines(lines))
         for path in self.folder.at(_RECEIPTS).files(_MARK) if self.folder.is_local else ():
             self._remove(f"{_RECEIPTS}/{path.rpartition('/')[2]}")  # of processes that were killed
         if self._take_manifest(records.to_json(made, str(self.folder)), share):

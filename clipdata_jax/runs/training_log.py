@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from clipdata_jax.runs import metric_writers, profiling
+from clipdata_jax import storage
+from clipdata_jax.runs import metric_writers, profiling, telemetry
 from clipdata_jax.runs.output import Output
 from clipdata_jax.runs.records import UnitTimes
 from clipdata_jax.runtime import console
 
 _SECONDS_BETWEEN_LINES = 5.0
+# In an object store, which can't append, several lines make a file.
+_SECONDS_BETWEEN_FILES = 60.0
+_LINES = "_training/log"
 
 
 class TrainingLog:
@@ -56,6 +61,8 @@ class TrainingLog:
             metric_writers.open_writer(name, str(output.folder), first=first, options=options or {}) for name in writers
         ]
         self._since, self._step, self._idle = time.monotonic(), first, 0.0
+        self._lines: list[str] = []
+        self._written = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bar.set_postfix_str("compiling the first step")
@@ -63,6 +70,7 @@ class TrainingLog:
 
     def __exit__(self, *stopped: Any) -> None:
         self._bar.close()
+        self._write_lines(self._step)
         self._profiler.__exit__(*stopped)
         for writer in self._writers:
             writer.close()
@@ -93,16 +101,30 @@ class TrainingLog:
         rate = steps * self._batch_size / seconds
         figures: dict[str, float | None] = {
             **{name: round(value, 5) for name, value in metrics.items()},
-            "learning_rate": self._learning_rate(step),
+            "learning_rate": float(f"{self._learning_rate(step):.6g}"),
             "peak_share": None if self._peak is None else round(rate * self._flops_per_pair / self._peak, 4),
             "input_wait_share": round(min(1.0, self._idle / seconds), 4),
         }
         rows = steps * self._batch_size
-        self._output.log(UnitTimes(step=step, rows=rows, rows_per_second=round(rate, 1), metrics=figures))
+        self._append(step, UnitTimes(step=step, rows=rows, rows_per_second=round(rate, 1), metrics=figures).to_json())
         shown = {f"train/{name}": value for name, value in figures.items() if value is not None}
         for writer in self._writers:
             writer.write(step, {**shown, "train/images_per_second": rate})
         self._since, self._step, self._idle = now, step, 0.0
+
+    def _append(self, step: int, line: Mapping[str, object]) -> None:
+        dated = {**line, "time": telemetry.now()}
+        if self._output.folder.is_local:
+            telemetry.append_line(self._output.path(storage.TIMES), dated)
+            return
+        self._lines.append(f"{json.dumps(dated)}\n")
+        if time.monotonic() - self._written >= _SECONDS_BETWEEN_FILES:
+            self._write_lines(step)
+
+    def _write_lines(self, step: int) -> None:
+        if self._lines:
+            self._output.folder.write(f"{_LINES}/{step:09}.jsonl", "".join(self._lines).encode())
+        self._lines, self._written = [], time.monotonic()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -116,9 +138,16 @@ class TrainingLog:
     def evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
         """Takes the figures of an evaluation after a step."""
         flat = dict(_numbers(figures))
-        self._output.log_line({"step": step, "evaluation": figures})
+        self._append(step, {"step": step, "evaluation": figures})
         for writer in self._writers:
             writer.write(step, {f"eval/{name}": value for name, value in flat.items()})
+
+
+def finish_log(folder: storage.Folder) -> None:
+    """Makes one `_run.jsonl` of the lines that a run has written to an object store."""
+    if not folder.is_local:
+        lines = [storage.read_bytes(path) for path in folder.at(_LINES).files(".jsonl")]
+        folder.write(storage.TIMES, b"".join(lines))
 
 
 def _numbers(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:

@@ -18,8 +18,9 @@ from clipdata_jax.runs.records import FileEntry, Manifest, Receipt, RunPlan
 from clipdata_jax.runtime import threads
 
 _OWN = (storage.PLAN, manifest.NAME, storage.TIMES, "sizes.json")
-# A run's own folders of no fixed contents: checkpoints while training, traces of the profiler.
-_OWN_FOLDERS = ("checkpoints/", "trace/", "profile/")
+# A run's own folders of no fixed contents: of training its checkpoints and what else it keeps over stops, the logs of
+# other tools, traces of the profiler.
+_OWN_FOLDERS = ("checkpoints/", "_training/", "tensorboard/", "wandb/", "trace/", "profile/")
 _OF_THE_KERNEL = ("/proc/", "/sys/", "/dev/")  # to read there may do something
 _Record = TypeVar("_Record", Manifest, Receipt)
 

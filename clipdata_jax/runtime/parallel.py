@@ -45,6 +45,7 @@ _LAST_WAIT_SECONDS = 30 * 24 * 3600
 _STOPPED, _LEFT, _STOP_STEP = "clipdata/stopped", "clipdata/left", "clipdata/stop-step"
 _LONG = 1000 * _LAST_WAIT_SECONDS
 _GPUS = ("/dev/nvidia[0-9]*", "/dev/dxg")  # the second under WSL
+_SECONDS_BETWEEN_LOOKS = 0.05
 _GRACE_SECONDS = 0.2  # from a process's last message to its end
 
 
@@ -162,6 +163,29 @@ def stop_step(step: int, *, ahead: int) -> int | None:
         if "NOT_FOUND" in str(error):
             return None
         raise
+
+
+def meet(name: str) -> None:
+    """Waits until all processes of the run have come here, without a collective, so that a signal ends the waiting.
+
+    Args:
+      name: of the meeting, another one each time.
+
+    Raises:
+      KeyboardInterrupt: a signal asked this process to stop before all were here.
+
+    >>> meet("alone")
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    folder, client = f"clipdata/met/{name}/", _client()
+    client.key_value_set(f"{folder}{jax.process_index()}", "")
+    while len(client.key_value_dir_get(folder)) < jax.process_count():
+        if stopping.asked():
+            raise stopping.Stopped
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _client() -> Any:

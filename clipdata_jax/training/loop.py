@@ -16,7 +16,6 @@ import jax
 from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.runtime import parallel, stopping
 from clipdata_jax.training.checkpoints import Checkpoints
-from clipdata_jax.training.input import Batch
 from clipdata_jax.training.step import TrainState
 
 Metrics = Mapping[str, Any]
@@ -77,7 +76,7 @@ class Schedule:
 def train(
     state: TrainState,
     step_function: Callable[[TrainState, Any, Any, Any], tuple[TrainState, Metrics]],
-    batches: Callable[[int], Generator[Batch]],
+    batches: Callable[[int], Generator[tuple[Any, Any, Any]]],
     *,
     schedule: Schedule,
     checkpoints: Checkpoints | None = None,

@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from support.pools import make_pool
-from support.processes import started
+from support.processes import run_two
 
 from clipdata_jax.config import Workers
 from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import parallel
-
-ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def run_two(arguments: list[str], cwd: Path, *, status: int = 0) -> list[str]:
-    """Runs a Python program as two processes of one `jax.distributed` run, both to end so; what each printed."""
-    if not parallel.can_join():
-        pytest.skip(f"joint runs need a newer jax than {jax.__version__}")
-    port = free_port()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
-    command = [sys.executable, "-W", "error", *arguments, *flags, "--process-id"]
-    options = {"cwd": cwd, "env": environment, "text": True, "seconds": 240}
-    with contextlib.ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                started([*command, str(index)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-            )
-            for index in range(2)
-        ]
-        outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [status, status], outputs
-    return [out for out, _ in outputs]
 
 
 def test_the_mesh_has_one_axis_over_all_devices():

@@ -70,7 +70,8 @@ def test_what_a_stop_leaves_of_a_checkpoint_goes_with_the_process(tmp_path, mesh
     (tmp_path / "2.orbax-checkpoint-tmp").mkdir()  # of a process that was killed
     with Checkpoints(str(tmp_path)) as checkpoints:
         assert checkpoints.latest == 1
-    assert os.listdir(tmp_path) == ["1"]
+        checkpoints.save(3, state(NamedSharding(mesh, P())))
+    assert sorted(os.listdir(tmp_path)) == ["1", "3"]
 
 
 def test_what_does_not_fit_or_can_not_be_read_is_named(tmp_path, mesh, monkeypatch):
