@@ -21,7 +21,7 @@ from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt, RunPlan
 from clipdata_jax.runs.writer import Writer
 from clipdata_jax.runtime import console, parallel
-from clipdata_jax.scoring import groups, reference_division, target_sets
+from clipdata_jax.scoring import groups, reference_division, target_sets, unit_differences
 from clipdata_jax.scoring.columns import SCORES, ColumnInputs, Columns, neg_clip_loss_columns
 from clipdata_jax.scoring.units import (
     ScoreUnit,
@@ -118,7 +118,7 @@ def run(options: Score) -> Manifest | None:
     if len(now) < len(todo):
         raise StoppedEarly(len(now), len(todo))
     check(_count_bad(output))
-    result = output.finish(_summarise, share)
+    result = output.finish(functools.partial(_summarise, temperature=temperatures[0]), share)
     if result is not None:
         if not todo and output.was_finished:
             print(f"Already complete: {options.out}")
@@ -181,7 +181,11 @@ def _score_units(
                 columns |= maker(unit)
             done = time.monotonic()
             times = watch.lap(len(unit.uid), read=unit.seconds, wait=start - asked, compute=done - start)
-            writer.complete(name, _parts(unit, columns), _facts(unit, bad), inputs=unit.inputs, times=times)
+            facts = _facts(unit, bad)
+            first = next((column[:-3] for column in columns if column.endswith("_se")), None)
+            if first is not None and options.neg_clip_loss.division != "shard":
+                facts["log_sums"] = unit_differences.unit_moments(columns, first, unit.wanted)
+            writer.complete(name, _parts(unit, columns), facts, inputs=unit.inputs, times=times)
             bar.update(len(unit.uid))
             asked = time.monotonic()
 
@@ -236,11 +240,12 @@ def _count_bad(output: Output) -> int:
     return sum(sum(receipt.facts["masked"].values()) for receipt in output.receipts().values())
 
 
-def _summarise(receipts: list[Receipt]) -> Facts:
+def _summarise(receipts: list[Receipt], *, temperature: float) -> Facts:
     facts = [receipt.facts for receipt in receipts]
     masked: collections.Counter[str] = collections.Counter()
     for fact in facts:
         masked.update(fact["masked"])
+    differs = unit_differences.difference([fact.get("log_sums", {}) for fact in facts], temperature)
     return {
         "rows": sum(fact["rows"] for fact in facts),
         "scored": sum(fact["scored"] for fact in facts),
@@ -249,6 +254,7 @@ def _summarise(receipts: list[Receipt]) -> Facts:
         "skipped": [entry for fact in facts for entry in fact["skipped"]],
         "repeated_uids": sum(fact["repeated_uids"] for fact in facts),
         "pool": [entry for fact in facts for entry in fact["inputs"]],
+        **({} if differs is None else {"unit_difference": differs._asdict()}),
         **({"hashed_uids": hashed} if (hashed := sum(fact.get("hashed_uids", 0) for fact in facts)) else {}),
     }
 
@@ -292,6 +298,12 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
     if hashed := result.get("hashed_uids"):
         lines.append(
             f"The uids of {console.counted(hashed, 'pair')} are made of the ids in column {options.uid_column!r}"
+        )
+    if differs := result.get("unit_difference"):
+        lines.append(
+            f"Shards differ by more than chance: beside the noise of {differs['noise']:.2g} that the draw of the batches"
+            f" leaves in a score, {differs['spread']:.2g} comes from the shards that a pair is compared with; if each is"
+            " of one topic, --mix-shards 8 deals the pairs of 8 shards to each group"
         )
     if masked:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in masked.items())
