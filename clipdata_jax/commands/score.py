@@ -301,9 +301,9 @@ def _print_summary(result: Facts, options: Score, stated: object) -> None:
         )
     if differs := result.get("unit_difference"):
         lines.append(
-            f"Shards differ by more than chance: beside the noise of {differs['noise']:.2g} that the draw of the batches"
-            f" leaves in a score, {differs['spread']:.2g} comes from the shards that a pair is compared with; if each is"
-            " of one topic, --mix-shards 8 deals the pairs of 8 shards to each group"
+            f"Shards differ by more than chance: beside a noise of {differs['noise']:.2g} that the draw of the batches"
+            f" leaves in a score, {differs['spread']:.2g} comes from the shards a pair is compared with; if each is of"
+            " one topic, --mix-shards 8 deals the pairs of 8 shards to each group"
         )
     if masked:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in masked.items())
