@@ -41,7 +41,7 @@ $(VENV)/.installed-demo: $(VENV)/bin/python setup.cfg $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/bin/python setup.cfg $(CONSTRAINTS)
-	$(INSTALL) '.[test,tfds,filters]'
+	$(INSTALL) '.[test,tfds,filters,entries]'
 	touch $@ $(VENV)/.installed-demo
 
 $(VENV)/.installed-lint: $(VENV)/bin/python setup.cfg $(CONSTRAINTS)

@@ -48,6 +48,7 @@ COMMANDS = {
     "dedup": Command(
         "Dedup", "clipdata dedup metadata --threshold 0.95 --keep best:neg_clip_loss --scores scores --out subset.npy"
     ),
+    "entries": Command("Entries", "clipdata entries metadata --list entries.txt --out entries"),
     "select": Command(
         "Select",
         "clipdata select scores --rule 'top(neg_clip_loss, 0.3) >> top(norm_sim_inf_in1k, 0.2)' --out subset.npy",

@@ -11,6 +11,7 @@ from clipdata_jax.config.deduplicating import Dedup as Dedup
 from clipdata_jax.config.embedding import Embed as Embed
 from clipdata_jax.config.evaluating import Evaluate as Evaluate
 from clipdata_jax.config.exporting import Export as Export
+from clipdata_jax.config.filtering import Entries as Entries
 from clipdata_jax.config.filtering import Filter as Filter
 from clipdata_jax.config.planning import Plan as Plan
 from clipdata_jax.config.planning import RunSteps as RunSteps

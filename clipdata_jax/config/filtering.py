@@ -1,4 +1,4 @@
-"""Options of `filter`."""
+"""Options of `filter` and `entries`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from clipdata_jax.config.base import NONE, File, Folder, require, require_positive, unset
+from clipdata_jax.config.base import (
+    NONE,
+    File,
+    Folder,
+    StopAfter,
+    Workers,
+    require,
+    require_positive,
+    require_stop_after,
+    unset,
+)
 from clipdata_jax.errors import OnBad
 
 Preset = Literal[
@@ -137,3 +147,31 @@ class Filter:
             require(0 < self.fraction <= 1, "fraction", self.fraction, "a share above 0 and at most 1")
         if self.threshold is not None:
             require(math.isfinite(self.threshold), "threshold", self.threshold, "a finite number")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entries:
+    """Finds the entries of a list in a pool's captions, for the rule balanced(entries): MetaCLIP's text balancing.
+
+    An entry is found where it stands in a caption between spaces or , . ; : ? ! `; case counts. The table joins a score
+    table as another does: `select scores entries --rule ...`.
+    """
+
+    pool: tyro.conf.Positional[Folder]
+    """Folder of metadata with captions (parquet, as `embed` writes it or DataComp's)."""
+    list: File
+    """The entries, one a line, or a .json list of texts such as MetaCLIP's metadata.json."""
+    out: Folder
+    """Output folder: one .parquet file per shard with uids and a list of entry numbers, and entry_counts.csv."""
+    caption_column: Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("the first of caption, text, title")] = (
+        None
+    )
+    """The metadata's column of captions."""
+    uid_column: Annotated[str, tyro.conf.arg(metavar="NAME")] = "uid"
+    """The metadata's column of ids, as given to score."""
+    stop_after: StopAfter = None
+    """Do N units, then stop with status 75. Run the command without it to continue; `plan` extrapolates from them."""
+    workers: Workers = Workers()
+
+    def __post_init__(self) -> None:
+        require_stop_after(self.stop_after)

@@ -1,1 +1,1 @@
-"""The seven filters of DataComp: conditions, presets, images, languages, WordNet."""
+"""The seven filters of DataComp: conditions, presets, images, languages, WordNet; MetaCLIP's entries in captions."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import ids, parquet, uids
+from clipdata_jax.formats import entry_tables, ids, parquet, uids
 from clipdata_jax.runtime import threads
 
 T = TypeVar("T")
@@ -101,6 +101,13 @@ class ScoreTable:
         # A copy: a view would keep all of Arrow's memory.
         column: np.ndarray = table[name].to_numpy().astype(kind)
         return column
+
+    def read_lists(self, part: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Reads one column of lists of a part, as `entry_tables.as_lists` does."""
+        folder = self.columns[name]
+        return entry_tables.as_lists(
+            storage.join(folder, f"{part}.parquet"), name, self._read(part, folder, [name])[name]
+        )
 
     def check_uids(self, part: str, names: Sequence[str]) -> None:
         """Checks that the tables that hold some columns have the uids of the first table.

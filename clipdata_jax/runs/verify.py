@@ -17,7 +17,7 @@ from clipdata_jax.runs import manifest, records
 from clipdata_jax.runs.records import FileEntry, Manifest, Receipt, RunPlan
 from clipdata_jax.runtime import threads
 
-_OWN = (storage.PLAN, manifest.NAME, storage.TIMES, "sizes.json")
+_OWN = (storage.PLAN, manifest.NAME, storage.TIMES, "sizes.json", "entry_counts.csv")
 # A run's own folders of no fixed contents: of training its checkpoints and what else it keeps over stops, the logs of
 # other tools, traces of the profiler.
 _OWN_FOLDERS = ("checkpoints/", "_training/", "tensorboard/", "wandb/", "trace/", "profile/")

@@ -1,5 +1,6 @@
 """Score columns to uids: rules as text or as Python objects, exact top-k. Imports no jax."""
 
+from clipdata_jax.selection.balancing import balanced as balanced
 from clipdata_jax.selection.grouped import best_of as best_of
 from clipdata_jax.selection.parsing import parse as parse
 from clipdata_jax.selection.repetition import hard_cap as hard_cap

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import NoReturn
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.selection import grouped, repetition, rules, steps, values
+from clipdata_jax.selection import balancing, grouped, repetition, rules, steps, values
 from clipdata_jax.selection.rules import Rule
 from clipdata_jax.selection.values import Column, Constant, Value
 
@@ -28,7 +28,7 @@ _RULE_OPERATORS: dict[type[ast.operator], type[rules.And | rules.Or | rules.Minu
 _ARITHMETIC: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _SIGNS = {ast.GtE: ">=", ast.Gt: ">", ast.LtE: "<=", ast.Lt: "<", ast.Eq: "==", ast.NotEq: "!="}
 _MIRRORED = {">=": "<=", ">": "<", "<=": ">=", "<": ">", "==": "==", "!=": "!="}
-_FUNCTIONS = ("top", "bottom", "sample", "soft_cap", "hard_cap", "at_most", "best_of", "uids", "rank")
+_FUNCTIONS = ("top", "bottom", "sample", "soft_cap", "hard_cap", "balanced", "at_most", "best_of", "uids", "rank")
 # Hints for what people write by habit.
 _WORDS = {
     "then": "write >> for then",
@@ -46,7 +46,7 @@ def parse(text: str, columns: Collection[str] | None = None) -> Rule:
     """Reads a rule.
 
         rule   :=  top(value, fraction) | bottom(value, fraction) | top(value, n=count) | bottom(value, n=count)
-                |  (value < value) | uids("file.npy")
+                |  balanced(column, t=20_000, seed=0) | (value < value) | uids("file.npy")
                 |  sample(value, amount, temperature=1, seed=0) | at_most(count) | best_of(column, by=value)
                 |  soft_cap(value, count, penalty=0.15, batch=100_000, seed=0) | hard_cap(value, count, cap=15, seed=0)
                 |  rule >> rule | rule & rule | rule | rule | rule - rule | (rule)
@@ -202,6 +202,8 @@ class _Parser:
                 return self.draws(node, repetition.SoftCap, name, "penalty", "batch", "seed")
             case "hard_cap":
                 return self.draws(node, repetition.HardCap, name, "cap", "seed")
+            case "balanced":
+                return self.balanced(node)
             case "sample":
                 return self.sample(node)
             case "at_most":
@@ -274,6 +276,13 @@ class _Parser:
             read = self.number if keyword.arg == "penalty" else self.integer
             given[keyword.arg] = read(keyword.value)
         return self.checked(node, lambda: make(by, number, **given))
+
+    def balanced(self, node: ast.Call) -> Rule:
+        given = {keyword.arg: self.integer(keyword.value) for keyword in node.keywords if keyword.arg in ("t", "seed")}
+        if len(node.args) != 1 or not isinstance(node.args[0], ast.Name) or len(given) < len(node.keywords):
+            self.fail_at(node, "balanced takes a column of entries, t= and seed=, as in balanced(entries, t=20_000)")
+        name = self.score(node.args[0]).leaves()[0].name
+        return self.checked(node, lambda: balancing.Balanced(balancing.EntryLists(name), **given))
 
     def at_most(self, node: ast.Call) -> Rule:
         if len(node.args) != 1 or node.keywords:

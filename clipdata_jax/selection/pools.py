@@ -65,7 +65,7 @@ class ScoredPool:
 
     Attributes:
       sizes, rows: as above.
-      whole: arrays with one number for every row, such as ranks.
+      whole: what takes the whole pool to compute: a rank for every row, a count for every entry.
     """
 
     def __init__(self, sizes: Sequence[int], rows: int | None = None, memory: float = float("inf")) -> None:
@@ -91,6 +91,10 @@ class ScoredPool:
 
     def read_uid(self, index: int) -> np.ndarray:
         """Reads the uids of a block."""
+        raise NotImplementedError
+
+    def read_lists(self, index: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Reads a column of lists of a block: all numbers, int64, and how many of them each row has, int64."""
         raise NotImplementedError
 
     def blocks(self) -> Iterator[ScoreBlock]:
@@ -145,6 +149,10 @@ class ArrayPool(ScoredPool):
     def read_uid(self, index: int) -> np.ndarray:
         return self._all_uids[index * _BLOCK_ROWS : (index + 1) * _BLOCK_ROWS]
 
+    def read_lists(self, index: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        lists = [np.asarray(one, np.int64) for one in self.read(index, name)]
+        return np.concatenate([np.empty(0, np.int64), *lists]), np.array([len(one) for one in lists], np.int64)
+
 
 class TablePool(ScoredPool):
     """A pool on disk, with a block for each part of its score tables.
@@ -189,6 +197,11 @@ class TablePool(ScoredPool):
         if name in self._external:
             return self._external[name].of(self._ids_of(index), name, index)
         return self._columns[name](index)
+
+    def read_lists(self, index: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        part = self._table.parts[index]
+        self._table.check_uids(part, [name])
+        return self._table.read_lists(part, name)
 
     def read_uid(self, index: int) -> np.ndarray:
         return self._uids(index)
