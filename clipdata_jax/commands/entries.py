@@ -11,7 +11,7 @@ import numpy as np
 from clipdata_jax.config import Entries
 from clipdata_jax.errors import InputError, StoppedEarly
 from clipdata_jax.filters.entry_matching import EntryMatcher, read_entries
-from clipdata_jax.formats import entry_tables, metadata, parquet
+from clipdata_jax.formats import metadata, score_tables
 from clipdata_jax.formats.metadata import Part
 from clipdata_jax.formats.sources import table_columns
 from clipdata_jax.runs import manifest, telemetry
@@ -72,7 +72,7 @@ def _find_all(output: Output, todo: dict[str, Part], entries: list[str], caption
             with_entries = sum(len(one) > 0 for one in found)
             output.complete(
                 name,
-                {f"{name}.parquet": entry_tables.part_bytes(columns.uid, found)},
+                {f"{name}.parquet": score_tables.entries_part_bytes(columns.uid, found)},
                 {"rows": part.rows, "with_entries": with_entries, "matches": sum(map(len, found))},
                 inputs=[before],
                 times=times,
@@ -87,18 +87,14 @@ def _facts(output: Output, entries: list[str], receipts: list[Receipt]) -> dict[
     for found in threads.prefetch(functools.partial(_count, output, len(entries)), names):
         counts += found
     output.folder.write(
-        entry_tables.COUNTS, functools.partial(entry_tables.write_counts, entries=entries, counts=counts)
+        score_tables.ENTRY_COUNTS, functools.partial(score_tables.write_entry_counts, entries=entries, counts=counts)
     )
     totals = {name: sum(receipt.facts[name] for receipt in receipts) for name in ("rows", "with_entries", "matches")}
     return {**totals, "entries_found": int(np.count_nonzero(counts)), "most_captions": int(counts.max())}
 
 
 def _count(output: Output, entries: int, name: str) -> np.ndarray:
-    path = output.path(name)
-    numbers, _ = entry_tables.as_lists(
-        path, entry_tables.COLUMN, parquet.read(path, [entry_tables.COLUMN])[entry_tables.COLUMN]
-    )
-    return np.bincount(numbers, minlength=entries)
+    return np.bincount(score_tables.read_lists(output.path(name), score_tables.ENTRIES)[0], minlength=entries)
 
 
 def _print_summary(made: Manifest, options: Entries, *, is_old: bool) -> None:
@@ -110,5 +106,5 @@ def _print_summary(made: Manifest, options: Entries, *, is_old: bool) -> None:
         f"Found {facts['matches']:,} entries in {facts['with_entries']:,} of {facts['rows']:,} captions:"
         f" {options.out}\n"
         f"{facts['entries_found']:,} of {facts['entries']:,} entries occur, the most frequent in"
-        f" {facts['most_captions']:,} captions; {entry_tables.COUNTS} has the count of each"
+        f" {facts['most_captions']:,} captions; {score_tables.ENTRY_COUNTS} has the count of each"
     )

@@ -47,8 +47,8 @@ class RunSteps:
     """Runs all commands that a config file sets, each continued where it was stopped; what is complete is passed over.
 
     The order is embed, score, entries, dedup, select, filter, norm-sim-d, uids, reshard, report, export, train,
-    evaluate, verify, demo. The first that fails ends the run with its exit status; give the same command again to go
-    on from there. A table at the end says what each has made.
+    evaluate, compare, verify, demo. The first that fails ends the run with its exit status; give the same command
+    again to go on from there. A table at the end says what each has made.
     """
 
     config: tyro.conf.Positional[File]

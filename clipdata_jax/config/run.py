@@ -15,7 +15,7 @@ from clipdata_jax.config.deduplicating import Dedup
 from clipdata_jax.config.embedding import Embed
 from clipdata_jax.config.evaluating import Evaluate
 from clipdata_jax.config.exporting import Export
-from clipdata_jax.config.filtering import Filter
+from clipdata_jax.config.filtering import Entries, Filter
 from clipdata_jax.config.scoring import NormSimD, Score
 from clipdata_jax.config.selecting import Report, Reshard, Select, Uids
 from clipdata_jax.config.training import Demo, Train
@@ -29,6 +29,7 @@ class Run:
 
     embed: Embed | None = None
     score: Score | None = None
+    entries: Entries | None = None
     dedup: Dedup | None = None
     select: Select | None = None
     filter: Filter | None = None

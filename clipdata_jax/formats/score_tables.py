@@ -7,18 +7,23 @@ import functools
 import io
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats import entry_tables, ids, parquet, uids
+from clipdata_jax.formats import ids, parquet, uids
 from clipdata_jax.runtime import threads
 
 T = TypeVar("T")
+ENTRIES = "entries"
+"""The column of the entries that captions hold, lists of their numbers."""
+ENTRY_COUNTS = "entry_counts.csv"
 _ADVICE = "delete that file and run `clipdata score` again"
 
 
@@ -37,6 +42,20 @@ def part_bytes(uid: np.ndarray, columns: Mapping[str, np.ndarray], null: np.ndar
         table[name] = pa.array(np.asarray(values).astype(kind), mask=missing)
     buffer = io.BytesIO()
     pq.write_table(pa.table(table), buffer, compression="zstd", use_dictionary=False, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def entries_part_bytes(uid: np.ndarray, found: Sequence[np.ndarray]) -> bytes:
+    """Encodes one part: the uids (u8,u8) and the numbers of each caption's entries; the same values, the same bytes."""
+    ends = np.cumsum([0, *map(len, found)]).astype(np.int32)
+    numbers = np.concatenate([np.empty(0, np.int32), *found])
+    table = {
+        "uid_hi": pa.array(uid["f0"], pa.uint64()),
+        "uid_lo": pa.array(uid["f1"], pa.uint64()),
+        ENTRIES: pa.ListArray.from_arrays(pa.array(ends), pa.array(numbers)),
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(table), buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -103,11 +122,9 @@ class ScoreTable:
         return column
 
     def read_lists(self, part: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Reads one column of lists of a part, as `entry_tables.as_lists` does."""
-        folder = self.columns[name]
-        return entry_tables.as_lists(
-            storage.join(folder, f"{part}.parquet"), name, self._read(part, folder, [name])[name]
-        )
+        """Reads one column of lists of a part: all numbers, int64, and how many of them each row has, int64."""
+        path = storage.join(self.columns[name], f"{part}.parquet")
+        return read_lists(path, name)
 
     def check_uids(self, part: str, names: Sequence[str]) -> None:
         """Checks that the tables that hold some columns have the uids of the first table.
@@ -233,3 +250,30 @@ def _footer(path: str) -> tuple[int, list[str]]:
         if name not in names:
             raise InputError(f"{path}: column {name!r} is missing: not a score table; run `clipdata score` first")
     return rows, [name for name in names if name not in uids.HALVES]
+
+
+def read_lists(path: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a column of lists of a part: all numbers, int64, and how many of them each row has, int64; null is none.
+
+    Raises:
+      InputError: the file can't be read, or holds something else than lists of integers from 0 on.
+    """
+    column = parquet.read(path, [name], _ADVICE)[name]
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_integer(kind.value_type):
+        raise InputError(
+            f"{path}: column {name!r} holds {kind}, expected lists of entries, as `clipdata entries` writes"
+        )
+    whole = column.combine_chunks()
+    whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+    lengths = pc.fill_null(whole.value_lengths(), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    numbers = whole.flatten()
+    if numbers.null_count or (len(numbers) and pc.min(numbers).as_py() < 0):
+        raise InputError(f"{path}: column {name!r} holds a null or negative entry, expected numbers from 0 on")
+    return numbers.to_numpy(zero_copy_only=False).astype(np.int64), lengths
+
+
+def write_entry_counts(file: BinaryIO, entries: Sequence[str], counts: np.ndarray) -> None:
+    """Writes number, text and count of each entry as csv."""
+    table = pa.table({"number": np.arange(len(entries)), "entry": list(entries), "captions": counts})
+    csv.write_csv(table, file)
