@@ -13,7 +13,8 @@ from support.pools import make_pool
 from test_architecture import run_python
 
 from clipdata_jax import config
-from clipdata_jax.commands import plan, plan_estimates
+from clipdata_jax.commands import plan
+from clipdata_jax.commands.planning import plan_estimates
 from clipdata_jax.errors import InputError
 from clipdata_jax.runs.records import UnitTimes
 
