@@ -194,9 +194,7 @@ def _suite_table(
     means = [results.GroupMean(**one) for one in facts["means"]]
     of_groups = [(one.name, _percent(one.mean), f"{one.measured} of {one.tasks}") for one in means]
     lines += [console.table([("mean", "", "tasks"), *of_groups]), ""]
-    if other := [
-        task.name for one, task in zip(found, tasks, strict=True) if one.images != _published_images(task, one)
-    ]:
+    if other := [task.name for one, task in zip(found, tasks, strict=True) if one.images != task.images]:
         lines.append(
             f"{console.counted(len(other), 'task')} {'has' if len(other) == 1 else 'have'} another number of images"
             f" than published, so the figures don't compare with published ones: {', '.join(other)}"
@@ -208,11 +206,6 @@ def _suite_table(
     if line := console.skipped(manifest.NAME, task=[*facts["failed_tasks"].values()], input=facts["skipped"]):
         lines.append(line)
     return "\n".join(lines)
-
-
-def _published_images(task: EvaluationTask, found: results.TaskResult) -> int | None:
-    """The number of images that a task should have; of WinoGAViL that of its instances is published."""
-    return found.images if task.kind == "association" else task.images
 
 
 def _percent(share: float | None) -> str:

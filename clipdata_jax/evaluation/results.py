@@ -26,7 +26,7 @@ class TaskResult:
       key: of the task.
       dataset: its name.
       metrics: by name, with "main_metric", which is None if the task has none.
-      images: how many were embedded; None where another tool wrote the result.
+      images: that the figures are means over, of WinoGAViL the instances; None where another tool wrote the result.
       skipped: how many inputs were left out.
     """
 

@@ -46,7 +46,7 @@ class TaskFigures:
 
     Attributes:
       metrics: by name, those of DataComp, and "main_metric", which is None if the task has none.
-      images: how many were embedded.
+      images: that the figures are means over; of WinoGAViL the instances.
       skipped: what was left out, and why.
       entries: the files of images that were read.
       seconds: in which the devices waited for images, and computed.
@@ -109,7 +109,7 @@ class TaskEvaluator:
             "association": self._associate,
         }[files.task.kind]
         try:
-            found = measure(files)
+            found, count = measure(files)
         except ValueError as error:  # of the metrics: embeddings that aren't finite
             raise InputError(f"{files.task.name}: {error}; check the model") from error
         embedded = self._images
@@ -117,9 +117,9 @@ class TaskEvaluator:
         main = files.task.main_metric
         whole = {**found, "main_metric": None if main is None else found.get(main)}
         images = embedded.images
-        return TaskFigures(whole, len(images.facts), images.skipped, embedded.entries, images.seconds)
+        return TaskFigures(whole, count, images.skipped, embedded.entries, images.seconds)
 
-    def _classify(self, files: TaskFiles) -> Metrics:
+    def _classify(self, files: TaskFiles) -> tuple[Metrics, int]:
         names, templates = files.names[""], files.templates[""]
         found = self._embed(
             files, files.sources, _label_and_row(files.task, len(names)), (files.task.columns, len(names))
@@ -139,9 +139,9 @@ class TaskEvaluator:
             figures |= metrics.group_metrics(among, {"income_ds": columns["income_ds"]}, name="acc_top5")
         elif files.task.key == "fairness/geode":
             figures |= metrics.group_metrics(right, {"region": columns["region"]})
-        return figures
+        return figures, len(labels)
 
-    def _attributes(self, files: TaskFiles) -> Metrics:
+    def _attributes(self, files: TaskFiles) -> tuple[Metrics, int]:
         for what, lines in (("class", files.names), ("prompt", files.templates)):
             if missing := [name for name in metrics.OBJECTIVES if name not in lines]:
                 raise InputError(f"{files.folder}: has no {what} of {missing[0]}; expected lines {missing[0]}:{what}")
@@ -150,22 +150,18 @@ class TaskEvaluator:
             name: nearest(found.emb, self._class_weights(files.names[name], files.templates[name]), k=1)[:, 0]
             for name in metrics.OBJECTIVES
         }
-        return dict(metrics.face_metrics(predicted, _columns(files.task, found.facts)))
+        return dict(metrics.face_metrics(predicted, _columns(files.task, found.facts))), len(found.facts)
 
-    def _retrieve(self, files: TaskFiles) -> Metrics:
+    def _retrieve(self, files: TaskFiles) -> tuple[Metrics, int]:
         found = self._embed(files, files.sources, captions_of, "captions", need_caption=True)
         texts = [caption for several in found.facts for caption in several]
         image_of = np.repeat(np.arange(len(found.facts)), [len(several) for several in found.facts])
         text_emb = self._embed_texts(texts)
-        return dict(
-            metrics.recall_metrics(
-                nearest(found.emb, text_emb, k=min(_TOP, len(texts))),
-                nearest(text_emb, found.emb, k=min(_TOP, len(found.emb))),
-                image_of,
-            )
-        )
+        top_texts = nearest(found.emb, text_emb, k=min(_TOP, len(texts)))
+        top_images = nearest(text_emb, found.emb, k=min(_TOP, len(found.emb)))
+        return dict(metrics.recall_metrics(top_texts, top_images, image_of)), len(found.facts)
 
-    def _associate(self, files: TaskFiles) -> Metrics:
+    def _associate(self, files: TaskFiles) -> tuple[Metrics, int]:
         assert files.table is not None
         source = CandidateImages(files.table)
         found = self._embed(files, [source], lambda sample: sample.key, object())
@@ -185,7 +181,7 @@ class TaskEvaluator:
             chosen[np.argsort(-cosines, kind="stable")[: right.sum()]] = True
             scores.append(metrics.jaccard_index(chosen, right))
         candidates = np.array([len(one.candidates) for one in whole])
-        return dict(metrics.jaccard_metrics(np.array(scores), candidates))
+        return dict(metrics.jaccard_metrics(np.array(scores), candidates)), len(whole)
 
     def _embed(
         self,

