@@ -97,6 +97,7 @@ def _start(options: Train, folder: Path) -> _Start:
         model = models.load_clip(init)
         if model.config.vision is None or model.config.text is None:
             raise InputError(f"--init {init}: its model has one tower, expected two")
+        options.model.check_checkpoint(models.sizes_of(model.config))
         if (model.config.logit_bias_init is not None) != sigmoid:
             has, loss = ("no ", "contrastive") if sigmoid else ("a ", "sigmoid")
             raise InputError(f"--init {init}: its model has {has}logit bias; train it with --loss {loss}")

@@ -175,6 +175,8 @@ def test_ways_to_compute_give_the_same_losses(tmp_path, whole, clipdata, monkeyp
         2,
         True,
     )
+    wrong = clipdata("train", pool, "--init", out / "model", "--arch", "ViT-B-32", *fixed[:-1], "wrong")
+    assert (wrong.returncode, "has vision width 16" in wrong.stderr) == (2, True)
 
 
 def losses(out):
