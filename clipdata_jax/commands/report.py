@@ -14,7 +14,7 @@ from clipdata_jax import config, storage
 from clipdata_jax.commands import report_inputs
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import score_tables, uid_files, uids
-from clipdata_jax.report import caption_statistics, comparison, contents, page, text
+from clipdata_jax.report import caption_statistics, comparison, contents, duplicates, page, text
 from clipdata_jax.report.throughput import draw as draw_run
 from clipdata_jax.report.trace import TraceStep
 from clipdata_jax.runs import file_output, manifest, records, telemetry
@@ -49,7 +49,10 @@ def run(options: config.Report) -> Manifest:
     wanted = {"images": options.images if pool else 0, "seed": options.seed}
     unions = report_inputs.union_columns(table)
     compared = comparison.plan(own.kept, others, scores, **wanted, unions=unions)
-    plan = contents.plan(scores, own.kept, rule=rule, also=compared.shown(), **wanted)
+    copies = None if options.duplicates is None else report_inputs.read_duplicates(options.duplicates, table)
+    shown = None if copies is None else duplicates.plan(copies, own.kept, images=wanted["images"])
+    also = compared.shown() | (set() if shown is None else shown.shown())
+    plan = contents.plan(scores, own.kept, rule=rule, also=also, **wanted)
     pairs, described = None, None
     skipped: list[str] = []
     if pool:
@@ -64,6 +67,9 @@ def run(options: config.Report) -> Manifest:
     if pairs and options.target:
         nearest = report_inputs.read_targets(table, options.targets(), pairs)
         pairs = {row: dataclasses.replace(pair, nearest=nearest[row]) for row, pair in pairs.items()}
+    if pairs and copies and options.against:
+        near = report_inputs.read_near(copies, options.near_sets(), pairs)
+        pairs |= {row: dataclasses.replace(pairs[row], nearest=images) for row, images in near.items()}
     about = page.About(
         title=options.title,
         rule=rule,
@@ -83,7 +89,7 @@ def run(options: config.Report) -> Manifest:
         provenance=_provenance(options, made_by),
     )
     uid = report_inputs.uids_of(table, plan.scores if pool else ())
-    html = page.render(plan, about, pairs, compared=compared, captions=described, uids=uid).encode()
+    html = page.render(plan, about, pairs, compared=compared, captions=described, uids=uid, duplicates=shown).encode()
     storage.sweep_beside(options.out)
     storage.write_bytes(options.out, html)
     counted_pairs = {"absent": own.absent, "found": len(pairs or ())}
@@ -116,7 +122,7 @@ def _write_manifest(
     if others := compared.overlaps[1:]:
         counts["compared"] = {one.name: {"kept": one.pairs, "shared": one.shared[0]} for one in others}
     subsets = [options.subset, *(path for _, path in options.compared())]
-    inputs = [*subsets, *_part_paths(table)]
+    inputs = [*subsets, *([options.duplicates] if options.duplicates else []), *_part_paths(table)]
     about = manifest.describe("report", options, inputs=inputs, counts=counts, skipped_tars=list(skipped))
     return manifest.write_beside(options.out, about, {})
 

@@ -9,16 +9,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipdata_jax.config import Reading
 from clipdata_jax.errors import InputError
 from clipdata_jax.filters.languages import Languages
-from clipdata_jax.formats import score_tables, tars, uids
+from clipdata_jax.formats import parquet, score_tables, tars, uids
 from clipdata_jax.formats.sample_uids import BYTE_ORDER_MARK, json_fields, sample_uid
 from clipdata_jax.formats.sources import discovery
 from clipdata_jax.formats.sources.source import RowRange, Source
 from clipdata_jax.report import page, thumbnails
 from clipdata_jax.report.caption_statistics import Caption
+from clipdata_jax.report.duplicates import DuplicateRows
 from clipdata_jax.runs import manifest
 from clipdata_jax.runtime import console
 
@@ -154,6 +157,66 @@ def object_of(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_duplicates(path: str, table: score_tables.ScoreTable) -> DuplicateRows:
+    """Reads a table of near-duplicates: its rows that the score tables have, in the order of the table.
+
+    Raises:
+      InputError: it is damaged or no such table, or of another pool.
+    """
+    names = ["uid", "group", "cosine", "kept", "against", "against_row"]
+    read = parquet.read(path, names, "name the table that `clipdata dedup` wrote beside its subset")
+    parquet.check_numbers(path, read, ["group", "cosine", "against_row"])
+    uid = uids.from_hex(read["uid"], path)
+    order = np.lexsort((uid["f1"], uid["f0"]))
+    index, row, start = uids.UidIndex(uid[order]), np.full(len(uid), -1), 0
+    for part in table.ahead(table.read_uids, table.parts):
+        at = index.find(part)
+        row[order[at[at >= 0]]] = start + np.flatnonzero(at >= 0)
+        start += len(part)
+    there = np.flatnonzero(row >= 0)
+    if len(uid) and not len(there):
+        raise InputError(f"{path}: none of its {len(uid):,} uids is in {table.folders[0]}; is it of another pool?")
+    group, near_row = (pc.fill_null(read[name], -1).to_numpy().astype(np.int64) for name in ("group", "against_row"))
+    near = np.array(read["against"].to_pylist(), object)
+    cosine = read["cosine"].to_numpy().astype(np.float32)
+    is_head = pc.fill_null(read["kept"].cast(pa.bool_()), False).to_numpy().astype(bool)
+    if group.max(initial=-1) >= len(uid):
+        raise InputError(f"{path}: names group {group.max()}, more than it has rows; it was not written by `dedup`")
+    return DuplicateRows(row[there], group[there], cosine[there], is_head[there], near[there], near_row[there])
+
+
+def read_near(
+    found: DuplicateRows, sets: Mapping[str, str], rows: Collection[int]
+) -> dict[int, tuple[page.Nearest, ...]]:
+    """The images of other sets that some rows are too near to.
+
+    Args:
+      found: the table.
+      sets: name -> its images, the same that were embedded.
+      rows: of the pool.
+
+    Raises:
+      InputError: the table has no set of that name, or it holds fewer images.
+    """
+    nearest: dict[int, tuple[page.Nearest, ...]] = {}
+    known = sorted({name for name in found.near if name is not None})
+    for name, path in sets.items():
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise InputError(f"--against {name}={path}: no pair is too near to a set of that name; there are {listed}")
+        own = np.flatnonzero((found.near == name) & np.isin(found.row, list(rows)))
+        images, count = _images(path, set(found.near_row[own].tolist()))
+        for at in own.tolist():
+            number = int(found.near_row[at])
+            if number not in images:
+                raise InputError(
+                    f"--against {name}={path}: holds {console.counted(count, 'image')}, but a pair is near number"
+                    f" {number}; pass exactly the images that were embedded"
+                )
+            nearest[int(found.row[at])] = (page.Nearest(name, images[number]),)
+    return nearest
 
 
 _SIDE = 80  # pixels of a target's image, half of those of a pair's

@@ -200,6 +200,10 @@ class Report:
     """Other subset files of the pool to compare with, each under NAME, else under its file name."""
     target: Targets = ()
     """Target images, as scored with --nearest: each pair is shown next to its nearest one."""
+    duplicates: Annotated[str | None, tyro.conf.arg(metavar="FILE"), NONE] = None
+    """The table that `dedup` wrote beside its subset: show its largest groups, and what is too near other sets."""
+    against: Targets = ()
+    """Images of the sets of `dedup --against`: each pair that is too near one is shown next to it."""
     on_bad: OnBad = "stop"
     """A broken source: "stop" with a message, or "skip" it and name it on the page and in its manifest."""
     title: str = "Data selection report"
@@ -217,6 +221,11 @@ class Report:
         if len(self.targets()) < len(self.target) or (self.target and not self.pool):
             what = "each name once" if self.pool else "--pool too, whose images it is shown next to"
             require(False, "target", self.target, what)
+        if self.against:
+            expected = "no value without --pool and --duplicates, whose images it is shown next to"
+            require(bool(self.pool and self.duplicates), "against", self.against, expected)
+            names = [split_assignment(text, "against")[0] for text in self.against]
+            require(len(set(names)) == len(names), "against", self.against, "each name once")
         names = [name for name, _ in self.compared()]
         for name in names:
             if names.count(name) > 1:
@@ -225,6 +234,10 @@ class Report:
     def targets(self) -> dict[str, str]:
         """Name -> path of a target's images."""
         return dict(split_assignment(text, "target") for text in self.target)
+
+    def near_sets(self) -> dict[str, str]:
+        """Name -> path of the images of a set of --against."""
+        return dict(split_assignment(text, "against") for text in self.against)
 
     def compared(self) -> list[tuple[str, str]]:
         """(name, file) of every subset to compare with."""

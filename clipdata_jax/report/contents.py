@@ -111,7 +111,7 @@ def plan(
     for name, values in scores.items():
         if values.shape != kept.shape:
             raise ValueError(f"column {name!r} has shape {values.shape}, expected {kept.shape}")
-    figures = tuple(_figures(name, scores[name], kept) for name in column_labels.ordered(scores))
+    figures = tuple(column_figures(name, scores[name], kept) for name in column_labels.ordered(scores))
     ranks = {entry.name: entry.ranks for entry in figures}
     rivals = _pick((column_labels.CLIP_SCORE, column_labels.NEG_CLIP_LOSS), scores, rule)
     axes = _pick((column_labels.NORM_SIM, column_labels.NEG_CLIP_LOSS), scores, rule) or rivals
@@ -163,7 +163,7 @@ def _choose(
     )
 
 
-def _figures(name: str, values: np.ndarray, kept: np.ndarray) -> Figures:
+def column_figures(name: str, values: np.ndarray, kept: np.ndarray) -> Figures:
     ranks = Quantiles.of(values)
     counts = histogram.count(values, kept, ranks)
     of_kept, of_dropped = _side(values[kept]), _side(values[~kept])

@@ -15,6 +15,7 @@ from clipdata_jax.report import caption_statistics, column_labels, comparison, h
 from clipdata_jax.report.caption_statistics import Captions
 from clipdata_jax.report.comparison import Comparison
 from clipdata_jax.report.contents import Contents
+from clipdata_jax.report.duplicates import Duplicates
 from clipdata_jax.report.thumbnails import Thumbnail
 from clipdata_jax.report.trace import TraceStep
 
@@ -91,6 +92,7 @@ def render(
     compared: Comparison | None = None,
     captions: Captions | None = None,
     uids: Mapping[int, str] | None = None,
+    duplicates: Duplicates | None = None,
 ) -> str:
     """Renders the page.
 
@@ -105,6 +107,7 @@ def render(
       compared: as returned by `comparison.plan`; `contents` has the rows it shows.
       captions: as returned by `caption_statistics.describe`, if captions were read.
       uids: shown row -> its uid, 32 hex digits.
+      duplicates: as returned by `duplicates.plan`; `contents` has the rows it shows.
 
     Returns:
       HTML, the same for the same arguments.
@@ -122,6 +125,7 @@ def render(
         found=0 if pairs is None else len(pairs),
         comparison=compared,
         captions=captions,
+        duplicates=duplicates,
         trace=trace.charts(about.trace) if about.trace else [],
         chart={"width": histogram.WIDTH, "height": histogram.HEIGHT},
         box={"width": lines.WIDTH, "height": lines.HEIGHT},
