@@ -8,6 +8,7 @@ import hashlib
 import operator
 import os
 import queue
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -109,7 +110,7 @@ def run(options: config.Reshard) -> ReshardSummary | None:
     if len(todo) < len(remaining):
         raise StoppedEarly(len(todo), len(remaining))
     _number_across_units(resharder, units, output)
-    content = output.finish(functools.partial(_facts, output, subset, pool_names.repeats(names)), share)
+    content = output.finish(functools.partial(_facts, output, subset, found), share)
     if content is None:
         return None
     summary = ReshardSummary(**{field.name: content.facts[field.name] for field in dataclasses.fields(ReshardSummary)})
@@ -117,7 +118,7 @@ def run(options: config.Reshard) -> ReshardSummary | None:
         print(f"Already complete: {options.out}")
     else:
         print(_text(summary, noun, f"{console.counted(summary.written, 'tar')} written: {options.out}"))
-        if line := console.passed_over(found.passed_over):
+        if line := console.passed_over(content.facts["passed_over"]):
             print(line)
         if line := pool_names.repeats_text(content.facts.get("repeated_names", {})):
             print(line)
@@ -269,7 +270,7 @@ def _count(units: Sequence[ReshardUnit], resharder: Resharder, noun: str) -> Res
     return summary
 
 
-def _facts(output: Output, subset: Subset, repeated: Mapping[str, object], receipts: list[Receipt]) -> dict[str, Any]:
+def _facts(output: Output, subset: Subset, found: discovery.Sources, receipts: list[Receipt]) -> dict[str, Any]:
     """The run's own part of the manifest, from its units' receipts."""
     times = np.zeros(len(subset.uids), np.int64)
     names = [name for receipt in receipts for name in receipt.files if name.startswith("uids/")]
@@ -284,8 +285,14 @@ def _facts(output: Output, subset: Subset, repeated: Mapping[str, object], recei
     renamed = sum(receipt.facts["renamed"] for receipt in receipts)
     images = [receipt.facts["images"] for receipt in receipts if "images" in receipt.facts]
     summary = _summary(subset, times, facts, len(sizes), renamed=renamed, images=images)
-    repeated_names = {"repeated_names": repeated} if repeated else {}
-    return {"pool": pool, "per_tar": counts, **repeated_names, **dataclasses.asdict(summary)}
+    hidden = Counter({console.HIDDEN: sum(one.get("hidden", 0) for one in facts)})
+    return {
+        "pool": pool,
+        "per_tar": counts,
+        "passed_over": dict(found.passed_over + hidden),  # none where the sum is 0
+        **({"repeated_names": repeated} if (repeated := pool_names.repeats(found.names)) else {}),
+        **dataclasses.asdict(summary),
+    }
 
 
 def _read_array(output: Output, name: str) -> np.ndarray:

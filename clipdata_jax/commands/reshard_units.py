@@ -113,9 +113,9 @@ class Resharder:
                     raise InputError(f"{error} (or use --on-bad skip)") from error
                 facts["skipped"] = str(error)
             else:
-                counts = {"samples": found.seen, "kept": len(found.at), "skipped_samples": found.skipped}
+                counts = {"samples": found.seen, "kept": len(found.at), "hidden": found.hidden}
                 chosen = ChosenSamples([*chosen.samples, *found.samples], np.append(chosen.at, found.at), chosen.facts)
-                facts |= counts
+                facts |= {**counts, "skipped_samples": found.skipped}
             chosen.facts.append(facts)
         return chosen
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -30,6 +31,8 @@ _MEANINGFUL = (b" path=", b" size=", b" linkpath=", b"GNU.sparse")
 _SHORT = 64  # bytes that an extended header of times takes at most
 _TIMES = re.compile(rb"(?:\d\d [acm]time=\d+(?:\.\d+)?\n\0+)+")
 _UPPER = np.uint8(ord("A"))
+# How the names of hidden files and folders begin.
+_HIDDEN_STARTS = sorted({(ord(name[0]), ord(name[1])) for name in storage.SYSTEM_NAMES})
 _MOST = 64  # members of a sample: comparing all of them with each other would take too long
 
 
@@ -90,6 +93,7 @@ class TarIndex(NamedTuple):
       keys: sample keys, in order: those of `tars.read_tar`.
       first: the first member of each sample, and last the number of members.
       jsons: the member that is each sample's `.json`, -1 where it has none.
+      hidden: number of hidden members, which are left out, as `tars.read_members` does.
     """
 
     path: str
@@ -101,6 +105,7 @@ class TarIndex(NamedTuple):
     keys: list[str]
     first: list[int]
     jsons: list[int]
+    hidden: int
 
     def name(self, i: int) -> str:
         """The name of member i."""
@@ -149,14 +154,15 @@ def index_tar(tar: TarReader) -> TarIndex:
     starts, data, sizes = (column.tolist() for column in headers[1:4])
     names = _texts(headers.names)
     groups = _plain_groups(headers.names) or _groups(tar.path, names)
-    return TarIndex(tar.path, names, starts, data, sizes, {}, *groups)
+    return TarIndex(tar.path, names, starts, data, sizes, {}, *groups, headers.hidden)
 
 
 def _index_any(path: str) -> TarIndex:
     """Indexes a tar of any form by tarfile."""
+    hidden: Counter[str] = Counter()
     with storage.open_read(path) as file:
         walked, linked = [], 0
-        for info, data in tars.walk(path, file):
+        for info, data in tars.walk(path, file, hidden):
             # Each of many links to one large member holds a copy of it.
             linked += len(data or b"")
             tars.check_size(path, f"{info.name} and other links", linked)
@@ -170,6 +176,7 @@ def _index_any(path: str) -> TarIndex:
         [info.size if data is None else len(data) for info, data in walked],
         {i: data for i, (_, data) in enumerate(walked) if data is not None},
         *_groups(path, names),
+        hidden.total(),
     )
 
 
@@ -248,6 +255,7 @@ class Headers(NamedTuple):
       data: shape (n,), int64: offset of each file's bytes.
       sizes: shape (n,), int64: number of each file's bytes.
       jsons: offset -> bytes of each `.json` that was read along with the headers.
+      hidden: number of hidden files.
     """
 
     names: np.ndarray
@@ -255,6 +263,7 @@ class Headers(NamedTuple):
     data: np.ndarray
     sizes: np.ndarray
     jsons: dict[int, bytes]
+    hidden: int
 
 
 def read_headers(tar: TarReader) -> Headers | None:
@@ -280,9 +289,24 @@ def read_headers(tar: TarReader) -> Headers | None:
     if (trimmed := _trim(names[plain])) is None:
         return None
     tars.check_rest(tar.path, tar.pieces(at))
-    seen = trimmed[np.arange(len(trimmed)), _base_starts(trimmed)] != ord(".")
+    seen = ~_are_hidden(trimmed)
     starts, data, sizes = (column[plain][seen] for column in (starts, data, sizes))
-    return Headers(trimmed[seen], starts, data, sizes, jsons)
+    return Headers(trimmed[seen], starts, data, sizes, jsons, hidden=int((~seen).sum()))
+
+
+def _are_hidden(names: np.ndarray) -> np.ndarray:
+    """Whether each name is `storage.is_hidden`, names as in `Headers`; only those that may be are looked at as text."""
+    rows, slashes = np.nonzero(names == ord("/"))
+    rows, columns = np.append(np.arange(len(names)), rows), np.append(np.zeros(len(names), np.int64), slashes + 1)
+    first = names[rows, columns]
+    second = names[rows, np.minimum(columns + 1, names.shape[1] - 1)]
+    may_be = (first == ord(".")) & (second != ord("/"))
+    for one, two in _HIDDEN_STARTS:
+        may_be |= ((first | 32) == one | 32) & ((second | 32) == two | 32)
+    found = np.zeros(len(names), bool)
+    for row in np.unique(rows[may_be]):
+        found[row] = storage.is_hidden(bytes(names[row]).rstrip(b"\0").decode(tarfile.ENCODING, "surrogateescape"))
+    return found
 
 
 class _Pages(NamedTuple):

@@ -145,8 +145,8 @@ def group_members(path: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple
 def read_members(path: str, passed_over: Counter[str] | None = None) -> Iterator[tuple[str, bytes]]:
     """Yields the files of a tar in order, as (name, bytes); links within the tar are followed.
 
-    Hidden files are left out: file managers leave them behind (`._0.jpg`, `.DS_Store`), and webdataset has no key
-    for them.
+    Hidden files and those in hidden folders are left out: file managers leave them behind (`._0.jpg`, `.DS_Store`,
+    `__MACOSX/0.jpg`).
 
     Raises:
       InputError: the file is damaged or not a tar, or a link's target is not in it.
@@ -181,7 +181,7 @@ def walk(
         with tarfile.open(fileobj=file, mode="r:") as tar:
             end = file.seek(0, io.SEEK_END)
             for info in tar:
-                if info.name.rpartition("/")[2].startswith("."):
+                if storage.is_hidden(info.name):
                     if passed_over is not None and not info.isdir():
                         passed_over[console.HIDDEN] += 1
                     continue
@@ -288,16 +288,16 @@ def in_folder(at: storage.Folder, names: Collection[str] | None = None) -> list[
 
     Args:
       at: the folder.
-      names: of all files in it and below, in order, where they have been listed already.
+      names: of all files in it and below that are not hidden, in order, where they have been listed already.
 
     Raises:
       InputError: one is part of an unfinished run.
     """
     if names is None:
-        names = [path[len(at.path.rstrip("/")) + 1 :] for path in at.tree()]
-    visible = [name for name in names if not storage.is_hidden(name)]
-    _check_uncompressed([at.join(name) for name in visible if name.endswith(_COMPRESSED)])
-    found = [name for name in visible if name.endswith(".tar")]
+        inner = [path[len(at.path.rstrip("/")) + 1 :] for path in at.tree()]
+        names = [name for name in inner if not storage.is_hidden(name)]
+    _check_uncompressed([at.join(name) for name in names if name.endswith(_COMPRESSED)])
+    found = [name for name in names if name.endswith(".tar")]
     plans = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == storage.PLAN}
     for folder in sorted(plans & {name.rpartition("/")[0] for name in found}):
         storage.check_finished(at.at(folder))

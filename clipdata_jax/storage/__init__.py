@@ -25,6 +25,7 @@ from clipdata_jax.storage.paths import remove as remove
 from clipdata_jax.storage.paths import size as size
 from clipdata_jax.storage.paths import sweep_beside as sweep_beside
 from clipdata_jax.storage.paths import write_bytes as write_bytes
+from clipdata_jax.storage.patterns import SYSTEM_NAMES as SYSTEM_NAMES
 from clipdata_jax.storage.patterns import expand as expand
 from clipdata_jax.storage.patterns import is_hidden as is_hidden
 from clipdata_jax.storage.patterns import split_joined as split_joined

@@ -50,7 +50,7 @@ def find(at: Location) -> dict[str, os.DirEntry[str]]:
                     (links if entry.is_symlink() else folders).append(entry.path)
                 else:
                     found[entry.path] = entry
-    return dict(sorted(found.items()))
+    return {path: found[path] for path in sorted(found)}
 
 
 def entry_size(entry: os.DirEntry[str]) -> int:

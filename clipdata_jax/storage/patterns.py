@@ -13,9 +13,13 @@ from clipdata_jax.storage.retries import call
 _WILD = "*?["
 _BRACES = re.compile(r"\{([^{}]*)\}")
 # Files and folders that systems and file managers leave, besides those that begin with a dot.
-_SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found")
+SYSTEM_NAMES = (
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
+    "system volume information",
+)
+# "./" and "../" only lead to a file.
 _HIDDEN = re.compile(
-    rf"(?:^|/)(?:\.|(?:{'|'.join(map(re.escape, _SYSTEM))}|system volume information)(?:/|$))", re.IGNORECASE
+    rf"(?:^|/)(?:\.(?!\.?/)|(?:{'|'.join(map(re.escape, SYSTEM_NAMES))})(?:/|$))", re.IGNORECASE | re.ASCII
 )
 # Protocols of fsspec that need another one after "::".
 _WRAPPERS = ("blockcache", "cached", "dir", "filecache", "libarchive", "reference", "simplecache", "tar", "zip")
@@ -60,6 +64,8 @@ def is_hidden(name: str) -> bool:
 
     >>> is_hidden("a/._0.tar"), is_hidden(".ipynb_checkpoints/0.jpg"), is_hidden("@eaDir/0.jpg"), is_hidden("a/0.tar")
     (True, True, True, False)
+    >>> is_hidden("./a/0.tar"), is_hidden("./.a/0.tar")
+    (False, True)
     """
     return _HIDDEN.search(name) is not None
 

@@ -337,7 +337,7 @@ def test_a_tfds_dataset_with_records_of_captions(tmp_path, small, clipdata, monk
 
 
 def test_images_and_captions_of_other_extensions_are_named(tmp_path, small, clipdata):
-    members = [("._s0.input.jpg", b"of macOS"), (".DS_Store", b"x")]
+    members = [("._s0.input.jpg", b"of macOS"), (".DS_Store", b"x"), ("__MACOSX/s0.input.jpg", b"x")]
     members += [(f"s{i}{e}", d) for i in range(4) for e, d in ((".input.jpg", jpeg(i)), (".outputs.txt", b"a caption"))]
     tars.write_tar(str(tmp_path / "0.tar"), members)
     flags = ("embed", "0.tar", "--model", small, "--batch-size", 4, "--out", "out")
@@ -348,7 +348,7 @@ def test_images_and_captions_of_other_extensions_are_named(tmp_path, small, clip
     assert "name one with --image-ext" in done.stderr
     done = clipdata(*flags, "--caption-ext", "outputs.txt", "--image-ext", ".input.JPG")
     assert "Embedded 4 pairs" in done.stdout, done.stderr
-    assert "Passed over 2 hidden or system files" in done.stdout
+    assert "Passed over 3 hidden or system files" in done.stdout
     shutil.rmtree(tmp_path / "out")
     done = clipdata(*flags, "--caption-ext", "outputs.txt", "--image-ext", ".input.JPG", "--limit", 3)
     assert done.returncode == 0, done.stderr

@@ -78,6 +78,9 @@ def test_embed_and_reshard_are_planned_as_they_are_done(work, clipdata):
     embed = config.Embed(sources=("tars",), model=("model",), out="metadata")
     found = estimated(embed)
     assert (found.rows_timed, found.units, found.read) == (12, 2, size_of(work / "tars"))
+    few, fewer = (estimated(dataclasses.replace(embed, limit=limit)) for limit in (9, 3))
+    assert (few.rows_timed, few.units) == (9, 2)
+    assert (fewer.rows_timed, fewer.units, fewer.read) == (3, 1, (work / "tars/0.tar").stat().st_size)
     assert clipdata("embed", "tars", "--model", "model", "--out", "metadata").returncode == 0
     with np.load("metadata/0.npz") as arrays:
         row = sum(array[0].nbytes for array in arrays.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -82,6 +83,19 @@ def test_tars_hold_the_selected_samples_byte_for_byte(tmp_path, pool, clipdata):
         "kept 5 of 23 samples in 3 tars; 2 tars written: out\nfound 5 of 5 selected uids (100.00 %)\n"
     )
     assert json.loads((tmp_path / "out/sizes.json").read_bytes()) == {"000.tar": 4, "001.tar": 1}
+
+
+def test_hidden_tars_and_members_are_passed_over_and_counted(tmp_path, pool, clipdata):
+    (pool / "._000.tar").write_bytes(b"of macOS")
+    (pool / "@eaDir").mkdir()
+    shutil.copy(pool / "000.tar", pool / "@eaDir/000.tar")
+    (pool / "notes.md").write_text("not counted beside tars")
+    tars.write_tar(str(pool / "003.tar"), [("__MACOSX/0.jpg", b"x"), ("a/._0.jpg", b"x"), *samples(23, 2)])
+    done = clipdata("reshard", "pool", "--subset", "s.npy", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("kept 5 of 25 samples in 4 tars; 2 tars written: out\n")
+    assert done.stdout.endswith("\nPassed over 4 hidden or system files\n")
+    assert json.loads((tmp_path / "out/_manifest.json").read_bytes())["passed_over"] == {"hidden or system": 4}
 
 
 def test_the_manifest_counts_every_tar_and_is_deterministic(tmp_path, pool, clipdata):

@@ -315,6 +315,6 @@ def test_missing_tfds_splits_are_refused(tmp_path, monkeypatch, name, words):
 def test_a_tfds_split_without_captions_needs_images_only(tmp_path, monkeypatch):
     prepare(tmp_path, [(png(), None, 0)])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(InputError, match=r"has no captions .* add --images-only"):
+    with pytest.raises(InputError, match=r"has no captions .* only embed does without, with --images-only"):
         find("tfds:tiny_images/train")
     assert len(read(find("tfds:tiny_images/train", images_only=True))) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -64,6 +65,10 @@ FORMS = {
     "large members": ({"mtime": 2.5}, pairs(lambda i: (3 - i) << 20, 3), True),
     "a folder": ({}, [special("a", tarfile.DIRTYPE), *MEMBERS], True),
     "hidden files": ({}, [("a/._0.jpg", b"note"), *MEMBERS, (".DS_Store", b"note")], True),
+    "hidden folders": ({}, [("__MacOSX/0.jpg", b"x"), *MEMBERS, ("a/@eaDir/b/0.jpg", b"x"), (".c/0.jpg", b"x")], True),
+    "hidden long names": ({}, [(f".c/{'d' * 150}/0.jpg", b"x"), *MEMBERS], False),
+    "all hidden": ({}, [("__MACOSX/0.jpg", b"x"), ("Thumbs.db", b"x")], True),
+    "names like hidden": ({}, [(f"{i}.jpg", b"x") for i in ("./0", "../1", "./__MACOSX", "lost+foundry/2")], True),
     "long names, GNU": ({"kind": tarfile.GNU_FORMAT}, [(f"{'d' * 150}/0.jpg", b"x"), *MEMBERS], False),
     "long names, POSIX": ({}, [(f"{'d' * 150}/0.jpg", b"x"), *MEMBERS], False),
     "prefixed names": ({"kind": tarfile.USTAR_FORMAT}, [(f"{'d' * 99}/{'e' * 50}.jpg", b"x")], False),
@@ -92,7 +97,9 @@ def test_index_equals_reading(form):
         samples = [index.sample(i) for i in range(len(index.keys))]
         got = [[index.read(number, tar) for number in sample.members] for sample in samples]
         jsons = [index.read(number, tar) if number >= 0 else None for number in index.jsons]
-    read = list(tars.read_tar(path))
+    passed_over = Counter()
+    read = list(tars.read_tar(path, passed_over))
+    assert index.hidden == passed_over.total()
     assert [sample.key for sample in samples] == [sample.key for sample in read]
     assert got == [list(sample.members.values()) for sample in read]
     assert jsons == [sample.members.get("json") for sample in read]

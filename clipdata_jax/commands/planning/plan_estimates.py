@@ -175,6 +175,12 @@ def _embed(options: config.Embed) -> Estimate:
     sources = discovery.find_sources(options.sources, images_only=options.images_only, reading=options.reading)
     found = list(sources.units.values())
     rows, stored = _samples(found)
+    if options.limit is not None:
+        ends = list(itertools.accumulate(rows, initial=0))
+        cut = [
+            (one, min(n, options.limit - start)) for one, n, start in zip(found, rows, ends) if start < options.limit
+        ]
+        found, rows = [one for one, _ in cut], [n for _, n in cut]
     dims, sizes, weights = zip(*map(_model, options.models().values()), strict=True)
     row = 2 * (1 if options.images_only else 2) * sum(dims)
     in_unit = 2 * max(rows) * (row + 4 * _COLUMNS)

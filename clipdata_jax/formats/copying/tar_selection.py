@@ -65,12 +65,14 @@ class SelectedSamples:
       at: for each of them, the position of its uid in the subset.
       seen: number of samples in the source.
       skipped: samples that can't be used: "tar", "key" and "reason".
+      hidden: number of hidden members that have been left out.
     """
 
     samples: Sequence[Any]
     at: np.ndarray
     seen: int
     skipped: list[dict[str, str]]
+    hidden: int = 0
 
 
 def select_samples(path: str, subset: Subset, *, name: str, skip_bad: bool) -> SelectedSamples:
@@ -108,4 +110,4 @@ def select_samples(path: str, subset: Subset, *, name: str, skip_bad: bool) -> S
     at = subset.index.find(uids.from_hex(texts))
     kept = np.flatnonzero(at >= 0)
     kept = np.repeat(kept, subset.times[at[kept]])
-    return SelectedSamples([index.sample(good[i]) for i in kept], at[kept], len(index.keys), skipped)
+    return SelectedSamples([index.sample(good[i]) for i in kept], at[kept], len(index.keys), skipped, index.hidden)

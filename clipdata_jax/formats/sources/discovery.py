@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ from clipdata_jax.formats.sources.caption_tables import CaptionTable
 from clipdata_jax.formats.sources.source import BrokenSource, RowRange, Source, TarSource, spans
 from clipdata_jax.formats.sources.table_columns import NoColumnError
 from clipdata_jax.formats.sources.tfds_datasets import TfdsSplit
-from clipdata_jax.runtime import threads
+from clipdata_jax.runtime import console, threads
 
 _USUAL = Reading()
 # Endings of tables in folders; a .json there belongs to an image, or says something about the data set.
@@ -33,7 +33,8 @@ class Sources:
     Attributes:
       units: unit name -> source, in order.
       facts: names, sizes and digests of everything that the units' receipts don't list as inputs; JSON-able.
-      passed_over: number of files in folders that are neither images nor tables of them, by the ending of their names.
+      passed_over: number of files in folders that are neither images nor tables of them, by the ending of their names;
+        of folders of tars the hidden tars only.
     """
 
     units: dict[str, Source]
@@ -170,11 +171,13 @@ class _Finder:
 
     def _add_folder(self, at: storage.Folder) -> None:
         sizes = dict(sorted(at.sizes().items()))
-        if inside := tars.in_folder(at, sizes):
+        hidden = {name for name in sizes if storage.is_hidden(name)}
+        names = [name for name in sizes if name not in hidden]
+        if inside := tars.in_folder(at, names):
             self._add_tars(inside)
+            self.passed_over += Counter({console.HIDDEN: sum(name.endswith(".tar") for name in hidden)})
             return
         storage.check_finished(at)
-        names = [name for name in sizes if not storage.is_hidden(name)]
         footers = _read_footers(at.join(name) for name in names if _is_parquet(name))
         self._footers |= footers
         if any(self._has_images(path) for path in footers):
@@ -188,12 +191,12 @@ class _Finder:
             )
         try:
             if not tables:
-                self._add_images(at, sizes)
+                self._add_images(at, sizes, hidden)
             else:
                 self._add_table((usable or tables)[0])
         except NoColumnError as error:  # a downloader's log, or another list beside images
             try:
-                self._add_images(at, sizes)
+                self._add_images(at, sizes, hidden)
             except InputError:
                 raise error from None
 
@@ -204,8 +207,8 @@ class _Finder:
             self._add_table(path)
         self.passed_over += image_folders.count_by_ending(name for name in sizes if at.join(name) not in chosen)
 
-    def _add_images(self, at: storage.Folder, sizes: Mapping[str, int]) -> None:
-        images, facts = image_folders.open_folder(at, sizes, self._images_only, self.passed_over)
+    def _add_images(self, at: storage.Folder, sizes: Mapping[str, int], hidden: Collection[str]) -> None:
+        images, facts = image_folders.open_folder(at, sizes, hidden, self._images_only, self.passed_over)
         self.found.append((at.path, images))
         self.facts.append(facts)
 

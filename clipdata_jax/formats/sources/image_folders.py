@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from clipdata_jax import storage
 from clipdata_jax.errors import InputError
@@ -67,22 +67,27 @@ def _sample(at: storage.Folder, files: tuple[str, tuple[str, ...]]) -> tars.RawS
 
 
 def open_folder(
-    at: storage.Folder, sizes: Mapping[str, int], images_only: bool, passed_over: Counter[str]
+    at: storage.Folder,
+    sizes: Mapping[str, int],
+    hidden: Collection[str],
+    images_only: bool,
+    passed_over: Counter[str],
 ) -> tuple[list[Source], dict[str, str | int]]:
     """Finds a folder's images: its units, and the facts of all. Other files are counted in `passed_over`.
 
     Args:
       at: the folder.
       sizes: of all files in it and in the folders below it.
+      hidden: those of them that are hidden.
       images_only: whether captions aren't needed.
       passed_over: ending -> number of files.
 
     Raises:
       InputError: there is no image, or captions are needed and no image has one.
     """
-    names, others = _split_images(at, sizes)
+    names, others = _split_images(at, [name for name in sizes if name not in hidden])
     if not names:
-        counts = console.passed_over(count_by_ending(others)).lower()
+        counts = console.passed_over(count_by_ending([*others, *hidden])).lower()
         raise InputError(f"{at}: the folder holds neither .tar files nor images{counts and f'; {counts}'}")
     found = len(names)
     texts: dict[str, tuple[str, ...]] = {}
@@ -91,12 +96,12 @@ def open_folder(
         if not any(texts[name] for name in names):
             raise InputError(
                 f"{at}: the folder holds {console.counted(found, 'image')}, but no .txt or .json with a caption beside"
-                " them; --images-only embeds the images alone"
+                " them; only embed does without, with --images-only"
             )
         names = sorted(texts)
         used = set(itertools.chain(*texts.values()))
         others = [name for name in others if name not in used]
-    passed_over += count_by_ending(others)
+    passed_over += count_by_ending([*others, *hidden])
     listed = sorted({*names, *itertools.chain(*texts.values())})
     digest = hashlib.sha256(json.dumps([(name, sizes[name]) for name in listed]).encode()).hexdigest()
     cut: list[Source] = [
@@ -111,7 +116,7 @@ def _texts_of(images: Sequence[str], others: Sequence[str]) -> dict[str, tuple[s
     """The texts of each image, and each .txt that lies among images but belongs to none."""
     texts: dict[str, list[str]] = {}
     for name in others:
-        if _ending(name) in _TEXTS and not storage.is_hidden(name):
+        if _ending(name) in _TEXTS:
             texts.setdefault(name.rpartition(".")[0], []).append(name)
     found = {name: tuple(texts.get(name.rpartition(".")[0], ())) for name in images}
     used, folders = set(itertools.chain(*found.values())), {name.rpartition("/")[0] for name in images}
@@ -135,7 +140,7 @@ def count_by_ending(names: Iterable[str]) -> Counter[str]:
 
 
 def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The names of a folder's images, sorted, and of its other files.
+    """Splits the names of visible files of a folder into images, sorted, and others.
 
     A file that is named as an image counts as one, so that a broken one is an error; others are judged by their first
     bytes.
@@ -144,12 +149,10 @@ def _split_images(at: storage.Folder, names: Iterable[str]) -> tuple[list[str], 
     unknown: list[str] = []
     others: list[str] = []
     for name in names:
-        if storage.is_hidden(name):
-            others.append(name)
-        elif _ending(name) in tars.IMAGE_EXTENSIONS:
+        if (ending := _ending(name)) in tars.IMAGE_EXTENSIONS:
             images.append(name)
         else:
-            (others if _ending(name) in _TEXTS else unknown).append(name)
+            (others if ending in _TEXTS else unknown).append(name)
 
     def head(name: str) -> bytes:
         try:

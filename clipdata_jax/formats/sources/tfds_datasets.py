@@ -127,7 +127,7 @@ def _features(tfds: Any, features: Any, path: str, need_caption: bool) -> tuple[
     if need_caption and caption is None:
         raise InputError(
             f"{path}: has no captions (a feature of text called {', '.join(_CAPTIONS)}) among its features"
-            f" ({', '.join(features)}); add --images-only to embed its images alone"
+            f" ({', '.join(features)}); only embed does without, with --images-only"
         )
     return image, label, caption if need_caption else None
 
