@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, ParamSpec, TypeVar
 
 from clipdata_jax.runtime import stopping
@@ -16,6 +16,16 @@ from clipdata_jax.runtime import stopping
 T = TypeVar("T")
 P = ParamSpec("P")
 _LOCK = threading.Lock()
+
+
+class _Process(SpawnProcess):
+    def terminate(self) -> None:
+        """Ends the process, which ignores SIGTERM: else a pool that lost one would wait for the others for ever."""
+        self.kill()
+
+
+class _Context(SpawnContext):
+    Process = _Process
 
 
 class SpawnPool(ProcessPoolExecutor):
@@ -32,7 +42,7 @@ class SpawnPool(ProcessPoolExecutor):
     """
 
     def __init__(self, count: int, initializer: Callable[..., object] | None = None, *arguments: Any) -> None:
-        super().__init__(count, multiprocessing.get_context("spawn"), _start, (initializer, arguments))
+        super().__init__(count, _Context(), _start, (initializer, arguments))
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Submits a task, as a ProcessPoolExecutor does."""

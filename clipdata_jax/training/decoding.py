@@ -85,7 +85,7 @@ class PairReader:
         self._files = files
         self._rows = files.rows()
         self._aside = _OpenFile(files.aside)
-        self._open_tar = functools.lru_cache(maxsize=_OPEN_FILES)(_OpenFile)
+        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(lambda path: _OpenFile(storage.Folder(path).inner))
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """The rows of some pairs, dtype `pair_index.ROW`."""
@@ -108,7 +108,7 @@ class PairReader:
     def _tar(self, source: int) -> _OpenFile:
         path, state = self._files.paths[source], self._files.states[source]
         try:
-            file = self._open_tar(storage.Folder(path).inner)
+            file = self._open(path)
         except OSError as error:
             raise LostSourceError(f"{path}: can't be read any more ({error.strerror})") from error
         found = pair_index.file_state(os.fstat(file.number))
