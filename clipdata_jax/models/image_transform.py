@@ -111,7 +111,7 @@ def shrunk_image(data: bytes, side: int) -> bytes:
             return data
         try:
             _load(image)
-            size = tuple(round(length * side / shorter) for length in (width, height))
+            size = round(width * side / shorter), round(height * side / shorter)
             scaled = image.resize(size, Image.Resampling.BICUBIC)
             scaled.save(file := io.BytesIO(), "JPEG", quality=_QUALITY, subsampling=0)
         except MemoryError:
