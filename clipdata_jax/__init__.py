@@ -24,6 +24,7 @@ _HOME = {
     "second_moment": "scores",
     "vas": "scores",
     "assign_clusters": "scores",
+    "head_score": "scores",
     "lloyd_step": "scores",
     "CLIP": "models",
     "load_clip": "models",

@@ -7,6 +7,7 @@ from clipdata_jax.models import save_clip as save_clip
 from clipdata_jax.scores import assign_clusters as assign_clusters
 from clipdata_jax.scores import cell_log_sums as cell_log_sums
 from clipdata_jax.scores import clip_score as clip_score
+from clipdata_jax.scores import head_score as head_score
 from clipdata_jax.scores import lloyd_step as lloyd_step
 from clipdata_jax.scores import near_duplicates as near_duplicates
 from clipdata_jax.scores import nearest_target as nearest_target

@@ -21,7 +21,7 @@ from clipdata_jax.runs.output import Output, open_output
 from clipdata_jax.runs.records import Facts, FileEntry, Manifest, Receipt, RunPlan
 from clipdata_jax.runs.writer import Writer
 from clipdata_jax.runtime import console, parallel
-from clipdata_jax.scoring import groups, reference_division, target_sets, unit_differences
+from clipdata_jax.scoring import groups, head_files, reference_division, target_sets, unit_differences
 from clipdata_jax.scoring.columns import SCORES, ColumnInputs, Columns, neg_clip_loss_columns
 from clipdata_jax.scoring.units import (
     ScoreUnit,
@@ -77,6 +77,7 @@ def run(options: Score) -> Manifest | None:
         tag=tag,
         temperatures=temperatures,
         targets=targets,
+        heads={name: head_files.read_head(path, dim) for name, path in options.heads().items()},
     )
     makers = [SCORES[name](inputs) for name in options.chosen()]
     units = plan_units(pool, options.neg_clip_loss)
@@ -84,7 +85,7 @@ def run(options: Score) -> Manifest | None:
     plan = manifest.describe(
         "score",
         options,
-        inputs=[*target_files, *([options.where] if options.where else [])],
+        inputs=[*target_files, *options.heads().values(), *([options.where] if options.where else [])],
         pool=[path for shard in pool.shards for path in shard_files(shard)],
         devices=True,
         tag=tag,

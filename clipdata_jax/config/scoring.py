@@ -28,7 +28,8 @@ from clipdata_jax.config.base import (
 )
 from clipdata_jax.errors import InputError, OnBad
 
-ScoreName = Literal["clip_score", "neg_clip_loss", "norm_sim"]
+ScoreName = Literal["clip_score", "neg_clip_loss", "norm_sim", "head"]
+_OF_IMAGES = ("norm_sim", "head")
 Division = Literal["group", "shard"]
 Sizes = Annotated[int | tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")]
 Temperatures = Annotated[
@@ -141,7 +142,7 @@ class Score:
     out: Folder
     """Output folder of the score table: one .parquet file per shard, one row per pair."""
     scores: Annotated[tuple[ScoreName, ...], tyro.conf.arg(help_behavior_hint="")] = ()
-    """Scores to compute; by default clip_score, neg_clip_loss, and norm_sim if a target is given."""
+    """Scores to compute; by default clip_score, neg_clip_loss, and norm_sim and head if a target or a head is given."""
     tag: Annotated[str | None, tyro.conf.arg(metavar="TAG"), NONE] = None
     """The model whose embeddings to use, if the pool has several, e.g. b32 or l14."""
     image_key: Annotated[str | None, tyro.conf.arg(metavar="NAME"), unset("<tag>_img")] = None
@@ -152,6 +153,8 @@ class Score:
     """The metadata's column of ids, of which uids are made: text, integers or UUIDs."""
     neg_clip_loss: NegClipLoss = NegClipLoss()
     norm_sim: NormSim = NormSim()
+    head: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FILE..."), NONE] = ()
+    """Columns of linear or small MLP heads on image embeddings: .safetensors, .npz, such as LAION's aesthetic one."""
     seed: int = 0
     """Seed of the random divisions into batches."""
     normalize: bool = False
@@ -181,6 +184,12 @@ class Score:
             require(self.image_key is not None, "text_key", self.text_key, "no value without --image-key")
         if "norm_sim" in self.scores and not self.norm_sim.target:
             raise InputError("--scores norm_sim needs a target: add --target NAME=PATH")
+        if "head" in self.scores and not self.head:
+            raise InputError("--scores head needs a head: add --head NAME=FILE")
+        names = [split_assignment(text, "head")[0] for text in self.head]
+        good = len(set(names)) == len(names) and not {"clip_score", "neg_clip_loss"} & set(names)
+        good &= all(IDENTIFIER.fullmatch(name) and not name.startswith("norm_sim_") for name in names)
+        require(good, "head", self.head, "each name once: letters, digits and _, and not that of another column")
         if self.where is not None and "neg_clip_loss" in self.chosen():
             raise InputError(
                 "--where doesn't work with neg_clip_loss, whose negatives are the whole pool; add --scores norm_sim"
@@ -189,13 +198,18 @@ class Score:
     @property
     def by_text(self) -> bool:
         """Whether a score looks at the captions' embeddings."""
-        return self.chosen() != ("norm_sim",)
+        return not set(self.chosen()) <= set(_OF_IMAGES)
 
     def chosen(self) -> tuple[str, ...]:
         """The scores to compute."""
         if self.scores:
             return self.scores
-        return ("clip_score", "neg_clip_loss", *(("norm_sim",) if self.norm_sim.target else ()))
+        given = {"norm_sim": self.norm_sim.target, "head": self.head}
+        return ("clip_score", "neg_clip_loss", *(name for name, values in given.items() if values))
+
+    def heads(self) -> dict[str, str]:
+        """Name of the column -> path of the head."""
+        return dict(split_assignment(text, "head") for text in self.head)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from clipdata_jax.scores.clip_score import clip_score as clip_score
 from clipdata_jax.scores.divisions import cell_log_sums as cell_log_sums
 from clipdata_jax.scores.divisions import neg_clip_loss_divisions as neg_clip_loss_divisions
 from clipdata_jax.scores.divisions import neg_clip_loss_statistics as neg_clip_loss_statistics
+from clipdata_jax.scores.heads import head_score as head_score
 from clipdata_jax.scores.k_means import assign_clusters as assign_clusters
 from clipdata_jax.scores.k_means import lloyd_step as lloyd_step
 from clipdata_jax.scores.near_duplicates import near_duplicates as near_duplicates

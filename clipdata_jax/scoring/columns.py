@@ -17,6 +17,7 @@ from clipdata_jax.config.scoring import in_thousandths
 from clipdata_jax.runtime import parallel
 from clipdata_jax.scoring import group_scores, groups, reference_division
 from clipdata_jax.scoring.group_scores import Job, Pairs
+from clipdata_jax.scoring.head_files import Head
 from clipdata_jax.scoring.units import ScoreUnit
 
 _BLOCK = 8_192  # rows per device and step of scores that look at one row
@@ -44,6 +45,7 @@ class ColumnInputs:
       tag: the model whose embeddings are scored.
       temperatures: each a column of negCLIPLoss.
       targets: name -> embeddings of target images, (n, d).
+      heads: column -> head.
     """
 
     neg_clip_loss: NegClipLoss
@@ -52,6 +54,7 @@ class ColumnInputs:
     tag: str
     temperatures: tuple[float, ...]
     targets: Mapping[str, np.ndarray]
+    heads: Mapping[str, Head]
 
 
 def by_rows(function: Callable[..., Any], *arrays: np.ndarray, size: int = _BLOCK) -> Any:
@@ -184,11 +187,27 @@ def norm_sim_column(p: float, target: str) -> str:
     return f"norm_sim_{p:g}_{target}".replace(".", "p")
 
 
+def _head_columns(inputs: ColumnInputs) -> Columns:
+    from clipdata_jax import scores
+
+    def columns(unit: ScoreUnit) -> dict[str, np.ndarray]:
+        result = {}
+        for name, head in inputs.heads.items():
+            function = functools.partial(
+                scores.head_score, layers=head.layers, activation=head.activation, output=head.output
+            )
+            result[name] = _of_wanted(unit, function, unit.images)
+        return result
+
+    return columns
+
+
 # A new score takes one file in scores/, its options in config/, and one line here.
 SCORES: dict[str, Callable[[ColumnInputs], Columns]] = {
     "clip_score": _clip_score_columns,
     "neg_clip_loss": _neg_clip_loss_columns,
     "norm_sim": _norm_sim_columns,
+    "head": _head_columns,
 }
 
 

@@ -229,6 +229,7 @@ def _score(options: config.Score) -> Estimate:
         columns += 4 * len(neg_clip_loss_columns(settings, tag, temperatures))
         if max(settings.batch_sizes()) > len(pool):
             notes.append(f"--batch-size is more than the pool's {len(pool):,} pairs, which make one batch")
+    columns += len(options.head) if "head" in chosen else 0
     if "norm_sim" in chosen:
         columns += len(norm_sim.p) * (len(named) + (norm_sim.union is not None))
         columns += len(named) * (norm_sim.nearest and math.inf in norm_sim.p)
