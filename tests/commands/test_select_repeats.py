@@ -1,4 +1,4 @@
-"""The real `clipdata select` where uids repeat in the subset, and where scores tie."""
+"""The real `clipdata select` for draws with repetition, ties, and the rules and tables that papers publish."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from support.pools import make_pool
 
 from clipdata_jax.formats import score_tables, uid_files, uids
 from clipdata_jax.selection import parse
@@ -85,3 +88,44 @@ def test_learnability_as_in_the_docs(tmp_path, clipdata):
     want = np.sort(uid[np.argsort(losses[1] - losses[0])[:10]])
     np.testing.assert_array_equal(np.load(tmp_path / "subset.npy", allow_pickle=False), want)
     assert clipdata(*words[1:5], "a.b=reference_scores", *words[6:]).returncode == 2
+
+
+FLYT = [
+    "vit-b-32",
+    "vit-l-14",
+    "DFN-Base",
+    "DFN-FT",
+    "CC2M-Classifier",
+    "IN1K-Classifier",
+    "FLYT",
+    "normsim_inf",
+    "negCLIPLoss",
+    "hype_lorentzian_distance",
+    "hype_image_specificity",
+    "hype_text_specificity",
+]
+
+
+def test_the_published_table_of_flyt_joins_as_it_is(tmp_path, clipdata):
+    made = make_pool(tmp_path / "pool", [40, 30], dim=4)
+    keys = np.array([f"{row:012d}" for row in range(70)])
+    for part, rows in (("00000000", slice(0, 40)), ("00000001", slice(40, 70))):
+        pq.write_table(pa.table({"uid": made["uid"][rows], "key": keys[rows]}), tmp_path / f"pool/{part}.parquet")
+    assert clipdata("score", "pool", "--scores", "clip_score", "--out", "scores").returncode == 0
+    rng = np.random.default_rng(0)
+    order, values = rng.permutation(70), rng.normal(size=(12, 70))
+    (tmp_path / "flyt").mkdir()
+    for number, rows in enumerate(np.array_split(order, 3)):  # a file for each prefix of the keys, in any order
+        table = {"key": keys[rows], **dict(zip(FLYT, values[:, rows], strict=True))}
+        pq.write_table(pa.table(table), tmp_path / f"flyt/{number:08d}_scores.parquet")
+    names = [name.replace("-", "_") for name in FLYT]
+    mixed = " + ".join(f"{number / 10} * {name}" for number, name in enumerate(names, start=1))
+    rule = f"soft_cap({mixed}, 100, penalty=0.15, batch=10)"
+    done = clipdata("select", "scores", "--columns", "flyt", "--on", "key", "--rule", rule, "--out", "s.npy")
+    assert done.returncode == 0, done.stderr
+    assert "flyt: 70 of 70 pairs found" in done.stdout
+    renamed = "'vit-b-32' as vit_b_32, 'vit-l-14' as vit_l_14, 'DFN-Base' as DFN_Base, 'DFN-FT' as DFN_FT,"
+    assert f"flyt: columns renamed for rules: {renamed}" in done.stdout
+    uid = uids.from_hex(made["uid"].tolist())
+    times = parse(rule).keep(dict(zip(names, values, strict=True)), uid)
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), np.sort(np.repeat(uid, times)))
