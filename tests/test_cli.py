@@ -114,7 +114,10 @@ def test_long_lists_are_cut_and_say_so():
         ("select s --out x.npy", "clipdata select: missing: --rule STR (see"),
         ("score p --out x --batch-size ab", "--batch-size is 'ab', expected INT [INT ...] (see"),
         ("score p --out x --seed 1.5", "--seed is '1.5', expected INT (see"),
-        ("score p --out x --scores foo", "--scores is 'foo', expected one of clip_score, neg_clip_loss, norm_sim (see"),
+        (
+            "score p --out x --scores foo",
+            "--scores is 'foo', expected one of clip_score, neg_clip_loss, norm_sim, head (see",
+        ),
         ("uids unoin a b --out c.npy", "operation is 'unoin', expected one of union, intersect, minus,"),
         ("export s --out x.csv --top 3", "--top needs 2 values (see"),
         ("export s --out", "--out needs a value (see"),
