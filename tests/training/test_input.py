@@ -295,6 +295,8 @@ def test_device_batches_are_the_same_as_global_arrays(index, tokenizer, whole):
 def test_a_worker_that_is_killed_is_an_error_and_none_stays_behind(index, tokenizer):
     with InputPipeline([index], tokenizer, batch_size=12, image_size=SIZE, seed=3, steps=900, workers=2) as pipeline:
         next(pipeline)
+        # Half a second and 150 MB a process, and it could take a device.
+        assert not pipeline._pool.submit(eval, "'jax' in __import__('sys').modules").result()
         processes = list(pipeline._pool._processes)
         os.kill(processes[0], signal.SIGKILL)
         with pytest.raises(InputError, match=r"a process that decoded images was killed, .* fewer --input-workers"):
