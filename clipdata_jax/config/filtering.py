@@ -170,7 +170,7 @@ class Entries:
     uid_column: Annotated[str, tyro.conf.arg(metavar="NAME")] = "uid"
     """The metadata's column of ids, as given to score."""
     stop_after: StopAfter = None
-    """Do N units, then stop with status 75. Run the command without it to continue; `plan` extrapolates from them."""
+    """Do N shards, then stop with status 75. Run the command without it to continue."""
     workers: Workers = Workers()
 
     def __post_init__(self) -> None:
