@@ -47,7 +47,7 @@ for _ in sys.stdin:
     loss = loss_of(image, text, scale)
     loss.backward()
     optimizer.step()
-    print(float(loss), flush=True)
+    print(loss.item(), flush=True)
 """
 
 
@@ -95,7 +95,8 @@ def our_calls(config: models.CLIPConfig, batch: int, precision: training.Precisi
         own = {path: value for path, value in params.items() if path.startswith(prefix)}
 
         def forward(own: Any, inputs: Any, encode: Any = encode) -> jax.Array:
-            return encode(merge({**params, **own}), inputs)
+            emb_bd: jax.Array = encode(merge({**params, **own}), inputs)
+            return emb_bd
 
         def scalar(own: Any, inputs: Any, forward: Any = forward) -> jax.Array:
             return jnp.sum(forward(own, inputs) * weights_bd)
