@@ -138,18 +138,82 @@ def contrastive_share(
 ) -> Float[Array, ""]:
     """One device's share of `contrastive_loss`, for use in `shard_map`: the shares of all devices add up to it."""
     t = jnp.exp(-logit_scale)
+    row_b, col_nb = _log_sums(f_bd, *_gathered((g_bd, mask_b), axis), mask_b, t)
+    if axis is not None:  # of all devices' captions with own images, to own captions with all devices' images
+        col_nb = jax.lax.all_to_all(col_nb, axis, split_axis=0, concat_axis=0)
+    sum_b = jnp.where(mask_b, row_b + log_sum_exp(col_nb, axis=0), 0)
+    pair_b = paired_cosines(f_bd, g_bd, mask_b) / t
+    return jnp.sum(sum_b / 2 - pair_b) / _pairs(mask_b, axis)
+
+
+@jax.custom_vjp
+def _log_sums(
+    f_bd: Float[Array, "b d"],
+    g_nbd: Float[Array, "n b d"],
+    g_mask_nb: Bool[Array, "n b"],
+    mask_b: Bool[Array, " b"],
+    t: Float[Array, ""],
+) -> tuple[Float[Array, " b"], Float[Array, "n b"]]:
+    """The log-sums of exp(f_i.g_j / t): of each image over all captions, of each caption over these images."""
 
     def against(row_b: Array, block: tuple[Array, ...]) -> tuple[Array, Array]:
         row_tbc, col_tbc = log_sum_tables(f_bd, block[0], mask_b, block[1], cells=1, temperatures=t[None])
         return log_sum_exp(jnp.stack([row_b, row_tbc[0, :, 0]]), axis=0), col_tbc[0, :, 0]
 
     empty_b = jnp.full_like(mask_b, -jnp.inf, dtype=jnp.float32)
-    row_b, col_nb = jax.lax.scan(against, empty_b, _gathered((g_bd, mask_b), axis))
-    if axis is not None:  # of all devices' captions with own images, to own captions with all devices' images
-        col_nb = jax.lax.all_to_all(col_nb, axis, split_axis=0, concat_axis=0)
-    sum_b = jnp.where(mask_b, row_b + log_sum_exp(col_nb, axis=0), 0)
-    pair_b = paired_cosines(f_bd, g_bd, mask_b) / t
-    return jnp.sum(sum_b / 2 - pair_b) / _pairs(mask_b, axis)
+    sums: tuple[Array, Array] = jax.lax.scan(against, empty_b, (g_nbd, g_mask_nb))
+    return sums
+
+
+def _log_sums_forward(*inputs: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    sums = _log_sums(*inputs)
+    return sums, (*inputs, *sums)
+
+
+def _log_sums_backward(kept: tuple[Array, ...], by_sums: tuple[Array, Array]) -> tuple[Array | None, ...]:
+    """The derivative of a log-sum is the softmax, of which one product a tile is computed again."""
+    f_bd, g_nbd, g_mask_nb, mask_b, t, row_b, col_nb = kept
+    blocks = Blocks.of(len(f_bd))
+    padding = blocks.count * blocks.side - len(f_bd)
+
+    def tiles(x: Array, axis: int = 0) -> Array:
+        widths = [(0, padding if at == axis else 0) for at in range(x.ndim)]
+        return jnp.pad(x, widths).reshape(-1, blocks.side, *x.shape[axis + 1 :])
+
+    images = tiles(f_bd), tiles(mask_b), tiles(row_b), tiles(by_sums[0])
+    captions = tiles(g_nbd, 1), tiles(g_mask_nb, 1), tiles(col_nb, 1), tiles(by_sums[1], 1)
+
+    def row_of_tiles(total: tuple[Array, Array], image: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+        f_td, row_mask_t, row_t, by_row_t = image
+        f_td = jnp.where(row_mask_t[:, None], f_td, 0)  # a masked row may hold NaN
+
+        def tile(total: tuple[Array, Array], caption: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+            g_td, col_mask_t, col_t, by_col_t = caption
+            g_td = jnp.where(col_mask_t[:, None], g_td, 0)
+            pair = row_mask_t[:, None] & col_mask_t[None, :]
+            logits_tt = cosines(f_td, g_td) / t
+
+            def softmax(sums: Array) -> Array:
+                return jnp.where(pair, jnp.exp(jnp.where(pair, logits_tt - sums, 0)), 0)
+
+            by_tt = by_row_t[:, None] * softmax(row_t[:, None]) + by_col_t[None, :] * softmax(col_t[None, :])
+            by_f_td = jnp.einsum("ij,jd->id", by_tt, g_td.astype(jnp.float32), precision="highest") / t
+            by_g_td = jnp.einsum("ij,id->jd", by_tt, f_td.astype(jnp.float32), precision="highest") / t
+            return (total[0] + by_f_td, total[1] - jnp.sum(by_tt * logits_tt) / t), by_g_td
+
+        by_g, by_t = total
+        start = jnp.zeros(f_td.shape, jnp.float32), by_t
+        (by_f_td, by_t), more = jax.lax.scan(tile, start, captions)
+        return (by_g + more, by_t), by_f_td
+
+    start = jnp.zeros(captions[0].shape, jnp.float32), jnp.zeros_like(t)
+    (by_g, by_t), by_f = jax.lax.scan(row_of_tiles, start, images)
+    by_f_bd = by_f.reshape(-1, f_bd.shape[1])[: len(f_bd)]
+    by_g_nbd = by_g.reshape(len(g_nbd), -1, f_bd.shape[1])[:, : len(f_bd)]
+    return by_f_bd.astype(f_bd.dtype), by_g_nbd.astype(g_nbd.dtype), None, None, by_t
+
+
+_log_sums.defvjp(_log_sums_forward, _log_sums_backward)
 
 
 def sigmoid_share(
