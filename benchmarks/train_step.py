@@ -25,6 +25,7 @@ from _timing import alternate, median_ratio, report
 from flax import nnx
 
 from clipdata_jax import models, training
+from clipdata_jax.config.recipes import Precision
 from clipdata_jax.runtime import parallel
 
 PEER = "open_clip step"
@@ -67,7 +68,7 @@ def peer_step(python: str, batch: int, layers: int) -> Callable[[], Any]:
     return step
 
 
-def our_calls(config: models.CLIPConfig, batch: int, precision: training.Precision) -> dict[str, Callable[[], Any]]:
+def our_calls(config: models.CLIPConfig, batch: int, precision: Precision) -> dict[str, Callable[[], Any]]:
     """The step, and each tower's forward pass and gradient, jitted."""
     rng, mesh = np.random.default_rng(0), parallel.local_mesh()
     pixels = rng.integers(0, 256, (batch, 224, 224, 3), np.uint8)

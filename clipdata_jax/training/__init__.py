@@ -25,7 +25,6 @@ _HOME = {
     "adamw": "optimizer",
     "learning_rate_at": "optimizer",
     "batch_rows": "order",
-    "Precision": "step",
     "TrainState": "step",
     "init_state": "step",
     "make_step": "step",

@@ -14,7 +14,6 @@ from clipdata_jax.training.optimizer import learning_rate_at as learning_rate_at
 from clipdata_jax.training.order import batch_rows as batch_rows
 from clipdata_jax.training.pair_index import PairIndex as PairIndex
 from clipdata_jax.training.pair_index import build_index as build_index
-from clipdata_jax.training.step import Precision as Precision
 from clipdata_jax.training.step import TrainState as TrainState
 from clipdata_jax.training.step import init_state as init_state
 from clipdata_jax.training.step import make_step as make_step

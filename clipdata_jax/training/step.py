@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from clipdata_jax.config.recipes import Precision
 from clipdata_jax.models import CLIP
 from clipdata_jax.runtime import parallel
 from clipdata_jax.training.loss import contrastive_share, sigmoid_share
 
 Params = dict[str, Array | np.ndarray]
 Metrics = dict[str, Array]
-Precision = Literal["float32", "bfloat16"]
 # Pixels, ids and mask of this device's rows.
 _Rows = tuple[Array, Array, Array]
 
