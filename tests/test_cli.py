@@ -216,5 +216,7 @@ def test_other_shells_have_a_script_too(clipdata, shell):
     assert done.returncode == 0, done.stderr
     assert "norm-sim-d" in done.stdout
     assert "or ['__TYRO_COMPLETE_FILES__']" in done.stdout
+    if program := shutil.which(shell):
+        subprocess.run([program, "-n"], input=done.stdout, text=True, timeout=60, check=True)
     other = clipdata("--print-completion", "csh")
     assert other.stderr == "clipdata: --print-completion is 'csh', expected one of bash, zsh, fish\n"

@@ -110,6 +110,12 @@ def test_a_subset_is_written_in_the_owners_ids_and_read_back(tmp_path, embedded,
     assert (tmp_path / "ids.txt").read_text().split("\n") == [*map(str, OWN[:3]), uids.uid_of("0.tar", "00003"), ""]
     assert json.loads((tmp_path / "ids.txt.manifest.json").read_bytes())["ids"]["written"] == 4
     assert clipdata("reshard", embedded / "pool", "--subset", "ids.csv", "--out", "out").returncode == 0
+    done = clipdata("embed", "out", "--model", f"m={embedded}/model", "--out", "again")
+    assert done.returncode == 0, done.stderr
+    again, before = (
+        pq.read_table(folder / "0.parquet", columns=["uid", "id"]) for folder in (tmp_path / "again", metadata)
+    )
+    assert again == before
 
     (tmp_path / "two.txt").write_text(f"17\n17\n{'0' * 32}\n")
     done = clipdata("uids", "convert", "two.txt", "--ids", metadata, "--out", "two.csv", "--multiset")

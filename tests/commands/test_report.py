@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.processes import check_verify
@@ -91,6 +92,16 @@ def test_without_tars_there_are_figures_and_it_says_so(pool, clipdata):
     assert "figures only" in html
     assert "<article" not in html
     assert "<figure" in html
+
+
+def test_a_table_of_norm_sim_alone_has_a_report(pool, clipdata):
+    for path in (pool / "scores").glob("*.parquet"):
+        pq.write_table(pq.read_table(path, columns=["uid_hi", "uid_lo", "norm_sim_inf_in1k"]), path)
+    done = clipdata("report", "scores", "--subset", "subset.npy", "--pool", "tars", "--out", "page.html")
+    assert done.returncode == 0, done.stderr
+    html = (pool / "page.html").read_text("utf-8")
+    assert "norm_sim_inf_in1k" in html
+    assert "<article" in html
 
 
 def test_missing_and_broken_images_are_shown_as_such(pool):

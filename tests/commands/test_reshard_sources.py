@@ -174,6 +174,26 @@ def test_columns_are_named_as_for_embed(tmp_path, clipdata):
     assert members["txt"] == b"said"
 
 
+def test_img2datasets_files_become_tars(tmp_path, clipdata):
+    for number, folder in enumerate(("00000", "00000", "00001", "00001")):
+        (tmp_path / "p" / folder).mkdir(parents=True, exist_ok=True)
+        stem = tmp_path / "p" / folder / f"{number:09}"
+        stem.with_suffix(".jpg").write_bytes(jpeg(number))
+        stem.with_suffix(".txt").write_text(CAPTIONS[number % 3])
+        stem.with_suffix(".json").write_text(json.dumps({"uid": f"{number:032x}", "url": "u", "key": "k"}))
+    pq.write_table(pa.table({"url": ["u"] * 2, "status": ["success"] * 2}), tmp_path / "p/00000.parquet")
+    (tmp_path / "p/00000_stats.json").write_text("{}")
+    write_subset(tmp_path / "s.npy", [f"{number:032x}" for number in (0, 2, 3)])
+    done = clipdata("reshard", "p", "--subset", "s.npy", "--processes", 2, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("kept 3 of 4 samples in 1 source; 1 tar written: out\n")
+    assert done.stdout.endswith("\nPassed over 2 files that are not images: .json 1, .parquet 1\n")
+    found = list(read(tmp_path / "out").values())
+    assert [members["jpg"] for members in found] == [jpeg(number) for number in (0, 2, 3)]
+    assert [json.loads(members["json"])["uid"] for members in found] == [f"{number:032x}" for number in (0, 2, 3)]
+    assert [members["txt"].decode() for members in found] == [CAPTIONS[0], CAPTIONS[2], CAPTIONS[0]]
+
+
 def test_a_tfds_split_becomes_tars(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     buffer = io.BytesIO()

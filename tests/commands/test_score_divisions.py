@@ -178,8 +178,12 @@ def test_files_without_rows_are_parts_without_rows_for_every_command(tmp_path, c
     select = ("select", "s", "--rule", "top(neg_clip_loss, 0.5)", "--out", "a.npy")
     filtered = ("filter", "pool", "--preset", "clip_score", "--arch", "b32", "--fraction", 0.5, "--out", "f.npy")
     for command in (
+        ("plan", "--", "score", "pool", "--out", "s", *flags),
         ("score", "pool", "--out", "s", *flags, "--nearest"),
         select,
+        ("plan", "--", *select),
+        ("export", "s", "--metadata", "pool", "--subset", "a.npy", "--out", "a.csv"),
+        ("uids", "convert", "a.npy", "--ids", "pool", "--out", "a.txt"),
         filtered,
         ("norm-sim-d", "pool", "--fraction", 0.5, "--steps", 3, "--out", "n.npy"),
         ("report", "s", "--subset", "a.npy", "--out", "r.html"),
