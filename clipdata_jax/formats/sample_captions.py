@@ -39,7 +39,8 @@ def sample_captions(sample: tars.RawSample, fields: dict[str, Any]) -> tuple[str
 
 def extension_hint(sample: tars.RawSample, what: str) -> str:
     """Advice where a member's extension has several parts: a key ends at its first dot."""
-    several = [name for name in sample.names if "." in name]
+    images = [name for name in sample.names if name.rpartition(".")[2] in tars.IMAGE_EXTENSIONS]
+    several = [name for name in sample.names if "." in name and (name in images) == (what == "image")]
     return f"; it has .{', .'.join(sample.names)}: name one with --{what}-ext {several[0]}" if several else ""
 
 

@@ -4,6 +4,7 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -174,3 +175,37 @@ def test_a_caption_that_is_nowhere_is_missing(tmp_path, embed):
     done = embed("0.tar", "--out", "out")
     assert done.returncode == 2
     assert "0.tar: sample '0': no caption: expected a .txt" in done.stderr
+
+
+def test_coco_and_a_csv_named_txt_with_images_in_another_folder(tmp_path, embed):
+    (tmp_path / "val2017").mkdir()
+    for number in range(3):
+        (tmp_path / f"val2017/{number}.jpg").write_bytes(jpeg(number))
+    coco = {
+        "images": [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)],
+        "annotations": [{"id": i, "image_id": i % 3, "caption": f"caption {i}"} for i in range(4)],
+    }
+    (tmp_path / "captions_val2017.json").write_text(json.dumps(coco))
+    (tmp_path / "captions.txt").write_text("image,caption\n2.jpg,last\n")
+    done = embed("captions_val2017.json", "captions.txt", "--image-root", "val2017", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert "Embedded 5 pairs" in done.stdout
+    embedded = [sorted(captions(path)) for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert sorted(embedded) == [[f"caption {i}" for i in range(4)], ["last"]]
+
+
+def test_what_is_no_pool_yet_is_refused_with_advice(tmp_path, embed, clipdata):
+    pq.write_table(pa.table({"URL": ["https://x/0.jpg"], "TEXT": ["a"]}), tmp_path / "urls.parquet")
+    (tmp_path / "gz").mkdir()
+    (tmp_path / "gz/0.tar.gz").write_bytes(b"\x1f\x8b")
+    for source, words in (("urls.parquet", "download them first"), ("gz", "0.tar.gz: is a compressed tar")):
+        done = embed(source, "--out", "out")
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_with_brackets_are_meant_themselves(tmp_path, clipdata, small):
+    write_pairs(tmp_path / "a[1]{b}/0[2].tar", range(2))
+    for source in ("a[1]{b}", "a[1]{b}/0[2].tar"):
+        done = clipdata("plan", "--", "embed", source, "--model", small, "--out", "out")
+        assert "2 pairs, 1 unit" in done.stdout, done.stderr

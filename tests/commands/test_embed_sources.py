@@ -343,9 +343,9 @@ def test_images_and_captions_of_other_extensions_are_named(tmp_path, small, clip
     flags = ("embed", "0.tar", "--model", small, "--batch-size", 4, "--out", "out")
     done = clipdata(*flags)
     assert done.returncode == 2
-    assert "it has .input.jpg, .outputs.txt: name one with --caption-ext" in done.stderr
+    assert "it has .input.jpg, .outputs.txt: name one with --caption-ext outputs.txt" in done.stderr
     done = clipdata(*flags, "--caption-ext", "outputs.txt")
-    assert "name one with --image-ext" in done.stderr
+    assert "name one with --image-ext input.jpg" in done.stderr
     done = clipdata(*flags, "--caption-ext", "outputs.txt", "--image-ext", ".input.JPG")
     assert "Embedded 4 pairs" in done.stdout, done.stderr
     assert "Passed over 3 hidden or system files" in done.stdout
