@@ -158,6 +158,16 @@ def layouts_of(config: CLIPConfig) -> list[Convention]:
     """The layouts that can hold a model of this shape, in which `save_clip` writes it.
 
     A CLIP with the bias of SigLIP's loss is none of transformers'; of SigLIP's own towers open_clip has only some.
+
+    Args:
+      config: the shape.
+
+    Returns:
+      "transformers", "open_clip" or both.
+
+    >>> from clipdata_jax.models import VIT_B_32, layouts_of
+    >>> layouts_of(VIT_B_32)
+    ['transformers', 'open_clip']
     """
     found: list[Convention] = []
     for layout, convert in _CONVERTERS.items():
