@@ -94,7 +94,7 @@ def sigmoid_loss(
     >>> from clipdata_jax.training import sigmoid_loss
     >>> images, texts = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.8, 0.6], [0.0, 1.0]])
     >>> round(float(sigmoid_loss(images, texts, 0.0, 0.0)), 3)
-    1.206
+    1.207
     """
     return _over_devices(sigmoid_share, image_emb, text_emb, (logit_scale, logit_bias), mask, mesh)
 
