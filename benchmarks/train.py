@@ -3,8 +3,8 @@
     python benchmarks/train.py [--pairs 2000 20000] [--steps 30] [--batch-size 128] [-- --microbatch 64 --width 64 ...]
 
 One JSON line for each number of pairs. The drawn pool's images have 64 pixels a side; what follows "--" goes to the
-command. A first run, which compiles, is not counted. Rates are those of its own lines after the first step, which is compiled. Memory is that of the process and
-those that it starts, without mapped files, looked at every 20 ms.
+command. A first run, which compiles, is not counted. Rates are those of its own lines after the first step. Memory is
+that of the process and those that it starts, without mapped files, looked at every 20 ms.
 """
 
 from __future__ import annotations
