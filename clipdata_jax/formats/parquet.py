@@ -16,7 +16,7 @@ from clipdata_jax.formats import file_kinds
 _ROWS, _ROWS_PER_BYTE = 1 << 24, 16
 # Text may repeat one long value in every row: it is read in small steps, with its total checked.
 _STEP, _TEXT_BYTES, _TIMES = 512, 1 << 28, 64
-_BUFFER = 1 << 20
+_BUFFER = 1 << 16  # for each column
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from clipdata_jax.formats.sources import table_columns as columns
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "img_bytes", "bytes", *columns.IMAGES)
 # Columns of img2dataset that the metadata keeps.
 _FIELDS = {"url": columns.is_text, "original_width": pa.types.is_integer, "original_height": pa.types.is_integer}
-_BATCH = 16  # rows: all that is in memory, besides a page of the file
+_BATCH = 4  # rows: all that is in memory, besides a page of the file
 
 
 @dataclasses.dataclass(frozen=True)
