@@ -17,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Processes that tests start share what was compiled; most of their time goes there.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Compiling takes most of the tests' time: half of it goes into optimising what runs for milliseconds.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # They compile the package once, not each anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -59,20 +61,22 @@ def types_unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.fixture(scope="module")
-def quick_compile() -> Iterator[None]:
-    """Compiles without most optimisations, here and in processes that the tests start.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compiles without most of LLVM's optimisations, here and in processes that tests start, but where they are asked for.
 
-    For modules whose time goes into compiling training steps, and whose results have tolerances. What is compiled so is
-    not kept for other modules.
+    `optimized` marks what is about exact bits, or about errors near float32's own.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    quick = str(int(item.get_closest_marker("optimized") is None))
+    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != quick:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = quick
+        jax.config.update("jax_disable_most_optimizations", quick == "1")
         jax.clear_caches()
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-        jax.clear_caches()
+
+
+@pytest.fixture
+def quick_compile() -> None:
+    """As all tests that aren't marked `optimized` are compiled."""
 
 
 @pytest.fixture

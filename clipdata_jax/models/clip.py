@@ -130,16 +130,16 @@ class CLIP(nnx.Module):
         projection and the normalisation are always float32.
       param_dtype: dtype of the parameters; the logit scale and bias are always float32.
 
-    >>> import numpy as np
+    >>> import jax, numpy as np
     >>> from flax import nnx
     >>> from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
     >>> tower = dict(width=8, layers=1, heads=2, mlp_width=16)
     >>> text = TextConfig(**tower, vocab_size=16, context_length=4, eos_token_id=15)
     >>> config = CLIPConfig(vision=VisionConfig(**tower, image_size=8, patch_size=4), text=text, embed_dim=6)
     >>> model = CLIP(config, rngs=nnx.Rngs(0))
-    >>> model.encode_image(np.zeros((3, 8, 8, 3), np.uint8)).shape
+    >>> jax.jit(CLIP.encode_image)(model, np.zeros((3, 8, 8, 3), np.uint8)).shape
     (3, 6)
-    >>> model.encode_text(np.array([[14, 2, 15, 15]])).shape
+    >>> jax.jit(CLIP.encode_text)(model, np.array([[14, 2, 15, 15]])).shape
     (1, 6)
     """
 

@@ -47,6 +47,16 @@ _CONVERTERS: dict[Convention, Callable[[CLIPConfig], dict[str, Any]]] = {
 }
 
 
+class _OneKey(nnx.Rngs):
+    """The same key for all parameters, for their shapes alone: to trace a counter takes seconds for a large model."""
+
+    def __init__(self) -> None:
+        self._key = jax.random.key(0)
+
+    def params(self) -> Array:
+        return self._key
+
+
 def load_weights(
     files: Sequence[Path],
     config: CLIPConfig,
@@ -79,7 +89,7 @@ def load_weights(
       InputError: a file is not a safetensors file, a tensor has another shape, or tensors are left over or
         missing (one error lists all).
     """
-    model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype))
+    model = nnx.eval_shape(lambda: CLIP(config, rngs=_OneKey(), dtype=dtype, param_dtype=param_dtype))
     structure, empty = nnx.split(model)
     with contextlib.ExitStack() as stack:
         opened = {file: _open(file, stack) for file in files if file.suffix == ".safetensors"}

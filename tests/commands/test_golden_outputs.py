@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from support.pools import unit_rows
 
+pytestmark = pytest.mark.optimized
+
 SMALL = ("--batch-size", 40, "--repeats", 3, "--group", 2)
 RULES = {
     "two_steps": "top(neg_clip_loss, 0.5) >> top(norm_sim_inf_tt, 0.2)",

@@ -42,14 +42,16 @@ def states(done):
 
 def test_the_example_runs_all_steps_and_then_has_nothing_to_do(tmp_path, clipdata):
     make_pool(str(tmp_path / "demo-output/pool"), pairs=20, shards=2, size=32)
-    done = clipdata("run", "--config", EXAMPLE)
+    example = tmp_path / "example.py"  # with small batches: eight devices would pad these pairs to 2,048
+    example.write_text(EXAMPLE.read_text().replace("embed=Embed(", "embed=Embed(batch_size=8, "))
+    done = clipdata("run", "--config", example)
     assert done.returncode == 0, done.stderr
     assert "[2 of 6] clipdata score" in done.stdout
     assert len((tmp_path / "demo-steps/best.csv").read_text().splitlines()) == 21
     made = {
         path: path.stat().st_mtime_ns for path in (tmp_path / "demo-steps").rglob("*.*") if path.name != "sizes.json"
     }
-    again = clipdata("run", EXAMPLE, "--json", "--quiet")
+    again = clipdata("run", example, "--json", "--quiet")
     found = json.loads(again.stdout)["result"]
     assert [one["step"] for one in found] == ["embed", "score", "select", "reshard", "report", "export"]
     assert all(one["was_complete"] for one in found)

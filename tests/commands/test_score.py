@@ -20,6 +20,8 @@ from clipdata_jax.formats import embedding_shards, score_tables, uids
 from clipdata_jax.runs import profiling
 from clipdata_jax.scoring import groups
 
+pytestmark = pytest.mark.optimized
+
 SMALL = ("--batch-size", 40, "--repeats", 3, "--group", 2)
 
 

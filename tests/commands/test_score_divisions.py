@@ -21,6 +21,8 @@ from clipdata_jax.scoring import group_scores, groups, reference_division
 from clipdata_jax.scoring.columns import neg_clip_loss_columns
 from clipdata_jax.scoring.group_scores import Pairs
 
+pytestmark = pytest.mark.optimized
+
 SIZES = [90, 30, 130]
 SMALL = ("--repeats", 3, "--group", 2)
 

@@ -14,6 +14,8 @@ from support.pools import make_pool, unit_rows
 from clipdata_jax.formats import uids
 from clipdata_jax.scoring import columns
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -137,6 +137,7 @@ def test_the_two_end_token_rules_read_different_tokens(filled: Callable[[CLIPCon
     assert not np.allclose(text_of(low_end, ids), text_of(first, ids), atol=1e-3)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_layer_gives_the_same_at_one_position_alone(causal: bool):
     build = Builder(rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)

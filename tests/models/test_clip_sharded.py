@@ -15,6 +15,8 @@ from support.towers import SIGLIP, SMALL, captions, images, jit
 
 from clipdata_jax.models import CLIP, CLIPConfig
 
+pytestmark = pytest.mark.optimized
+
 Encode = Callable[..., tuple[jax.Array, jax.Array]]
 CONFIGS = pytest.mark.parametrize("config", [SMALL, SIGLIP], ids=["clip", "siglip"])
 

@@ -13,6 +13,8 @@ from scores.formulas import deal, divided, neg_clip_loss, unit_pairs
 import clipdata_jax as cj
 from clipdata_jax.scores import neg_clip_loss_statistics
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.mark.parametrize("real", [1, 2, 15, 16, 17, 31, 63, 64])
 @pytest.mark.parametrize("t", [0.005, 0.01, 0.07, 0.2, 1.0])

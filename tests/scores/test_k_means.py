@@ -16,6 +16,8 @@ from jax.sharding import AxisType
 import clipdata_jax as cj
 from clipdata_jax.scores import k_means
 
+pytestmark = pytest.mark.optimized
+
 SUM_ROWS = jax.jit(k_means._sum_rows, static_argnums=2)
 
 

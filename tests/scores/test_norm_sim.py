@@ -16,6 +16,8 @@ from scores.formulas import unit_pairs
 
 import clipdata_jax as cj
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, np.ndarray]:

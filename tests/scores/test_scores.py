@@ -20,6 +20,8 @@ from scores.formulas import neg_clip_loss as formula
 
 import clipdata_jax as cj
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, np.ndarray]:

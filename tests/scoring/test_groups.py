@@ -12,6 +12,8 @@ from clipdata_jax.formats.embedding_shards import EmbeddingShard
 from clipdata_jax.formats.uids import join_halves
 from clipdata_jax.scoring import groups, reference_division
 
+pytestmark = pytest.mark.optimized
+
 
 def some_uids(rows: int, seed: int = 0) -> np.ndarray:
     halves = np.random.default_rng(seed).integers(0, 2**64, (2, rows), np.uint64)

@@ -13,7 +13,7 @@ CAPTIONS = ["a red house beside a tree", "two blue boats on the sea", "a yellow 
 
 def make_checkpoint(folder: Path, *, image_size: int = 32, embed_dim: int = 16, seed: int = 0) -> Path:
     tokenizer = models.train_tokenizer(CAPTIONS, folder, vocab_size=600, context_length=16)
-    tower = {"width": 32, "layers": 2, "heads": 2, "mlp_width": 64}
+    tower = {"width": 32, "layers": 1, "heads": 2, "mlp_width": 64}
     config = models.CLIPConfig(
         vision=models.VisionConfig(**tower, image_size=image_size, patch_size=8),
         text=models.TextConfig(
