@@ -63,9 +63,9 @@ def types_unchecked() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Compiles without most of LLVM's optimisations, here and in processes that tests start, but where they are asked for.
+    """Compiles tests without most of LLVM's optimisations, here and in processes that they start.
 
-    `optimized` marks what is about exact bits, or about errors near float32's own.
+    Those marked `optimized` get them: they are about exact bits, or errors near float32's own.
     """
     quick = str(int(item.get_closest_marker("optimized") is None))
     if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != quick:
