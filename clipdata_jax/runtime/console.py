@@ -54,7 +54,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")
-        counts = line.partition("[")[0]
+        counts = re.sub(r"\|.*\|", "", line.partition("[")[0])  # the bar is as wide as rate and times leave room
         if line and (counts != self._last or not counts):  # tqdm closes a bar with its last line again
             sys.stderr.write(f"{line}\n")
         self._last = counts or self._last
