@@ -75,11 +75,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def quick_compile() -> None:
-    """As all tests that aren't marked `optimized` are compiled."""
-
-
-@pytest.fixture
 def golden() -> Path:
     """The reference values that belong to the project."""
     return ROOT / "tests" / "golden"

@@ -16,8 +16,6 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.evaluation.evaluator import labeller
 from clipdata_jax.formats import tars
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 

@@ -22,7 +22,6 @@ from clipdata_jax.evaluation.tasks import TASKS
 from clipdata_jax.formats import tars
 from clipdata_jax.runtime import parallel
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 FLICKR, MSCOCO = (f"retrieval/{name}_test_image_text_retrieval" for name in ("flickr_1k", "mscoco_2014_5k"))
 
 

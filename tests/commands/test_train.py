@@ -22,8 +22,6 @@ from clipdata_jax.formats.sources import discovery
 from clipdata_jax.runs import training_log
 from clipdata_jax.runs.training_log import TrainingLog
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # jax writes its cache in place: of two processes one may find an entry half written, and compiles it itself.
 HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry"
 TINY = [

@@ -10,8 +10,6 @@ from support.processes import run_two
 from clipdata_jax import models
 from clipdata_jax.demo.pool import make_clean_tars
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # The second process gets a signal when it is about to begin its 5th step.
 STOPPED = """
 import os, signal, sys

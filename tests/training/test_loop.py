@@ -13,8 +13,6 @@ from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
 from clipdata_jax.runtime import parallel, stopping
 from clipdata_jax.training import Batch, Checkpoints, Schedule, adamw, init_state, make_step, split_model, train
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = CLIPConfig(
     vision=VisionConfig(width=16, layers=1, heads=2, mlp_width=32, image_size=16, patch_size=8),
     text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, vocab_size=50, context_length=6, eos_token_id=49),

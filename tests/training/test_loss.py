@@ -15,8 +15,6 @@ from clipdata_jax.runtime import parallel
 from clipdata_jax.scores import log_sums, row_blocks
 from clipdata_jax.training import contrastive_loss, sigmoid_loss
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LOSSES = {"contrastive": contrastive_loss, "sigmoid": sigmoid_loss}
 # Three pairs that match, and others that don't: the largest and smallest logits of a temperature.
 TEMPERATURES = (0.01, 0.07, 1.0)

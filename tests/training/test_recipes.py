@@ -12,7 +12,6 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.runtime import parallel
 from clipdata_jax.training import adamw, init_state, make_step, split_model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 # scale -> architecture, batch, samples seen, steps as the code counts, peak rate, warm-up, beta2
 TABLE = {
     "debug": ("ViT-B-32", 1_024, 128_000, 140, 1e-4, 500, 0.98),

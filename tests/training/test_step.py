@@ -17,8 +17,6 @@ from clipdata_jax.models import CLIP, CLIPConfig, TextConfig, VisionConfig
 from clipdata_jax.runtime import parallel
 from clipdata_jax.training import adamw, init_state, make_step, split_model, whole_params
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TOWER = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32}
 CONFIG = CLIPConfig(
     vision=VisionConfig(**TOWER, image_size=16, patch_size=8),
