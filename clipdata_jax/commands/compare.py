@@ -15,7 +15,9 @@ from clipdata_jax.report import task_comparison, text
 from clipdata_jax.report.task_comparison import Method, TaskComparison, TaskLabel, TaskScore
 from clipdata_jax.runs import file_output, manifest, telemetry
 from clipdata_jax.runs.records import FileEntry, Manifest
+from clipdata_jax.runtime import console
 
+_MOST_IN_TABLE = 10  # tasks, printed one by one
 # Tasks of the files that `evaluate` writes of single sets: where the figure is, its metric, and over how many.
 _SINGLE = {
     "classification": (("classification", "top1"), "top-1", ("classification", "images")),
@@ -154,17 +156,23 @@ def _facts(compared: TaskComparison) -> dict[str, Any]:
 
 
 def _summary(compared: TaskComparison, out: str) -> str:
-    lines = []
-    for row in compared.groups[-1:]:
-        for name, one in zip(compared.names, row.figures, strict=True):
-            spread = "" if one.spread is None else f" (seeds differ by {one.spread:.1%})"
-            change = ""
-            if one.difference is not None and one.error is not None:
-                beyond = "beyond" if one.is_beyond else "within"
-                change = (
-                    f", {one.difference:+.1%} to {compared.names[0]}, {beyond} two standard errors of {one.error:.1%}"
-                )
-            lines.append(f"{name}: {text.percent(one.mean)} on average, {row.label.metric}{spread}{change}")
+    """A table of the tasks, of many the means of their groups."""
+    rows = compared.groups if len(compared.tasks) > _MOST_IN_TABLE else [*compared.tasks, *compared.groups[-1:]]
+    first, *others = compared.names
+    head = ["", first, *(cell for name in others for cell in (name, f"to {first}"))]
+    lines = [console.table([head, *(_cells(row) for row in rows)])]
     if compared.left_out:
         lines.append(f"not in all results, so in no mean: {', '.join(compared.left_out)}")
+    if len(compared.names) > 1:
+        lines.append("* a difference of more than two of its standard errors")
     return "\n".join([*lines, f"page: {out}"])
+
+
+def _cells(row: task_comparison.FigureRow) -> list[str]:
+    cells = [f"{row.label.name}, {row.label.metric}"]
+    for number, one in enumerate(row.figures):
+        cells.append(text.percent(one.mean) + ("" if one.spread is None else f" ± {100 * one.spread:.1f}"))
+        if number:
+            known = one.difference is not None and one.error is not None
+            cells.append(f"{100 * one.difference:+.1f} ± {100 * one.error:.1f}{' *' * one.is_beyond}" if known else "")
+    return cells

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import shlex
 import time
 from collections.abc import Callable
@@ -55,7 +54,7 @@ def run(options: config.Demo) -> dict[str, Any]:
     table = _judge(subsets, place["pool"], options.seed)
     print(f"\n{_table(table)}\n\nDone in {time.monotonic() - start:.0f} s. Open the report: {page.out}")
     if options.train:
-        _train_and_compare(options, subsets, place)
+        _train_and_compare(options, subsets, place, storage.join(options.out, "comparison.html"))
     return table
 
 
@@ -194,28 +193,22 @@ def _table(table: dict[str, Any]) -> str:
     return "Composition of the kept pairs, by the recorded truth:\n" + console.table(rows)
 
 
-def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dict[str, str]) -> None:
-    """Trains small models for equal steps on random and on selected pairs, and prints their accuracy."""
-    figures: dict[str, list[dict[str, float]]] = {}
+def _train_and_compare(options: config.Demo, subsets: dict[str, str], place: dict[str, str], page: str) -> None:
+    """Trains small models for equal steps on random and on selected pairs, and compares them."""
+    methods = []
     for number, name in enumerate(("random", "negCLIPLoss, then NormSim")):
-        for seed in _TRAIN_SEEDS:
-            out = storage.join(place["runs"], f"{number}-{seed}")
-            found = _train_and_evaluate(options, subsets[name], seed, out, place)
-            figures.setdefault(name, []).append(found)
-    columns = list(figures["random"][0])
-    rows = [["", *figures]]
-    for column in columns:
-        cells = [[run[column] for run in runs] for runs in figures.values()]
-        rows.append([column, *(f"{np.mean(cell):.1%} ± {np.std(cell, ddof=1):.1%}" for cell in cells)])
-    print(
-        f"\nModels trained for {options.train_steps} steps of 128 pairs, by what they were trained on: mean and"
-        f" standard deviation over {len(_TRAIN_SEEDS)} seeds\n{console.table(rows)}"
-    )
+        runs = [storage.join(place["runs"], f"{number}-{seed}") for seed in _TRAIN_SEEDS]
+        figures = [
+            _train_and_evaluate(options, subsets[name], seed, out, place)
+            for seed, out in zip(_TRAIN_SEEDS, runs, strict=True)
+        ]
+        methods.append(f"{name}={','.join(figures)}")
+    title = f"Models trained for {options.train_steps} steps of 128 pairs"
+    _call("compare", config.CompareModels(results=tuple(methods), out=page, title=title))
 
 
-def _train_and_evaluate(
-    options: config.Demo, subset: str, seed: int, out: str, place: dict[str, str]
-) -> dict[str, float]:
+def _train_and_evaluate(options: config.Demo, subset: str, seed: int, out: str, place: dict[str, str]) -> str:
+    """Trains a model on a subset; returns the file of its figures."""
     training = config.Train(
         sources=(place["pool"],),
         subset=subset,
@@ -243,15 +236,4 @@ def _train_and_evaluate(
         out=storage.join(out, "figures.json"),
     )
     _call("evaluate", evaluation)
-    return _flat(json.loads(storage.read_bytes(evaluation.out)))
-
-
-def _flat(figures: dict[str, Any]) -> dict[str, float]:
-    """The shares among an evaluation's figures, by name."""
-    found: dict[str, float] = {}
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            found |= {f"{name} {inner}": number for inner, number in _flat(value).items()}
-        elif isinstance(value, float):
-            found[name] = value
-    return found
+    return evaluation.out

@@ -1,6 +1,7 @@
 """The command `compare`: results of a suite and of single sets, ours and DataComp's, into one page."""
 
 import json
+import re
 
 import pytest
 
@@ -37,8 +38,9 @@ def told(capsys):
 def test_seeds_of_a_method_have_a_mean_and_a_spread(work, capsys):
     assert cli.main(["compare", "random=r0,r1", "selected=s0,s1", "--out", "page.html"]) == 0
     shown = capsys.readouterr().out
-    assert "selected: 56.2" in shown
-    assert "+37.5% to random, beyond two standard errors" in shown
+    last = next(line for line in shown.splitlines() if line.startswith("average"))
+    assert re.fullmatch(r"average, mean of 2 tasks +18\.8\s% ± [\d.]+ +56\.2\s% ± [\d.]+ +\+37\.5 ± [\d.]+ \*", last)
+    assert "* a difference of more than two of its standard errors" in shown
     facts = json.loads((work / "page.html.manifest.json").read_bytes())
     assert facts["methods"] == {"random": 2, "selected": 2}
     assert facts["tasks"]["mnist"]["selected"]["mean"] == pytest.approx(0.75)

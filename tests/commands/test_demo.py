@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -62,12 +63,18 @@ def test_small_models_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     demo._draw(options, place)
     uid, _, _ = demo._truth("pool", 0)
     uids.write_subset("half.npy", uid[::2])
-    demo._train_and_compare(options, dict.fromkeys(("random", "negCLIPLoss, then NormSim"), "half.npy"), place)
+    subsets = dict.fromkeys(("random", "negCLIPLoss, then NormSim"), "half.npy")
+    demo._train_and_compare(options, subsets, place, "comparison.html")
     printed = capsys.readouterr().out
     assert printed.count("$ clipdata train pool --out runs/") == printed.count("$ clipdata evaluate") == 4
-    rows = re.findall(r"^(\S.*?) +([\d.]+)% ± ([\d.]+)% +([\d.]+)% ± ([\d.]+)%$", printed, re.MULTILINE)
-    assert len(rows) == 9  # top-1, top-5 and mean per class; R@1, 5 and 10 both ways
-    assert all(row[1:3] == row[3:5] for row in rows), "the same pairs and seeds give the same figures"
+    rows = re.findall(
+        r"^(\S.*?)  +([\d.]+)\s% ± ([\d.]+) +([\d.]+)\s% ± ([\d.]+) +([+-][\d.]+) ± [\d.]+$", printed, re.MULTILINE
+    )
+    assert [row[0] for row in rows] == [
+        "Classification, top-1", "Image to caption, R@1", "Caption to image, R@1", "average, mean of 3 tasks"
+    ]  # fmt: skip
+    assert all(row[1:3] == row[3:5] and float(row[5]) == 0 for row in rows), "the same pairs give the same figures"
+    assert "negCLIPLoss, then NormSim" in Path("comparison.html").read_text()
 
 
 def test_a_demo_of_another_size_is_refused(tmp_path, clipdata):
