@@ -35,6 +35,8 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is Python $(VERSION); clipdata_jax needs 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	@# An older pip takes twice as long to choose among 160 packages; where no newer one is found, it does.
+	-$(BIN)/python -m pip install --quiet 'pip >= 25.1'
 
 $(VENV)/.installed-demo: $(VENV)/bin/python setup.cfg $(CONSTRAINTS)
 	$(INSTALL) .
