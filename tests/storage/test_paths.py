@@ -15,7 +15,7 @@ from clipdata_jax import storage
 from clipdata_jax.errors import InputError, StorageError
 from clipdata_jax.models import checkpoint_files
 from clipdata_jax.storage import local, patterns
-from clipdata_jax.training import loop
+from clipdata_jax.training import Checkpoints
 
 
 @pytest.fixture
@@ -141,8 +141,9 @@ def test_a_replaced_file_obeys_the_umask(tmp_path):
 def test_checkpoints_take_the_same_paths(tmp_path, monkeypatch, form):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = form.format(home=tmp_path)
-    with loop.open_checkpoints(folder) as manager:
-        assert str(manager.directory) == str(tmp_path / "checkpoints")
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest == 0
+    assert (tmp_path / "checkpoints").is_dir()
     assert storage.is_folder(folder)
 
 
