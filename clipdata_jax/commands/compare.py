@@ -173,6 +173,8 @@ def _cells(row: task_comparison.FigureRow) -> list[str]:
     for number, one in enumerate(row.figures):
         cells.append(text.percent(one.mean) + ("" if one.spread is None else f" ± {100 * one.spread:.1f}"))
         if number:
-            known = one.difference is not None and one.error is not None
-            cells.append(f"{100 * one.difference:+.1f} ± {100 * one.error:.1f}{' *' * one.is_beyond}" if known else "")
+            change = ""
+            if one.difference is not None and one.error is not None:
+                change = f"{100 * one.difference:+.1f} ± {100 * one.error:.1f}{' *' * one.is_beyond}"
+            cells.append(change)
     return cells

@@ -142,7 +142,8 @@ def test_a_pool_is_planned_and_resumed_in_few_requests(world, tmp_path, clipdata
         rule = "top(neg_clip_loss, 0.5) & top(clip_score, 0.7) >> top(rank(clip_score), 0.2)"
         faults.reset()
         assert clipdata("select", folder, "--rule", rule, "--out", out).returncode == 0
-    assert faults.seen.total() <= 6 * 12 + 20  # footer, uids, two columns and the errors of one, digest
+    # Footer, uids, two columns and the errors of one, digest; for the stability of so small a pool all scores again.
+    assert faults.seen.total() <= 9 * 12 + 20
     assert (tmp_path / "few-3.npy").read_bytes() == (tmp_path / "few-15.npy").read_bytes()
 
 
