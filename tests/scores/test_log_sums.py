@@ -46,7 +46,7 @@ def test_one_branch_for_all_tiles_gives_the_sums_and_derivatives_of_one_a_tile(p
         both(lambda *rows: log_sums._tables("checked", 4, *rows)),
     )
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-4)
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5 * np.abs(other[np.isfinite(other)]).max())
 
 
 def test_the_pairs_out_of_range_are_marked_where_they_are():
