@@ -240,6 +240,15 @@ def config_of(arch: str | None) -> models.CLIPConfig:
     return models.CLIPConfig(vision=vision, text=text, embed_dim=16)
 
 
+def random_model(config: models.CLIPConfig, dtype: str = "float32") -> models.CLIP:
+    """A model of any random numbers: the usual initial ones take longer to compile than all else."""
+    shapes = nnx.eval_shape(lambda: models.CLIP(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype))
+    structure, state = nnx.split(shapes)
+    random = np.random.default_rng(0)
+    fill = lambda leaf: jnp.asarray((random.random(leaf.shape, np.float32) - 0.5) / 8, leaf.dtype)  # noqa: E731
+    return nnx.merge(structure, jax.tree.map(fill, state))
+
+
 def rows_of(config: models.CLIPConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and tokens of a batch."""
     random, size, text = np.random.default_rng(0), config.image_size, config.text
@@ -256,9 +265,7 @@ def measure_towers(sizes: Sizes, peak: dict[str, float]) -> dict[str, float]:
     best: dict[str, float] = {}
     for (arch, batches), dtype in itertools.product(sizes.towers, dtypes):
         config, name = config_of(arch), arch or "tiny"
-        make = nnx.jit(lambda config=config, dtype=dtype: models.CLIP(
-            config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype))  # fmt: skip
-        structure, state = nnx.split(make())
+        structure, state = nnx.split(random_model(config, dtype))
         image = jax.jit(lambda state, rows, s=structure: nnx.merge(s, state).encode_image(rows))
         text = jax.jit(lambda state, rows, s=structure: nnx.merge(s, state).encode_text(rows))
         positions = {"image": config.vision.patches + 1, "text": config.text.context_length}
@@ -288,7 +295,7 @@ def measure_training(sizes: Sizes, peak: dict[str, float]) -> float:
     """A training step in bfloat16; returns pairs a second."""
     config = config_of(sizes.towers[0][0])
     mesh = parallel.data_mesh(jax.devices()[:1])
-    params, merge = training.split_model(nnx.jit(lambda: models.CLIP(config, rngs=nnx.Rngs(0)))())
+    params, merge = training.split_model(random_model(config))
     optimizer = training.adamw(learning_rate=5e-4, warmup=500, steps=3_140, weight_decay=0.2)
     state = training.init_state(params, optimizer, mesh)
     step = training.make_step(merge, optimizer, mesh, precision="bfloat16")

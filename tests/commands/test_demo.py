@@ -51,7 +51,7 @@ def test_the_demo_tells_the_truth_about_what_each_method_kept(tmp_path, clipdata
 @pytest.mark.slow
 def test_small_models_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "_TRAIN_SEEDS", (0, 1))
+    monkeypatch.setattr(demo, "_TRAIN_SEEDS", (0,))
     monkeypatch.setattr(demo, "_TEST_PAIRS", 60)
     # Small batches, as padding is most of them, and small towers: they take seconds to compile.
     model, optimiser = config.ModelChoice(patch_size=32, width=16, layers=1, embed_dim=16), config.Optimiser
@@ -66,14 +66,12 @@ def test_small_models_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     subsets = dict.fromkeys(("random", "negCLIPLoss, then NormSim"), "half.npy")
     demo._train_and_compare(options, subsets, place, "comparison.html")
     printed = capsys.readouterr().out
-    assert printed.count("$ clipdata train pool --out runs/") == printed.count("$ clipdata evaluate") == 4
-    rows = re.findall(
-        r"^(\S.*?)  +([\d.]+)\s% ± ([\d.]+) +([\d.]+)\s% ± ([\d.]+) +([+-][\d.]+) ± [\d.]+$", printed, re.MULTILINE
-    )
+    assert printed.count("$ clipdata train pool --out runs/") == printed.count("$ clipdata evaluate") == 2
+    rows = re.findall(r"^(\S.*?)  +([\d.]+)\s% +([\d.]+)\s% +([+-][\d.]+) ± [\d.]+$", printed, re.MULTILINE)
     assert [row[0] for row in rows] == [
         "Classification, top-1", "Image to caption, R@1", "Caption to image, R@1", "average, mean of 3 tasks"
     ]  # fmt: skip
-    assert all(row[1:3] == row[3:5] and float(row[5]) == 0 for row in rows), "the same pairs give the same figures"
+    assert all(row[1] == row[2] and float(row[3]) == 0 for row in rows), "the same pairs give the same figures"
     assert "negCLIPLoss, then NormSim" in Path("comparison.html").read_text()
 
 

@@ -22,15 +22,15 @@ def halves(rows, dim):
     return f[:1] * signs, f[:1] * -np.roll(signs, rows // 2 + 1, axis=0)
 
 
-def arguments(f, g, mask):
-    return jnp.asarray(f), jnp.asarray(g), mask, mask, jnp.asarray([0.01, 0.2], jnp.float32)
+def arguments(f, g, mask, *temperatures):
+    return jnp.asarray(f), jnp.asarray(g), mask, mask, jnp.asarray(temperatures, jnp.float32)
 
 
 @pytest.mark.parametrize("pairs", [unit_pairs(0, 24, 8, noise=0.5), halves(24, 8)], ids=["usual", "out of range"])
 def test_one_branch_for_all_tiles_gives_the_sums_and_derivatives_of_one_a_tile(pairs):
     mask = jnp.arange(24) != 5
-    rows = arguments(*pairs, mask)
-    weights = np.random.default_rng(0).normal(size=(2, 24, 4)).astype(np.float32)
+    rows = arguments(*pairs, mask, 0.01)
+    weights = np.random.default_rng(0).normal(size=(1, 24, 4)).astype(np.float32)
 
     def total(tables):
         return sum((jnp.where(jnp.isfinite(one), one, 0) * weights).sum() for one in tables)
@@ -50,7 +50,7 @@ def test_one_branch_for_all_tiles_gives_the_sums_and_derivatives_of_one_a_tile(p
 
 
 def test_the_pairs_out_of_range_are_marked_where_they_are():
-    found = log_sums._tables("unchecked", 1, *arguments(*halves(24, 8), jnp.ones(24, bool)))[0]
+    found = log_sums._tables("unchecked", 1, *arguments(*halves(24, 8), jnp.ones(24, bool), 0.01, 0.2))[0]
     assert (found[0] >= 1e29).any()
     assert (found[1] < 1e3).all()
 
