@@ -46,8 +46,15 @@ class SpawnPool(ProcessPoolExecutor):
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Submits a task, as a ProcessPoolExecutor does."""
+        known = len(self._processes)
         with _without_main():
-            return super().submit(function, *args, **kwargs)
+            future = super().submit(function, *args, **kwargs)
+        if len(self._processes) > known:
+            # The manager watches a new process from its next turn on: without one, nobody would learn that it died
+            # while the others are busy.
+            with self._shutdown_lock:
+                self._executor_manager_thread_wakeup.wakeup()
+        return future
 
 
 def _start(initializer: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
