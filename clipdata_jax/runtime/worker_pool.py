@@ -46,7 +46,7 @@ class SpawnPool(ProcessPoolExecutor):
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Submits a task, as a ProcessPoolExecutor does."""
-        known = len(self._processes)
+        known = len(self._processes or ())
         with _without_main():
             future = super().submit(function, *args, **kwargs)
         if len(self._processes) > known:
