@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import os
 import subprocess
@@ -26,9 +25,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import jax
 import jaxtyping
 import pytest
-
-# Looking for cycles among the many objects of jax takes a fifth of the time.
-gc.set_threshold(200_000, 20, 100)
 
 # The shapes and types that these modules state are checked at every call that the tests make in this process.
 jaxtyping.install_import_hook(

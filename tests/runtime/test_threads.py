@@ -18,12 +18,13 @@ def test_results_come_in_order_and_errors_in_their_place():
 
 
 def test_no_more_is_begun_than_asked_for():
-    begun = []
+    begun, before = [], set(threading.enumerate())
     results = threads.prefetch(begun.append, range(100), threads=2, ahead=6)
     next(results)
     assert len(begun) <= 7
     results.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+    new = set(threading.enumerate()) - before
+    assert not [thread for thread in new if thread.name.startswith("prefetch")]
 
 
 def test_items_are_yielded_late():
