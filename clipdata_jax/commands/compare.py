@@ -81,7 +81,7 @@ def _of_suite(path: str) -> Iterator[tuple[TaskLabel, TaskScore]]:
         metric = (task.main_metric if task else None) or "main metric"
         images = one.images or (task.images if task else None)
         if images is None:
-            raise InputError(f"{path}: {one.key} is no task of DataComp, and the number of its images is not given")
+            raise InputError(f"{path}: {one.key} is not a task of DataComp, and the number of its images is missing")
         group = (task.group if task else None) or ""
         yield TaskLabel(one.key, one.dataset, metric, group), TaskScore(one.main, _worst_group(one) or images)
 

@@ -68,7 +68,7 @@ class ModelChoice:
         require((self.context_length or 3) >= 3, "context_length", self.context_length, "at least 3")
         require(self.init is None or self.initial is None, "initial", self.initial, "no value with --init")
 
-    def given_sizes(self) -> dict[str, int]:
+    def given_sizes(self) -> dict[str, Any]:
         """The sizes that were given, by the names of their options."""
         names = ("image_size", "patch_size", "context_length", "width", "layers", "heads", "embed_dim")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -96,7 +96,7 @@ class ModelChoice:
         own = not {"width", "layers", "heads", "embed_dim"}.isdisjoint(given)
         arch = self.arch or (None if recipe is None or own else recipe.arch)
         if arch is not None:
-            return dataclasses.replace(named_sizes(arch), **given)  # type: ignore[arg-type]
+            return dataclasses.replace(named_sizes(arch), **given)
         width = given.pop("width", 128)
         tower = TowerSizes(width=width, layers=given.pop("layers", 4), heads=given.pop("heads", 4), mlp_width=4 * width)
         others = {"embed_dim": 128, "image_size": 64, "patch_size": 8, "context_length": 32, **given}

@@ -17,8 +17,8 @@ _CANDIDATES, _ASSOCIATIONS, _CUES = ("candidates",), ("associations",), ("cue",)
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionedTable:
-    """A row an image, with one caption or a list of them; the key is the row's number.
+class _TableSource:
+    """What sources that are a table have in common.
 
     Attributes:
       table: of the data set.
@@ -36,6 +36,11 @@ class CaptionedTable:
 
     def image_files(self) -> tuple[str, ...]:
         return self.inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedTable(_TableSource):
+    """A row an image, with one caption or a list of them; the key is the row's number."""
 
     def samples(self) -> Iterator[tars.RawSample]:
         image = self.table.column(_IMAGES, "images")
@@ -62,27 +67,14 @@ class Instance(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class CandidateImages:
+class CandidateImages(_TableSource):
     """The images of WinoGAViL, each once, whose key is the candidate's name; reading them fills `instances`.
 
     Attributes:
-      table: of the data set.
       instances: all that were read, in order.
     """
 
-    table: HubTable
     instances: list[Instance] = dataclasses.field(default_factory=list, compare=False)
-
-    @property
-    def path(self) -> str:
-        return self.table.paths[0]
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.table.inputs
-
-    def image_files(self) -> tuple[str, ...]:
-        return self.inputs
 
     def samples(self) -> Iterator[tars.RawSample]:
         self.instances.clear()

@@ -190,7 +190,7 @@ def satellite_metrics(
     Returns:
       `group_metrics` of both, with the worst as "acc_worst_region" and "acc_worst_year". WILDS means to leave the
       region "Other" out, but in DataComp's published figures it counts, and so it does here;
-      "acc_worst_named_region" leaves it out (None if there is no other).
+      "acc_worst_named_region" leaves it out (None if "Other" is all there is).
 
     >>> import numpy as np
     >>> from clipdata_jax.evaluation import satellite_metrics

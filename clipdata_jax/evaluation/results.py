@@ -97,7 +97,7 @@ def from_json(content: object, where: str) -> TaskResult:
     key, name, found = (held.get(field) for field in ("key", "dataset", "metrics"))
     images, skipped = held.get("images"), held.get("skipped", 0)
     if not (isinstance(key, str) and isinstance(name, str) and isinstance(found, dict) and isinstance(skipped, int)):
-        raise InputError(f"{where}: is no result of a task; expected key, dataset and metrics")
+        raise InputError(f"{where}: is not the result of a task; expected key, dataset and metrics")
     if not (images is None or (isinstance(images, int) and images > 0)):
         raise InputError(f"{where}: has {images!r:.40} images, expected a number above 0")
     numbers = {one: value for one, value in found.items() if value is None or _is_number(value)}
@@ -112,7 +112,7 @@ def read(path: str) -> list[TaskResult]:
     """Reads an `eval_results.jsonl`, ours or DataComp's.
 
     Raises:
-      InputError: it is missing, has no line, or a line is no result.
+      InputError: it is missing, has no line, or a line is not a result.
     """
     found = []
     for number, line in enumerate(storage.read_bytes(path).splitlines(), start=1):

@@ -35,7 +35,7 @@ class TaskFiles:
       names: class names in order, by objective ("" where there is one list).
       templates: prompts with "{c}" for the class, likewise.
       texts: the files of names and prompts.
-      table: of a data set that is no webdataset.
+      table: of a data set in another form than webdataset.
     """
 
     task: EvaluationTask
@@ -80,14 +80,14 @@ def locate_all(data: str, words: Sequence[str] = ()) -> tuple[dict[EvaluationTas
       The folder of each task that is there, in DataComp's order, and the tasks that aren't there.
 
     Raises:
-      InputError: there is no such task, one that is named isn't there, or none is.
+      InputError: a task is unknown, one that is named isn't there, or none is.
     """
     if not storage.is_folder(data):
         raise InputError(f"--data {data}: no such folder; expected the data sets of the suite")
     named = {name.casefold(): task for task in TASKS.values() for name in (task.key, task.name)}
     if unknown := [word for word in words if word.casefold() not in named]:
         advice = did_you_mean(unknown[0], [name for task in TASKS.values() for name in (task.key, task.name)])
-        raise InputError(f"--tasks has {unknown[0]!r}, which is no task{advice or '; expected its key or name'}")
+        raise InputError(f"--tasks has {unknown[0]!r}, which is not a task{advice or '; expected its key or name'}")
     wanted = {named[word.casefold()].key for word in words} or TASKS.keys()
     places = {task: locate(data, task) for task in TASKS.values() if task.key in wanted}
     found = {task: place for task, place in places.items() if place is not None}

@@ -5,8 +5,7 @@ Names are resolved when first used (PEP 562): a process that only decodes images
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from clipdata_jax.lazy_names import lazy_names
 
 _HOME = {
     "sized_config": "architectures",
@@ -39,13 +38,4 @@ _HOME = {
     "save_clip": "weights",
 }
 __all__ = [*_HOME]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -203,7 +203,7 @@ def _search(
     counts = -(-len(rows) // side), -(-len(others) // side), others.start - rows.start
     tiling = tuple(np.int32(number) for number in counts)
     bound = np.float32(criterion.bound)
-    return _jitted()(row_emb, other_emb, row_groups, other_groups, bound, tiling, sides=(side, side), size=size)
+    return _jitted()(row_emb, other_emb, (row_groups, other_groups), bound, tiling, sides=(side, side), size=size)
 
 
 @functools.cache
@@ -212,9 +212,8 @@ def _jitted() -> Callable[..., NearPairs]:
 
     from clipdata_jax.scores.near_duplicates import Tiling, find_pairs
 
-    def find(rows, others, row_groups, other_groups, bound, tiling, *, sides, size):  # type: ignore[no-untyped-def]
-        tiles = Tiling(*tiling)
-        return find_pairs(rows, others, row_groups, other_groups, bound, tiles, sides=sides, size=size)
+    def find(rows: Any, others: Any, groups: tuple[Any, Any], bound: Any, tiling: Any, **static: Any) -> NearPairs:
+        return find_pairs(rows, others, *groups, bound, Tiling(*tiling), **static)
 
     return jax.jit(find, static_argnames=("sides", "size"))
 
@@ -291,7 +290,7 @@ def near_targets_of(criterion: Criterion, numbers: np.ndarray, targets: Sequence
     placed = [[jax.device_put(target, device) for device in devices] for target in targets]
     starts = range(0, len(numbers), BLOCK)
 
-    def begin(step: int) -> tuple[np.ndarray, list[object]]:
+    def begin(step: int) -> tuple[np.ndarray, list[Any]]:
         some, turn = numbers[starts[step] : starts[step] + BLOCK], step % len(devices)
         images = jax.device_put(parallel.pad_rows(criterion.emb[some][:, kind], BLOCK), devices[turn])
         return some, [scores.nearest_target(images, target[turn], signed=True) for target in placed]
@@ -299,7 +298,7 @@ def near_targets_of(criterion: Criterion, numbers: np.ndarray, targets: Sequence
     found: list[list[TargetMatch]] = [[] for _ in targets]
     for some, nearest in threads.in_flight(map(begin, range(len(starts))), len(devices)):
         for matches, target, bound, one in zip(found, targets, bounds, nearest, strict=True):
-            score, row = (np.asarray(part)[: len(some)] for part in one)  # type: ignore[attr-defined]
+            score, row = (np.asarray(part)[: len(some)] for part in one)
             near = np.flatnonzero(criterion.good[some] & (score >= bound.least))
             matches.append(_decide(criterion, some[near], row[near].astype(np.int64), target, bound.margin))
     return [TargetMatch(*map(np.concatenate, zip(*one, strict=True))) if one else _NO_MATCH for one in found]

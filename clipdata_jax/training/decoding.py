@@ -84,7 +84,7 @@ class PairReader:
     def __init__(self, files: PairFiles) -> None:
         self._files = files
         self._rows = files.rows()
-        self._aside = _OpenFile(files.aside)
+        self._extra = _OpenFile(files.extra)
         self._open = functools.lru_cache(maxsize=_OPEN_FILES)(lambda path: _OpenFile(storage.Folder(path).inner))
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
@@ -95,9 +95,9 @@ class PairReader:
         """Reads a pair; what is wrong with it stands in place of the image's bytes."""
         form, key = int(row["form"]), ""
         try:
-            tar = self._aside if form & pair_index.IMAGE_IS_PATH else self._tar(int(row["source"]))
-            image = _bytes(self._aside if form & pair_index.IMAGE_IS_ASIDE else tar, row["image"], row["image_size"])
-            text = _bytes(self._aside if form & pair_index.TEXT_IS_ASIDE else tar, row["text"], row["text_size"])
+            tar = self._extra if form & pair_index.IMAGE_IS_PATH else self._tar(int(row["source"]))
+            image = _bytes(self._extra if form & pair_index.IMAGE_IS_EXTRA else tar, row["image"], row["image_size"])
+            text = _bytes(self._extra if form & pair_index.TEXT_IS_EXTRA else tar, row["text"], row["text_size"])
             if form & pair_index.IMAGE_IS_PATH:
                 key = os.fsdecode(image)
                 image = storage.read_bytes(key)

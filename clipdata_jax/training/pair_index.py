@@ -20,9 +20,9 @@ from clipdata_jax.formats import sample_uids, tar_index, tars, uids
 from clipdata_jax.formats.sources.source import Source, TarSource
 from clipdata_jax.formats.tar_index import TarIndex, TarReader
 
-TEXT_IS_JSON, TEXT_IS_ASIDE, IMAGE_IS_ASIDE, IMAGE_IS_PATH = 1, 2, 4, 8
-"""Bits of a row's `form`: the caption is in a `.json`; the text, or the image, is in the file beside the index; what is
-there is the image's path."""
+TEXT_IS_JSON, TEXT_IS_EXTRA, IMAGE_IS_EXTRA, IMAGE_IS_PATH = 1, 2, 4, 8
+"""Bits of a row's `form`: the caption is in a `.json`; the text, or the image, is in the extra file; what is there is
+the image's path."""
 ROW = np.dtype(
     [
         ("uid_hi", "<u8"), ("uid_lo", "<u8"), ("image", "<i8"), ("text", "<i8"), ("image_size", "<u4"),
@@ -30,7 +30,7 @@ ROW = np.dtype(
     ]
 )  # fmt: skip
 """A row: the pair's uid, offset and bytes of image and text, its source, and its place among all samples there."""
-_ROWS, _ASIDE = "rows.bin", "aside.bin"
+_ROWS, _EXTRA = "rows.bin", "extra.bin"
 
 
 class SkippedSample(NamedTuple):
@@ -68,9 +68,9 @@ class PairFiles(NamedTuple):
         return np.memmap(path, ROW, "r", shape=(self.length,)) if self.length else np.empty(0, ROW)
 
     @property
-    def aside(self) -> str:
+    def extra(self) -> str:
         """The file of texts and paths."""
-        return f"{self.folder}/{_ASIDE}"
+        return f"{self.folder}/{_EXTRA}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +152,12 @@ def build_index(
     skipped_tars: list[str] = []
     states: list[tuple[int, int]] = []
     count, seen, random_access = 0, 0, True
-    with open(f"{folder}/{_ROWS}", "wb") as file, open(f"{folder}/{_ASIDE}", "wb") as aside:
+    with open(f"{folder}/{_ROWS}", "wb") as file, open(f"{folder}/{_EXTRA}", "wb") as extra:
         for number, source in enumerate(sources):
             states.append((0, 0))
             try:
                 states[-1] = _state(source)
-                found = _read_source(source, names.get(source.path, source.path.rpartition("/")[2]), aside)
+                found = _read_source(source, names.get(source.path, source.path.rpartition("/")[2]), extra)
             except InputError as error:
                 if on_bad == "stop":
                     raise
@@ -233,8 +233,8 @@ def file_state(found: os.stat_result) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _read_source(source: Source, name: str, aside: BinaryIO) -> _Found:
-    entries = _tar_entries(source, name, aside) if isinstance(source, TarSource) else _entries(source, name, aside)
+def _read_source(source: Source, name: str, extra: BinaryIO) -> _Found:
+    entries = _tar_entries(source, name, extra) if isinstance(source, TarSource) else _entries(source, name, extra)
     rows: list[tuple[int, ...]] = []
     hexes: list[str] = []
     broken: dict[int, tuple[str, str]] = {}
@@ -270,7 +270,7 @@ class _Entry(NamedTuple):
     random_access: bool
 
 
-def _tar_entries(source: TarSource, name: str, aside: BinaryIO) -> Iterator[_Entry]:
+def _tar_entries(source: TarSource, name: str, extra: BinaryIO) -> Iterator[_Entry]:
     """The samples of a tar, from its headers."""
     with tar_index.open_tar(source.path) as tar:
         index = tar_index.index_tar(tar)
@@ -289,17 +289,17 @@ def _tar_entries(source: TarSource, name: str, aside: BinaryIO) -> Iterator[_Ent
                 problem = 'no caption: expected a .txt, or "caption" or "captions" in its .json'
             form = TEXT_IS_JSON if captions not in by_ending else 0
             if image in index.links:
-                form |= IMAGE_IS_ASIDE
+                form |= IMAGE_IS_EXTRA
             if text in index.links:
-                form |= TEXT_IS_ASIDE
-            yield _Entry(key, uid, _place(index, image, aside), _place(index, text, aside), form, problem, True)
+                form |= TEXT_IS_EXTRA
+            yield _Entry(key, uid, _place(index, image, extra), _place(index, text, extra), form, problem, True)
 
 
-def _place(index: TarIndex, member: int | None, aside: BinaryIO) -> tuple[int, int]:
+def _place(index: TarIndex, member: int | None, extra: BinaryIO) -> tuple[int, int]:
     """Offset and size of a member in its tar; of a link, whose target has another header, in the file beside."""
     if member is None:
         return 0, 0
-    return _put(aside, index.links[member]) if member in index.links else (index.data[member], index.sizes[member])
+    return _put(extra, index.links[member]) if member in index.links else (index.data[member], index.sizes[member])
 
 
 def _tar_uid(index: TarIndex, i: int, tar: TarReader, name: str) -> str | InputError:
@@ -316,7 +316,7 @@ def _uid(name: str, key: str, members: Mapping[str, bytes]) -> str | InputError:
         return error
 
 
-def _entries(source: Source, name: str, aside: BinaryIO) -> Iterable[_Entry]:
+def _entries(source: Source, name: str, extra: BinaryIO) -> Iterable[_Entry]:
     """The samples of another source; those whose image is a local file can be read by themselves."""
     for sample in source.samples():
         uid = _uid(name, sample.key, sample.members)
@@ -324,8 +324,8 @@ def _entries(source: Source, name: str, aside: BinaryIO) -> Iterable[_Entry]:
         if text is None:
             text, form = sample.members.get("json", b""), TEXT_IS_JSON
         if isinstance(sample, tars.ImageFileSample) and storage.Folder(sample.path).is_local:
-            form |= IMAGE_IS_PATH | IMAGE_IS_ASIDE | TEXT_IS_ASIDE
-            at = _put(aside, os.fsencode(sample.path)), _put(aside, text)
+            form |= IMAGE_IS_PATH | IMAGE_IS_EXTRA | TEXT_IS_EXTRA
+            at = _put(extra, os.fsencode(sample.path)), _put(extra, text)
             yield _Entry(sample.key, uid, *at, form, "", True)
         elif isinstance(sample, tars.ImageFileSample) or sample.image() is not None:
             yield _Entry(sample.key, uid, (0, 0), (0, 0), form, "", False)
@@ -333,7 +333,7 @@ def _entries(source: Source, name: str, aside: BinaryIO) -> Iterable[_Entry]:
             yield _Entry(sample.key, uid, (0, 0), (0, 0), form, "no image is given", True)
 
 
-def _put(aside: BinaryIO, data: bytes) -> tuple[int, int]:
-    at = aside.tell()
-    aside.write(data)
+def _put(extra: BinaryIO, data: bytes) -> tuple[int, int]:
+    at = extra.tell()
+    extra.write(data)
     return at, len(data)

@@ -94,7 +94,7 @@ def test_a_worst_group_counts_its_own_images(work, capsys):
         (["x.json"], "x.json: holds no figure to compare"),
         (["y.json"], "y.json: is not JSON"),
         (["=r0"], "expected RESULTS, NAME=RESULTS"),
-        (["unknown.jsonl"], "mine is no task of DataComp, and the number of its images is not given"),
+        (["unknown.jsonl"], "mine is not a task of DataComp, and the number of its images is missing"),
         (["twice.jsonl"], "has two results of MNIST"),
     ],
 )

@@ -281,7 +281,7 @@ def test_what_is_left_out_is_listed_and_the_rest_is_measured(work, tmp_path, cap
             ("--tasks", "mnist"),
             "has no data set of MNIST; expected a folder wds_mnist_test, from the repository djghosh/",
         ),
-        (("--tasks", "cifar1"), "--tasks has 'cifar1', which is no task; did you mean cifar10?"),
+        (("--tasks", "cifar1"), "--tasks has 'cifar1', which is not a task; did you mean cifar10?"),
         (("--data", "nowhere"), "--data nowhere: no such folder"),
         (("--retrieval", "x.tar"), "--suite is 'datacomp', expected no value with --retrieval"),
     ],

@@ -55,9 +55,9 @@ def test_results_come_back_as_they_were_written(tmp_path):
     [
         ("", "is empty; expected a result a line"),
         ("no json\n", "line 1: is not JSON"),
-        ('{"key": "mnist"}\n', "line 1: is no result of a task"),
+        ('{"key": "mnist"}\n', "line 1: is not the result of a task"),
         ('{"key": "mnist", "dataset": "MNIST", "metrics": {}, "images": 0}\n', "has 0 images"),
-        ("[]\n", "is no result of a task"),
+        ("[]\n", "is not the result of a task"),
     ],
 )
 def test_a_file_of_something_else_is_named(tmp_path, text, words):
