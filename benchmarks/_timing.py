@@ -68,15 +68,15 @@ def anonymous_memory(process: int | str = "self") -> int:
     return int(rest.split()[0]) * 1024 if found else 0
 
 
-def peak_memory(call: Callable[[], Any]) -> int:
-    """The most anonymous memory of this process while a call runs, in bytes."""
+def peak_memory(call: Callable[[], Any], measure: Callable[[], int] = anonymous_memory) -> int:
+    """The most anonymous memory of this process, or what else `measure` returns, while a call runs, in bytes."""
     ctypes.CDLL(None).malloc_trim(0)  # else what was freed before hides what is taken now
     most, done = 0, threading.Event()
 
     def watch() -> None:
         nonlocal most
         while not done.wait(0.01):
-            most = max(most, anonymous_memory())
+            most = max(most, measure())
 
     watcher = threading.Thread(target=watch)
     watcher.start()

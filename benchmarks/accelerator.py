@@ -245,7 +245,10 @@ def random_model(config: models.CLIPConfig, dtype: str = "float32") -> models.CL
     shapes = nnx.eval_shape(lambda: models.CLIP(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype))
     structure, state = nnx.split(shapes)
     random = np.random.default_rng(0)
-    fill = lambda leaf: jnp.asarray((random.random(leaf.shape, np.float32) - 0.5) / 8, leaf.dtype)  # noqa: E731
+
+    def fill(leaf: jax.Array) -> jax.Array:
+        return jnp.asarray((random.random(leaf.shape, np.float32) - 0.5) / 8, leaf.dtype)
+
     return nnx.merge(structure, jax.tree.map(fill, state))
 
 

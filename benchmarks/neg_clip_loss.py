@@ -8,13 +8,11 @@ One JSON line a figure. Needs the extra `bench` for the comparison with PyTorch;
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +20,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _timing import PRODUCT_GFLOP, alternate, anonymous_memory, median_ratio, plain_product, report, unit_rows
+from _timing import (
+    PRODUCT_GFLOP,
+    alternate,
+    anonymous_memory,
+    median_ratio,
+    peak_memory,
+    plain_product,
+    report,
+    unit_rows,
+)
 
 import clipdata_jax as cj
 
@@ -160,21 +167,11 @@ def memory_of(repeats: int, pairs: int) -> None:
         half.append(jnp.asarray(np.concatenate(rows)))
         del rows
     jax.block_until_ready(half)
-    ctypes.CDLL(None).malloc_trim(0)  # else what was freed above hides what is taken below
-    before, most, done = anonymous_memory(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.01):
-            most = max(most, anonymous_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    jax.block_until_ready(cj.neg_clip_loss_divisions(*half, divisions(repeats, 4), temperature=_TEMPERATURE))
+    peak_memory(lambda: None)  # gives back what was freed
+    before, start = anonymous_memory(), time.perf_counter()
+    dealt = divisions(repeats, 4)
+    most = peak_memory(lambda: cj.neg_clip_loss_divisions(*half, dealt, temperature=_TEMPERATURE))
     took = time.perf_counter() - start
-    done.set()
-    watcher.join()
     report("memory", K=repeats, pairs=pairs, megabytes_beyond_embeddings=(most - before) / 1e6, seconds=took)
 
 

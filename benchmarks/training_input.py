@@ -16,12 +16,11 @@ import io
 import os
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-from _timing import anonymous_memory, report
+from _timing import anonymous_memory, peak_memory, report
 from host_pipeline import SIDES, photograph
 from PIL import Image
 
@@ -145,22 +144,14 @@ def memory(index: PairIndex, size: int, workers: int) -> int:
     """The most anonymous bytes while a pass over the pool goes on, at 64 pixels a side to be done soon."""
     import training_input
 
-    most, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.02):
-            most = max(most, tree_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     options = {"batch_size": BATCH, "image_size": size, "seed": 0, "workers": workers}
-    with InputPipeline([index], training_input.no_tokens, steps=len(index) // BATCH, **options) as pipeline:
-        for _ in pipeline:
-            pass
-    done.set()
-    watcher.join()
-    return most
+
+    def read_all() -> None:
+        with InputPipeline([index], training_input.no_tokens, steps=len(index) // BATCH, **options) as pipeline:
+            for _ in pipeline:
+                pass
+
+    return peak_memory(read_all, tree_memory)
 
 
 def main() -> None:
