@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from clipdata_jax.errors import InputError
 from clipdata_jax.formats import tars
-from clipdata_jax.formats.hub_tables import HubTable, texts_of
+from clipdata_jax.formats.sources.hub_tables import HubTable, texts_of
 
 _IMAGES = ("image", "img", "filename", "file_name", "image_path", "filepath")
 _CAPTIONS = ("caption", "captions", "raw", "sentences", "text")

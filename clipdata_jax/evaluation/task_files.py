@@ -12,7 +12,7 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.evaluation.captioned_tables import CaptionedTable
 from clipdata_jax.evaluation.evaluator import PLACE
 from clipdata_jax.evaluation.tasks import TASKS, EvaluationTask
-from clipdata_jax.formats import hub_tables
+from clipdata_jax.formats.sources import hub_tables
 from clipdata_jax.formats.sources.source import Source, TarSource
 
 _CLASSES, _PROMPTS = "classnames.txt", "zeroshot_classification_templates.txt"

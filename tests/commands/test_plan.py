@@ -14,7 +14,7 @@ from test_architecture import run_python
 
 from clipdata_jax import config
 from clipdata_jax.commands import plan
-from clipdata_jax.commands.planning import plan_estimates
+from clipdata_jax.commands.plan import plan_estimates
 from clipdata_jax.errors import InputError
 from clipdata_jax.runs.records import UnitTimes
 

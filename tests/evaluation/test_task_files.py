@@ -11,7 +11,8 @@ from clipdata_jax.errors import InputError
 from clipdata_jax.evaluation.captioned_tables import CandidateImages
 from clipdata_jax.evaluation.task_files import locate, locate_all, open_task
 from clipdata_jax.evaluation.tasks import TASKS
-from clipdata_jax.formats import hub_tables, tars
+from clipdata_jax.formats import tars
+from clipdata_jax.formats.sources import hub_tables
 
 MSCOCO = TASKS["retrieval/mscoco_2014_5k_test_image_text_retrieval"]
 

@@ -9,7 +9,7 @@ import pytest
 from support.eval_suites import image
 
 from clipdata_jax.errors import InputError
-from clipdata_jax.formats.hub_tables import find_table, texts_of
+from clipdata_jax.formats.sources.hub_tables import find_table, texts_of
 
 IMAGES = [image(i) for i in range(20)]
 

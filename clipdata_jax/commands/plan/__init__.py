@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from clipdata_jax import config, storage
-from clipdata_jax.commands.planning import plan_estimates
-from clipdata_jax.commands.planning.plan_estimates import Estimate, size_text
+from clipdata_jax.commands.plan import plan_estimates
+from clipdata_jax.commands.plan.plan_estimates import Estimate, size_text
 from clipdata_jax.config.base import as_tuple
 from clipdata_jax.config.planning import PLANNED
 from clipdata_jax.embedding import single_file

@@ -1,1 +1,0 @@
-"""What `plan` says of each command, from its options and the sizes of its inputs."""
