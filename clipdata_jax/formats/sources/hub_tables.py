@@ -27,6 +27,7 @@ _KINDS = ((".parquet",), (".arrow",), _TEXT_TABLES)
 _TEST = "test"
 _BATCH = 16  # rows in memory at a time, besides a page of the file
 _DOWNLOADS = "/downloads/"  # in the cache of `datasets`, where arrow files' images are
+# zipfile raises the last two for a compression and a password that it does not know.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
