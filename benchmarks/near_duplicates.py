@@ -76,14 +76,15 @@ def all_pairs(emb: np.ndarray, rounds: int) -> None:
     rows, dim = len(emb), emb.shape[2]
     criterion, product = criterion_of(emb), plain_tile(_TILE, dim)
     index, ratios, spent, joined = np.arange(rows), [], 0.0, Components(rows)
+    nearest = np.full(rows, -np.inf, np.float32)
     starts = list(range(0, rows, BLOCK))
-    join_near(criterion, [Among(index, range(starts[-1], rows), Components(rows))])  # compiles
+    join_near(criterion, [Among.some_of(index, range(starts[-1], rows))])  # compiles
 
     def searched() -> None:
         nonlocal spent
         for start in starts:
             stop = min(start + BLOCK, rows)
-            unit = [Among(index, range(start, stop), joined)]
+            unit = [Among(index, range(start, stop), joined, nearest)]
             took = seconds_of(functools.partial(join_near, criterion, unit))
             spent += took
             # The products of a fifth of the unit's pairs stand for all of them.
@@ -103,7 +104,7 @@ def all_pairs(emb: np.ndarray, rounds: int) -> None:
     if search := faiss_search(emb):
         some = range(BLOCK)
         turns = [
-            (seconds_of(search), seconds_of(lambda: join_near(criterion, [Among(index, some, Components(rows))])))
+            (seconds_of(search), seconds_of(lambda: join_near(criterion, [Among.some_of(index, some)])))
             for _ in range(rounds)
         ]
         report("speed to faiss range_search, 8,192 rows with all", ratio=statistics.median(f / o for f, o in turns))

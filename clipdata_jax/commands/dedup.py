@@ -168,26 +168,27 @@ def _summarise(receipts: list[Receipt]) -> Facts:
 def _write(search: DuplicateSearch, options: Dedup, output: Output, plan: RunPlan, facts: Facts) -> Manifest:
     rows = duplicate_rows.open_pool_rows(output)
     criterion = search.criterion(output, rows)
-    components, nearest = search.results(output, len(rows.uid))
+    components, in_sets, nearest = search.results(output, len(rows.uid))
     joined, roots = components.joined()
     members, names = np.concatenate([np.unique(roots), joined]), np.concatenate([np.unique(roots), roots])
-    apart = np.isin(members, nearest.row, invert=True)
+    apart = np.isin(members, in_sets.row, invert=True)
     members, names = members[apart].astype(np.int64), names[apart]
     score = _scores(search, options, output, rows, members)
     groups = duplicate_groups.group(criterion, members, names, score, rows.uid[members], options.groups)
     keep = ~rows.unread
-    keep[groups.dropped] = keep[nearest.row] = False
+    keep[groups.dropped] = keep[in_sets.row] = False
     sets = list(search.targets)
-    per_set = {name: int((nearest.set == number).sum()) for number, name in enumerate(sets)}
+    per_set = {name: int((in_sets.set == number).sum()) for number, name in enumerate(sets)}
     found = {
         **facts,
         "kept": int(keep.sum()),
         "duplicates": len(groups.dropped),
         "near": per_set,
         "rows_not_compared": int((~rows.good).sum()),
+        "nearest": duplicate_table.count_nearest(nearest),
     }
     table = table_of(options.out)
-    found["groups"] = duplicate_table.write(table, rows.uid, groups, nearest, sets)
+    found["groups"] = duplicate_table.write(table, rows.uid, groups, in_sets, sets, nearest)
     found["largest_group"] = int(np.bincount(groups.representative).max()) if len(groups.row) else 0
     found["uids"] = _write_subset(options.out, rows.uid, keep)
     manifest.write_beside(table, plan, found)

@@ -22,7 +22,19 @@ from clipdata_jax.runs.records import Manifest
 from clipdata_jax.runtime import console
 
 # Parts of a manifest that are shown elsewhere on the page or are too long for it.
-_LEFT_OUT = ("inputs", "outputs", "pool", "units", "options", "versions", "rule", "steps", "replaced_share", "trace")
+_LEFT_OUT = (
+    "inputs",
+    "outputs",
+    "pool",
+    "units",
+    "options",
+    "versions",
+    "rule",
+    "steps",
+    "replaced_share",
+    "trace",
+    "nearest",
+)
 _MOST_FACTS, _LONGEST_FACT, _LONGEST_RULE, _LONGEST_NAME = 80, 300, 2_000, 60
 
 
@@ -49,8 +61,11 @@ def run(options: config.Report) -> Manifest:
     wanted = {"images": options.images if pool else 0, "seed": options.seed}
     unions = report_inputs.union_columns(table)
     compared = comparison.plan(own.kept, others, scores, **wanted, unions=unions)
-    copies = None if options.duplicates is None else report_inputs.read_duplicates(options.duplicates, table)
-    shown = None if copies is None else duplicates.plan(copies, own.kept, images=wanted["images"])
+    copies, shown = None, None
+    if options.duplicates is not None:
+        copies = report_inputs.read_duplicates(options.duplicates, table)
+        nearest = report_inputs.read_nearest_others(options.duplicates)
+        shown = duplicates.plan(copies, own.kept, images=wanted["images"], nearest=nearest)
     also = compared.shown() | (set() if shown is None else shown.shown())
     plan = contents.plan(scores, own.kept, rule=rule, also=also, **wanted)
     pairs, described = None, None
@@ -65,8 +80,8 @@ def run(options: config.Report) -> Manifest:
         )
         described = caption_statistics.describe(compared.samples, found)
     if pairs and options.target:
-        nearest = report_inputs.read_targets(table, options.targets(), pairs)
-        pairs = {row: dataclasses.replace(pair, nearest=nearest[row]) for row, pair in pairs.items()}
+        targets = report_inputs.read_targets(table, options.targets(), pairs)
+        pairs = {row: dataclasses.replace(pair, nearest=targets[row]) for row, pair in pairs.items()}
     if pairs and copies and options.against:
         near = report_inputs.read_near(copies, options.near_sets(), pairs)
         pairs |= {row: dataclasses.replace(pairs[row], nearest=images) for row, images in near.items()}

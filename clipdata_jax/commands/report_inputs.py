@@ -187,6 +187,22 @@ def read_duplicates(path: str, table: score_tables.ScoreTable) -> DuplicateRows:
     return DuplicateRows(row[there], group[there], cosine[there], is_head[there], near[there], near_row[there])
 
 
+_MOST_BINS = 201  # of cosines, a hundredth wide
+
+
+def read_nearest_others(path: str) -> list[tuple[float, int]]:
+    """The (cosine, pairs) in the manifest of a table of near-duplicates; [] if it has none, or something else."""
+    bins = manifest.read_facts(path).get("nearest")
+    found = []
+    for one in bins[:_MOST_BINS] if isinstance(bins, list) else ():
+        match one:
+            case [float(cosine), int(pairs)] if -1 <= cosine <= 1 and pairs >= 0:
+                found.append((cosine, pairs))
+            case _:
+                return []
+    return sorted(found)
+
+
 def read_near(
     found: DuplicateRows, sets: Mapping[str, str], rows: Collection[int]
 ) -> dict[int, tuple[page.Nearest, ...]]:

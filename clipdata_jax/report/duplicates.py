@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from clipdata_jax.report import contents
+from clipdata_jax.report import contents, histogram
 
 _GROUPS = 8
+_BIN = 0.01  # of the nearest other pairs' cosines
+_MARKS = (0.8, 0.9, 0.95, 0.98, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,21 @@ class DuplicatePairs:
 
 
 @dataclasses.dataclass(frozen=True)
+class NearestOthers:
+    """How near the nearest other pair of each pair is.
+
+    Attributes:
+      pairs: that were compared.
+      drawing: the histogram of the cosines, all as kept.
+      at_least: cosine -> pairs whose nearest other is at least as near.
+    """
+
+    pairs: int
+    drawing: histogram.HistogramDrawing
+    at_least: dict[float, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Duplicates:
     """What a page shows of near-duplicates.
 
@@ -60,6 +78,7 @@ class Duplicates:
       figures: of the duplicates' cosines with their representatives; None if there are none.
       largest: groups, the largest first.
       sets: that pairs are too near to.
+      nearest: of all pairs; None if the table's manifest doesn't say.
     """
 
     groups: int
@@ -68,19 +87,23 @@ class Duplicates:
     figures: contents.Figures | None
     largest: tuple[DuplicatePairs, ...]
     sets: tuple[DuplicatePairs, ...]
+    nearest: NearestOthers | None
 
     def shown(self) -> set[int]:
         """The rows that are shown as cards."""
         return {row for one in (*self.largest, *self.sets) for row in one.rows}
 
 
-def plan(found: DuplicateRows, kept: np.ndarray, *, images: int) -> Duplicates:
+def plan(
+    found: DuplicateRows, kept: np.ndarray, *, images: int, nearest: Sequence[tuple[float, int]] = ()
+) -> Duplicates:
     """Chooses what to show.
 
     Args:
       found: the table.
       kept: shape (n,), bool: the pairs that the page's selection keeps.
       images: pairs shown of a group or set; 0 shows none.
+      nearest: (cosine, pairs) of bins of a hundredth, by their lower edges, ascending: the nearest other of each pair.
     """
     is_kept = kept[found.row]
     grouped = np.flatnonzero(found.group >= 0)
@@ -100,7 +123,20 @@ def plan(found: DuplicateRows, kept: np.ndarray, *, images: int) -> Duplicates:
         sets.append(DuplicatePairs(name, int(near.sum()), int(is_kept[near].sum()), _first(found.row[near], images)))
     figures = contents.column_figures("cosine", found.cosine[others], is_kept[others]) if len(others) else None
     surplus = int(np.maximum(kept_of - 1, 0).sum())
-    return Duplicates(int((sizes > 0).sum()), len(grouped), surplus, figures, tuple(groups), tuple(sets))
+    return Duplicates(
+        int((sizes > 0).sum()), len(grouped), surplus, figures, tuple(groups), tuple(sets), _nearest_others(nearest)
+    )
+
+
+def _nearest_others(bins: Sequence[tuple[float, int]]) -> NearestOthers | None:
+    if not bins:
+        return None
+    number = np.array([round(cosine / _BIN) for cosine, _ in bins])
+    counts = np.bincount(number - number[0], [pairs for _, pairs in bins]).astype(np.int64)
+    edges = (number[0] + np.arange(len(counts) + 1)) * _BIN
+    drawing = histogram.draw(histogram.Histogram(edges, counts, np.zeros_like(counts), 0), {})
+    at_least = {mark: int(counts[edges[:-1] > mark - _BIN / 2].sum()) for mark in _MARKS}
+    return NearestOthers(int(counts.sum()), drawing, at_least)
 
 
 def _first(rows: np.ndarray, count: int) -> tuple[int, ...]:

@@ -33,6 +33,20 @@ class NearPairs(NamedTuple):
     total: Int[Array, ""]
 
 
+class Search(NamedTuple):
+    """The near pairs of a search, and how near each row's nearest other row is; -inf without any.
+
+    Attributes:
+      pairs: those that reach the bound.
+      row: shape (b,), float32: each row's largest cosine with the rows that it is compared with.
+      other: shape (n,), float32: likewise of the other rows.
+    """
+
+    pairs: NearPairs
+    row: Float[Array, " b"]
+    other: Float[Array, " n"]
+
+
 class Tiling(NamedTuple):
     """The tiles of a search, in numbers that may be traced.
 
@@ -106,16 +120,18 @@ def _near_duplicates(image_emb: Array, target_emb: Array | None, threshold: floa
         f_nd, group_n = _pad(image_emb, rows, 0)
         g_nd, group_m = _pad(others, columns, shift)
         sides = rows.side, columns.side
-        return find_pairs([f_nd], [g_nd], group_n, group_m, threshold, tiling, sides=sides, size=size)
+        return find_pairs([f_nd], [g_nd], group_n, group_m, threshold, tiling, sides=sides, size=size).pairs
 
     others = image_emb if target_emb is None else target_emb
     return under_auto_axes(search, image_emb, others, rows_axis=None)
 
 
 def _pad(emb: Array, blocks: Blocks, first_group: int) -> tuple[Array, Array]:
-    """Whole blocks, and a group of its own for each row, none for those added."""
+    """Whole blocks, and a group of its own for each row, none for those added and those that hold NaN."""
     missing = blocks.count * blocks.side - blocks.rows
-    groups = first_group + jnp.arange(blocks.rows)
+    finite = jnp.isfinite(emb).all(axis=1)
+    groups = jnp.where(finite, first_group + jnp.arange(blocks.rows), -1)
+    emb = jnp.where(finite[:, None], emb, 0)
     return jnp.pad(emb, [(0, missing), (0, 0)]), jnp.pad(groups, (0, missing), constant_values=-1)
 
 
@@ -129,11 +145,12 @@ def find_pairs(
     *,
     sides: tuple[int, int],
     size: int,
-) -> NearPairs:
+    scales: tuple[Sequence[Array], Sequence[Array]] | None = None,
+) -> Search:
     """Finds the pairs (i, j) with j + shift > i of which every cosine is at least the bound; not jitted.
 
     Args:
-      rows: embeddings of the rows, one array for each kind of embedding (images, captions), shape (b, d).
+      rows: embeddings of the rows, one array for each kind of embedding (images, captions), shape (b, d); finite.
       others: likewise of the rows that they are compared with, shape (n, d).
       row_group: shape (b,): pairs of one group are left out, as are rows of a negative group. Where there is no
         shift that tells rows apart, the two groups' numbers must differ.
@@ -142,31 +159,48 @@ def find_pairs(
       tiling: the tiles to compute.
       sides: rows and other rows of a tile; static, divisors of b and n.
       size: room for pairs; static.
+      scales: factors that make cosines of the inner products, of rows and of others, for each kind shape (b,) and
+        (n,); None for unit rows.
 
     Returns:
-      A `NearPairs`, tile by tile, row by row.
+      The pairs, tile by tile, row by row; and the nearest of the rows of each, in its own group or not.
     """
     side_r, side_c = sides
-    start = NearPairs(*_empty(zero_like(*rows, *others, row_group, other_group), size))
+    zero = zero_like(*rows, *others, row_group, other_group)
+    none = [jnp.broadcast_to(zero - jnp.inf, group.shape) for group in (row_group, other_group)]
+    start = Search(NearPairs(*_empty(zero, size)), *none)
 
-    def of_rows(r: Array, found: NearPairs) -> NearPairs:
+    def scales_of(side: int, first: Array, count: int) -> list[Array | None]:
+        if scales is None:
+            return [None] * len(rows)
+        return [jax.lax.dynamic_slice_in_dim(scale, first, count) for scale in scales[side]]
+
+    def of_rows(r: Array, found: Search) -> Search:
         first_row = r * side_r
         f = [jax.lax.dynamic_slice_in_dim(emb, first_row, side_r) for emb in rows]
+        group_r = jax.lax.dynamic_slice_in_dim(row_group, first_row, side_r)
 
-        def of_tile(c: Array, found: NearPairs) -> NearPairs:
+        def of_tile(c: Array, found: Search) -> Search:
             first_other = c * side_c
             g = [jax.lax.dynamic_slice_in_dim(emb, first_other, side_c) for emb in others]
-            cos_rc = functools.reduce(jnp.minimum, map(cosines, f, g))
-            row_r, other_c = first_row + jnp.arange(side_r), first_other + jnp.arange(side_c)
-            # Else every row of a tile on the diagonal would have a pair: itself.
-            near_r = jax.lax.cond(
-                first_other + tiling.shift <= first_row + side_r - 1,
-                lambda: ((cos_rc >= bound) & (other_c + tiling.shift > row_r[:, None])).any(axis=1),
-                lambda: (cos_rc >= bound).any(axis=1),
-            )
-            group_r = jax.lax.dynamic_slice_in_dim(row_group, first_row, side_r)
             group_c = jax.lax.dynamic_slice_in_dim(other_group, first_other, side_c)
-            near_r &= group_r >= 0
+            tile = scales_of(0, first_row, side_r), scales_of(1, first_other, side_c)
+            cos_rc = functools.reduce(jnp.minimum, map(_scaled_cosines, f, g, *tile))
+            row_r, other_c = first_row + jnp.arange(side_r), first_other + jnp.arange(side_c)
+
+            def largest(cos_rc: Array) -> tuple[Array, Array]:
+                return cos_rc.max(axis=1), cos_rc.max(axis=0)
+
+            def largest_that_count() -> tuple[Array, Array]:
+                place_r = jnp.where(group_r >= 0, row_r, _MOST)
+                place_c = jnp.where(group_c >= 0, other_c + tiling.shift, -1)
+                return largest(jnp.where(place_c > place_r[:, None], cos_rc, -jnp.inf))
+
+            # Few tiles lie on the diagonal, where a row would meet itself, or lack a row.
+            on_diagonal = first_other + tiling.shift <= first_row + side_r - 1
+            lacks_rows = (group_r < 0).any() | (group_c < 0).any()
+            nearest_r, nearest_c = jax.lax.cond(on_diagonal | lacks_rows, largest_that_count, lambda: largest(cos_rc))
+            near_r = nearest_r >= bound
             # In a large group every row is near others, most of them of its own.
             near_r &= jax.lax.cond(
                 near_r.sum() > _FEW,
@@ -183,12 +217,38 @@ def find_pairs(
 
             # Rows with a pair are few: they alone are looked at, one by one.
             at_r = jnp.nonzero(near_r, size=side_r, fill_value=0)[0]
-            return jax.lax.fori_loop(0, near_r.sum(), add, found)
+            return Search(
+                jax.lax.fori_loop(0, near_r.sum(), add, found.pairs),
+                _raise(found.row, nearest_r, first_row),
+                _raise(found.other, nearest_c, first_other),
+            )
 
         first_tile = jnp.maximum(0, first_row + 1 - tiling.shift) // side_c
         return jax.lax.fori_loop(first_tile, tiling.other_blocks, of_tile, found)
 
     return jax.lax.fori_loop(0, tiling.row_blocks, of_rows, start)
+
+
+def _scaled_cosines(f_rd: Array, g_cd: Array, scale_r: Array | None, scale_c: Array | None) -> Array:
+    """The inner products of rows that are scaled."""
+    if scale_r is None or scale_c is None:
+        return cosines(f_rd, g_cd)
+
+    def scale_products(f_rd: Array, g_cd: Array, scale_r: Array, scale_c: Array) -> Array:
+        return cosines(f_rd, g_cd) * scale_r[:, None] * scale_c
+
+    def scale_rows(f_rd: Array, g_cd: Array, scale_r: Array, scale_c: Array) -> Array:
+        return cosines(f_rd * scale_r[:, None], g_cd * scale_c[:, None])
+
+    # A GPU multiplies float16 as it is; elsewhere rows are converted to float32 anyway, and fewer than products.
+    given = f_rd, g_cd, scale_r, scale_c
+    return jax.lax.platform_dependent(*given, cuda=scale_products, rocm=scale_products, default=scale_rows)
+
+
+def _raise(largest: Array, values: Array, first: Array) -> Array:
+    """Raises some consecutive numbers, from the first on, to others that are larger."""
+    before = jax.lax.dynamic_slice_in_dim(largest, first, len(values))
+    return jax.lax.dynamic_update_slice_in_dim(largest, jnp.maximum(before, values), first, axis=0)
 
 
 def _empty(zero: Array, size: int) -> tuple[Array, Array, Array, Array]:

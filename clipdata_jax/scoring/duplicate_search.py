@@ -18,7 +18,7 @@ import numpy as np
 from clipdata_jax.runtime import parallel, threads
 
 if TYPE_CHECKING:
-    from clipdata_jax.scores.near_duplicates import NearPairs
+    from clipdata_jax.scores.near_duplicates import NearPairs, Search
 
 BLOCK = 8192  # rows of a step of a device, on both sides: 8 MiB of float16 at d = 512
 _SIDE = 2048  # rows of a tile
@@ -47,9 +47,8 @@ class Criterion:
 
     @property
     def bound(self) -> float:
-        """The least float32 inner product that a pair of the criterion may have."""
-        least = self.threshold * self.squared_norms[0 if self.threshold > 0 else 1]
-        return least - rounding(self.emb.shape[2])
+        """The least cosine in float32 that a pair of the criterion may have."""
+        return self.threshold - rounding(self.emb.shape[2])
 
     def cosines(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
         """The smallest cosine of each pair of rows, float64: shape (m,)."""
@@ -67,7 +66,7 @@ class Criterion:
 
 
 def rounding(dim: int) -> float:
-    """A bound on the rounding errors of a float32 inner product of about unit rows, and of their squared norms."""
+    """A bound on the rounding errors of a float32 cosine of about unit rows: of the product, and of two norms."""
     return (3 * dim + 64) * 2.0**-24
 
 
@@ -125,16 +124,24 @@ class Among:
       index: shape (m,): the rows, by their numbers in `Criterion.emb`, ascending.
       rows: the positions in it, from a multiple of `BLOCK` on, whose rows are compared with all later ones.
       components: of the m positions; the pairs that are found are joined.
+      nearest: shape (m,), float32: the cosine of each with the nearest row that it was compared with, of several
+        kinds the smallest; -inf without any. Raised as they are found; right to `rounding`.
     """
 
     index: np.ndarray
     rows: range
     components: Components
+    nearest: np.ndarray
+
+    @classmethod
+    def some_of(cls, index: np.ndarray, rows: range) -> Among:
+        """The pairs of some rows with all later ones."""
+        return cls(index, rows, Components(len(index)), np.full(len(index), -np.inf, np.float32))
 
     @classmethod
     def all_of(cls, index: np.ndarray) -> Among:
         """All pairs of some rows."""
-        return cls(index, range(len(index)), Components(len(index)))
+        return cls.some_of(index, range(len(index)))
 
     @property
     def side(self) -> int:
@@ -163,7 +170,9 @@ class Among:
 def join_near(
     criterion: Criterion, searches: Iterable[Among], done: Callable[[int], object] = lambda pairs: None
 ) -> None:
-    """Joins the sets of near-duplicates in each of several searches; their steps are dealt to the devices in turn.
+    """Joins the sets of near-duplicates in each of several searches, and notes how near the nearest row of each is.
+
+    The steps are dealt to the devices in turn.
 
     Args:
       criterion: of near-duplicates.
@@ -175,25 +184,27 @@ def join_near(
     devices = jax.local_devices()
     steps = ((among, *step) for among in searches for step in among.steps())
 
-    def begin(numbered: tuple[int, tuple[Among, range, range]]) -> tuple[Among, range, range, NearPairs]:
+    def begin(numbered: tuple[int, tuple[Among, range, range]]) -> tuple[Among, range, range, Search]:
         number, (among, rows, others) = numbered
         device = devices[number % len(devices)]
         return among, rows, others, _search(criterion, among, rows, others, among.most, _SIZE, device)
 
     for among, rows, others, found in threads.in_flight(map(begin, enumerate(steps)), len(devices)):
-        if int(found.total) <= _SIZE:
-            _settle(criterion, among, rows, others, found)
+        _note_nearest(among, rows, found.row)
+        _note_nearest(among, others, found.other)
+        if int(found.pairs.total) <= _SIZE:
+            _settle(criterion, among, rows, others, found.pairs)
         else:
             for tile in among.tiles(rows, others):
                 whole = _search(criterion, among, *tile, among.side, among.side**2, devices[0])
-                _settle(criterion, among, *tile, whole)
+                _settle(criterion, among, *tile, whole.pairs)
         both = len(rows) if others.start == rows.start else 0
         done(len(rows) * (len(others) - both) + both * (both - 1) // 2)
 
 
 def _search(
     criterion: Criterion, among: Among, rows: range, others: range, most: int, size: int, device: object
-) -> NearPairs:
+) -> Search:
     """Begins the search of a step for pairs of different sets, in arrays of one shape."""
     row_emb, row_groups = _place(criterion, among, rows, most, device)
     other_emb, other_groups = row_emb, row_groups
@@ -206,14 +217,25 @@ def _search(
     return _jitted()(row_emb, other_emb, (row_groups, other_groups), bound, tiling, sides=(side, side), size=size)
 
 
+def _note_nearest(among: Among, positions: range, cosines: Any) -> None:
+    some = slice(positions.start, positions.stop)
+    np.maximum(among.nearest[some], np.asarray(cosines)[: len(positions)], out=among.nearest[some])
+
+
 @functools.cache
-def _jitted() -> Callable[..., NearPairs]:
+def _jitted() -> Callable[..., Search]:
     import jax
+    import jax.numpy as jnp
 
     from clipdata_jax.scores.near_duplicates import Tiling, find_pairs
 
-    def find(rows: Any, others: Any, groups: tuple[Any, Any], bound: Any, tiling: Any, **static: Any) -> NearPairs:
-        return find_pairs(rows, others, *groups, bound, Tiling(*tiling), **static)
+    def inverse_norms(emb: Any) -> Any:
+        squares = jnp.square(emb.astype(jnp.float32)).sum(axis=1)
+        return 1 / jnp.sqrt(jnp.where(squares > 0, squares, 1))
+
+    def find(rows: Any, others: Any, groups: tuple[Any, Any], bound: Any, tiling: Any, **static: Any) -> Search:
+        scales = list(map(inverse_norms, rows)), list(map(inverse_norms, others))
+        return find_pairs(rows, others, *groups, bound, Tiling(*tiling), scales=scales, **static)
 
     return jax.jit(find, static_argnames=("sides", "size"))
 

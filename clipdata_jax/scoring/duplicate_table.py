@@ -14,6 +14,9 @@ from clipdata_jax.formats import uids
 from clipdata_jax.scoring.duplicate_groups import Groups
 from clipdata_jax.scoring.duplicate_search import TargetMatch
 
+COSINE_STEPS, NO_COSINE = 10_000, -20_000  # of the nearest other row: steps of a ten-thousandth, as int16
+_BIN = 100  # steps
+
 
 @dataclasses.dataclass(frozen=True)
 class NearestInSets:
@@ -44,27 +47,45 @@ class NearestInSets:
         return cls(row[first], numbers[first], target_row[first], cosine[first])
 
 
-def write(path: str, uid: np.ndarray, groups: Groups, nearest: NearestInSets, sets: Sequence[str]) -> int:
+def count_nearest(nearest: np.ndarray) -> list[list[float]]:
+    """Counts rows by the cosine of their nearest other row.
+
+    Args:
+      nearest: shape (n,), int16: in steps of 1 / COSINE_STEPS, NO_COSINE for none.
+
+    Returns:
+      [cosine, rows] for bins of a hundredth, by their lower edges; empty ones are left out. 1 is a bin of its own.
+    """
+    known = nearest[nearest != NO_COSINE].astype(np.int64)
+    least, rows = np.unique(known // _BIN, return_counts=True)
+    return [[bin_ * _BIN / COSINE_STEPS, count] for bin_, count in zip(least.tolist(), rows.tolist(), strict=True)]
+
+
+def write(
+    path: str, uid: np.ndarray, groups: Groups, in_sets: NearestInSets, sets: Sequence[str], nearest: np.ndarray
+) -> int:
     """Writes the table, by group, the representative first; then the pairs that are too near another set.
 
     A uid that occurs several times has one row, the first. Columns: `uid`; `group`, its number from 0 on, and `size`;
-    `representative`, the uid of the pair that is kept of the group; `cosine`, with the representative; `kept`; and
-    `against`, `against_row`, `against_cosine`: the nearest image of the other sets.
+    `representative`, the uid of the pair that is kept of the group; `cosine`, with the representative; `kept`;
+    `nearest`, the cosine with the nearest other row; and `against`, `against_row`, `against_cosine`: the nearest image
+    of the other sets.
 
     Args:
       path: the file.
       uid: shape (n,), u8,u8, of all rows.
       groups: of the rows.
-      nearest: the pairs that are too near another set.
+      in_sets: the pairs that are too near another set.
       sets: the names of these.
+      nearest: shape (n,), int16, as `count_nearest` takes it.
 
     Returns:
       The number of groups.
     """
-    count, others = len(groups.row), len(nearest.row)
+    count, others = len(groups.row), len(in_sets.row)
     heads = groups.row == groups.representative
     number = np.cumsum(heads) - 1
-    rows = np.concatenate([groups.row, nearest.row])
+    rows = np.concatenate([groups.row, in_sets.row])
     in_group = np.arange(count + others) < count
     ordered = uids.sort(uid[rows])
     first = np.sort(_first_rows(uid[rows])) if len(ordered) > len(uids.unique(ordered)) else np.arange(len(rows))
@@ -76,8 +97,8 @@ def write(path: str, uid: np.ndarray, groups: Groups, nearest: NearestInSets, se
         whole = np.concatenate([grouped, empty] if other is None else [empty, filler])
         return pa.array(whole[first], kind, mask=(~in_group if other is None else in_group)[first])
 
-    none = np.empty(0)
-    named = np.array([*sets, ""], dtype=object)[np.append(np.full(count, -1), nearest.set)[first]]
+    none, steps = np.empty(0), nearest[rows[first]]
+    named = np.array([*sets, ""], dtype=object)[np.append(np.full(count, -1), in_sets.set)[first]]
     table = {
         "uid": pa.array(uids.to_hex(uid[rows[first]]), pa.string()),
         "group": column(number, None, pa.int64()),
@@ -87,9 +108,10 @@ def write(path: str, uid: np.ndarray, groups: Groups, nearest: NearestInSets, se
         ),
         "cosine": column(groups.cosine, None, pa.float32()),
         "kept": pa.array(np.concatenate([heads, np.zeros(others, bool)])[first]),
+        "nearest": pa.array(steps / COSINE_STEPS, pa.float32(), mask=steps == NO_COSINE),
         "against": pa.array([name or None for name in named], pa.string()),
-        "against_row": column(none, nearest.target_row, pa.int64()),
-        "against_cosine": column(none, nearest.cosine, pa.float32()),
+        "against_row": column(none, in_sets.target_row, pa.int64()),
+        "against_cosine": column(none, in_sets.cosine, pa.float32()),
     }
     with storage.open_write(path) as file:
         pq.write_table(pa.table(table), file, compression="zstd", write_page_checksum=True)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -29,10 +29,25 @@ from clipdata_jax.scoring.duplicate_search import (
     join_near,
     near_targets_of,
 )
-from clipdata_jax.scoring.duplicate_table import NearestInSets
+from clipdata_jax.scoring.duplicate_table import COSINE_STEPS, NO_COSINE, NearestInSets
 from clipdata_jax.scoring.units import UnitReader
 
 _MOST_UNITS = 64  # of clusters
+
+
+class DuplicateResults(NamedTuple):
+    """What a search found.
+
+    Attributes:
+      components: the rows, joined to groups.
+      in_sets: the rows that are too near another set.
+      nearest: shape (n,), int16: the cosine of each row with the nearest other row that it was compared with, in
+        steps of 1 / COSINE_STEPS; NO_COSINE without any.
+    """
+
+    components: Components
+    in_sets: NearestInSets
+    nearest: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,11 +120,11 @@ class DuplicateSearch:
         with console.bar(total=total, unit="comparison", name="dedup") as bar:
             for number in todo:
                 start, unit = time.monotonic(), self.searches[number]
-                own, joined = self._search(criterion, number, clusters, bar.update)
+                own, found = self._search(criterion, number, clusters, bar.update)
                 matches = self._near_targets(criterion, own)
                 times = watch.lap(len(own), compute=time.monotonic() - start)
-                parts = {f"{unit}.npz": functools.partial(_save, joined=joined, matches=matches)}
-                output.complete(unit, parts, {"joined": len(joined[0])}, times=times)
+                parts = {f"{unit}.npz": functools.partial(_save, found=found, matches=matches)}
+                output.complete(unit, parts, {"joined": len(found.row)}, times=times)
 
     def criterion(self, output: Output, rows: PoolRows) -> Criterion:
         """The criterion for near-duplicates among the rows that were read."""
@@ -118,18 +133,20 @@ class DuplicateSearch:
         squared = min(norms[kind][0] for kind in kinds), max(norms[kind][1] for kind in kinds)
         return Criterion(rows.emb, kinds, rows.good, self.threshold, squared)
 
-    def results(self, output: Output, rows: int) -> tuple[Components, NearestInSets]:
+    def results(self, output: Output, rows: int) -> DuplicateResults:
         """What all units found, of a pool of so many rows."""
-        components = Components(rows)
+        components, nearest = Components(rows), np.full(rows, NO_COSINE, np.int16)
+        clusters = duplicate_clusters.open_clusters(output) if self.is_clustered else None
         matches: list[list[TargetMatch]] = [[] for _ in self.targets]
-        for unit in self.searches:
+        for number, unit in enumerate(self.searches):
             with np.load(output.folder.at(f"{unit}.npz").inner, allow_pickle=False) as file:
                 components.join(file["root"], file["row"])
-                for number, found in enumerate(matches):
-                    found.append(TargetMatch(*(file[f"{name}_{number}"] for name in TargetMatch._fields)))
-        return components, NearestInSets.of(
-            [TargetMatch(*map(np.concatenate, zip(*one, strict=True))) for one in matches]
-        )
+                compared = self._compared(number, clusters)
+                nearest[compared] = np.maximum(nearest[compared], file["nearest"])
+                for of_set, found in enumerate(matches):
+                    found.append(TargetMatch(*(file[f"{name}_{of_set}"] for name in TargetMatch._fields)))
+        joined = [TargetMatch(*map(np.concatenate, zip(*one, strict=True))) for one in matches]
+        return DuplicateResults(components, NearestInSets.of(joined), nearest)
 
     def _find_clusters(self, output: Output, rows: PoolRows, share: parallel.Share) -> RowClusters:
         if duplicate_clusters.UNIT not in output.receipts():
@@ -156,22 +173,29 @@ class DuplicateSearch:
         sizes = np.diff(clusters.starts[bounds.start : bounds.stop + 1])
         return int((sizes * (sizes - 1) // 2).sum())
 
-    def _search(
-        self, criterion: Criterion, number: int, clusters: RowClusters | None, done: Callable[[int], object]
-    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """The rows of a unit, and the rows connected with one of a lower number, each with the lowest such."""
+    def _compared(self, number: int, clusters: RowClusters | None) -> np.ndarray:
+        """The rows that a unit compares with each other, or with its own."""
         bounds = self._bounds(number, clusters)
         if clusters is None:
-            among = Among(np.arange(len(self.pool)), bounds, Components(len(self.pool)))
+            return np.arange(bounds.start, len(self.pool))
+        return clusters.order[clusters.starts[bounds.start] : clusters.starts[bounds.stop]]
+
+    def _search(
+        self, criterion: Criterion, number: int, clusters: RowClusters | None, done: Callable[[int], object]
+    ) -> tuple[np.ndarray, _Found]:
+        """A unit's own rows, and what it finds."""
+        bounds, compared = self._bounds(number, clusters), self._compared(number, clusters)
+        if clusters is None:
+            among = Among.some_of(np.arange(len(self.pool)), bounds)
             join_near(criterion, [among], done)
-            return np.arange(bounds.start, bounds.stop), among.components.joined()
+            return compared[: len(bounds)], _Found(*among.components.joined(), among.nearest[bounds.start :])
         searches = [Among.all_of(clusters.rows(cluster)) for cluster in bounds]
         join_near(criterion, searches, done)
         joined = [[one.index[part] for part in one.components.joined()] for one in searches]
-        own = clusters.order[clusters.starts[bounds.start] : clusters.starts[bounds.stop]]
         none = np.empty(0, np.int64)  # of a unit without a cluster
         rows, roots = map(np.concatenate, zip((none, none), *joined, strict=True))
-        return own, (rows, roots)
+        nearest = np.concatenate([np.empty(0, np.float32), *(one.nearest for one in searches)])
+        return compared, _Found(rows, roots, nearest)
 
     def _near_targets(self, criterion: Criterion, own: np.ndarray) -> list[TargetMatch]:
         if not self.targets:
@@ -180,8 +204,19 @@ class DuplicateSearch:
         return near_targets_of(images, own, list(self.targets.values()))
 
 
-def _save(file: BinaryIO, joined: tuple[np.ndarray, np.ndarray], matches: Sequence[TargetMatch]) -> None:
-    arrays: dict[str, Any] = {"row": joined[0].astype(np.int64), "root": joined[1].astype(np.int64)}
+class _Found(NamedTuple):
+    """What a unit finds: rows connected with one of a lower number, each with the lowest such; cosines."""
+
+    row: np.ndarray
+    root: np.ndarray
+    nearest: np.ndarray
+
+
+def _save(file: BinaryIO, found: _Found, matches: Sequence[TargetMatch]) -> None:
+    arrays: dict[str, Any] = {"row": found.row.astype(np.int64), "root": found.root.astype(np.int64)}
+    # Two bytes a row: of all pairs, every unit has some of most rows.
+    cosine = np.clip(np.round(found.nearest * COSINE_STEPS), -COSINE_STEPS, COSINE_STEPS)
+    arrays["nearest"] = np.where(np.isfinite(found.nearest), cosine, NO_COSINE).astype(np.int16)
     for number, match in enumerate(matches):
         arrays |= {f"{name}_{number}": part for name, part in match._asdict().items()}
     np.savez(file, **arrays)

@@ -68,6 +68,11 @@ def done_well(done):
     return done.stdout
 
 
+def nearest_others(emb: np.ndarray) -> np.ndarray:
+    """The cosine of each unit row with the nearest other."""
+    return (emb @ emb.T - 3 * np.eye(len(emb))).max(axis=1)
+
+
 def refused(done, *words) -> None:
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
@@ -97,6 +102,11 @@ def test_one_pair_of_each_group_stays(run, work, tmp_path):
         }
         for row in found:
             assert row["cosine"] == pytest.approx(emb[place[row["uid"]]] @ emb[head], abs=1e-6)
+            assert row["nearest"] == pytest.approx(nearest_others(emb)[place[row["uid"]]], abs=6e-5)
+    manifest = json.loads((tmp_path / "s.npy.manifest.json").read_text())
+    counts = dict(manifest["nearest"])
+    hundredths = np.round(10_000 * nearest_others(emb)).astype(int) // 100
+    assert counts == {bin_ / 100: (hundredths == bin_).sum() for bin_ in hundredths}
     assert len(table) == 8
     assert not (tmp_path / "s.npy.work").exists()
     assert "all good" in done_well(run("verify", "s.npy", "s.duplicates.parquet"))

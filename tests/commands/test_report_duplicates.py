@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def test_groups_and_near_images_are_shown(pool, clipdata):
     assert "3 pairs" in bands[0]
     assert [band.count('<ul class="near">') for band in bands] == [0, 0, 2]
     assert "Histogram of cosine" in section
+    assert "nearest other" not in section, "the table has no manifest"
+
+
+def test_how_near_the_nearest_other_pairs_are_is_shown(pool, clipdata):
+    for bins, shown in (
+        ([[0.5, 100], [0.95, 17], [0.97, 2], [1.0, 1]], True),
+        ([[0.5, "100"]], False),
+        ([[7.0, 1]], False),
+    ):
+        (pool / "d.parquet.manifest.json").write_text(json.dumps({"nearest": bins}))
+        done = clipdata(*COMMAND, "--images", 2, "--out", "page.html", "--overwrite")
+        assert done.returncode == 0, done.stderr
+        html = (pool / "page.html").read_text("utf-8")
+        text = (
+            "Of 120 pairs, kept or dropped, the nearest other reaches 0.8 for 20, 0.9 for 20, 0.95 for 20, 0.98 for 1"
+        )
+        assert (f"{text}, 1.0 for 1." in html) == shown
+        assert ("cosine with the nearest other pair" in html) == shown
 
 
 def test_what_is_wrong_with_the_table_is_said(pool, clipdata):

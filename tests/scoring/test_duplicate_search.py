@@ -30,15 +30,23 @@ def criterion_of(*emb: np.ndarray, threshold: float, bad=()) -> Criterion:
     return Criterion(stacked, tuple(range(len(emb))), good, threshold, (squares.min(), squares.max()))
 
 
-def near_pairs(criterion: Criterion) -> np.ndarray:
-    """Every pair's cosines in float64, in which those of float16 rows are exact."""
-    near = criterion.good[:, None] & criterion.good
+def cosines_of(criterion: Criterion) -> np.ndarray:
+    """Every pair's smallest cosine in float64, in which those of float16 rows are exact; -inf where none counts."""
+    least = np.where(criterion.good[:, None] & criterion.good, np.inf, -np.inf)
     for kind in criterion.kinds:
         emb = criterion.emb[:, kind].astype(float)
         square = (emb * emb).sum(axis=1)
-        near &= emb @ emb.T / np.sqrt(square[:, None] * square) >= criterion.threshold
-    np.fill_diagonal(near, False)
-    return near
+        least = np.minimum(least, emb @ emb.T / np.sqrt(square[:, None] * square))
+    np.fill_diagonal(least, -np.inf)
+    return least
+
+
+def near_pairs(criterion: Criterion) -> np.ndarray:
+    return cosines_of(criterion) >= criterion.threshold
+
+
+def nearest_other(criterion: Criterion) -> np.ndarray:
+    return cosines_of(criterion).max(axis=1)
 
 
 def plain_roots(near: np.ndarray) -> np.ndarray:
@@ -65,11 +73,12 @@ def small_tiles():
         yield
 
 
-def search(criterion: Criterion) -> np.ndarray:
+def search(criterion: Criterion, nearest: np.ndarray | None = None) -> np.ndarray:
     rows = len(criterion.emb)
     components, compared = Components(rows), []
+    nearest = np.full(rows, -np.inf, np.float32) if nearest is None else nearest
     steps = [
-        Among(np.arange(rows), range(start, min(start + duplicate_search.BLOCK, rows)), components)
+        Among(np.arange(rows), range(start, min(start + duplicate_search.BLOCK, rows)), components, nearest)
         for start in range(0, rows, duplicate_search.BLOCK)
     ]
     join_near(criterion, steps, compared.append)
@@ -81,16 +90,19 @@ def search(criterion: Criterion) -> np.ndarray:
 @given(seed=st.integers(0, 999), rows=st.integers(17, 60), threshold=st.sampled_from([0.99, 0.9, 0.6, 0.3, -0.2]))
 def test_the_groups_are_those_of_all_pairs(small_tiles, seed, rows, threshold):
     criterion = criterion_of(emb_with_copies(seed, rows, rows // 3), threshold=threshold, bad=(3, 9))
-    np.testing.assert_array_equal(search(criterion), plain_roots(near_pairs(criterion)))
+    nearest = np.full(rows, -np.inf, np.float32)
+    np.testing.assert_array_equal(search(criterion, nearest), plain_roots(near_pairs(criterion)))
+    np.testing.assert_allclose(nearest, nearest_other(criterion), atol=1e-6)
 
 
 def test_both_embeddings_must_be_near(small_tiles):
     images, texts = emb_with_copies(0, 50, 20), emb_with_copies(1, 50, 20)
     texts[:25] = images[:25]
     criterion = criterion_of(images, texts, threshold=0.9)
-    want = plain_roots(near_pairs(criterion))
+    want, nearest = plain_roots(near_pairs(criterion)), np.full(50, -np.inf, np.float32)
     assert 5 < len(np.unique(want)) < 50
-    np.testing.assert_array_equal(search(criterion), want)
+    np.testing.assert_array_equal(search(criterion, nearest), want)
+    np.testing.assert_allclose(nearest, nearest_other(criterion), atol=1e-6)
 
 
 def test_rows_that_are_all_the_same_are_one_group_and_few_pairs(small_tiles, monkeypatch):
@@ -117,9 +129,10 @@ def test_the_same_groups_on_any_number_of_devices(small_tiles, monkeypatch):
     devices, found = jax.devices(), []
     for count in (1, 2, 8):
         monkeypatch.setattr(jax, "local_devices", lambda count=count: devices[:count])
-        found.append(search(criterion))
-    assert (found[0] == found[1]).all()
-    assert (found[0] == found[2]).all()
+        nearest = np.full(60, -np.inf, np.float32)
+        found.append((search(criterion, nearest), nearest))
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
 
 
 def plain_representatives(near: np.ndarray, order: np.ndarray, *, greedy: bool) -> np.ndarray:
