@@ -33,7 +33,7 @@ class NearPairs(NamedTuple):
     total: Int[Array, ""]
 
 
-class Search(NamedTuple):
+class FoundPairs(NamedTuple):
     """The near pairs of a search, and how near each row's nearest other row is; -inf without any.
 
     Attributes:
@@ -146,7 +146,7 @@ def find_pairs(
     sides: tuple[int, int],
     size: int,
     scales: tuple[Sequence[Array], Sequence[Array]] | None = None,
-) -> Search:
+) -> FoundPairs:
     """Finds the pairs (i, j) with j + shift > i of which every cosine is at least the bound; not jitted.
 
     Args:
@@ -168,19 +168,19 @@ def find_pairs(
     side_r, side_c = sides
     zero = zero_like(*rows, *others, row_group, other_group)
     none = [jnp.broadcast_to(zero - jnp.inf, group.shape) for group in (row_group, other_group)]
-    start = Search(NearPairs(*_empty(zero, size)), *none)
+    start = FoundPairs(NearPairs(*_empty(zero, size)), *none)
 
     def scales_of(side: int, first: Array, count: int) -> list[Array | None]:
         if scales is None:
             return [None] * len(rows)
         return [jax.lax.dynamic_slice_in_dim(scale, first, count) for scale in scales[side]]
 
-    def of_rows(r: Array, found: Search) -> Search:
+    def of_rows(r: Array, found: FoundPairs) -> FoundPairs:
         first_row = r * side_r
         f = [jax.lax.dynamic_slice_in_dim(emb, first_row, side_r) for emb in rows]
         group_r = jax.lax.dynamic_slice_in_dim(row_group, first_row, side_r)
 
-        def of_tile(c: Array, found: Search) -> Search:
+        def of_tile(c: Array, found: FoundPairs) -> FoundPairs:
             first_other = c * side_c
             g = [jax.lax.dynamic_slice_in_dim(emb, first_other, side_c) for emb in others]
             group_c = jax.lax.dynamic_slice_in_dim(other_group, first_other, side_c)
@@ -217,7 +217,7 @@ def find_pairs(
 
             # Rows with a pair are few: they alone are looked at, one by one.
             at_r = jnp.nonzero(near_r, size=side_r, fill_value=0)[0]
-            return Search(
+            return FoundPairs(
                 jax.lax.fori_loop(0, near_r.sum(), add, found.pairs),
                 _raise(found.row, nearest_r, first_row),
                 _raise(found.other, nearest_c, first_other),

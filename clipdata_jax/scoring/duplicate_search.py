@@ -18,7 +18,7 @@ import numpy as np
 from clipdata_jax.runtime import parallel, threads
 
 if TYPE_CHECKING:
-    from clipdata_jax.scores.near_duplicates import NearPairs, Search
+    from clipdata_jax.scores.near_duplicates import NearPairs, FoundPairs
 
 BLOCK = 8192  # rows of a step of a device, on both sides: 8 MiB of float16 at d = 512
 _SIDE = 2048  # rows of a tile
@@ -184,7 +184,7 @@ def join_near(
     devices = jax.local_devices()
     steps = ((among, *step) for among in searches for step in among.steps())
 
-    def begin(numbered: tuple[int, tuple[Among, range, range]]) -> tuple[Among, range, range, Search]:
+    def begin(numbered: tuple[int, tuple[Among, range, range]]) -> tuple[Among, range, range, FoundPairs]:
         number, (among, rows, others) = numbered
         device = devices[number % len(devices)]
         return among, rows, others, _search(criterion, among, rows, others, among.most, _SIZE, device)
@@ -204,7 +204,7 @@ def join_near(
 
 def _search(
     criterion: Criterion, among: Among, rows: range, others: range, most: int, size: int, device: object
-) -> Search:
+) -> FoundPairs:
     """Begins the search of a step for pairs of different sets, in arrays of one shape."""
     row_emb, row_groups = _place(criterion, among, rows, most, device)
     other_emb, other_groups = row_emb, row_groups
@@ -223,7 +223,7 @@ def _note_nearest(among: Among, positions: range, cosines: Any) -> None:
 
 
 @functools.cache
-def _jitted() -> Callable[..., Search]:
+def _jitted() -> Callable[..., FoundPairs]:
     import jax
     import jax.numpy as jnp
 
@@ -233,7 +233,7 @@ def _jitted() -> Callable[..., Search]:
         squares = jnp.square(emb.astype(jnp.float32)).sum(axis=1)
         return 1 / jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
-    def find(rows: Any, others: Any, groups: tuple[Any, Any], bound: Any, tiling: Any, **static: Any) -> Search:
+    def find(rows: Any, others: Any, groups: tuple[Any, Any], bound: Any, tiling: Any, **static: Any) -> FoundPairs:
         scales = list(map(inverse_norms, rows)), list(map(inverse_norms, others))
         return find_pairs(rows, others, *groups, bound, Tiling(*tiling), scales=scales, **static)
 
