@@ -18,7 +18,7 @@ import numpy as np
 from clipdata_jax.runtime import parallel, threads
 
 if TYPE_CHECKING:
-    from clipdata_jax.scores.near_duplicates import NearPairs, FoundPairs
+    from clipdata_jax.scores.near_duplicates import FoundPairs, NearPairs
 
 BLOCK = 8192  # rows of a step of a device, on both sides: 8 MiB of float16 at d = 512
 _SIDE = 2048  # rows of a tile
