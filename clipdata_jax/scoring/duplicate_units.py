@@ -182,20 +182,20 @@ class DuplicateSearch:
 
     def _search(
         self, criterion: Criterion, number: int, clusters: RowClusters | None, done: Callable[[int], object]
-    ) -> tuple[np.ndarray, _Found]:
+    ) -> tuple[np.ndarray, _UnitResults]:
         """A unit's own rows, and what it finds."""
         bounds, compared = self._bounds(number, clusters), self._compared(number, clusters)
         if clusters is None:
             among = Among.some_of(np.arange(len(self.pool)), bounds)
             join_near(criterion, [among], done)
-            return compared[: len(bounds)], _Found(*among.components.joined(), among.nearest[bounds.start :])
+            return compared[: len(bounds)], _UnitResults(*among.components.joined(), among.nearest[bounds.start :])
         searches = [Among.all_of(clusters.rows(cluster)) for cluster in bounds]
         join_near(criterion, searches, done)
         joined = [[one.index[part] for part in one.components.joined()] for one in searches]
         none = np.empty(0, np.int64)  # of a unit without a cluster
         rows, roots = map(np.concatenate, zip((none, none), *joined, strict=True))
         nearest = np.concatenate([np.empty(0, np.float32), *(one.nearest for one in searches)])
-        return compared, _Found(rows, roots, nearest)
+        return compared, _UnitResults(rows, roots, nearest)
 
     def _near_targets(self, criterion: Criterion, own: np.ndarray) -> list[TargetMatch]:
         if not self.targets:
@@ -204,7 +204,7 @@ class DuplicateSearch:
         return near_targets_of(images, own, list(self.targets.values()))
 
 
-class _Found(NamedTuple):
+class _UnitResults(NamedTuple):
     """What a unit finds: rows connected with one of a lower number, each with the lowest such; cosines."""
 
     row: np.ndarray
@@ -212,7 +212,7 @@ class _Found(NamedTuple):
     nearest: np.ndarray
 
 
-def _save(file: BinaryIO, found: _Found, matches: Sequence[TargetMatch]) -> None:
+def _save(file: BinaryIO, found: _UnitResults, matches: Sequence[TargetMatch]) -> None:
     arrays: dict[str, Any] = {"row": found.row.astype(np.int64), "root": found.root.astype(np.int64)}
     # Two bytes a row: of all pairs, every unit has some of most rows.
     cosine = np.clip(np.round(found.nearest * COSINE_STEPS), -COSINE_STEPS, COSINE_STEPS)
