@@ -112,6 +112,10 @@ class Dedup:
         """Whether pairs are compared inside clusters only."""
         return self.clusters is not None or self.centroids is not None
 
+    def sets(self) -> dict[str, str]:
+        """Name -> path of a set of --against."""
+        return dict(split_assignment(text, "against") for text in self.against)
+
     @property
     def column(self) -> str | None:
         """The score that decides which pair of a group stays; None for their uids."""

@@ -10,7 +10,7 @@ import tyro
 from clipdata_jax.config.base import File, require, require_positive, unset
 from clipdata_jax.errors import InputError
 
-PLANNED = ("embed", "score", "select", "filter", "norm-sim-d", "reshard", "train", "evaluate")
+PLANNED = ("embed", "score", "entries", "dedup", "select", "filter", "norm-sim-d", "reshard", "train", "evaluate")
 _ConfigFile = Annotated[str | None, tyro.conf.arg(metavar="[CONFIG]", help_behavior_hint="(or a command after --)")]
 _Commands = Annotated[tuple[str, ...], tyro.conf.arg(metavar="COMMANDS..."), unset("all that the file sets")]
 
@@ -19,10 +19,10 @@ _Commands = Annotated[tuple[str, ...], tyro.conf.arg(metavar="COMMANDS..."), uns
 class Plan:
     """Estimates what commands read, hold in memory and write, and how long they take, without running them.
 
-    Plans the commands that a config file sets, or one command with its options after "--": embed, score, select,
-    filter, norm-sim-d, reshard, train or evaluate. Times are extrapolated from the units that a run has done: do some
-    of them with --stop-after first. Exits with status 2, and says what to change, if something can't fit in memory or
-    on the disk.
+    Plans the commands that a config file sets, or one command with its options after "--": embed, score, entries,
+    dedup, select, filter, norm-sim-d, reshard, train or evaluate. Times are extrapolated from the units that a run has
+    done: do some of them with --stop-after first. Exits with status 2, and says what to change, if something can't fit
+    in memory or on the disk.
     """
 
     config: tyro.conf.Positional[_ConfigFile] = None

@@ -21,10 +21,17 @@ if TYPE_CHECKING:
     from clipdata_jax.scores.near_duplicates import FoundPairs, NearPairs
 
 BLOCK = 8192  # rows of a step of a device, on both sides: 8 MiB of float16 at d = 512
+_MOST_UNITS = 64  # of clusters
 _SIDE = 2048  # rows of a tile
 _SMALL, _SMALL_SIDE = 2048, 512  # up to so many rows in all, smaller tiles save more than they cost
 _SIZE = 1 << 16  # pairs of a step
 _DECIDED = 4096  # pairs at a time
+
+
+def search_units(pairs: int, clusters: int | None, *, is_clustered: bool) -> list[str]:
+    """The names of the units that search a pool: a block of rows each, or some clusters, however many a file has."""
+    count = min(clusters or _MOST_UNITS, _MOST_UNITS) if is_clustered else -(-pairs // BLOCK)
+    return [f"search-{number:05d}" for number in range(count)]
 
 
 @dataclasses.dataclass(frozen=True)

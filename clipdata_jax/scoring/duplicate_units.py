@@ -28,11 +28,10 @@ from clipdata_jax.scoring.duplicate_search import (
     TargetMatch,
     join_near,
     near_targets_of,
+    search_units,
 )
 from clipdata_jax.scoring.duplicate_table import COSINE_STEPS, NO_COSINE, NearestInSets
 from clipdata_jax.scoring.units import UnitReader
-
-_MOST_UNITS = 64  # of clusters
 
 
 class DuplicateResults(NamedTuple):
@@ -89,9 +88,7 @@ class DuplicateSearch:
     @functools.cached_property
     def searches(self) -> list[str]:
         """The units that search."""
-        blocks = -(-len(self.pool) // BLOCK)
-        count = min(self.clusters or _MOST_UNITS, _MOST_UNITS) if self.is_clustered else blocks
-        return [f"search-{number:05d}" for number in range(count)]
+        return search_units(len(self.pool), self.clusters, is_clustered=self.is_clustered)
 
     @property
     def units(self) -> list[str]:

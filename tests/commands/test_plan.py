@@ -17,6 +17,7 @@ from clipdata_jax.commands import plan
 from clipdata_jax.commands.plan import plan_estimates
 from clipdata_jax.errors import InputError
 from clipdata_jax.runs.records import UnitTimes
+from clipdata_jax.scoring import duplicate_search, duplicate_units
 
 SIZES, DIM = (300, 200, 250, 40), 16
 SCORE = ("score", "pool", "--batch-size", 64, "--group", 2)
@@ -119,6 +120,35 @@ def test_norm_sim_d_is_planned_and_measured(work, clipdata):
     assert "left for 790 of 2,212 rows, from 1 line on the processes of that run" in done.stdout
 
 
+def test_dedup_and_entries_are_planned_as_they_are_done(work, clipdata, monkeypatch):
+    monkeypatch.setattr(duplicate_search, "BLOCK", 256)
+    monkeypatch.setattr(duplicate_units, "BLOCK", 256)
+    monkeypatch.setattr(plan_estimates, "BLOCK", 256)
+    command = ("dedup", "pool", "--against", "t=target.npy", "--out", "s.npy")
+    before = clipdata("plan", "--", *command).stdout
+    assert "790 pairs, 311,655 comparisons, 5 units" in before
+    assert "work files beside the output, removed at the end" in before
+    found = estimated(config.Dedup(pool="pool", against=("t=target.npy",), out="s.npy"))
+    assert found.read == size_of(work / "pool") + 5 * 4 * DIM
+    assert clipdata(*command, "--stop-after", 4).returncode == 75
+    work_files = size_of(work / "s.npy.work", "*.np[yz]")
+    assert 0.7 < found.written / (work_files + 16 * 790) < 1.3
+    assert "left for 22 of 790 rows, from 2 units on 1 process" in clipdata("plan", "--", *command).stdout
+    assert clipdata(*command).returncode == 0
+    clustered = config.Dedup(pool="pool", clusters=10, by="both", out="c.npy")
+    assert "10 clusters, 12 units" in estimated(clustered).work
+    with pytest.raises(InputError, match=r"dedup: needs .* of memory, and there are .*; dedup at most"):
+        estimated(clustered, estimated(clustered).memory - 1)
+    (work / "list.txt").write_text("caption\na caption\n")
+    command = ("entries", "pool", "--list", "list.txt", "--out", "entries")
+    assert "790 captions, 4 shards" in clipdata("plan", "--", *command).stdout
+    assert clipdata(*command, "--stop-after", 2).returncode == 75
+    assert "left for 290 of 790 rows, from 1 unit on 1 process" in clipdata("plan", "--", *command).stdout
+    entries = estimated(config.Entries(pool="pool", list="list.txt", out="entries"))
+    assert (entries.units, entries.rows_timed) == (4, 790)
+    assert entries.read == size_of(work / "pool", "*.parquet") + 18
+
+
 def test_train_and_evaluate_say_what_would_fit(work):
     write_pairs(work / "tars" / "0.tar", range(12))
     make_checkpoint(work / "model")
@@ -190,7 +220,7 @@ def test_a_config_is_planned_as_far_as_its_inputs_are_there(work, clipdata):
     ("arguments", "words"),
     [
         ([], "name a config file, or a command with its options after --"),
-        (["--", "rank", "x"], "the command after -- is 'rank', expected one of embed, score, select"),
+        (["--", "rank", "x"], "the command after -- is 'rank', expected one of embed, score, entries"),
         (["run.py", "--commands", "rank"], "--commands is 'rank', expected one of embed"),
         (["run.py", "--", *SCORE, "--out", "x"], "name a config file, or a command"),
         (["run.py", "--processes", "0"], "--processes is 0, expected a whole number"),

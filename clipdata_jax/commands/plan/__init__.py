@@ -20,7 +20,7 @@ from clipdata_jax.runs import telemetry
 from clipdata_jax.runs.records import UnitTimes
 from clipdata_jax.runtime.console import counted
 
-_FOLDERS = ("embed", "score", "reshard", "train")  # commands that fill one
+_FOLDERS = ("embed", "score", "entries", "reshard", "train")  # commands that fill one
 
 
 def run(options: config.Plan, given: config.Run | None = None) -> dict[str, dict[str, object]]:
@@ -150,6 +150,8 @@ def _time(name: str, found: Estimate, out: str, processes: int) -> str:
 def _times_file(name: str, out: str) -> str:
     if name == "norm-sim-d":
         return storage.beside(out, storage.TIMES)
+    if name == "dedup":
+        return storage.join(f"{out}.work", storage.TIMES)
     in_parts = name == "embed" and single_file.is_file(out)
     return storage.join(single_file.parts_folder(out) if in_parts else out, storage.TIMES)
 

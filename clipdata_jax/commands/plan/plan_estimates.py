@@ -25,6 +25,7 @@ from clipdata_jax.runtime import threads
 from clipdata_jax.runtime.console import counted
 from clipdata_jax.scoring import target_sets, units
 from clipdata_jax.scoring.columns import neg_clip_loss_columns
+from clipdata_jax.scoring.duplicate_search import BLOCK, search_units
 from clipdata_jax.scoring.norm_sim_d_steps import rows_scored
 from clipdata_jax.selection import parsing
 
@@ -36,6 +37,9 @@ _DECODED = 3 * 4_000_000  # an image of a few megapixels
 _STATES = 3  # of training: parameters and two moments
 _BATCHES = 6  # of the input of training that are in work, or on the devices
 _TOKENS = 50_000  # in the vocabulary of a CLIP
+_ENTRY, _ENTRIES = 4, 8  # bytes of a number in a list, and how many a caption has
+_AUTOMATON, _DECODED_TEXT = 100, 8  # bytes of memory for one of a list of entries, and for one of parquet
+_OF_DEDUP = 50  # bytes of memory a pair
 _CAPTIONS, _PROMPTS = 5, 80_000  # of an image to retrieve, of the classes: COCO's, ImageNet's
 
 
@@ -199,7 +203,7 @@ def _embed(options: config.Embed) -> Estimate:
 
 
 def _pool(
-    options: config.Score | config.NormSimD, *, texts: bool, text_key: str | None = None
+    options: config.Score | config.Dedup | config.NormSimD, *, texts: bool, text_key: str | None = None
 ) -> tuple[EmbeddingPool, str, int, int]:
     """A pool of embeddings, its tag, and the bytes of an embedding in its files and in float32."""
     pool = open_pool(
@@ -233,11 +237,7 @@ def _score(options: config.Score) -> Estimate:
     if "norm_sim" in chosen:
         columns += len(norm_sim.p) * (len(named) + (norm_sim.union is not None))
         columns += len(named) * (norm_sim.nearest and math.inf in norm_sim.p)
-        ready = {path for path in named.values() if target_sets.is_embedded(path)}
-        parts = (storage.Folder(path).files(".npz") if storage.is_folder(path) else [path] for path in ready)
-        targets = sum(arrays.array_shape(part, target_array(part, tag))[0] for part in itertools.chain(*parts))
-        if left := sorted({*named.values()} - ready):
-            notes.append(f"not counted, for their images aren't embedded yet: {', '.join(left[:3])}")
+        targets = _target_rows(named.values(), tag, notes)
     # One unit is scored, one is read, images and captions each; they are mapped or, where scaled, float32 copies, which
     # are copied again where a unit has several shards and where a group is laid out for its device.
     sides = 12 * row_float32 if options.normalize else 4 * row
@@ -255,6 +255,15 @@ def _score(options: config.Score) -> Estimate:
     )
 
 
+def _target_rows(paths: Iterable[str], tag: str, notes: list[str]) -> int:
+    """The rows of target sets; takes note of those that aren't embedded yet."""
+    ready = {path for path in paths if target_sets.is_embedded(path)}
+    parts = (storage.Folder(path).files(".npz") if storage.is_folder(path) else [path] for path in ready)
+    if left := sorted({*paths} - ready):
+        notes.append(f"not counted, for their images aren't embedded yet: {', '.join(left[:3])}")
+    return sum(arrays.array_shape(part, target_array(part, tag))[0] for part in itertools.chain(*parts))
+
+
 def _smaller_unit(settings: config.NegClipLoss, shards: Sequence[int], fits: int) -> str:
     """The advice that makes units of at most `fits` pairs of shards of these sizes."""
     if max(shards) > fits or settings.division == "shard":
@@ -264,6 +273,50 @@ def _smaller_unit(settings: config.NegClipLoss, shards: Sequence[int], fits: int
     # Shards that don't fill a group make a unit of nearly two groups and a shard.
     most = max((fits - max(shards)) // 2, min(shards))
     return f"use a smaller --batch-size or --group: together at most {most:,} pairs"
+
+
+def _entries(options: config.Entries) -> Estimate:
+    parts = metadata.list_parts(options.pool, metadata.Skipped(), options.uid_column)
+    rows, size = sum(part.rows for part in parts), storage.size(options.list)
+    return Estimate(
+        work=f"{counted(rows, 'caption')}, {counted(len(parts), 'shard')}, {size_text(size)} of entries",
+        read=sum(part.bytes for part in parts) + size,
+        written=rows * (_UID + _ENTRY * _ENTRIES),
+        fixed=_BASE + _AUTOMATON * size + _DECODED_TEXT * max((part.bytes for part in parts), default=0),
+        advice=lambda _: "use smaller files of metadata, or a shorter list",
+        units=len(parts),
+        rows_timed=rows,
+        notes=(f"of each file only uids and captions are read; {_ENTRIES} entries a caption are counted as written",),
+    )
+
+
+def _dedup(options: config.Dedup) -> Estimate:
+    by_text = options.by != "image"
+    pool, tag, row, row_float32 = _pool(options, texts=by_text, text_key=options.text_key)
+    rows, notes, clustered = len(pool), list[str](), options.is_clustered
+    kinds = 2 if options.by == "both" or (by_text and options.against) else 1
+    targets = _target_rows(options.sets().values(), tag, notes)
+    units = 1 + clustered + len(searches := search_units(rows, options.clusters, is_clustered=clustered))
+    work = f"{options.clusters or 'given'} clusters" if clustered else f"{rows * (rows - 1) // 2:,} comparisons"
+    # Of all pairs, each search has the cosines of its own and all later rows.
+    own = rows * kinds * row_float32 // 2 + (2 * rows if clustered else rows * (len(searches) + 1))
+    if not clustered:
+        notes.append("the first searches compare the most rows: the time left is less than they make it")
+    notes.append(f"{size_text(own)} of it are work files beside the output, removed at the end")
+    files = [path for shard in pool.shards for path in (shard.metadata, shard.images, by_text and shard.texts) if path]
+    sample, block = 2 * 128 * (options.clusters or 0), 4 * BLOCK  # rows in float32
+    return Estimate(
+        work=f"{counted(rows, 'pair')}, {work}, {counted(units, 'unit')}",
+        read=_bytes(files) + targets * row + (_UID + _SCORE if options.column else 0) * rows,
+        written=own + 2 * _UID * rows,
+        fixed=_BASE + (2 * targets + sample + kinds * (block + max(one.rows for one in pool.shards))) * row_float32,
+        each=_OF_DEDUP,
+        count=rows,
+        advice=_at_most("dedup at most {:,} pairs at a time", "use smaller shards, fewer --clusters or --against"),
+        units=units,
+        rows_timed=rows,
+        notes=tuple(notes),
+    )
 
 
 def _select(options: config.Select) -> Estimate:
@@ -429,6 +482,8 @@ def _evaluate_suite(options: config.Evaluate, data: str) -> Estimate:
 _ESTIMATORS: dict[str, Callable[[Any], Estimate]] = {
     "embed": _embed,
     "score": _score,
+    "entries": _entries,
+    "dedup": _dedup,
     "select": _select,
     "filter": _filter,
     "norm-sim-d": _norm_sim_d,
