@@ -67,7 +67,7 @@ def run(options: config.Report) -> Manifest:
         nearest = report_inputs.read_nearest_others(options.duplicates)
         shown = duplicates.plan(copies, own.kept, images=wanted["images"], nearest=nearest)
     also = compared.shown() | (set() if shown is None else shown.shown())
-    plan = contents.plan(scores, own.kept, rule=rule, also=also, **wanted)
+    plan = contents.plan(scores, own.kept, rule=rule, also=also, times=own.times, **wanted)
     pairs, described = None, None
     skipped: list[str] = []
     if pool:
@@ -129,6 +129,7 @@ def _write_manifest(
     counts: dict[str, Any] = {
         "pairs": plan.rows,
         "kept": plan.kept,
+        "named": plan.named,
         "null": plan.nulls,
         "subset_uids_without_row": absent,
         "shown": len(plan.scores),
@@ -159,10 +160,14 @@ def _trace(subset: str) -> list[TraceStep]:
 
 @dataclasses.dataclass(frozen=True)
 class _Selection(comparison.Selection):
-    """A selection, how many uids its subset file has, and how many of them have no row."""
+    """A selection, how many uids its subset file has, and how many of them have no row.
+
+    `times`: how often the file names each pair, (n,); None if it repeats none.
+    """
 
     wanted: int
     absent: int
+    times: np.ndarray | None
 
 
 def _read_selections(table: score_tables.ScoreTable, options: config.Report) -> list[_Selection]:
@@ -174,20 +179,23 @@ def _read_selections(table: score_tables.ScoreTable, options: config.Report) -> 
 
 
 def _read_selection(table: score_tables.ScoreTable, name: str, path: str) -> _Selection:
-    subset = uid_files.read_subset(path)
+    subset, named = uid_files.read_multiset(path)
     index = uids.UidIndex(subset)
     kept, met = np.zeros(len(table), bool), np.zeros(len(subset), bool)
+    times = np.zeros(len(table), np.uint32) if (named > 1).any() else None
     start = 0
     for uid in table.ahead(table.read_uids, table.parts):
         at = index.find(uid)
         kept[start : start + len(at)] = at >= 0
         met[at[at >= 0]] = True
+        if times is not None:
+            times[start : start + len(at)] = np.where(at >= 0, named[at], 0)
         start += len(at)
     if len(subset) and not met.any():
         raise InputError(
             f"{path}: none of its {len(subset):,} uids is in {table.folders[0]}; does it belong to another pool?"
         )
-    return _Selection(name, kept, len(subset), len(subset) - int(met.sum()))
+    return _Selection(name, kept, len(subset), len(subset) - int(met.sum()), times)
 
 
 def _read_columns(table: score_tables.ScoreTable) -> dict[str, np.ndarray]:

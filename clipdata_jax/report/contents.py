@@ -53,6 +53,7 @@ class Contents:
     Attributes:
       rows: pairs in the pool.
       kept: how many of them are kept.
+      named: how often the selection names pairs: more than `kept` where it repeats some.
       nulls: pairs without one of the scores.
       figures: one per column, in the page's order.
       quadrants: two scores against each other, None where the pool lacks them.
@@ -66,6 +67,7 @@ class Contents:
 
     rows: int
     kept: int
+    named: int
     nulls: int
     figures: tuple[Figures, ...]
     quadrants: quadrants.Quadrants | None
@@ -89,6 +91,7 @@ def plan(
     seed: int = 0,
     rule: str = "",
     also: Iterable[int] = (),
+    times: np.ndarray | None = None,
 ) -> Contents:
     """Computes the figures and chooses the pairs to show.
 
@@ -101,6 +104,8 @@ def plan(
       seed: of the choice.
       rule: the selection's rule: columns that it names go first where one must be picked.
       also: further rows that the page shows.
+      times: shape (n,), how often the selection names each pair; None: each that it keeps once. Means and medians of
+        kept pairs count them as often.
 
     Returns:
       the contents; the rows whose images and captions are wanted are the keys of `scores`.
@@ -111,7 +116,7 @@ def plan(
     for name, values in scores.items():
         if values.shape != kept.shape:
             raise ValueError(f"column {name!r} has shape {values.shape}, expected {kept.shape}")
-    figures = tuple(column_figures(name, scores[name], kept) for name in column_labels.ordered(scores))
+    figures = tuple(column_figures(name, scores[name], kept, times) for name in column_labels.ordered(scores))
     ranks = {entry.name: entry.ranks for entry in figures}
     rivals = _pick((column_labels.CLIP_SCORE, column_labels.NEG_CLIP_LOSS), scores, rule)
     axes = _pick((column_labels.NORM_SIM, column_labels.NEG_CLIP_LOSS), scores, rule) or rivals
@@ -119,6 +124,7 @@ def plan(
     contents = Contents(
         rows=len(kept),
         kept=int(kept.sum()),
+        named=int((kept if times is None else times).sum()),
         nulls=_nulls(scores, len(kept)),
         figures=figures,
         quadrants=crossed,
@@ -163,10 +169,10 @@ def _choose(
     )
 
 
-def column_figures(name: str, values: np.ndarray, kept: np.ndarray) -> Figures:
+def column_figures(name: str, values: np.ndarray, kept: np.ndarray, times: np.ndarray | None = None) -> Figures:
     ranks = Quantiles.of(values)
     counts = histogram.count(values, kept, ranks)
-    of_kept, of_dropped = _side(values[kept]), _side(values[~kept])
+    of_kept, of_dropped = _side(values[kept], None if times is None else times[kept]), _side(values[~kept])
     drawing = histogram.draw(counts, {"dropped": of_dropped.median, "kept": of_kept.median})
     places = text.decimals(ranks.value_at(0.999) - ranks.value_at(0.001))
     return Figures(
@@ -182,11 +188,17 @@ def column_figures(name: str, values: np.ndarray, kept: np.ndarray) -> Figures:
     )
 
 
-def _side(values: np.ndarray) -> Side:
-    values = values[np.isfinite(values)]
+def _side(values: np.ndarray, times: np.ndarray | None = None) -> Side:
+    finite = np.isfinite(values)
+    values = values[finite]
     if not len(values):
         return Side(float("nan"), float("nan"))
-    return Side(float(values.mean(dtype=np.float64)), float(np.median(values)))
+    if times is None:
+        return Side(float(values.mean(dtype=np.float64)), float(np.median(values)))
+    order = np.argsort(values)
+    ordered, reached = values[order], np.cumsum(times[finite][order], dtype=np.int64)
+    middle = np.searchsorted(reached, [(reached[-1] - 1) // 2, reached[-1] // 2], side="right")
+    return Side(float(np.average(values.astype(np.float64), weights=times[finite])), float(ordered[middle].mean()))
 
 
 def _nulls(scores: Mapping[str, np.ndarray], rows: int) -> int:

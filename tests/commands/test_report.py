@@ -163,6 +163,24 @@ def test_uids_without_a_row_are_told(pool):
     assert "2 of the subset&#39;s 32 uids have no row in the score tables." in page_of(options(pool))
 
 
+def test_uids_count_as_often_as_a_subset_names_them(pool):
+    subset = uid_files.read_subset(str(pool / "subset.npy"))
+    times = np.random.default_rng(0).integers(1, 9, len(subset))
+    np.save(pool / "subset.npy", np.repeat(subset, times))
+    html = page_of(options(pool, pool=()))
+    assert f" of the pool. It names them <b>{times.sum()}</b> times: means and medians" in html
+    counts = json.loads((pool / "page.html.manifest.json").read_bytes())["counts"]
+    assert (counts["kept"], counts["named"]) == (30, times.sum())
+    uid, columns = score_tables.open_tables([str(pool / "scores")]).read(["clip_score"])
+    own = columns["clip_score"][np.isin(uid, subset)]
+    named = np.repeat(own, times[np.searchsorted(subset, uid[np.isin(uid, subset)])])
+    named = named[np.isfinite(named)]
+    shown = re.search(r"CLIPScore.*?kept</th><td>(.*?)</td><td>(.*?)</td>", html, re.DOTALL)
+    assert [float(text.replace("\u2212", "-")) for text in shown.groups()] == pytest.approx(
+        [named.mean(), np.median(named)], abs=5e-3
+    )
+
+
 def test_an_empty_subset_has_a_page(pool):
     uids.write_subset(str(pool / "subset.npy"), np.empty(0, uids.DTYPE))
     assert "keeps <b>0</b> of <b>120</b>" in page_of(options(pool))
